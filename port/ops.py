@@ -1,0 +1,96 @@
+"""1-d convolution over channels-last arrays, with a back end for each kind of device.
+
+b batch, n frames in, m frames out, C channels in, O channels out, K taps, g groups
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+import mlx.core as mx
+
+ConvBackend = Literal["auto", "native", "matmul"]
+_backend: ContextVar[ConvBackend] = ContextVar("conv_backend", default="auto")
+
+
+@contextmanager
+def conv_backend(name: ConvBackend) -> Iterator[None]:
+    """Choose the back end of `conv1d` inside a `with` block.
+
+    Args:
+        name: `native` is `mx.conv1d`, `matmul` a sum of shifted matrix products, `auto` (the default outside any block)
+            takes `native` on a GPU and `matmul` on a CPU, by the default device at the time of the call.
+
+    Raises:
+        ValueError: any other name.
+    """
+    if name not in ("auto", "native", "matmul"):
+        raise ValueError(f"conv back end {name!r} is unknown; choose auto, native or matmul")
+    token = _backend.set(name)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def conv1d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array | None = None,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+) -> mx.array:
+    """Convolve without padding.
+
+    Args:
+        x: (b, n, C), already padded.
+        weight: (O, K, C / g).
+        bias: (O,) or None.
+
+    Returns:
+        (b, m, O) with m = (n - dilation * (K - 1) - 1) // stride + 1, in the dtype of `x`.
+
+    Raises:
+        ValueError: channels do not fit the weight, or `x` has fewer frames than the kernel spans.
+    """
+    (_, n, channels), (out_channels, taps, group_channels) = x.shape, weight.shape
+    if channels != group_channels * groups or out_channels % groups:
+        raise ValueError(f"conv1d: weight {weight.shape} with {groups} groups does not fit {channels} channels")
+    if n <= dilation * (taps - 1):
+        raise ValueError(f"conv1d: {n} frames are fewer than the {dilation * (taps - 1) + 1} the kernel spans")
+    if _uses_matmul():
+        return _conv1d_matmul(x, weight, bias, stride, dilation, groups)
+    y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)
+    return y if bias is None else y + bias
+
+
+def _uses_matmul() -> bool:
+    name = _backend.get()
+    if name == "auto":
+        # MLX's CPU kernel for a dilated or grouped conv1d is a scalar loop, some 80 times slower than its matmul.
+        return mx.default_device().type == mx.DeviceType.cpu
+    return name == "matmul"
+
+
+def _conv1d_matmul(
+    x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, dilation: int, groups: int
+) -> mx.array:
+    (b, n, _), (out_channels, taps, group_channels) = x.shape, weight.shape
+    m = (n - dilation * (taps - 1) - 1) // stride + 1
+    if groups > 1:
+        x = x.reshape(b, n, groups, group_channels).swapaxes(1, 2)  # (b, g, n, C/g)
+        weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
+    weight = mx.moveaxis(weight, -2, 0).swapaxes(-1, -2)  # (K, [g,] C/g, O/g)
+    y = None
+    for tap in range(taps):
+        start = tap * dilation
+        frames = x[..., start : start + (m - 1) * stride + 1 : stride, :]
+        y = frames @ weight[tap] if y is None else mx.addmm(y, frames, weight[tap])
+    if groups > 1:
+        y = y.swapaxes(1, 2).reshape(b, m, out_channels)
+    return y if bias is None else y + bias
