@@ -1,0 +1,114 @@
+"""The judge is judged: known error in, known ratio out; whatever cannot be compared is an error, never a pass."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.harness.compare import BUDGET, FLOOR, agreement, compare
+
+ORACLE = np.random.default_rng(0).standard_normal((3, 5, 7))
+SCALE = np.sqrt(np.mean(ORACLE**2))
+ONES = np.ones_like(ORACLE)
+
+
+def shifted(relative_error: float) -> np.ndarray:
+    """The oracle moved by a known relative error: its rms and its largest error are the same number."""
+    return ORACLE + relative_error * SCALE * ONES
+
+
+@given(st.floats(2e-6, 1e-2), st.floats(0.01, 100))
+def test_known_error_gives_known_ratio(e_ref, factor):
+    reading = compare(shifted(e_ref * factor), shifted(e_ref), ORACLE)
+    assert reading.e_ref_rms == pytest.approx(e_ref, rel=1e-6)
+    assert reading.ratio_rms == pytest.approx(factor, rel=1e-5)
+    assert reading.ratio_max == pytest.approx(factor, rel=1e-5)
+    if abs(factor - BUDGET) > 1e-3:
+        assert reading.status == ("PASS" if factor < BUDGET else "FAIL")
+
+
+def test_floor_holds_where_the_reference_is_exact():
+    assert compare(shifted(3.9 * FLOOR), ORACLE.copy(), ORACLE).status == "PASS"
+    assert compare(shifted(4.1 * FLOOR), ORACLE.copy(), ORACLE).status == "FAIL"
+
+
+def test_one_bad_element_fails_though_the_rms_passes():
+    big, reference = np.random.default_rng(1).standard_normal(100_000), None
+    reference = big + 1e-6 * np.random.default_rng(2).standard_normal(big.size)
+    port = reference.copy()
+    port[77] += 3e-5
+    reading = compare(port, reference, big)
+    assert reading.ratio_rms < BUDGET < reading.ratio_max
+    assert reading.status == "FAIL"
+    assert reading.worst["index"] == [77]
+    assert sum(reading.histogram["port"]) == big.size
+
+
+def test_a_good_rms_never_rescues_a_bad_maximum_nor_the_other_way_round():
+    oracle = np.ones(1000)
+    reference = oracle.copy()
+    reference[0] += 1e-3  # one large error: a generous maximum, a small rms
+    assert compare(oracle + 2e-4, reference, oracle).status == "FAIL"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("who", [0, 1, 2])
+def test_nan_and_inf_are_errors(bad, who):
+    arrays = [ORACLE.copy(), ORACLE.copy(), ORACLE.copy()]
+    arrays[who][1, 2, 3] = bad
+    assert compare(*arrays).status == "ERROR"
+
+
+def test_nan_on_all_sides_is_an_error():
+    nan = np.full((2, 2), np.nan)
+    assert compare(nan, nan.copy(), nan.copy()).status == "ERROR"
+
+
+def test_masked_scores_may_be_infinite_only_at_the_same_places():
+    masked = ORACLE.copy()
+    masked[0, 0, 0] = -np.inf
+    other = ORACLE.copy()
+    other[0, 0, 1] = -np.inf
+    assert compare(masked.copy(), masked.copy(), masked, allow_inf=True).status == "PASS"
+    assert compare(other, masked.copy(), masked, allow_inf=True).status == "ERROR"
+    assert compare(-masked, masked.copy(), masked, allow_inf=True).status == "ERROR"
+
+
+@pytest.mark.parametrize(
+    "port",
+    [ORACLE[:2].copy(), ORACLE[None].copy(), np.zeros(ORACLE.shape, np.int64), np.zeros(ORACLE.shape, complex)],
+    ids=["shape", "rank", "integer", "complex"],
+)
+def test_other_shape_or_kind_is_an_error(port):
+    assert compare(port, ORACLE.copy(), ORACLE).status == "ERROR"
+
+
+def test_empty_is_an_error():
+    assert compare(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 3))).status == "ERROR"
+
+
+def test_comparing_a_tensor_with_itself_is_an_error():
+    assert compare(ORACLE, ORACLE.copy(), ORACLE).status == "ERROR"
+    assert compare(ORACLE[...], ORACLE.copy(), ORACLE).status == "ERROR"
+
+
+def test_zero_oracle_is_vacuous():
+    assert compare(np.zeros(4), np.zeros(4), np.zeros(4)).status == "VACUOUS"
+
+
+def test_integers_must_be_equal():
+    tokens = np.arange(12).reshape(3, 4)
+    assert compare(tokens.copy(), tokens.copy(), tokens).status == "PASS"
+    wrong = tokens.copy()
+    wrong[2, 1] += 1
+    reading = compare(wrong, tokens.copy(), tokens)
+    assert reading.status == "FAIL"
+    assert reading.worst["index"] == [2, 1]
+    assert compare(wrong.copy(), wrong, tokens).status == "ERROR"
+
+
+def test_agreement():
+    assert agreement(shifted(1e-9), ORACLE) == pytest.approx(1e-9, rel=1e-4)
+    assert agreement(ORACLE[:1], ORACLE) == np.inf
+    assert agreement(np.zeros(3), np.zeros(3)) == 0.0
+    assert agreement(np.ones(3), np.zeros(3)) == np.inf
