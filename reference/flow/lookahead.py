@@ -1,0 +1,41 @@
+"""Look-ahead convolutions over token embeddings (`PreLookaheadLayer`, cosyvoice/transformer/upsample_encoder.py).
+
+b batch, T tokens, C channels, H hidden channels, L tokens of look-ahead
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONV2_KERNEL_SIZE = 3
+
+
+class PreLookaheadLayer(nn.Module):
+    """A convolution that sees L tokens ahead, then a causal one, and the input added."""
+
+    def __init__(self, in_channels: int, channels: int, pre_lookahead_len: int) -> None:
+        super().__init__()
+        self.pre_lookahead_len = pre_lookahead_len
+        self.conv1 = nn.Conv1d(in_channels, channels, pre_lookahead_len + 1)
+        self.conv2 = nn.Conv1d(channels, in_channels, CONV2_KERNEL_SIZE)
+
+    def forward(self, inputs: Tensor, context: Tensor | None = None) -> Tensor:
+        """Map `inputs` (b, T, C) to (b, T, C).
+
+        Args:
+            inputs: (b, T, C).
+            context: the L tokens after `inputs`, (b, L, C); None or empty stands for zeros.
+
+        Raises:
+            ValueError: the context does not hold L tokens.
+        """
+        if context is None or context.shape[1] == 0:
+            context = inputs.new_zeros(inputs.shape[0], self.pre_lookahead_len, inputs.shape[2])
+        elif context.shape[1] != self.pre_lookahead_len:
+            raise ValueError(f"context holds {context.shape[1]} tokens, expected {self.pre_lookahead_len}")
+        y = torch.cat((inputs, context), dim=1).transpose(1, 2)
+        y = F.leaky_relu(self.conv1(y))
+        y = self.conv2(F.pad(y, (CONV2_KERNEL_SIZE - 1, 0)))
+        return y.transpose(1, 2) + inputs
