@@ -63,6 +63,7 @@ class LLMConfig:
     mix_ratio: tuple[int, int] = (5, 15)  # text tokens : speech tokens in a bistream round
     min_token_text_ratio: float = 2.0
     max_token_text_ratio: float = 20.0
+    end_of_prompt: int = 151646  # text token <|endofprompt|>: closes the instruction, the model needs one
 
     @property
     def num_speech_embeddings(self) -> int:

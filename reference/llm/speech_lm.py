@@ -1,0 +1,249 @@
+"""`CosyVoice3LM`: text tokens and a spoken prompt in, speech tokens out, one at a time.
+
+b batch (1), L positions, D hidden width, v speech vocabulary with its special tokens
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import nn
+
+from port.config import LLMConfig, SamplingConfig
+from reference.llm.qwen2 import KVCache, Qwen2Model
+from reference.llm.sampling import Draws, ras_sampling
+
+Sampling = Callable[[torch.Tensor, Sequence[int], "Draws | None", SamplingConfig], int]
+
+
+class CosyVoice3LM(nn.Module):
+    """Language model over speech tokens. Source: `CosyVoice3LM` in cosyvoice/llm/llm.py; `llm.pt` loads as it is.
+
+    Args:
+        config: sizes, ratios and special tokens.
+    """
+
+    def __init__(self, config: LLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.qwen2.hidden_size
+        qwen2 = Qwen2Model(config.qwen2)
+        lm_head = nn.Linear(width, config.qwen2.vocab_size, bias=False)
+        lm_head.weight = qwen2.embed_tokens.weight  # tied and never used; the checkpoint lists it all the same
+        self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": qwen2, "lm_head": lm_head})})
+        self.llm_decoder = nn.Linear(width, config.num_speech_embeddings, bias=False)
+        self.speech_embedding = nn.Embedding(config.num_speech_embeddings, width)
+
+    @property
+    def qwen2(self) -> Qwen2Model:
+        """The backbone, `llm.model.model` in the checkpoint."""
+        return self.llm["model"]["model"]
+
+    def embed_text(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Text token ids (1, L) -> embeddings (1, L, D).
+
+        Raises:
+            ValueError: the ids are not a (1, L) array of integers inside the vocabulary.
+        """
+        return self.qwen2.embed_tokens(self._checked(tokens, self.config.qwen2.vocab_size, "text"))
+
+    def embed_speech(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Speech token ids (1, L), special tokens included -> embeddings (1, L, D).
+
+        Raises:
+            ValueError: as for `embed_text`.
+        """
+        return self.speech_embedding(self._checked(tokens, self.config.num_speech_embeddings, "speech"))
+
+    def prepare_input(
+        self, text: torch.Tensor, prompt_text: torch.Tensor, prompt_speech_token: torch.Tensor
+    ) -> torch.Tensor:
+        """The sequence that generation continues: sos, prompt text, text, task, prompt speech.
+
+        Args:
+            text, prompt_text: (1, L) text token ids; one of them must hold `<|endofprompt|>`.
+            prompt_speech_token: (1, L) speech token ids, may be empty.
+
+        Returns:
+            (1, L, D) embeddings.
+
+        Raises:
+            ValueError: no `<|endofprompt|>`, or ids that are not a (1, L) array of integers inside their vocabulary.
+        """
+        spoken = torch.cat((prompt_text, text), dim=1)
+        self._find_end_of_prompt(spoken)
+        # Start and task embeddings are rows of the speech table: CosyVoice 3 has no `llm_embedding`.
+        parts = (
+            self._special(self.config.sos),
+            self.embed_text(spoken),
+            self._special(self.config.task_id),
+            self.embed_speech(prompt_speech_token),
+        )
+        return torch.cat(parts, dim=1)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the next speech token: hidden (..., D) -> (..., v)."""
+        return self.llm_decoder(hidden).log_softmax(dim=-1)
+
+    def step(self, lm_input: torch.Tensor, cache: list[KVCache]) -> torch.Tensor:
+        """Run `lm_input` (1, L, D) behind the cache, extending it; scores (v,) after its last position."""
+        return self.scores(self.qwen2(lm_input, cache)[0, -1])
+
+    def sampling_ids(
+        self,
+        scores: torch.Tensor,
+        decoded_tokens: Sequence[int],
+        draws: Draws | None,
+        sampling: Sampling,
+        ignore_eos: bool,
+        strict_min_length: bool = False,
+        keep: int | None = None,
+    ) -> int:
+        """Choose the next token from `scores` (v,), which is changed in place.
+
+        Args:
+            ignore_eos: the text is not yet spoken, so the end should not come.
+            strict_min_length: make `ignore_eos` forbid every stop token, `keep` excepted.
+        """
+        if ignore_eos and strict_min_length:
+            kept = None if keep is None else scores[keep].clone()
+            scores[self.config.speech_token_size :] = -torch.inf
+            if kept is not None:
+                scores[keep] = kept
+        elif ignore_eos:
+            # The original masks id `speech_token_size`, the end token of CosyVoice 2; here that is sos, so the end
+            # stays possible: `sampling_ids` of Qwen2LM in cosyvoice/llm/llm.py.
+            scores[self.config.sos] = -torch.inf
+        return sampling(scores, decoded_tokens, draws, self.config.sampling)
+
+    @torch.no_grad()
+    def inference(
+        self,
+        text: torch.Tensor,
+        prompt_text: torch.Tensor,
+        prompt_speech_token: torch.Tensor,
+        draws: Draws | None,
+        sampling: Sampling = ras_sampling,
+        strict_min_length: bool = False,
+    ) -> Iterator[int]:
+        """Yield speech tokens until a stop token or the maximum length; the stop token is not yielded.
+
+        Args:
+            text, prompt_text, prompt_speech_token: as for `prepare_input`.
+            draws: random numbers for `sampling`.
+            sampling: `ras_sampling`, `greedy_sampling` or a function with their arguments.
+            strict_min_length: really hold back the stop tokens until the minimum length. The original means to and
+                does not: see `sampling_ids`.
+
+        Raises:
+            ValueError: as for `prepare_input`.
+        """
+        lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
+        min_len = int(text.shape[1] * self.config.min_token_text_ratio)
+        max_len = int(text.shape[1] * self.config.max_token_text_ratio)
+        cache, tokens = self.qwen2.make_cache(), []
+        for i in range(max_len):
+            scores = self.step(lm_input, cache)
+            token = self.sampling_ids(scores, tokens, draws, sampling, i < min_len, strict_min_length)
+            if token >= self.config.speech_token_size:
+                break
+            yield token
+            tokens.append(token)
+            lm_input = self._special(token)
+
+    @torch.no_grad()
+    def inference_bistream(
+        self,
+        text: Iterable[torch.Tensor],
+        prompt_text: torch.Tensor,
+        prompt_speech_token: torch.Tensor,
+        draws: Draws | None,
+        sampling: Sampling = ras_sampling,
+        strict_min_length: bool = False,
+    ) -> Iterator[int]:
+        """Yield speech tokens while the text still arrives: rounds of `mix_ratio` text and speech tokens.
+
+        A round ends with the fill token, chosen or forced, which asks for more text. There is no maximum length.
+        Source: `inference_bistream` of Qwen2LM in cosyvoice/llm/llm.py, its quirks included.
+
+        Args:
+            text: chunks of text token ids, each (1, L).
+            prompt_text: (1, L) text token ids; the instruction up to `<|endofprompt|>` stands before the first round.
+            prompt_speech_token, draws, sampling: as for `inference`.
+            strict_min_length: hold back the end until all text has come; else an early end raises, as in the original.
+
+        Raises:
+            ValueError: as for `prepare_input` (for the prompt text alone), or a stop token at the wrong time.
+        """
+        config = self.config
+        n_text, n_speech = config.mix_ratio
+        start = self._find_end_of_prompt(prompt_text) + 1
+        lm_input = torch.cat((self._special(config.sos), self.embed_text(prompt_text[:, :start])), dim=1)
+        pending, speech = self.embed_text(prompt_text[:, start:]), self.embed_speech(prompt_speech_token)
+        next_fill = n_speech - prompt_speech_token.shape[1] % n_speech
+        cache, tokens = self.qwen2.make_cache(), []
+
+        for chunk in text:
+            pending = torch.cat((pending, self.embed_text(chunk)), dim=1)
+            while speech.shape[1] and pending.shape[1] >= n_text:
+                lm_input = torch.cat((lm_input, pending[:, :n_text], speech[:, :n_speech]), dim=1)
+                pending, speech = pending[:, n_text:], speech[:, n_speech:]
+            if speech.shape[1]:
+                continue
+            # Only later rounds wait for text. The original would wait in the first too if nothing but sos stood there,
+            # but the instruction always does; so without prompt speech that round is spoken from the instruction alone.
+            if tokens:
+                if pending.shape[1] < n_text:
+                    continue
+                lm_input, pending = pending[:, :n_text], pending[:, n_text:]
+            while True:
+                scores = self.step(lm_input, cache)
+                if len(tokens) == next_fill:
+                    token = config.fill_token
+                else:
+                    token = self.sampling_ids(
+                        scores, tokens, draws, sampling, True, strict_min_length, keep=config.fill_token
+                    )
+                tokens.append(token)
+                if token == config.fill_token:
+                    # `lm_input` stays: the fill token is never fed, and the last token is fed again at the very end.
+                    next_fill = len(tokens) + n_speech
+                    break
+                self._refuse_stop(token)
+                yield token
+                lm_input = self._special(token)
+
+        lm_input = torch.cat((lm_input, pending, self._special(config.task_id)), dim=1)
+        while True:
+            token = self.sampling_ids(self.step(lm_input, cache), tokens, draws, sampling, False)
+            if token == config.eos:
+                break
+            self._refuse_stop(token)
+            tokens.append(token)
+            yield token
+            lm_input = self._special(token)
+
+    def _special(self, token: int) -> torch.Tensor:
+        """Embedding (1, 1, D) of one speech token."""
+        return self.speech_embedding(torch.tensor([[token]], device=self.speech_embedding.weight.device))
+
+    def _find_end_of_prompt(self, tokens: torch.Tensor) -> int:
+        found = (tokens[0] == self.config.end_of_prompt).nonzero()
+        if not len(found):
+            raise ValueError(
+                f"the text has no <|endofprompt|> (token {self.config.end_of_prompt}); "
+                "CosyVoice 3 needs an instruction that ends with it before the words to speak"
+            )
+        return int(found[0])
+
+    def _refuse_stop(self, token: int) -> None:
+        if token >= self.config.speech_token_size:
+            raise ValueError(f"the language model chose stop token {token} where speech had to follow")
+
+    def _checked(self, tokens: torch.Tensor, limit: int, kind: str) -> torch.Tensor:
+        if tokens.dim() != 2 or tokens.shape[0] != 1 or tokens.is_floating_point():
+            raise ValueError(f"{kind} tokens: expected (1, L) integers, found {tuple(tokens.shape)} {tokens.dtype}")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < limit:
+            raise ValueError(f"{kind} tokens: ids {int(tokens.min())}..{int(tokens.max())} leave 0..{limit - 1}")
+        return tokens.to(self.speech_embedding.weight.device)
