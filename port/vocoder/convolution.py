@@ -1,0 +1,161 @@
+"""Causal convolutions of the vocoder (cosyvoice/transformer/convolution.py).
+
+b batch, n frames, C channels in, O channels out, K taps
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from port.ops import conv1d
+
+CausalType = Literal["left", "right"]
+
+
+def causal_conv(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array | None = None,
+    *,
+    dilation: int = 1,
+    causal_type: CausalType = "left",
+    cache: mx.array | None = None,
+) -> mx.array:
+    """Convolve (b, n, C) to (b, n, O), padding on one side only; the back end is the one of `port.ops.conv1d`.
+
+    Args:
+        x: (b, n, C).
+        weight: (O, K, C).
+        bias: (O,) or None.
+        dilation: distance between taps, in frames.
+        causal_type: the side that is seen: `left` is the past, `right` the future.
+        cache: (b, (K - 1) * dilation, C), the frames before (left) or after (right) `x`; zeros when None.
+
+    Raises:
+        ValueError: `cache` has another number of frames.
+    """
+    context = _context(x, cache, (weight.shape[1] - 1) * dilation)
+    x = mx.concatenate([context, x] if causal_type == "left" else [x, context], axis=1)
+    return conv1d(x, weight, bias, dilation=dilation)
+
+
+class CausalConv1d(nn.Conv1d):
+    """Convolution that sees one side only and keeps the number of frames.
+
+    Weight (O, K, C), bias (O,).
+
+    Raises:
+        ValueError: an even kernel with an even dilation, which the original cannot run either (its padding formula
+            gives one frame too many there); an unknown `causal_type`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        dilation: int = 1,
+        bias: bool = True,
+        causal_type: CausalType = "left",
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, dilation=dilation, bias=bias)
+        if causal_type not in ("left", "right"):
+            raise ValueError(f"causal_type {causal_type!r} is unknown; choose left or right")
+        if kernel_size % 2 == 0 and dilation % 2 == 0:
+            raise ValueError(f"kernel_size {kernel_size} with dilation {dilation}: both are even")
+        self.causal_type = causal_type
+        self.causal_padding = (kernel_size - 1) * dilation
+
+    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+        """Convolve.
+
+        Args:
+            x: (b, n, C).
+            cache: (b, causal_padding, C), the frames before (left) or after (right) `x`; zeros when None.
+
+        Returns:
+            (b, n, O).
+
+        Raises:
+            ValueError: `cache` has another number of frames.
+        """
+        return causal_conv(
+            x, self.weight, self.get("bias"), dilation=self.dilation, causal_type=self.causal_type, cache=cache
+        )
+
+
+class CausalConv1dDownSample(nn.Conv1d):
+    """Convolution with a stride, padded by `stride - 1` frames on the left.
+
+    Weight (O, K, C), bias (O,).
+
+    Raises:
+        ValueError: `stride` is 1 or does not divide `kernel_size`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride=stride)
+        if stride == 1 or kernel_size % stride:
+            raise ValueError(f"stride {stride} must be above 1 and divide kernel_size {kernel_size}")
+        self.causal_padding = stride - 1
+
+    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+        """Convolve (b, n, C) to (b, (n + stride - 1 - K) // stride + 1, O); `cache` (b, stride - 1, C) goes before `x`.
+
+        Raises:
+            ValueError: `cache` has another number of frames.
+        """
+        x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)
+        return conv1d(x, self.weight, self.bias, stride=self.stride)
+
+
+class CausalConv1dUpsample(nn.Conv1d):
+    """Repeat each frame `stride` times, then convolve, left-causal (not a transposed convolution).
+
+    Weight (O, K, C), bias (O,). Set `polyphase` on an instance for the same function with less work: taps that meet
+    copies of one frame are added up first, once, and the convolution runs at the rate of the input.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size)
+        self.upsample_stride = stride
+        self.causal_padding = kernel_size - 1
+        self.polyphase = False
+        self._phases: tuple[mx.array, mx.array] | None = None  # the weight, and its phases
+
+    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+        """Convolve (b, n, C) to (b, n * stride, O); `cache` (b, K - 1, C) is at the upsampled rate.
+
+        Raises:
+            ValueError: `cache` has another number of frames.
+        """
+        if self.polyphase and cache is None:  # a cache need not be made of repeated frames
+            b, n, _ = x.shape
+            return causal_conv(x, self._phase_weight()).reshape(b, n * self.upsample_stride, -1) + self.bias
+        x = mx.repeat(x, self.upsample_stride, axis=1)
+        return causal_conv(x, self.weight, self.bias, cache=cache)
+
+    def _phase_weight(self) -> mx.array:
+        """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""
+        if self._phases is None or self._phases[0] is not self.weight:
+            out_channels, taps, channels = self.weight.shape
+            stride = self.upsample_stride
+            # At phase r, tap j meets the input frame floor((r + j - (taps - 1)) / stride) after the current one.
+            frame = (np.arange(stride)[:, None] + np.arange(taps) - (taps - 1)) // stride
+            meets = frame[:, None, :] == np.arange(frame.min(), 1)[:, None]  # (stride, input taps, taps)
+            phases = mx.array(meets).astype(self.weight.dtype) @ self.weight.transpose(1, 0, 2).reshape(taps, -1)
+            phases = phases.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
+            self._phases = self.weight, mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
+        return self._phases[1]
+
+
+def _context(x: mx.array, cache: mx.array | None, frames: int) -> mx.array:
+    if cache is None:
+        return mx.zeros((x.shape[0], frames, x.shape[2]), x.dtype)
+    if cache.shape[1] != frames:
+        raise ValueError(f"cache has {cache.shape[1]} frames, this convolution needs {frames}")
+    return cache
