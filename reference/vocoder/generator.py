@@ -176,7 +176,7 @@ class CausalHiFTGenerator(nn.Module):
         f0 = functional_call(self.f0_predictor, parameters, (speech_feat.double(), finalize)).to(speech_feat.dtype)
         s = f0.repeat_interleave(config.hop_samples, dim=1)[:, :, None]
         if sine_waves is None:
-            sine_waves = torch.from_numpy(noise.sine_waves(s.shape[1]))[None]
+            sine_waves = torch.tensor(noise.sine_waves(s.shape[1]))[None]
         s, _ = self.m_source(s, sine_waves.to(s))
         s = s.transpose(1, 2)
         if not finalize:
