@@ -103,7 +103,7 @@ class CausalHiFTGenerator(nn.Module):
 
         Args:
             x: (b, n, in_channels) mel.
-            s: (b, n * hop_samples) excitation.
+            s: (b, n * hop_samples, 1) excitation.
             finalize: when False the last `conv_pre_look_right` frames are context only, and the last frame's worth of
                 samples is held back, because frames yet to come would change its end.
 
@@ -115,7 +115,7 @@ class CausalHiFTGenerator(nn.Module):
             ValueError: no frame is left after the context.
         """
         config, look_right = self.config, self.config.conv_pre_look_right
-        s_stft = mx.concatenate(stft(s, config.istft_n_fft, config.istft_hop_len), axis=2).astype(x.dtype)
+        s_stft = mx.concatenate(stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len), axis=2).astype(x.dtype)
         if finalize:
             x = self.conv_pre(x)
         else:
@@ -153,7 +153,7 @@ class CausalHiFTGenerator(nn.Module):
             sine_waves: (1, at least L, nb_harmonics + 1) uniform noise; the original's fixed noise when None.
 
         Returns:
-            Samples (b, n * hop_samples) and the excitation `s` (b, n * hop_samples), float32; when not `finalize`
+            Samples (b, n * hop_samples) and the excitation `s` (b, n * hop_samples, 1), float32; when not `finalize`
             shorter by f0_look_right + conv_pre_look_right + 1 and by f0_look_right frames' worth.
 
         Raises:
@@ -166,7 +166,7 @@ class CausalHiFTGenerator(nn.Module):
         f0 = self.f0_predictor(speech_feat, finalize)
         if sine_waves is None:
             sine_waves = mx.array(noise.sine_waves(f0.shape[1] * config.hop_samples))[None]
-        s = self.m_source(f0, sine_waves)[0].squeeze(-1)
+        s, _ = self.m_source(f0, sine_waves)
         if not finalize:
             speech_feat = speech_feat[:, : -config.f0_look_right]
         return self.decode(speech_feat, s, finalize), s
