@@ -71,12 +71,13 @@ class CosyVoice3LM(nn.Module):
         Raises:
             ValueError: no `<|endofprompt|>`, or ids that are not a (1, L) array of integers inside their vocabulary.
         """
-        spoken = torch.cat((prompt_text, text), dim=1)
-        self._find_end_of_prompt(spoken)
+        instruction, words = self.embed_text(prompt_text), self.embed_text(text)
+        self._find_end_of_prompt(prompt_text, text)
         # Start and task embeddings are rows of the speech table: CosyVoice 3 has no `llm_embedding`.
         parts = (
             self._special(self.config.sos),
-            self.embed_text(spoken),
+            instruction,
+            words,
             self._special(self.config.task_id),
             self.embed_speech(prompt_speech_token),
         )
@@ -178,9 +179,10 @@ class CosyVoice3LM(nn.Module):
         """
         config = self.config
         n_text, n_speech = config.mix_ratio
+        prompt, speech = self.embed_text(prompt_text), self.embed_speech(prompt_speech_token)
         start = self._find_end_of_prompt(prompt_text) + 1
-        lm_input = torch.cat((self._special(config.sos), self.embed_text(prompt_text[:, :start])), dim=1)
-        pending, speech = self.embed_text(prompt_text[:, start:]), self.embed_speech(prompt_speech_token)
+        lm_input = torch.cat((self._special(config.sos), prompt[:, :start]), dim=1)
+        pending = prompt[:, start:]
         next_fill = n_speech - prompt_speech_token.shape[1] % n_speech
         cache, tokens = self.qwen2.make_cache(), []
 
@@ -228,14 +230,14 @@ class CosyVoice3LM(nn.Module):
         """Embedding (1, 1, D) of one speech token."""
         return self.speech_embedding(torch.tensor([[token]], device=self.speech_embedding.weight.device))
 
-    def _find_end_of_prompt(self, tokens: torch.Tensor) -> int:
-        found = (tokens[0] == self.config.end_of_prompt).nonzero()
-        if not len(found):
+    def _find_end_of_prompt(self, *texts: torch.Tensor) -> int:
+        tokens = [token for text in texts for token in text[0].tolist()]
+        if self.config.end_of_prompt not in tokens:
             raise ValueError(
                 f"the text has no <|endofprompt|> (token {self.config.end_of_prompt}); "
                 "CosyVoice 3 needs an instruction that ends with it before the words to speak"
             )
-        return int(found[0])
+        return tokens.index(self.config.end_of_prompt)
 
     def _refuse_stop(self, token: int) -> None:
         if token >= self.config.speech_token_size:
