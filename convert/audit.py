@@ -1,0 +1,133 @@
+"""The proof that a conversion is whole: every source tensor consumed once, every port parameter filled once.
+
+It is made from names and shapes before any weight is read, and again from the headers of the written files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mlx.utils import tree_flatten
+
+from convert.mapping import PORT_ROOT, Shape, Step
+from port.config import CosyVoice3Config
+from port.model import CosyVoice3Model
+
+
+class AuditError(ValueError):
+    """A conversion that is not whole; the message names the tensor."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of the source and how it enters the sums."""
+
+    name: str
+    sha256: str
+    bytes: int
+    tensors: int
+    elements: int
+    ignored: tuple[str, ...] = ()  # entries beside the weights, such as training counters
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Counts of one conversion. Every source tensor is either consumed or dropped."""
+
+    files: dict[str, SourceFile]
+    sources: int
+    source_elements: int
+    consumed: int
+    dropped: dict[str, str]  # source key -> reason
+    transforms: dict[str, int]  # kind -> number of rows applied
+    parameters: int
+    parameter_elements: int
+    parameters_by_part: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.sources} source tensors: {self.consumed} consumed, {len(self.dropped)} dropped with a reason, "
+            f"none left over; {self.parameters} port parameters ({self.parameter_elements:,} numbers), each filled once"
+        )
+
+
+def port_shapes(config: CosyVoice3Config, parts: Iterable[str] | None = None) -> dict[str, Shape]:
+    """Names and shapes of the port's parameters; the model is built lazily, nothing is allocated.
+
+    Args:
+        parts: names of the `PORT_ROOT` table; all parameters of the model when None.
+    """
+    shapes = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(config).parameters())}
+    if parts is None:
+        return shapes
+    roots = {PORT_ROOT[part] for part in parts}
+    return {name: shape for name, shape in shapes.items() if name.split(".", 1)[0] in roots}
+
+
+def prove(
+    files: Mapping[str, SourceFile],
+    shapes: Mapping[str, Mapping[str, Shape]],
+    plans: Mapping[str, list[Step]],
+    parameters: Mapping[str, Shape],
+) -> Audit:
+    """Check plans against what the files hold and what the port needs.
+
+    Args:
+        files: by part.
+        shapes: by part, shape of every tensor of the file.
+        plans: by part, the steps of `mapping.plan` for all tensors of the file.
+        parameters: what must be filled, from `port_shapes`.
+
+    Raises:
+        AuditError: a source tensor used twice or not at all, a parameter unknown, missing, filled twice or of another
+            shape than the port's.
+        ConversionError: source shapes that do not fit their transform.
+    """
+    filled: dict[str, str] = {}
+    dropped: dict[str, str] = {}
+    transforms: Counter[str] = Counter()
+    consumed = 0
+    for part, steps in plans.items():
+        uses = Counter(source for step in steps for source in step.sources)
+        for source in shapes[part]:
+            if uses[source] != 1:
+                raise AuditError(f"{part}: {source} is consumed {uses[source]} times")
+        for step in steps:
+            transforms[step.row.transform.name] += 1
+            shape = step.shape(shapes[part])
+            if step.target is None:
+                dropped |= dict.fromkeys(step.sources, step.row.reason)
+                continue
+            consumed += len(step.sources)
+            if step.target in filled:
+                raise AuditError(f"{step.target} is filled twice, by {filled[step.target]} and by {step.sources[0]}")
+            if step.target not in parameters:
+                raise AuditError(f"{part}: {step.sources[0]} has no place in the model of this configuration")
+            if shape != parameters[step.target]:
+                raise AuditError(
+                    f"{part}: {step.sources[-1]} {list(shapes[part][step.sources[-1]])} gives {step.target} "
+                    f"{list(shape or ())}, the configuration asks for {list(parameters[step.target])}"
+                )
+            filled[step.target] = step.sources[0]
+    if missing := sorted(parameters.keys() - filled.keys()):
+        raise AuditError(f"{missing[0]} is not filled by any source tensor ({len(missing)} missing in all)")
+    return Audit(
+        files=dict(files),
+        sources=sum(len(held) for held in shapes.values()),
+        source_elements=sum(math.prod(shape) for held in shapes.values() for shape in held.values()),
+        consumed=consumed,
+        dropped=dropped,
+        transforms=dict(sorted(transforms.items())),
+        parameters=len(filled),
+        parameter_elements=sum(math.prod(shape) for shape in parameters.values()),
+        parameters_by_part=dict(Counter(name.split(".", 1)[0] for name in sorted(filled))),
+    )

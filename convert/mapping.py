@@ -1,0 +1,416 @@
+"""ONE table from the tensors of the official files to the parameters of the port, and the code that follows it.
+
+A row says which source tensors make one port parameter and how. In a pattern `#` is an index, `(a|b)` a choice and
+`(.*)` anything; every group may be used as `$1`, `$2`, ... in the target. A part is one source file, so a further file
+is a further part: rows in `TABLE` and a line in `PORT_ROOT`.
+
+O output channels, I input channels, g groups, K taps
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from port.config import CosyVoice3Config
+
+Shape = tuple[int, ...]
+
+# Where each part's parameters live in the port.
+PORT_ROOT = {"llm": "llm", "flow": "flow", "hift": "vocoder", "unit": "unit"}
+# What training code puts around a state dict: its counters, and prefixes of wrapped modules (the original strips
+# `generator.` itself: cosyvoice/cli/model.py, load).
+COUNTERS = frozenset({"epoch", "step"})
+PREFIXES = {"hift": ("module.", "generator."), "llm": ("module.",), "flow": ("module.",)}
+ROTARY_THETA = 10000.0
+
+
+class ConversionError(ValueError):
+    """Source tensors that do not follow the table; the message names the tensor."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How arrays become one array: `apply(arrays, config)`, and the same for shapes alone, so that a wrong shape is
+    found before any data is read. Both return None where the tensor is checked and dropped."""
+
+    name: str
+    shape: Callable[..., Shape | None]
+    apply: Callable[[list[np.ndarray], CosyVoice3Config], np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    part: str
+    sources: tuple[str, ...]
+    target: str | None  # None: nothing of it goes into the port
+    transform: Transform
+    witness: str | None = None  # a further source tensor that the transform looks at and another row consumes
+    reason: str = ""  # why it is dropped
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row applied to the tensors at hand: `sources` and `witness` are source keys as they stand in the file."""
+
+    row: Row
+    sources: tuple[str, ...]
+    target: str | None
+    witness: str | None = None
+
+    def shape(self, shapes: Mapping[str, Shape]) -> Shape | None:
+        """Shape of the port parameter, from the shapes of the sources.
+
+        Raises:
+            ConversionError: the source shapes do not fit the transform.
+        """
+        found = [tuple(shapes[key]) for key in self._reads]
+        try:
+            return self.row.transform.shape(*found)
+        except ValueError:
+            listed = ", ".join(f"{key} {list(shape)}" for key, shape in zip(self._reads, found, strict=True))
+            raise ConversionError(f"{self.row.part}: shapes do not fit '{self.row.transform.name}': {listed}") from None
+
+    def apply(self, tensors: Mapping[str, np.ndarray], config: CosyVoice3Config) -> np.ndarray | None:
+        """The port parameter in float32 (C order), None for a tensor that was checked and dropped.
+
+        Raises:
+            ConversionError: values that are not finite, or a check that failed.
+        """
+        arrays = []
+        for key in self._reads:
+            array = np.asarray(tensors[key])
+            if array.dtype.kind != "f":
+                raise ConversionError(f"{self.row.part}: {key} holds {array.dtype}, expected floating point")
+            array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():
+                raise ConversionError(f"{self.row.part}: {key} holds values that are not finite in float32")
+            arrays.append(array)
+        self.shape({key: array.shape for key, array in zip(self._reads, arrays, strict=True)})
+        try:
+            result = self.row.transform.apply(arrays, config)
+        except ValueError as error:
+            raise ConversionError(f"{self.row.part}: {self.sources[0]}: {error}") from None
+        return None if result is None else np.ascontiguousarray(result)
+
+    @property
+    def _reads(self) -> tuple[str, ...]:
+        return self.sources + ((self.witness,) if self.witness else ())
+
+
+@dataclass
+class Conversion:
+    """Port parameters, and what became of each source key: `used[key]` is its target, or why it was dropped."""
+
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    used: dict[str, str] = field(default_factory=dict)
+
+
+# ---- transforms
+
+
+def _channels_last(shape: Shape) -> Shape:
+    out_channels, in_channels, taps = shape
+    return (out_channels, taps, in_channels)
+
+
+def _folded(gain: Shape, direction: Shape) -> Shape:
+    if len(direction) != 3 or gain != (direction[0], 1, 1):
+        raise ValueError
+    return _channels_last(direction)
+
+
+def fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Weight of a weight-normed convolution, in float32 throughout.
+
+    Args:
+        gain: (O, 1, 1), `original0` or `weight_g`.
+        direction: (O, I/g, K), `original1` or `weight_v`.
+
+    Returns:
+        (O, I/g, K): gain * direction / norm of each output channel, without epsilon (torch.nn.utils.parametrizations).
+
+    Raises:
+        ValueError: an output channel of norm zero, which has no direction.
+    """
+    flat = direction.reshape(len(direction), -1)
+    norm = np.sqrt((flat * flat).sum(axis=1))[:, None, None]
+    if not norm.all():
+        raise ValueError("weight norm of a channel that is all zeros")
+    return gain * (direction / norm)
+
+
+def _equal_to_witness(arrays: list[np.ndarray], _: CosyVoice3Config) -> None:
+    copy, original = arrays
+    if copy.ctypes.data != original.ctypes.data and not np.array_equal(copy, original):
+        raise ValueError("differs from the tensor it is tied to")
+
+
+def _dropped_pair(copy: Shape, original: Shape) -> None:
+    if copy != original:
+        raise ValueError
+
+
+def _dropped_vector(shape: Shape) -> None:
+    (_,) = shape
+
+
+def _rotary_constant(arrays: list[np.ndarray], config: CosyVoice3Config) -> None:
+    (inv_freq,) = arrays
+    dim = config.flow.dit.dim_head
+    expected = ROTARY_THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+    # Machines disagree in the last bits of float32 pow: 4 ulp allow for that and for nothing else.
+    if inv_freq.shape != expected.shape or np.abs(inv_freq / expected - 1).max() > 4 * np.finfo(np.float32).eps:
+        raise ValueError(f"is not {ROTARY_THETA:g}^(-2j/{dim}), the rotary frequencies that the port computes")
+
+
+IDENTITY = Transform("identity", lambda shape: shape, lambda arrays, _: arrays[0])
+CONV = Transform("conv (O,I/g,K) -> (O,K,I/g)", _channels_last, lambda arrays, _: arrays[0].transpose(0, 2, 1))
+FOLD = Transform(
+    "fold weight norm, conv (O,I/g,K) -> (O,K,I/g)",
+    _folded,
+    lambda arrays, _: fold_weight_norm(*arrays).transpose(0, 2, 1),
+)
+TIED = Transform("tied duplicate, compared and dropped", _dropped_pair, _equal_to_witness)
+CONSTANT = Transform("constant, compared with its formula and dropped", _dropped_vector, _rotary_constant)
+
+
+# ---- the table
+
+
+def _weight_normed(source: str, target: str) -> tuple[Row, ...]:
+    """A convolution of hift.pt: new-style or old-style weight norm, or already folded; and its bias."""
+    return (
+        Row(
+            "hift",
+            (f"{source}.parametrizations.weight.original0", f"{source}.parametrizations.weight.original1"),
+            f"{target}.weight",
+            FOLD,
+        ),
+        Row("hift", (f"{source}.weight_g", f"{source}.weight_v"), f"{target}.weight", FOLD),
+        Row("hift", (f"{source}.weight",), f"{target}.weight", CONV),
+        Row("hift", (f"{source}.bias",), f"{target}.bias", IDENTITY),
+    )
+
+
+_LLM = "llm.model.model"
+_DIT = "decoder.estimator"
+_BLOCK = f"{_DIT}.transformer_blocks.#"
+
+TABLE: tuple[Row, ...] = (
+    # llm.pt
+    Row("llm", (f"{_LLM}.embed_tokens.weight",), "llm.qwen2.embed_tokens.weight", IDENTITY),
+    Row(
+        "llm",
+        (f"{_LLM}.layers.#.self_attn.(q_proj|k_proj|v_proj).(weight|bias)",),
+        "llm.qwen2.layers.$1.self_attn.$2.$3",
+        IDENTITY,
+    ),
+    Row("llm", (f"{_LLM}.layers.#.self_attn.o_proj.weight",), "llm.qwen2.layers.$1.self_attn.o_proj.weight", IDENTITY),
+    Row(
+        "llm",
+        (f"{_LLM}.layers.#.mlp.(gate_proj|up_proj|down_proj).weight",),
+        "llm.qwen2.layers.$1.mlp.$2.weight",
+        IDENTITY,
+    ),
+    Row(
+        "llm",
+        (f"{_LLM}.layers.#.(input_layernorm|post_attention_layernorm).weight",),
+        "llm.qwen2.layers.$1.$2.weight",
+        IDENTITY,
+    ),
+    Row("llm", (f"{_LLM}.norm.weight",), "llm.qwen2.norm.weight", IDENTITY),
+    Row(
+        "llm",
+        ("llm.model.lm_head.weight",),
+        None,
+        TIED,
+        witness=f"{_LLM}.embed_tokens.weight",
+        reason="tied to embed_tokens and never used: speech tokens come from llm_decoder",
+    ),
+    Row("llm", ("(llm_decoder|speech_embedding).weight",), "llm.$1.weight", IDENTITY),
+    # flow.pt
+    Row("flow", ("input_embedding.weight",), "flow.input_embedding.weight", IDENTITY),
+    Row("flow", ("spk_embed_affine_layer.(weight|bias)",), "flow.spk_embed_affine_layer.$1", IDENTITY),
+    Row("flow", ("pre_lookahead_layer.(conv1|conv2).weight",), "flow.pre_lookahead_layer.$1.weight", CONV),
+    Row("flow", ("pre_lookahead_layer.(conv1|conv2).bias",), "flow.pre_lookahead_layer.$1.bias", IDENTITY),
+    Row("flow", (f"{_DIT}.time_embed.time_mlp.0.(weight|bias)",), f"flow.{_DIT}.time_embed.linear_1.$1", IDENTITY),
+    Row("flow", (f"{_DIT}.time_embed.time_mlp.2.(weight|bias)",), f"flow.{_DIT}.time_embed.linear_2.$1", IDENTITY),
+    Row("flow", (f"{_DIT}.input_embed.proj.(weight|bias)",), f"flow.{_DIT}.input_embed.proj.$1", IDENTITY),
+    Row(
+        "flow",
+        (f"{_DIT}.input_embed.conv_pos_embed.(conv1|conv2).0.weight",),
+        f"flow.{_DIT}.input_embed.conv_pos_embed.$1.weight",
+        CONV,
+    ),
+    Row(
+        "flow",
+        (f"{_DIT}.input_embed.conv_pos_embed.(conv1|conv2).0.bias",),
+        f"flow.{_DIT}.input_embed.conv_pos_embed.$1.bias",
+        IDENTITY,
+    ),
+    Row(
+        "flow",
+        (f"{_DIT}.rotary_embed.inv_freq",),
+        None,
+        CONSTANT,
+        reason="a formula that the port computes itself",
+    ),
+    Row(
+        "flow",
+        (f"{_BLOCK}.attn_norm.linear.(weight|bias)",),
+        f"flow.{_DIT}.transformer_blocks.$1.attn_norm.linear.$2",
+        IDENTITY,
+    ),
+    Row(
+        "flow",
+        (f"{_BLOCK}.attn.(to_q|to_k|to_v).(weight|bias)",),
+        f"flow.{_DIT}.transformer_blocks.$1.attn.$2.$3",
+        IDENTITY,
+    ),
+    Row(
+        "flow",
+        (f"{_BLOCK}.attn.to_out.0.(weight|bias)",),
+        f"flow.{_DIT}.transformer_blocks.$1.attn.to_out.$2",
+        IDENTITY,
+    ),
+    Row(
+        "flow",
+        (f"{_BLOCK}.ff.ff.0.0.(weight|bias)",),
+        f"flow.{_DIT}.transformer_blocks.$1.ff.linear_1.$2",
+        IDENTITY,
+    ),
+    Row(
+        "flow",
+        (f"{_BLOCK}.ff.ff.2.(weight|bias)",),
+        f"flow.{_DIT}.transformer_blocks.$1.ff.linear_2.$2",
+        IDENTITY,
+    ),
+    Row("flow", (f"{_DIT}.norm_out.linear.(weight|bias)",), f"flow.{_DIT}.norm_out.linear.$1", IDENTITY),
+    Row("flow", (f"{_DIT}.proj_out.(weight|bias)",), f"flow.{_DIT}.proj_out.$1", IDENTITY),
+    # hift.pt
+    *_weight_normed("(conv_pre|conv_post)", "vocoder.$1"),
+    *_weight_normed("ups.#", "vocoder.ups.$1"),
+    *_weight_normed("(resblocks|source_resblocks).#.(convs1|convs2).#", "vocoder.$1.$2.$3.$4"),
+    # Activations take the odd places of the original's nn.Sequential.
+    *(
+        row
+        for i in range(5)
+        for row in _weight_normed(f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}")
+    ),
+    Row(
+        "hift",
+        ("(resblocks|source_resblocks).#.(activations1|activations2).#.alpha",),
+        "vocoder.$1.$2.$3.$4.alpha",
+        IDENTITY,
+    ),
+    Row("hift", ("source_downs.#.weight",), "vocoder.source_downs.$1.weight", CONV),
+    Row("hift", ("source_downs.#.bias",), "vocoder.source_downs.$1.bias", IDENTITY),
+    Row("hift", ("m_source.l_linear.(weight|bias)",), "vocoder.m_source.l_linear.$1", IDENTITY),
+    Row("hift", ("f0_predictor.classifier.(weight|bias)",), "vocoder.f0_predictor.classifier.$1", IDENTITY),
+    # Modules of the original that no official file carries; parity tests bring weights of their own.
+    Row("unit", ("(.*)(gamma|beta)",), "unit.$1$2", IDENTITY),
+    Row("unit", ("(.*)dwconv.weight",), "unit.$1dwconv.weight", CONV),
+    Row("unit", ("(.*)dwconv.bias",), "unit.$1dwconv.bias", IDENTITY),
+    Row("unit", ("(.*)(norm|pwconv1|pwconv2).(weight|bias)",), "unit.$1$2.$3", IDENTITY),
+)
+
+
+# ---- following the table
+
+
+@lru_cache(maxsize=4096)
+def _regex(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"(#|\([^)]*\))", pattern)
+    return re.compile("".join(r"(\d+)" if p == "#" else p if p.startswith("(") else re.escape(p) for p in pieces))
+
+
+@lru_cache(maxsize=16)
+def _patterns(part: str) -> tuple[tuple[re.Pattern[str], Row, int], ...]:
+    return tuple(
+        (_regex(pattern), row, index) for row in TABLE if row.part == part for index, pattern in enumerate(row.sources)
+    )
+
+
+def strip_prefixes(part: str, key: str) -> str:
+    """The key as the official file spells it, without the prefixes of wrapped modules."""
+    for prefix in PREFIXES.get(part, ()):
+        key = key.removeprefix(prefix)
+    return key
+
+
+def plan(part: str, keys: Iterable[str]) -> list[Step]:
+    """Match source keys against the table; `epoch` and `step` are passed over. A subset of a file's keys will do.
+
+    Returns:
+        Steps in the order of their targets, dropped tensors first.
+
+    Raises:
+        ConversionError: a key that no row knows, a half of a pair without its partner, or a parameter filled twice.
+    """
+    if part not in PORT_ROOT:
+        raise ConversionError(f"unknown part {part!r}; known parts: {', '.join(PORT_ROOT)}")
+    spelled: dict[str, str] = {}
+    for key in keys:
+        if key in COUNTERS:
+            continue
+        plain = strip_prefixes(part, key)
+        if plain in spelled:
+            raise ConversionError(f"{part}: {key} and {spelled[plain]} are the same tensor under two names")
+        spelled[plain] = key
+    groups: dict[tuple[Row, tuple[str, ...]], list[str | None]] = {}
+    for plain in spelled:
+        row, index, captured = _find(part, plain, spelled[plain])
+        groups.setdefault((row, captured), [None] * len(row.sources))[index] = plain
+    steps, filled = [], {}
+    for (row, captured), members in groups.items():
+        for member, pattern in zip(members, row.sources, strict=True):
+            if member is None:
+                partner = next(m for m in members if m)
+                raise ConversionError(f"{part}: {spelled[partner]} lacks its partner {_fill(pattern, captured)}")
+        if row.witness and row.witness not in spelled:
+            raise ConversionError(f"{part}: {spelled[members[0]]} is tied to {row.witness}, which is missing")
+        target = None if row.target is None else re.sub(r"\$(\d)", lambda m, c=captured: c[int(m[1]) - 1], row.target)
+        sources = tuple(spelled[m] for m in members if m)
+        if target is not None:
+            if target in filled:
+                raise ConversionError(f"{part}: {target} is filled twice, by {filled[target]} and by {sources[0]}")
+            filled[target] = sources[0]
+        steps.append(Step(row, sources, target, spelled[row.witness] if row.witness else None))
+    return sorted(steps, key=lambda step: step.target or "")
+
+
+def convert(part: str, tensors: Mapping[str, np.ndarray], config: CosyVoice3Config) -> Conversion:
+    """Carry source tensors to port parameters in float32.
+
+    Args:
+        part: `llm`, `flow`, `hift`, or `unit` for modules that no official file carries.
+        tensors: source key to array; all of a file or any subset of it, under full keys. Values are read one at a time.
+        config: the model, for constants that are checked rather than stored.
+
+    Raises:
+        ConversionError: see `plan` and `Step.apply`.
+    """
+    done = Conversion()
+    for step in plan(part, tensors):
+        result = step.apply(tensors, config)
+        if step.target is not None and result is not None:
+            done.tensors[step.target] = result
+        done.used |= dict.fromkeys(step.sources, step.target or step.row.reason)
+    return done
+
+
+def _find(part: str, plain: str, spelled: str) -> tuple[Row, int, tuple[str, ...]]:
+    for regex, row, index in _patterns(part):
+        if match := regex.fullmatch(plain):
+            return row, index, match.groups()
+    raise ConversionError(f"{part}: unknown tensor {spelled!r}; the model has no place for it")
+
+
+def _fill(pattern: str, captured: tuple[str, ...]) -> str:
+    found = iter(captured)
+    return re.sub(r"#|\([^)]*\)", lambda _: next(found), pattern)

@@ -1,0 +1,344 @@
+"""The official configuration files, and the original's constructor arguments, as the port's configuration.
+
+Strict: a value, key or class path that the model does not know is an error that names it, because a silent default
+would give a model that loads and speaks nonsense.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convert.checkpoint import CheckpointError, Tagged, read_yaml
+from port.config import (
+    CFMConfig,
+    ConfigError,
+    CosyVoice3Config,
+    DiTConfig,
+    FlowConfig,
+    LLMConfig,
+    Qwen2Config,
+    SamplingConfig,
+    VocoderConfig,
+    from_dict,
+)
+from port.frontend.special_tokens import END_OF_PROMPT
+
+YAML_FILE = "cosyvoice3.yaml"
+QWEN_FILE = "CosyVoice-BlankEN/config.json"
+TOKENIZER_FILE = "CosyVoice-BlankEN/tokenizer_config.json"
+
+# What each place of the yaml must build.
+CLASSES = {
+    "llm": "cosyvoice.llm.llm.CosyVoice3LM",
+    "llm.llm": "cosyvoice.llm.llm.Qwen2Encoder",
+    "llm.sampling": "cosyvoice.utils.common.ras_sampling",
+    "flow": "cosyvoice.flow.flow.CausalMaskedDiffWithDiT",
+    "flow.pre_lookahead_layer": "cosyvoice.transformer.upsample_encoder.PreLookaheadLayer",
+    "flow.decoder": "cosyvoice.flow.flow_matching.CausalConditionalCFM",
+    "flow.decoder.cfm_params": "omegaconf.DictConfig",
+    "flow.decoder.estimator": "cosyvoice.flow.DiT.dit.DiT",
+    "hift": "cosyvoice.hifigan.generator.CausalHiFTGenerator",
+    "hift.f0_predictor": "cosyvoice.hifigan.f0_predictor.CausalConvRNNF0Predictor",
+    "feat_extractor": "matcha.utils.audio.mel_spectrogram",
+    "get_tokenizer": "cosyvoice.tokenizer.tokenizer.get_qwen_tokenizer",
+}
+
+
+class Arguments:
+    """Constructor arguments taken one by one, so that whatever is left over is unknown."""
+
+    def __init__(self, where: str, values: Any) -> None:
+        if not isinstance(values, dict):
+            raise ConfigError(f"{where}: expected named arguments, found {type(values).__name__}")
+        self.where = where
+        self.values = dict(values)
+
+    def take(self, *names: str) -> dict[str, Any]:
+        """Arguments that configure the model, those that are there."""
+        return {name: self.values.pop(name) for name in names if name in self.values}
+
+    def require(self, name: str) -> Any:
+        if name not in self.values:
+            raise ConfigError(f"{self.where}.{name}: missing")
+        return self.values.pop(name)
+
+    def expect(self, **known: Any) -> None:
+        """Arguments for which the model knows one value only."""
+        for name, wanted in known.items():
+            value = self.values.pop(name, wanted)
+            if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+                raise ConfigError(
+                    f"{self.where}.{name}: {value!r:.60} is not supported, the model knows {wanted!r} only"
+                )
+
+    def ignore(self, *names: str) -> None:
+        """Arguments that only training reads."""
+        for name in names:
+            self.values.pop(name, None)
+
+    def done(self) -> None:
+        if self.values:
+            raise ConfigError(f"{self.where}.{min(self.values, key=str)}: unknown argument")
+
+
+def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator") -> DiTConfig:
+    """Arguments of `DiT` (cosyvoice/flow/DiT/dit.py) as a `DiTConfig`.
+
+    Raises:
+        ConfigError: an argument or a value that the port has no counterpart for.
+    """
+    given = Arguments(where, arguments)
+    values = given.take("dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "mu_dim", "spk_dim", "out_channels")
+    values |= given.take("static_chunk_size")
+    # The original takes a number of left chunks and then ignores it; -1 is what it really does.
+    given.expect(num_decoding_left_chunks=-1, long_skip_connection=False)
+    given.ignore("dropout")
+    given.done()
+    config = from_dict(DiTConfig, values, f".{where}")
+    if config.dim % config.conv_pos_groups:
+        raise ConfigError(f"{where}.dim: {config.dim} is not a multiple of {config.conv_pos_groups} convolution groups")
+    if config.dim_head % 2:
+        raise ConfigError(f"{where}.dim_head: {config.dim_head} is odd, and rotary turns pairs of channels")
+    return config
+
+
+def flow_config(arguments: dict[str, Any], where: str = "flow") -> FlowConfig:
+    """Arguments of `CausalMaskedDiffWithDiT` (cosyvoice/flow/flow.py), or of its decoder `CausalConditionalCFM`
+    alone (cosyvoice/flow/flow_matching.py), as a `FlowConfig`.
+
+    Raises:
+        ConfigError: an argument or a value that the port has no counterpart for.
+    """
+    if "estimator" in arguments:
+        cfm, dit = _decoder_config(arguments, where)
+        return FlowConfig(dit=dit, cfm=cfm, input_size=dit.mu_dim, output_size=dit.out_channels)
+    given = Arguments(where, arguments)
+    values = given.take("input_size", "output_size", "spk_embed_dim", "vocab_size", "token_mel_ratio")
+    values |= given.take("pre_lookahead_len")
+    cfm, dit = _decoder_config(given.require("decoder"), f"{where}.decoder")
+    lookahead = Arguments(f"{where}.pre_lookahead_layer", given.require("pre_lookahead_layer"))
+    values["pre_lookahead_channels"] = lookahead.require("channels")
+    given.expect(output_type="mel", input_frame_rate=25)
+    given.ignore("only_mask_loss")
+    given.done()
+    values = from_dict(FlowConfig, values, f".{where}").__dict__ | {"cfm": cfm, "dit": dit}
+    config = FlowConfig(**values)
+    lookahead.expect(in_channels=config.input_size, pre_lookahead_len=config.pre_lookahead_len)
+    lookahead.done()
+    for name, value, wanted in (
+        ("mu_dim", dit.mu_dim, config.input_size),
+        ("mel_dim", dit.mel_dim, config.output_size),
+        ("spk_dim", dit.spk_dim, config.output_size),
+        ("out_channels", dit.out_channels, config.output_size),
+    ):
+        if value != wanted:
+            raise ConfigError(f"{where}.decoder.estimator.{name}: {value} does not fit the flow's {wanted} channels")
+    return config
+
+
+def _decoder_config(arguments: Any, where: str) -> tuple[CFMConfig, DiTConfig]:
+    given = Arguments(where, arguments)
+    dit = dit_config(given.require("estimator"), f"{where}.estimator")
+    params = given.require("cfm_params")
+    content = params.get("content", params) if isinstance(params, dict) else params
+    cfm = Arguments(f"{where}.cfm_params", content)
+    values = cfm.take("inference_cfg_rate")
+    cfm.expect(solver="euler", t_scheduler="cosine")
+    cfm.ignore("sigma_min", "training_cfg_rate", "reg_loss_type")
+    cfm.done()
+    given.ignore("in_channels", "n_spks", "spk_emb_dim")  # the original stores them and never reads them
+    given.done()
+    return from_dict(CFMConfig, values, f".{where}.cfm_params"), dit
+
+
+def vocoder_config(arguments: dict[str, Any], where: str = "hift") -> VocoderConfig:
+    """Arguments of `CausalHiFTGenerator` (cosyvoice/hifigan/generator.py) as a `VocoderConfig`.
+
+    Raises:
+        ConfigError: an argument or a value that the port has no counterpart for.
+    """
+    given = Arguments(where, arguments)
+    istft = Arguments(f"{where}.istft_params", given.require("istft_params"))
+    f0 = Arguments(f"{where}.f0_predictor", given.require("f0_predictor"))
+    names = (set(VocoderConfig.__dataclass_fields__)) - {"istft_n_fft", "istft_hop_len", "f0_look_right"}
+    values = given.take(*(names - {"f0_cond_channels"}))
+    values |= {"istft_n_fft": istft.require("n_fft"), "istft_hop_len": istft.require("hop_len")}
+    values["f0_cond_channels"] = f0.require("cond_channels")
+    istft.done()
+    given.done()
+    config = from_dict(VocoderConfig, values, f".{where}")
+    f0.expect(num_class=1, in_channels=config.in_channels)
+    f0.done()
+    stages = len(config.upsample_rates)
+    for name, count in (
+        ("upsample_kernel_sizes", stages),
+        ("source_resblock_kernel_sizes", stages),
+        ("source_resblock_dilation_sizes", stages),
+        ("resblock_dilation_sizes", len(config.resblock_kernel_sizes)),
+    ):
+        if len(getattr(config, name)) != count:
+            raise ConfigError(f"{where}.{name}: {len(getattr(config, name))} entries, expected {count}")
+    if config.base_channels % 2**stages:
+        raise ConfigError(f"{where}.base_channels: {config.base_channels} cannot be halved {stages} times")
+    return config
+
+
+def llm_config(arguments: dict[str, Any], qwen2: dict[str, Any] | None = None, where: str = "llm") -> LLMConfig:
+    """Arguments of `CosyVoice3LM` (cosyvoice/llm/llm.py) as an `LLMConfig`.
+
+    Args:
+        arguments: as in the yaml; a key `qwen2` may stand for the last argument.
+        qwen2: content of CosyVoice-BlankEN/config.json.
+
+    Raises:
+        ConfigError: an argument or a value that the port has no counterpart for.
+    """
+    given = Arguments(where, arguments)
+    backbone = qwen2_config(qwen2 if qwen2 is not None else given.require("qwen2"))
+    values = given.take("speech_token_size", "mix_ratio")
+    given.expect(llm_input_size=backbone.hidden_size, llm_output_size=backbone.hidden_size)
+    sampling = from_dict(SamplingConfig, given.take("sampling").get("sampling", {}), f".{where}.sampling")
+    encoder = Arguments(f"{where}.llm", given.take("llm").get("llm", {}))
+    encoder.ignore("pretrain_path")
+    encoder.done()
+    given.ignore("length_normalized_loss", "lsm_weight")
+    given.done()
+    values = from_dict(LLMConfig, values, f".{where}").__dict__ | {"qwen2": backbone, "sampling": sampling}
+    return LLMConfig(**values)
+
+
+def qwen2_config(content: dict[str, Any], where: str = "qwen2") -> Qwen2Config:
+    """`config.json` of a Qwen2 model (transformers `Qwen2Config`) as a `Qwen2Config`.
+
+    Raises:
+        ConfigError: a key or a value that the port has no counterpart for.
+    """
+    given = Arguments(where, content)
+    values = given.take(*Qwen2Config.__dataclass_fields__)
+    given.expect(
+        model_type="qwen2", hidden_act="silu", tie_word_embeddings=True, use_sliding_window=False, rope_scaling=None
+    )
+    given.ignore("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+    given.ignore("initializer_range", "max_position_embeddings", "max_window_layers", "sliding_window")
+    given.ignore("torch_dtype", "dtype", "transformers_version")
+    given.done()
+    config = from_dict(Qwen2Config, values, f".{where}")
+    if config.hidden_size % config.num_attention_heads or config.head_dim % 2:
+        raise ConfigError(f"{where}.num_attention_heads: {config.num_attention_heads} heads do not divide hidden_size")
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ConfigError(f"{where}.num_key_value_heads: {config.num_key_value_heads} does not divide the heads")
+    return config
+
+
+def load_config(folder: Path) -> CosyVoice3Config:
+    """Configuration of an official checkpoint folder: cosyvoice3.yaml and, in CosyVoice-BlankEN, config.json and
+    tokenizer_config.json.
+
+    Raises:
+        CheckpointError: a file that is missing, broken, or asks for code.
+        ConfigError: a value or class path that the model does not know.
+    """
+    path = folder / QWEN_FILE
+    qwen2 = _read_json(path)
+    try:
+        qwen2_config(qwen2)
+        path = folder / TOKENIZER_FILE
+        end_of_prompt = _end_of_prompt(_read_json(path))
+        path = folder / YAML_FILE
+        document = read_yaml(path)
+        parts = {name: _resolve(document, _part(document, name), name) for name in ("llm", "flow", "hift")}
+        config = CosyVoice3Config(
+            llm=replace(llm_config(parts["llm"], qwen2), end_of_prompt=end_of_prompt),
+            flow=flow_config(parts["flow"]),
+            vocoder=vocoder_config(parts["hift"]),
+        )
+        _check_front_end(document, config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).removeprefix('config.')}") from None
+    return config
+
+
+def _end_of_prompt(tokenizer: dict[str, Any]) -> int:
+    """Id of <|endofprompt|>: its own where the file lists it, else the first after the tokens that the file adds."""
+    added = tokenizer.get("added_tokens_decoder")
+    if not isinstance(added, dict) or not added or not all(key.isdecimal() and len(key) < 8 for key in added):
+        raise ConfigError("added_tokens_decoder: expected added tokens by id")
+    own = [key for key, token in added.items() if isinstance(token, dict) and token.get("content") == END_OF_PROMPT]
+    return int(own[0]) if own else 1 + max(map(int, added))
+
+
+def _check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
+    codes = config.llm.speech_token_size
+    if config.flow.vocab_size != codes:
+        raise ConfigError(f"flow.vocab_size: {config.flow.vocab_size} differs from llm.speech_token_size {codes}")
+    if config.vocoder.in_channels != config.flow.output_size:
+        raise ConfigError(f"hift.in_channels: {config.vocoder.in_channels} differs from the flow's mel channels")
+    top = Arguments("top level", document)
+    top.expect(sample_rate=config.sample_rate, token_frame_rate=25)
+    if config.vocoder.sampling_rate != config.sample_rate:
+        raise ConfigError(
+            f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
+        )
+    if "feat_extractor" in document:
+        mel = Arguments("feat_extractor", _resolve(document, document["feat_extractor"], "feat_extractor"))
+        # Files from before December 2025 said fmax 8000; the official file was corrected to null.
+        mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)
+        mel.expect(hop_size=config.vocoder.hop_samples, fmin=0, fmax=None, center=False)
+        mel.done()
+    if "get_tokenizer" in document:
+        tokenizer = Arguments("get_tokenizer", _resolve(document, document["get_tokenizer"], "get_tokenizer"))
+        tokenizer.expect(version="cosyvoice3")
+
+
+def _part(document: dict[str, Any], name: str) -> Any:
+    if name not in document:
+        raise ConfigError(f"{name}: missing")
+    return document[name]
+
+
+def _resolve(document: dict[str, Any], value: Any, where: str) -> Any:
+    """Follow references and check class paths; the result holds plain values only."""
+    if isinstance(value, Tagged) and value.kind == "ref":
+        return _reference(document, value.target, where)
+    wanted = CLASSES.get(where)
+    found = value.target if isinstance(value, Tagged) else None
+    if found != wanted:
+        raise ConfigError(f"{where}: class {found!r} is not known, expected {wanted or 'plain values'}")
+    if isinstance(value, Tagged):
+        value = {} if value.value is None else value.value
+    if isinstance(value, dict):
+        return {key: _resolve(document, item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_resolve(document, item, f"{where}[{i}]") for i, item in enumerate(value)]
+    return value
+
+
+def _reference(document: dict[str, Any], text: str, where: str) -> Any:
+    names = re.findall(r"<(\w+)>", text)
+    if not re.fullmatch(r"\s*<\w+>(\s*\*\s*<\w+>)*\s*", text):
+        raise ConfigError(f"{where}: reference {text!r:.60} is not a name or a product of names")
+    product: Any = None
+    for name in names:
+        value = document.get(name)
+        if not isinstance(value, int | float | str):
+            raise ConfigError(f"{where}: reference <{name}> names no plain value of this file")
+        if len(names) > 1 and isinstance(value, str):
+            raise ConfigError(f"{where}: reference <{name}> is not a number")
+        product = value if product is None else product * value
+    return product
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({type(error).__name__})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content

@@ -1,0 +1,139 @@
+"""A converted folder on disk: `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`.
+
+Loading is strict: every parameter of the model filled once with its own shape, nothing left over.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from port.config import ConfigError, CosyVoice3Config
+from port.model import CosyVoice3Model
+from port.storage import MAX_SHARD_BYTES, Shape, TensorInfo, WeightsError, Writer, describe, read_headers, read_json
+
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
+    """Build the model of `config.json` and fill it.
+
+    Args:
+        folder: as written by `save` or convert/run.py: plain, sharded or quantized.
+        lazy: leave the arrays on disk until they are first used.
+
+    Raises:
+        ConfigError: a `config.json` that the model does not know.
+        WeightsError: files missing or damaged, a tensor missing, unknown, given twice or of the wrong shape.
+    """
+    folder = Path(folder)
+    config = CosyVoice3Config.load(folder)
+    found = read_headers(folder)
+    model = CosyVoice3Model(config)
+    if quantization := _quantization(folder):
+        quantize(model, quantization, found)
+    check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
+    weights: dict[str, mx.array] = {}
+    for file in sorted({file for file, _ in found.values()}):
+        try:
+            weights |= mx.load(str(file), format="safetensors")
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
+    model.load_weights(list(weights.items()), strict=True)
+    model.eval()
+    if not lazy:
+        mx.eval(model.parameters())
+    return model
+
+
+def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str, Shape], folder: Path) -> None:
+    """Compare what a folder holds with what a model needs, by name, shape and kind of dtype.
+
+    Raises:
+        WeightsError: naming the first tensor that is unknown, missing or unfit.
+    """
+    if unknown := sorted(found.keys() - parameters.keys()):
+        raise WeightsError(f"{found[unknown[0]][0]}: unknown tensor {unknown[0]!r:.120}; the model has no place for it")
+    if missing := sorted(parameters.keys() - found.keys()):
+        raise WeightsError(f"{folder}: tensor {missing[0]!r} is missing")
+    for name, shape in parameters.items():
+        path, info = found[name]
+        if info.shape != shape:
+            raise WeightsError(f"{path}: {name} has shape {list(info.shape)}, the model needs {list(shape)}")
+        if info.dtype not in _FLOATS and f"{name.removesuffix('.weight')}.scales" not in found:
+            raise WeightsError(f"{path}: {name} holds {info.dtype}, expected floating point")
+
+
+def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Mapping[str, Any]) -> None:
+    """Make quantized layers where `names` has their scales, by the settings of `config.json`.
+
+    Args:
+        quantization: `group_size`, `bits` and perhaps `mode`; a key that is a layer's path overrides them for it.
+
+    Raises:
+        WeightsError: settings that MLX does not know.
+    """
+
+    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if f"{path}.scales" not in names or not hasattr(module, "to_quantized"):
+            return False
+        own = quantization.get(path)
+        return {**settings, **own} if isinstance(own, dict) else True
+
+    settings = {key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization}
+    try:
+        nn.quantize(model, class_predicate=chosen, **settings)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise WeightsError(f"config.json: quantization {settings} is not known ({error!s:.160})") from None
+
+
+def _quantization(folder: Path) -> dict[str, Any] | None:
+    content = read_json(folder / "config.json")
+    quantization = content.get("quantization") or content.get("quantization_config")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise ConfigError("config.quantization: expected an object")
+    return quantization
+
+
+def save(
+    folder: str | Path,
+    weights: CosyVoice3Model | Mapping[str, np.ndarray | mx.array],
+    config: CosyVoice3Config,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write a model, or its parameters by name, as a folder that `load` reads back bit for bit.
+
+    Raises:
+        WeightsError: the folder holds weights already, or a dtype that safetensors files of MLX do not have.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = dict(tree_flatten(weights.parameters())) if isinstance(weights, nn.Module) else dict(weights)
+    with Writer(folder, {name: describe(name, array) for name, array in arrays.items()}, max_shard_bytes) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array)
+    save_config(folder, config, quantization=quantization)
+
+
+def save_config(
+    folder: Path,
+    config: CosyVoice3Config,
+    provenance: dict[str, Any] | None = None,
+    quantization: dict[str, Any] | None = None,
+) -> None:
+    """Write `config.json`: the model, and where the weights come from and how they are quantized."""
+    content = config.to_dict()
+    if provenance:
+        content["provenance"] = provenance
+    if quantization:
+        content |= {"quantization": quantization, "quantization_config": quantization}
+    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
+    (folder / "config.json").write_text(text + "\n", encoding="utf-8")
