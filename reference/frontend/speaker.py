@@ -1,0 +1,249 @@
+"""CAM++ speaker encoder: Kaldi fbank in, 192-wide embedding out. Norms that follow a convolution are folded into it.
+
+b batch, T fbank frames, n frames after the first stride (about T / 2), C channels, f mel bins
+
+The graph of campplus.onnx; the same model in PyTorch, unfolded, is `CAMPPlus` of 3D-Speaker (campplus/DTDNN.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from port.config import SpeakerConfig
+
+HEAD_STRIDE = 8  # mel bins are halved three times
+MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
+
+
+class BatchNorm(nn.Module):
+    """Batch norm with fixed statistics; without `affine` there is no scale and shift."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(channels)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, ...) -> same shape."""
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+class Nonlinear(nn.Module):
+    """Batch norm, then ReLU (`get_nonlinear`); without `affine` the norm alone."""
+
+    def __init__(self, channels: int, eps: float, affine: bool = True) -> None:
+        super().__init__()
+        self.relu = affine
+        self.batchnorm = BatchNorm(channels, eps, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, ...) -> same shape."""
+        x = self.batchnorm(x)
+        return F.relu(x) if self.relu else x
+
+
+class BasicResBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut; `stride` acts on the mel bins only."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, stride=(stride, 1), padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Sequential(*([nn.Conv2d(channels, channels, 1, stride=(stride, 1))] if stride != 1 else []))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, f, T) -> (b, C, ceil(f / stride), T)."""
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class FCM(nn.Module):
+    """Convolutional head over mel bins and time."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, channels, 3, padding=1)
+        self.layer1 = nn.Sequential(BasicResBlock(channels, 2), BasicResBlock(channels, 1))
+        self.layer2 = nn.Sequential(BasicResBlock(channels, 2), BasicResBlock(channels, 1))
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1), padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, f, T) -> (b, C * f / 8, T), the bins of one channel next to each other."""
+        x = self.layer2(self.layer1(F.relu(self.conv1(x[:, None]))))
+        return F.relu(self.conv2(x)).flatten(1, 2)
+
+
+class TDNNLayer(nn.Module):
+    """Convolution over time, then ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.linear = nn.Conv1d(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, T) -> (b, out_channels, ceil(T / stride))."""
+        return F.relu(self.linear(x))
+
+
+class CAMLayer(nn.Module):
+    """Convolution gated by what the utterance and the 100-frame segment sound like (context-aware masking)."""
+
+    def __init__(self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int) -> None:
+        super().__init__()
+        self.segment_frames = segment_frames
+        self.linear_local = nn.Conv1d(bn_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.linear1 = nn.Conv1d(bn_channels, bn_channels // 2, 1)
+        self.linear2 = nn.Conv1d(bn_channels // 2, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, n) -> (b, out_channels, n)."""
+        context = x.mean(dim=-1, keepdim=True) + self.seg_pooling(x)
+        gate = torch.sigmoid(self.linear2(F.relu(self.linear1(context))))
+        return self.linear_local(x) * gate
+
+    def seg_pooling(self, x: Tensor) -> Tensor:
+        """Mean of each segment at each of its frames, (b, C, n); a short last segment has the mean of what it holds."""
+        size = self.segment_frames
+        means = F.avg_pool1d(x, size, stride=size, ceil_mode=True)
+        return means[..., None].expand(-1, -1, -1, size).flatten(2)[..., : x.shape[-1]]
+
+
+class CAMDenseTDNNLayer(nn.Module):
+    """Bottleneck, then `CAMLayer`."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, bn_channels: int, dilation: int, segment_frames: int, eps: float
+    ) -> None:
+        super().__init__()
+        self.nonlinear1 = Nonlinear(in_channels, eps)
+        self.linear1 = nn.Conv1d(in_channels, bn_channels, 1)
+        self.cam_layer = CAMLayer(bn_channels, out_channels, dilation, segment_frames)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, n) -> (b, out_channels, n)."""
+        return self.cam_layer(F.relu(self.linear1(self.nonlinear1(x))))
+
+
+class CAMDenseTDNNBlock(nn.Module):
+    """Dense layers, each of which reads all that came before; `tdnnd1` is the first."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        in_channels: int,
+        out_channels: int,
+        bn_channels: int,
+        dilation: int,
+        segment_frames: int,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.names = [f"tdnnd{i + 1}" for i in range(num_layers)]
+        for i, name in enumerate(self.names):
+            channels = in_channels + i * out_channels
+            layer = CAMDenseTDNNLayer(channels, out_channels, bn_channels, dilation, segment_frames, eps)
+            setattr(self, name, layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, n) -> (b, C + num_layers * out_channels, n)."""
+        for name in self.names:
+            x = torch.cat([x, getattr(self, name)(x)], dim=1)
+        return x
+
+
+class TransitLayer(nn.Module):
+    """Batch norm, ReLU, 1x1 convolution; only the last has a bias, from the norm folded into it."""
+
+    def __init__(self, in_channels: int, out_channels: int, bias: bool, eps: float) -> None:
+        super().__init__()
+        self.nonlinear = Nonlinear(in_channels, eps)
+        self.linear = nn.Conv1d(in_channels, out_channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, n) -> (b, out_channels, n)."""
+        return self.linear(self.nonlinear(x))
+
+
+class StatsPool(nn.Module):
+    """Mean and unbiased standard deviation over time."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, n) -> (b, 2 C)."""
+        return torch.cat([x.mean(dim=-1), x.std(dim=-1, unbiased=True)], dim=-1)
+
+
+class DenseLayer(nn.Module):
+    """Projection to the embedding, then a batch norm without scale and shift."""
+
+    def __init__(self, in_channels: int, out_channels: int, eps: float) -> None:
+        super().__init__()
+        self.linear = nn.Conv1d(in_channels, out_channels, 1, bias=False)
+        self.nonlinear = Nonlinear(out_channels, eps, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C) -> (b, out_channels)."""
+        return self.nonlinear(self.linear(x[..., None])[..., 0])
+
+
+class XVector(nn.Module):
+    """Time-delay network from the head's channels to the embedding."""
+
+    def __init__(self, in_channels: int, config: SpeakerConfig) -> None:
+        super().__init__()
+        c, eps = config, config.norm_eps
+        self.tdnn = TDNNLayer(in_channels, c.init_channels, kernel_size=5, stride=2)
+        self.names: list[str] = []
+        channels, last = c.init_channels, len(c.block_layers)
+        for i, (layers, dilation) in enumerate(zip(c.block_layers, c.block_dilations, strict=True), start=1):
+            block = CAMDenseTDNNBlock(
+                layers, channels, c.growth_rate, c.bottleneck_channels, dilation, c.segment_frames, eps
+            )
+            channels += layers * c.growth_rate
+            setattr(self, f"block{i}", block)
+            setattr(self, f"transit{i}", TransitLayer(channels, channels // 2, bias=i == last, eps=eps))
+            self.names += [f"block{i}", f"transit{i}"]
+            channels //= 2
+        self.stats = StatsPool()
+        self.dense = DenseLayer(2 * channels, c.embed_dim, eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, C, T) -> (b, embed_dim)."""
+        x = self.tdnn(x)
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return self.dense(self.stats(F.relu(x)))
+
+
+class CAMPPlus(nn.Module):
+    """The whole encoder."""
+
+    def __init__(self, config: SpeakerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.head = FCM(config.head_channels)
+        self.xvector = XVector(config.head_channels * config.n_mels // HEAD_STRIDE, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed an utterance.
+
+        Args:
+            x: (b, T, f), `fbank` with its mean over time subtracted.
+
+        Returns:
+            (b, embed_dim), not normalised: the flow decoder does that.
+
+        Raises:
+            ValueError: fewer than 3 frames.
+        """
+        if x.shape[1] < MIN_FRAMES:
+            raise ValueError(f"{x.shape[1]} fbank frames are too few for a speaker embedding; {MIN_FRAMES} are needed")
+        return self.xvector(self.head(x.transpose(1, 2)))

@@ -1,0 +1,173 @@
+"""S3TokenizerV3: Whisper log-mel in, speech tokens at 25 Hz out.
+
+b batch, T mel frames, n tokens (about T / 4), C mel bins, D width, h heads, d head width, f FSQ digits
+
+The graph of speech_tokenizer_v3.onnx; the same model in PyTorch is `S3TokenizerV3` of the s3tokenizer package (0.3.0).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from port.config import SpeechTokenizerConfig
+
+MAX_POSITIONS = 2048  # rows of the rotary tables stored in the graph: 81 s of audio
+FSQ_LEVELS = 3
+FSQ_BOUND = 0.9990000128746033  # keeps the largest digit strictly inside the outer rounding interval
+MASK_BIAS = -1e10
+
+Rope = tuple[Tensor, Tensor]
+
+
+def rotary_tables(positions: int, dim: int, theta: float) -> Rope:
+    """Tables of `precompute_freqs_cis` in s3tokenizer/model_v2.py, which the graph stores as constants.
+
+    Returns:
+        cos and sin, each (positions, dim) float32, the second half of the columns equal to the first.
+    """
+    freqs = 1.0 / theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), freqs).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary_emb(x: Tensor, rope: Rope) -> Tensor:
+    """Rotate x (b, n, h, d): channel j turns with channel j + d/2. Source: `apply_rotary_emb` in model_v2.py."""
+    cos, sin = (table[:, None] for table in rope)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def make_non_pad_mask(lengths: Tensor, max_len: int) -> Tensor:
+    """lengths (b,) -> (b, max_len) bool, True where there is audio. Source: s3tokenizer/utils.py."""
+    return torch.arange(max_len, device=lengths.device) < lengths[:, None]
+
+
+class FSMNMultiHeadAttention(nn.Module):
+    """Self-attention plus a depthwise memory over the values (`FSMNMultiHeadAttention` in model_v2.py).
+
+    Args:
+        dim: D; heads: h; kernel_size: odd, taps of the memory.
+    """
+
+    def __init__(self, dim: int, heads: int, kernel_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim)
+        self.out = nn.Linear(dim, dim)
+        self.fsmn_block = nn.Conv1d(dim, dim, kernel_size, padding=(kernel_size - 1) // 2, groups=dim, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor, rope: Rope) -> Tensor:
+        """x (b, n, D), mask (b, n) bool, rope two (n, d) -> (b, n, D)."""
+        b, n, dim = x.shape
+        scale = (dim // self.heads) ** -0.25  # on q and on k, as in Whisper
+        q, k, v = (layer(x).view(b, n, self.heads, -1) for layer in (self.query, self.key, self.value))
+        q, k = apply_rotary_emb(q, rope) * scale, apply_rotary_emb(k, rope) * scale
+        bias = (~mask).to(x.dtype)[:, None, None] * MASK_BIAS
+        weights = torch.softmax(q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + bias, dim=-1)
+        attended = (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(b, n, dim)
+        # The memory reads the values before attention and joins after the output projection.
+        return self.out(attended) + self.forward_fsmn(v.reshape(b, n, dim), mask)
+
+    def forward_fsmn(self, inputs: Tensor, mask: Tensor) -> Tensor:
+        """inputs (b, n, D), mask (b, n) bool -> (b, n, D), zero where padded."""
+        keep = mask.to(inputs.dtype)[:, :, None]
+        inputs = inputs * keep
+        return (self.fsmn_block(inputs.transpose(1, 2)).transpose(1, 2) + inputs) * keep
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Pre-norm transformer block (`ResidualAttentionBlockV3` in s3tokenizer/model_v3.py)."""
+
+    def __init__(self, dim: int, heads: int, mlp_mult: int, kernel_size: int, eps: float) -> None:
+        super().__init__()
+        self.attn_ln = nn.LayerNorm(dim, eps=eps)
+        self.attn = FSMNMultiHeadAttention(dim, heads, kernel_size)
+        self.mlp_ln = nn.LayerNorm(dim, eps=eps)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim * mlp_mult), nn.GELU(), nn.Linear(dim * mlp_mult, dim))
+
+    def forward(self, x: Tensor, mask: Tensor, rope: Rope) -> Tensor:
+        """x (b, n, D), mask (b, n) bool, rope two (n, d) -> (b, n, D)."""
+        x = x + self.attn(self.attn_ln(x), mask, rope)
+        return x + self.mlp(self.mlp_ln(x))
+
+
+class FSQVectorQuantization(nn.Module):
+    """Finite scalar quantisation to base-3 digits (`FSQCodebook` in s3tokenizer/model_v2.py).
+
+    Args:
+        dim: D; fsq_dim: f.
+    """
+
+    def __init__(self, dim: int, fsq_dim: int) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(dim, fsq_dim)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """x (b, n, D) -> (b, n, f) in (-1, 1): what is rounded. Its distance to +-0.5 is the margin of a digit."""
+        return torch.tanh(self.project_in(x)) * FSQ_BOUND
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (b, n, D) -> token ids (b, n) int32, the first digit the least significant."""
+        digits = self.activations(x).round() + 1
+        powers = FSQ_LEVELS ** torch.arange(digits.shape[-1], device=x.device)
+        return (digits * powers.to(digits.dtype)).sum(dim=-1).to(torch.int32)
+
+
+class S3TokenizerV3(nn.Module):
+    """The whole tokenizer; there is no norm after the last block."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: SpeechTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c = config
+        self.conv1 = nn.Conv1d(c.n_mels, c.dim, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv1d(c.dim, c.dim, 3, stride=2, padding=1)
+        self.blocks = nn.ModuleList(
+            ResidualAttentionBlock(c.dim, c.heads, c.mlp_mult, c.fsmn_kernel_size, c.norm_eps) for _ in range(c.depth)
+        )
+        self.quantizer = FSQVectorQuantization(c.dim, c.fsq_dim)
+        cos, sin = rotary_tables(MAX_POSITIONS, c.dim // c.heads, c.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def hidden(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
+        """The last block's states.
+
+        Args:
+            mel: (b, C, T), `log_mel_spectrogram`.
+            mel_len: (b,) int, frames of each row; what lies past them has no influence.
+
+        Returns:
+            (b, n, D) with n = ceil(T / 4), and the tokens of each row (b,) int.
+
+        Raises:
+            ValueError: more tokens than the rotary tables have rows.
+        """
+        x, lengths = mel, mel_len
+        for conv in (self.conv1, self.conv2):
+            mask = make_non_pad_mask(lengths, x.shape[-1])
+            x = nn.functional.gelu(conv(x * mask.to(x.dtype)[:, None]))
+            lengths = (lengths - 1) // 2 + 1
+        n = x.shape[-1]
+        if n > MAX_POSITIONS:
+            raise ValueError(f"{mel.shape[-1]} mel frames are more than the tokenizer's {4 * MAX_POSITIONS}")
+        x, mask, rope = x.transpose(1, 2), make_non_pad_mask(lengths, n), (self.cos[:n], self.sin[:n])
+        for block in self.blocks:
+            x = block(x, mask, rope)
+        return x, lengths
+
+    def activations(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
+        """What is rounded to digits, (b, n, f), and the tokens of each row (b,); arguments as in `hidden`."""
+        x, lengths = self.hidden(mel, mel_len)
+        return self.quantizer.activations(x), lengths
+
+    def forward(self, mel: Tensor, mel_len: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids (b, n) int32, meaningless past a row's length, and those lengths; arguments as in `hidden`."""
+        x, lengths = self.hidden(mel, mel_len)
+        return self.quantizer(x), lengths
