@@ -1,0 +1,252 @@
+"""Text normalisation and splitting, as the original's front end does them.
+
+Sources: `text_normalize` in cosyvoice/cli/frontend.py and cosyvoice/utils/frontend_utils.py. Where the original fails
+or says nonsense (blanks at the ends, a text that starts with a mark and a quote, squares in English, endless numbers),
+the text is read in the obvious way; every other quirk is kept. ttsfrd, the original's first choice, is not supported.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Any, Literal
+
+import inflect
+import regex
+
+Language = Literal["zh", "en"]
+Tokenize = Callable[[str], Sequence[int]]
+Normalizer = Callable[[str], str]
+
+TOKEN_MAX_N = 80  # a piece may not grow past this ...
+TOKEN_MIN_N = 60  # ... once it is longer than this
+MERGE_LEN = 20  # a last piece shorter than this is glued to the one before
+
+BREAKS: dict[str, frozenset[str]] = {"zh": frozenset("。？！；：、.?!;"), "en": frozenset(".?!;:")}
+COMMAS = frozenset("，,")
+CLOSING_QUOTES = frozenset('"”')
+
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_ONLY_MARKS = regex.compile(r"[\p{P}\p{S}]*")
+_NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
+_ESCAPED = re.compile(r'\\(["\\])')
+_TRAILING_COMMAS = re.compile("[，,、]+$")
+
+logger = logging.getLogger(__name__)
+
+
+def text_normalize(
+    text: str | Iterator[str],
+    tokenize: Tokenize,
+    split: bool = True,
+    text_frontend: bool = True,
+    normalizer: Normalizer | None = None,
+) -> Any:
+    """Spell out, clean and split `text` for synthesis (`CosyVoiceFrontEnd.text_normalize`).
+
+    Args:
+        text: the text, or an iterator of text parts, which is passed on untouched.
+        tokenize: text to token ids; its length measures pieces that are not Chinese.
+        split: False returns one string instead of pieces, without the full stop that splitting appends.
+        text_frontend: False returns the text as it is; so does a text with both "<|" and "|>" in it.
+        normalizer: numbers and symbols to words, as `load_normalizer` gives it; None for the plain rules alone.
+
+    Returns:
+        A list of pieces, possibly empty, when `split`; otherwise a string. An iterator comes back in a list of one.
+
+    Raises:
+        TypeError: `text` is neither.
+    """
+    if isinstance(text, Iterator):
+        return [text]
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string or an iterator of strings, not {type(text).__name__}")
+    if not text or not text_frontend or ("<|" in text and "|>" in text):
+        return [text] if split else text
+    lang: Language = "zh" if contains_chinese(text) else "en"
+    text = text.strip()
+    if normalizer is not None and text:
+        text = normalizer(text)
+    text = _chinese_rules(text) if lang == "zh" else spell_out_number(_spell_out_corner_mark(text))
+    if not split:
+        return text
+    return [piece for piece in split_paragraph(text, tokenize, lang) if not is_only_punctuation(piece)]
+
+
+def _chinese_rules(text: str) -> str:
+    text = replace_blank(text.replace("\n", ""))
+    text = replace_corner_mark(text)
+    # The full stop of a decimal number changes too when no normalizer has read it, as in the original.
+    text = text.replace(".", "。").replace(" - ", "，")
+    return _TRAILING_COMMAS.sub("。", remove_bracket(text))
+
+
+def contains_chinese(text: str) -> bool:
+    """Whether any character is in U+4E00..U+9FFF (Japanese kanji are)."""
+    return _CHINESE.search(text) is not None
+
+
+def replace_blank(text: str) -> str:
+    """Delete each space that does not stand between two ASCII characters other than spaces."""
+
+    def keeps(i: int) -> bool:
+        beside = text[i - 1 : i] + text[i + 1 : i + 2]
+        return len(beside) == 2 and beside.isascii() and " " not in beside
+
+    return "".join(c for i, c in enumerate(text) if c != " " or keeps(i))
+
+
+def replace_corner_mark(text: str) -> str:
+    """² and ³ to Chinese words."""
+    return text.replace("²", "平方").replace("³", "立方")
+
+
+def remove_bracket(text: str) -> str:
+    """Delete full-width brackets and backticks; a Chinese dash becomes a space."""
+    return re.sub("[（）【】`]", "", text).replace("——", " ")
+
+
+def spell_out_number(text: str) -> str:
+    """Each run of digits to English words; signs between them stay ("3.14" is "three.fourteen")."""
+    runs = ((is_number, "".join(run)) for is_number, run in groupby(text, str.isdigit))
+    return "".join(_number_words(run) if is_number else run for is_number, run in runs)
+
+
+def _number_words(digits: str) -> str:
+    try:
+        return str(_inflect_engine().number_to_words(digits))
+    except inflect.NumOutOfRangeError:  # 37 digits or more: one by one
+        return " ".join(str(_inflect_engine().number_to_words(digit)) for digit in digits)
+
+
+@cache
+def _inflect_engine() -> inflect.engine:
+    return inflect.engine()
+
+
+def _spell_out_corner_mark(text: str) -> str:
+    """² and ³ to English words, other digits that are no decimals (₂, ①) to plain ones; inflect reads them as zero."""
+    if text.isascii():
+        return text
+
+    def plain(character: str) -> str:
+        if character in "²³":
+            return " squared" if character == "²" else " cubed"
+        if character.isdigit() and not character.isdecimal():
+            return str(unicodedata.digit(character))
+        return character
+
+    return "".join(map(plain, text)).strip()
+
+
+def split_paragraph(
+    text: str,
+    tokenize: Tokenize,
+    lang: Language = "zh",
+    token_max_n: int = TOKEN_MAX_N,
+    token_min_n: int = TOKEN_MIN_N,
+    merge_len: int = MERGE_LEN,
+    comma_split: bool = False,
+) -> list[str]:
+    """Split into sentences and join them to pieces of a good length for the language model.
+
+    Lengths are characters for "zh" and tokens for "en". A full stop is appended when the text ends without a mark. A
+    piece ends once it is longer than `token_min_n` and the next sentence would take it past `token_max_n`.
+    """
+    if not text:
+        return []
+    breaks = BREAKS[lang] | COMMAS if comma_split else BREAKS[lang]
+    if text[-1] not in breaks:
+        text += "。" if lang == "zh" else "."
+
+    def length(part: str) -> int:
+        return len(part) if lang == "zh" else len(tokenize(part))
+
+    pieces: list[str] = []
+    current = ""
+    for sentence in split_sentences(text, breaks):
+        if length(current + sentence) > token_max_n and length(current) > token_min_n:
+            pieces.append(current)
+            current = ""
+        current += sentence
+    if pieces and current and length(current) < merge_len:
+        pieces[-1] += current
+    elif current:
+        pieces.append(current)
+    return pieces
+
+
+def split_sentences(text: str, breaks: frozenset[str]) -> list[str]:
+    """Cut after every break character, together with a closing quote right behind it.
+
+    A break character with nothing before it is dropped, so that of "..." one point stays. Text after the last break
+    character is dropped too; `split_paragraph` makes sure that there is none.
+    """
+    sentences: list[str] = []
+    start = 0
+    for i, character in enumerate(text):
+        if character not in breaks:
+            continue
+        if i > start:
+            sentences.append(text[start : i + 1])
+        start = i + 1
+        # With no sentence yet to close, the quote opens the next one (the original fails there).
+        if sentences and text[start : start + 1] in CLOSING_QUOTES:
+            sentences[-1] += text[start]
+            start += 1
+    return sentences
+
+
+def is_only_punctuation(text: str) -> bool:
+    """Whether the text holds nothing but punctuation and symbols (an empty text does)."""
+    return _ONLY_MARKS.fullmatch(text) is not None
+
+
+class WeTextNormalizer:
+    """Numbers and symbols to words by wetext, guarded against its failures.
+
+    It reads Chinese and English; a text with letters of another script is returned as it is, and so is one on which
+    wetext fails (0.1.8 does on "5€" or "[breath]3"). The first failure is logged.
+
+    Raises:
+        ImportError: wetext is not installed.
+    """
+
+    def __init__(self) -> None:
+        import wetext
+
+        # Language "auto" as in the original: digits alone count as Chinese there.
+        self._normalizer = wetext.Normalizer(remove_erhua=False)
+        self._lock = threading.Lock()
+        self._reported = False
+
+    def __call__(self, text: str) -> str:
+        if not contains_chinese(text) and _NOT_LATIN.search(text):
+            return text
+        try:
+            with self._lock:
+                normalized = self._normalizer.normalize(text)
+        except Exception as error:
+            if not self._reported:
+                self._reported = True
+                logger.warning("wetext failed (%s); plain rules are used for such texts", type(error).__name__)
+            return text
+        # wetext 0.1.8 escapes quotes and backslashes in whatever it has touched.
+        return normalized if normalized == text.strip() else _ESCAPED.sub(r"\1", normalized)
+
+
+@cache
+def load_normalizer() -> Normalizer | None:
+    """The normalizer of the original when wetext is installed and works, otherwise None (and a line is logged)."""
+    try:
+        return WeTextNormalizer()
+    except ModuleNotFoundError:
+        logger.info("wetext is not installed; numbers and symbols are read by the plain rules")
+    except Exception as error:
+        logger.warning("wetext cannot be used (%s); numbers and symbols are read by the plain rules", error)
+    return None
