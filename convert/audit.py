@@ -13,7 +13,8 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from convert.mapping import PORT_ROOT, Shape, Step
+from convert.mapping import PORT_ROOT, Step
+from convert.transforms import Shape
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model
 

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import yaml
 
-from convert.mapping import COUNTERS, Shape
+from convert.mapping import COUNTERS
+from convert.transforms import Shape
 
 # Far above any real model, far below what would fill a machine.
 MAX_TENSORS = 20_000

@@ -3,44 +3,39 @@
 A row says which source tensors make one port parameter and how. In a pattern `#` is an index, `(a|b)` a choice and
 `(.*)` anything; every group may be used as `$1`, `$2`, ... in the target. A part is one source file, so a further file
 is a further part: rows in `TABLE` and a line in `PORT_ROOT`.
-
-O output channels, I input channels, g groups, K taps
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
+from convert.mapping_onnx import ONNX_ROWS
+from convert.transforms import CONSTANT, CONV, FOLD, IDENTITY, TIED, Shape, Transform
 from port.config import CosyVoice3Config
 
-Shape = tuple[int, ...]
-
 # Where each part's parameters live in the port.
-PORT_ROOT = {"llm": "llm", "flow": "flow", "hift": "vocoder", "unit": "unit"}
+PORT_ROOT = {
+    "llm": "llm",
+    "flow": "flow",
+    "hift": "vocoder",
+    "speech_tokenizer": "speech_tokenizer",
+    "speaker": "speaker",
+    "unit": "unit",
+}
 # What training code puts around a state dict: its counters, and prefixes of wrapped modules (the original strips
 # `generator.` itself: cosyvoice/cli/model.py, load).
 COUNTERS = frozenset({"epoch", "step"})
 PREFIXES = {"hift": ("module.", "generator."), "llm": ("module.",), "flow": ("module.",)}
-ROTARY_THETA = 10000.0
 
 
 class ConversionError(ValueError):
     """Source tensors that do not follow the table; the message names the tensor."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """How arrays become one array: `apply(arrays, config)`, and the same for shapes alone, so that a wrong shape is
-    found before any data is read. Both return None where the tensor is checked and dropped."""
-
-    name: str
-    shape: Callable[..., Shape | None]
-    apply: Callable[[list[np.ndarray], CosyVoice3Config], np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -110,213 +105,86 @@ class Conversion:
     used: dict[str, str] = field(default_factory=dict)
 
 
-# ---- transforms
-
-
-def _channels_last(shape: Shape) -> Shape:
-    out_channels, in_channels, taps = shape
-    return (out_channels, taps, in_channels)
-
-
-def _folded(gain: Shape, direction: Shape) -> Shape:
-    if len(direction) != 3 or gain != (direction[0], 1, 1):
-        raise ValueError
-    return _channels_last(direction)
-
-
-def fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Weight of a weight-normed convolution, in float32 throughout.
-
-    Args:
-        gain: (O, 1, 1), `original0` or `weight_g`.
-        direction: (O, I/g, K), `original1` or `weight_v`.
-
-    Returns:
-        (O, I/g, K): gain * direction / norm of each output channel, without epsilon (torch.nn.utils.parametrizations).
-
-    Raises:
-        ValueError: an output channel of norm zero, which has no direction.
-    """
-    flat = direction.reshape(len(direction), -1)
-    norm = np.sqrt((flat * flat).sum(axis=1))[:, None, None]
-    if not norm.all():
-        raise ValueError("weight norm of a channel that is all zeros")
-    return gain * (direction / norm)
-
-
-def _equal_to_witness(arrays: list[np.ndarray], _: CosyVoice3Config) -> None:
-    copy, original = arrays
-    if copy.ctypes.data != original.ctypes.data and not np.array_equal(copy, original):
-        raise ValueError("differs from the tensor it is tied to")
-
-
-def _dropped_pair(copy: Shape, original: Shape) -> None:
-    if copy != original:
-        raise ValueError
-
-
-def _dropped_vector(shape: Shape) -> None:
-    (_,) = shape
-
-
-def _rotary_constant(arrays: list[np.ndarray], config: CosyVoice3Config) -> None:
-    (inv_freq,) = arrays
-    dim = config.flow.dit.dim_head
-    expected = ROTARY_THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    # Machines disagree in the last bits of float32 pow: 4 ulp allow for that and for nothing else.
-    if inv_freq.shape != expected.shape or np.abs(inv_freq / expected - 1).max() > 4 * np.finfo(np.float32).eps:
-        raise ValueError(f"is not {ROTARY_THETA:g}^(-2j/{dim}), the rotary frequencies that the port computes")
-
-
-IDENTITY = Transform("identity", lambda shape: shape, lambda arrays, _: arrays[0])
-CONV = Transform("conv (O,I/g,K) -> (O,K,I/g)", _channels_last, lambda arrays, _: arrays[0].transpose(0, 2, 1))
-FOLD = Transform(
-    "fold weight norm, conv (O,I/g,K) -> (O,K,I/g)",
-    _folded,
-    lambda arrays, _: fold_weight_norm(*arrays).transpose(0, 2, 1),
-)
-TIED = Transform("tied duplicate, compared and dropped", _dropped_pair, _equal_to_witness)
-CONSTANT = Transform("constant, compared with its formula and dropped", _dropped_vector, _rotary_constant)
-
-
 # ---- the table
+
+
+def _row(part: str, source: str, target: str | None, transform: Transform = IDENTITY, **details: str) -> Row:
+    return Row(part, (source,), target, transform, **details)
 
 
 def _weight_normed(source: str, target: str) -> tuple[Row, ...]:
     """A convolution of hift.pt: new-style or old-style weight norm, or already folded; and its bias."""
+    new = (f"{source}.parametrizations.weight.original0", f"{source}.parametrizations.weight.original1")
     return (
-        Row(
-            "hift",
-            (f"{source}.parametrizations.weight.original0", f"{source}.parametrizations.weight.original1"),
-            f"{target}.weight",
-            FOLD,
-        ),
+        Row("hift", new, f"{target}.weight", FOLD),
         Row("hift", (f"{source}.weight_g", f"{source}.weight_v"), f"{target}.weight", FOLD),
-        Row("hift", (f"{source}.weight",), f"{target}.weight", CONV),
-        Row("hift", (f"{source}.bias",), f"{target}.bias", IDENTITY),
+        _row("hift", f"{source}.weight", f"{target}.weight", CONV),
+        _row("hift", f"{source}.bias", f"{target}.bias"),
     )
 
 
-_LLM = "llm.model.model"
-_DIT = "decoder.estimator"
-_BLOCK = f"{_DIT}.transformer_blocks.#"
+_QWEN, _PORT_QWEN = "llm.model.model", "llm.qwen2"
+_LAYER, _PORT_LAYER = f"{_QWEN}.layers.#", f"{_PORT_QWEN}.layers.$1"
+_DIT, _PORT_DIT = "decoder.estimator", "flow.decoder.estimator"
+_BLOCK, _PORT_BLOCK = f"{_DIT}.transformer_blocks.#", f"{_PORT_DIT}.transformer_blocks.$1"
+_CONV_POS, _PORT_CONV_POS = f"{_DIT}.input_embed.conv_pos_embed", f"{_PORT_DIT}.input_embed.conv_pos_embed"
+_ONNX_TRANSFORMS = {"identity": IDENTITY, "conv": CONV}
 
 TABLE: tuple[Row, ...] = (
     # llm.pt
-    Row("llm", (f"{_LLM}.embed_tokens.weight",), "llm.qwen2.embed_tokens.weight", IDENTITY),
-    Row(
+    _row("llm", f"{_QWEN}.embed_tokens.weight", f"{_PORT_QWEN}.embed_tokens.weight"),
+    _row("llm", f"{_LAYER}.self_attn.(q_proj|k_proj|v_proj).(weight|bias)", f"{_PORT_LAYER}.self_attn.$2.$3"),
+    _row("llm", f"{_LAYER}.self_attn.o_proj.weight", f"{_PORT_LAYER}.self_attn.o_proj.weight"),
+    _row("llm", f"{_LAYER}.mlp.(gate_proj|up_proj|down_proj).weight", f"{_PORT_LAYER}.mlp.$2.weight"),
+    _row("llm", f"{_LAYER}.(input_layernorm|post_attention_layernorm).weight", f"{_PORT_LAYER}.$2.weight"),
+    _row("llm", f"{_QWEN}.norm.weight", f"{_PORT_QWEN}.norm.weight"),
+    _row(
         "llm",
-        (f"{_LLM}.layers.#.self_attn.(q_proj|k_proj|v_proj).(weight|bias)",),
-        "llm.qwen2.layers.$1.self_attn.$2.$3",
-        IDENTITY,
-    ),
-    Row("llm", (f"{_LLM}.layers.#.self_attn.o_proj.weight",), "llm.qwen2.layers.$1.self_attn.o_proj.weight", IDENTITY),
-    Row(
-        "llm",
-        (f"{_LLM}.layers.#.mlp.(gate_proj|up_proj|down_proj).weight",),
-        "llm.qwen2.layers.$1.mlp.$2.weight",
-        IDENTITY,
-    ),
-    Row(
-        "llm",
-        (f"{_LLM}.layers.#.(input_layernorm|post_attention_layernorm).weight",),
-        "llm.qwen2.layers.$1.$2.weight",
-        IDENTITY,
-    ),
-    Row("llm", (f"{_LLM}.norm.weight",), "llm.qwen2.norm.weight", IDENTITY),
-    Row(
-        "llm",
-        ("llm.model.lm_head.weight",),
+        "llm.model.lm_head.weight",
         None,
         TIED,
-        witness=f"{_LLM}.embed_tokens.weight",
+        witness=f"{_QWEN}.embed_tokens.weight",
         reason="tied to embed_tokens and never used: speech tokens come from llm_decoder",
     ),
-    Row("llm", ("(llm_decoder|speech_embedding).weight",), "llm.$1.weight", IDENTITY),
+    _row("llm", "(llm_decoder|speech_embedding).weight", "llm.$1.weight"),
     # flow.pt
-    Row("flow", ("input_embedding.weight",), "flow.input_embedding.weight", IDENTITY),
-    Row("flow", ("spk_embed_affine_layer.(weight|bias)",), "flow.spk_embed_affine_layer.$1", IDENTITY),
-    Row("flow", ("pre_lookahead_layer.(conv1|conv2).weight",), "flow.pre_lookahead_layer.$1.weight", CONV),
-    Row("flow", ("pre_lookahead_layer.(conv1|conv2).bias",), "flow.pre_lookahead_layer.$1.bias", IDENTITY),
-    Row("flow", (f"{_DIT}.time_embed.time_mlp.0.(weight|bias)",), f"flow.{_DIT}.time_embed.linear_1.$1", IDENTITY),
-    Row("flow", (f"{_DIT}.time_embed.time_mlp.2.(weight|bias)",), f"flow.{_DIT}.time_embed.linear_2.$1", IDENTITY),
-    Row("flow", (f"{_DIT}.input_embed.proj.(weight|bias)",), f"flow.{_DIT}.input_embed.proj.$1", IDENTITY),
-    Row(
-        "flow",
-        (f"{_DIT}.input_embed.conv_pos_embed.(conv1|conv2).0.weight",),
-        f"flow.{_DIT}.input_embed.conv_pos_embed.$1.weight",
-        CONV,
-    ),
-    Row(
-        "flow",
-        (f"{_DIT}.input_embed.conv_pos_embed.(conv1|conv2).0.bias",),
-        f"flow.{_DIT}.input_embed.conv_pos_embed.$1.bias",
-        IDENTITY,
-    ),
-    Row(
-        "flow",
-        (f"{_DIT}.rotary_embed.inv_freq",),
-        None,
-        CONSTANT,
-        reason="a formula that the port computes itself",
-    ),
-    Row(
-        "flow",
-        (f"{_BLOCK}.attn_norm.linear.(weight|bias)",),
-        f"flow.{_DIT}.transformer_blocks.$1.attn_norm.linear.$2",
-        IDENTITY,
-    ),
-    Row(
-        "flow",
-        (f"{_BLOCK}.attn.(to_q|to_k|to_v).(weight|bias)",),
-        f"flow.{_DIT}.transformer_blocks.$1.attn.$2.$3",
-        IDENTITY,
-    ),
-    Row(
-        "flow",
-        (f"{_BLOCK}.attn.to_out.0.(weight|bias)",),
-        f"flow.{_DIT}.transformer_blocks.$1.attn.to_out.$2",
-        IDENTITY,
-    ),
-    Row(
-        "flow",
-        (f"{_BLOCK}.ff.ff.0.0.(weight|bias)",),
-        f"flow.{_DIT}.transformer_blocks.$1.ff.linear_1.$2",
-        IDENTITY,
-    ),
-    Row(
-        "flow",
-        (f"{_BLOCK}.ff.ff.2.(weight|bias)",),
-        f"flow.{_DIT}.transformer_blocks.$1.ff.linear_2.$2",
-        IDENTITY,
-    ),
-    Row("flow", (f"{_DIT}.norm_out.linear.(weight|bias)",), f"flow.{_DIT}.norm_out.linear.$1", IDENTITY),
-    Row("flow", (f"{_DIT}.proj_out.(weight|bias)",), f"flow.{_DIT}.proj_out.$1", IDENTITY),
+    _row("flow", "input_embedding.weight", "flow.input_embedding.weight"),
+    _row("flow", "spk_embed_affine_layer.(weight|bias)", "flow.spk_embed_affine_layer.$1"),
+    _row("flow", "pre_lookahead_layer.(conv1|conv2).weight", "flow.pre_lookahead_layer.$1.weight", CONV),
+    _row("flow", "pre_lookahead_layer.(conv1|conv2).bias", "flow.pre_lookahead_layer.$1.bias"),
+    _row("flow", f"{_DIT}.time_embed.time_mlp.0.(weight|bias)", f"{_PORT_DIT}.time_embed.linear_1.$1"),
+    _row("flow", f"{_DIT}.time_embed.time_mlp.2.(weight|bias)", f"{_PORT_DIT}.time_embed.linear_2.$1"),
+    _row("flow", f"{_DIT}.input_embed.proj.(weight|bias)", f"{_PORT_DIT}.input_embed.proj.$1"),
+    _row("flow", f"{_CONV_POS}.(conv1|conv2).0.weight", f"{_PORT_CONV_POS}.$1.weight", CONV),
+    _row("flow", f"{_CONV_POS}.(conv1|conv2).0.bias", f"{_PORT_CONV_POS}.$1.bias"),
+    _row("flow", f"{_DIT}.rotary_embed.inv_freq", None, CONSTANT, reason="a formula that the port computes itself"),
+    _row("flow", f"{_BLOCK}.attn_norm.linear.(weight|bias)", f"{_PORT_BLOCK}.attn_norm.linear.$2"),
+    _row("flow", f"{_BLOCK}.attn.(to_q|to_k|to_v).(weight|bias)", f"{_PORT_BLOCK}.attn.$2.$3"),
+    _row("flow", f"{_BLOCK}.attn.to_out.0.(weight|bias)", f"{_PORT_BLOCK}.attn.to_out.$2"),
+    _row("flow", f"{_BLOCK}.ff.ff.0.0.(weight|bias)", f"{_PORT_BLOCK}.ff.linear_1.$2"),
+    _row("flow", f"{_BLOCK}.ff.ff.2.(weight|bias)", f"{_PORT_BLOCK}.ff.linear_2.$2"),
+    _row("flow", f"{_DIT}.norm_out.linear.(weight|bias)", f"{_PORT_DIT}.norm_out.linear.$1"),
+    _row("flow", f"{_DIT}.proj_out.(weight|bias)", f"{_PORT_DIT}.proj_out.$1"),
     # hift.pt
     *_weight_normed("(conv_pre|conv_post)", "vocoder.$1"),
     *_weight_normed("ups.#", "vocoder.ups.$1"),
     *_weight_normed("(resblocks|source_resblocks).#.(convs1|convs2).#", "vocoder.$1.$2.$3.$4"),
     # Activations take the odd places of the original's nn.Sequential.
-    *(
-        row
-        for i in range(5)
-        for row in _weight_normed(f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}")
+    *chain.from_iterable(
+        _weight_normed(f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}") for i in range(5)
     ),
-    Row(
-        "hift",
-        ("(resblocks|source_resblocks).#.(activations1|activations2).#.alpha",),
-        "vocoder.$1.$2.$3.$4.alpha",
-        IDENTITY,
-    ),
-    Row("hift", ("source_downs.#.weight",), "vocoder.source_downs.$1.weight", CONV),
-    Row("hift", ("source_downs.#.bias",), "vocoder.source_downs.$1.bias", IDENTITY),
-    Row("hift", ("m_source.l_linear.(weight|bias)",), "vocoder.m_source.l_linear.$1", IDENTITY),
-    Row("hift", ("f0_predictor.classifier.(weight|bias)",), "vocoder.f0_predictor.classifier.$1", IDENTITY),
+    _row("hift", "(resblocks|source_resblocks).#.(activations1|activations2).#.alpha", "vocoder.$1.$2.$3.$4.alpha"),
+    _row("hift", "source_downs.#.weight", "vocoder.source_downs.$1.weight", CONV),
+    _row("hift", "source_downs.#.bias", "vocoder.source_downs.$1.bias"),
+    _row("hift", "m_source.l_linear.(weight|bias)", "vocoder.m_source.l_linear.$1"),
+    _row("hift", "f0_predictor.classifier.(weight|bias)", "vocoder.f0_predictor.classifier.$1"),
     # Modules of the original that no official file carries; parity tests bring weights of their own.
-    Row("unit", ("(.*)(gamma|beta)",), "unit.$1$2", IDENTITY),
-    Row("unit", ("(.*)dwconv.weight",), "unit.$1dwconv.weight", CONV),
-    Row("unit", ("(.*)dwconv.bias",), "unit.$1dwconv.bias", IDENTITY),
-    Row("unit", ("(.*)(norm|pwconv1|pwconv2).(weight|bias)",), "unit.$1$2.$3", IDENTITY),
+    _row("unit", "(.*)(gamma|beta)", "unit.$1$2"),
+    _row("unit", "(.*)dwconv.weight", "unit.$1dwconv.weight", CONV),
+    _row("unit", "(.*)dwconv.bias", "unit.$1dwconv.bias"),
+    _row("unit", "(.*)(norm|pwconv1|pwconv2).(weight|bias)", "unit.$1$2.$3"),
+    # speech_tokenizer_v3.onnx, campplus.onnx
+    *(_row(part, source, target, _ONNX_TRANSFORMS[kind]) for part, source, target, kind in ONNX_ROWS),
 )
 
 
@@ -326,7 +194,8 @@ TABLE: tuple[Row, ...] = (
 @lru_cache(maxsize=4096)
 def _regex(pattern: str) -> re.Pattern[str]:
     pieces = re.split(r"(#|\([^)]*\))", pattern)
-    return re.compile("".join(r"(\d+)" if p == "#" else p if p.startswith("(") else re.escape(p) for p in pieces))
+    written = (r"(\d+)" if p == "#" else p.replace("#", r"\d+") if p.startswith("(") else re.escape(p) for p in pieces)
+    return re.compile("".join(written))
 
 
 @lru_cache(maxsize=16)
