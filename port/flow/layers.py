@@ -17,6 +17,8 @@ from port.ops import conv1d
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
+# Where torch's float32 exp (MKL on any x86) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
+TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[mx.array, mx.array]
 
 
@@ -25,7 +27,10 @@ def sinus_frequencies(dim: int) -> np.ndarray:
     half = dim // 2
     exponents = np.arange(half, dtype=np.float32) * np.float32(-(math.log(MAX_PERIOD) / (half - 1)))
     # numpy's float32 exp is off by one unit in half of the places; through float64 it rounds correctly.
-    return np.exp(exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    for place in TORCH_EXP_BELOW.get(dim, ()):
+        frequencies[place] = np.nextafter(frequencies[place], np.float32(0))
+    return frequencies
 
 
 class SinusPositionEmbedding(nn.Module):

@@ -59,14 +59,14 @@ class DiT(nn.Module):
         self.norm_out = AdaLayerNormZero_Final(config.dim)
         self.proj_out = nn.Linear(config.dim, config.mel_dim)
 
-    def attention_mask(self, mask: Tensor, streaming: bool = False) -> Tensor:
+    def attention_mask(self, mask: Tensor, n: int, streaming: bool = False) -> Tensor:
         """Queries by keys, (b, 1, n, n) bool, from the valid frames (b, 1, n).
 
         Streaming lets a frame see the past and its own chunk of `static_chunk_size` frames, else every frame sees all.
         """
         chunk_size = self.config.static_chunk_size if streaming else 0
         masks = add_optional_chunk_mask(mask.bool(), chunk_size)
-        return masks.expand(-1, mask.shape[-1], -1)[:, None]
+        return masks.expand(-1, n, -1)[:, None]
 
     def forward(
         self, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, spks: Tensor, cond: Tensor, streaming: bool = False
@@ -90,7 +90,7 @@ class DiT(nn.Module):
         t = self.time_embed(t)
         x = self.input_embed(x, cond, mu, spks)
         rope = rotary_tables(self.rotary_embed(x.shape[1]))
-        mask = self.attention_mask(mask, streaming)
+        mask = self.attention_mask(mask, x.shape[1], streaming)
         for block in self.transformer_blocks:
             x = block(x, t, mask=mask, rope=rope)
         return self.proj_out(self.norm_out(x, t)).transpose(1, 2)
