@@ -1,0 +1,71 @@
+"""Options of the suite, the arithmetic it runs under, and the collection of every reading into one report file."""
+
+import os
+
+os.environ["MLX_ENABLE_TF32"] = "0"  # must be set before MLX is first imported: TF32 costs ten bits of a float32 matmul
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from parity_tests.harness.session import Session
+
+ROOT = Path(__file__).parent
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("parity")
+    group.addoption("--checkpoint", type=_folder, metavar="DIR", help="official checkpoint folder (default: a tiny one)")
+    group.addoption("--mlx-path", type=_folder, metavar="DIR", help="its conversion (default: converted on the fly)")
+    group.addoption("--report", metavar="DIR", help="write DIR/report.json")
+    group.addoption("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="the port's weights")
+    group.addoption("--adapter", default="own", help="which port is judged: a module of parity_tests/adapters")
+    group.addoption("--full", action="store_true", help="also compare real sizes (minutes, several GB)")
+    group.addoption("--seed", type=int, default=0, help="seed of the embedded checkpoint")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(max(1, min(2, os.cpu_count() or 1)))
+    torch.manual_seed(0)
+    config.stash[Session.key] = Session(config, command=_command())
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--full"):
+        return
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="real sizes: run with --full"))
+
+
+def pytest_runtest_logreport(report):
+    Session.current.log(report)
+
+
+def pytest_sessionfinish(session):
+    session.config.stash[Session.key].finish(ROOT)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    for line in config.stash[Session.key].summary():
+        terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def parity(request):
+    """The running session: judges cases, hands out the checkpoint and both models, keeps every row."""
+    return request.config.stash[Session.key]
+
+
+def _folder(value):
+    if not Path(value).is_dir():
+        raise argparse.ArgumentTypeError(f"{value} is no folder")
+    return Path(value)
+
+
+def _command():
+    words = [Path(sys.argv[0]).stem, *sys.argv[1:]]
+    return " ".join("pytest" if word == "__main__" else word for word in words)

@@ -1,0 +1,97 @@
+"""The adapter of this repository's own port; weights travel through convert/mapping.py, so each case tests it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from convert.mapping import convert
+from parity_tests.adapters.base import Adapter
+from parity_tests.harness.targets import Target
+from port.config import CosyVoice3Config, DiTConfig, FlowConfig
+
+
+class OwnPort(Adapter):
+    """`port/` on the device that MLX chose."""
+
+    name = "own"
+
+    def __init__(self, dtype: mx.Dtype = mx.float32) -> None:
+        self.dtype = dtype
+
+    def build(self, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
+        """The port's class with the official weights in it, or the port's function."""
+        built = target.build("port", config)
+        if isinstance(built, nn.Module):
+            if target.at:
+                load_part(built, target, config, state)
+            built.set_dtype(self.dtype)
+        return built
+
+    def run(
+        self,
+        target: Target,
+        config: Mapping[str, Any],
+        state: Mapping[str, np.ndarray],
+        inputs: Mapping[str, np.ndarray],
+        call: Mapping[str, Any],
+    ) -> dict[str, np.ndarray]:
+        return self.call(target, self.build(target, config, state), inputs, call)
+
+    def call(
+        self, target: Target, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Run a part that `build` made; arrays in the reference's layout on both ends."""
+        arguments = {k: to_mlx(target.to_port.get(k, np.asarray)(v)) for k, v in inputs.items()}
+        results = target.call("port", built, {**arguments, **call})
+        return {k: target.from_port.get(k, np.asarray)(to_numpy(v)) for k, v in results.items()}
+
+    def versions(self) -> dict[str, str]:
+        return {"mlx": mx.__version__}
+
+
+def make(dtype: str = "float32") -> OwnPort:
+    """The adapter for weights of `dtype`: float32, float16 or bfloat16."""
+    return OwnPort(getattr(mx, dtype))
+
+
+def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
+    """Carry official weights into one part of the port through the conversion table.
+
+    Args:
+        module: the part, freshly built.
+        target: the part; `target.at` is its place in the official checkpoint, `file:prefix`.
+        config: its sizes; the rotary table depends on `dim_head`.
+        state: official keys relative to the prefix.
+
+    Raises:
+        ValueError: the table's keys are not exactly the part's parameters.
+    """
+    file, _, prefix = target.at.partition(":")
+    head = config.get("dim_head") or config.get("dit", {}).get("dim_head") or DiTConfig.dim_head
+    model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
+    converted = convert(file, {f"{prefix}.{k}" if prefix else k: v for k, v in state.items()}, model).tensors
+    wanted = {k for k, _ in tree_flatten(module.parameters())}
+    roots = {k[: len(k) - len(w)] for k in converted for w in wanted if k.endswith(w)} if wanted else {""}
+    root = next((r for r in sorted(roots) if {r + w for w in wanted} == set(converted)), None)
+    if root is None:
+        raise ValueError(f"{target.at}: the table gives {sorted(converted)}, the port has {sorted(wanted)}")
+    module.load_weights([(k.removeprefix(root), mx.array(v)) for k, v in converted.items()], strict=True)
+    module.eval()
+
+
+def to_mlx(array: np.ndarray) -> mx.array:
+    """Floats become float32; integers and masks keep their kind."""
+    return mx.array(array.astype(np.float32) if array.dtype.kind == "f" else array)
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A tensor, or a list of tensors of one shape, as an array."""
+    if isinstance(value, list):
+        return np.stack([to_numpy(item) for item in value])
+    return np.array(value)

@@ -1,0 +1,121 @@
+"""Record what every twin of one side received and returned, in the order in which the calls ended.
+
+MLX modules have no hooks, so both sides are recorded the same way: the classes and functions of `targets.py` are
+wrapped while a `Recorder` is open. The k-th call of a twin on one side corresponds to its k-th call on the other.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as mlx_nn
+import numpy as np
+import torch
+
+from parity_tests.harness.targets import TARGETS, Target
+
+
+@dataclass
+class Call:
+    """One call of one twin; arrays in the side's own layout and precision."""
+
+    target: Target
+    index: int
+    name: str
+    owner: Any
+    arguments: dict[str, Any] = field(repr=False)
+    results: dict[str, Any] = field(repr=False)
+
+
+class Recorder:
+    """Context manager that wraps one side's twins.
+
+    Args:
+        package: `reference` or `port`.
+        root: module whose sub-modules give the calls their names; a call of anything else is named by its twin.
+    """
+
+    def __init__(self, package: str, root: Any = None) -> None:
+        self.package = package
+        self.calls: list[Call] = []
+        self._names = _names(root)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Recorder:
+        for target in TARGETS.values():
+            found, method = target.resolve(self.package)
+            if isinstance(found, type):
+                self._wrap(found, method or ("forward" if issubclass(found, torch.nn.Module) else "__call__"), target)
+            else:
+                for module in [m for n, m in sys.modules.items() if n.split(".")[0] == self.package]:
+                    if module.__dict__.get(found.__name__) is found:
+                        self._wrap(module, found.__name__, target)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def of(self, path: str, name: str | None = None) -> list[Call]:
+        """The calls of one twin, or of one sub-module of that twin."""
+        return [c for c in self.calls if c.target.path == path and name in (None, c.name)]
+
+    def _wrap(self, holder: Any, attribute: str, target: Target) -> None:
+        if attribute not in vars(holder):
+            return  # inherited: wrapped where it is defined
+        original = vars(holder)[attribute]
+        signature = inspect.signature(original)
+        has_self = isinstance(holder, type)
+
+        @functools.wraps(original)
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            result = original(*args, **kwargs)
+            if inspect.isgenerator(result):
+                return result
+            bound = signature.bind(*args, **kwargs)
+            arguments = dict(list(bound.arguments.items())[1:] if has_self else bound.arguments)
+            outputs = result if isinstance(result, tuple) else (result,)
+            if len(outputs) != len(target.outputs):
+                raise ValueError(f"{self.package}.{target.path}: {len(outputs)} results for {target.outputs}")
+            owner = args[0] if has_self else None
+            index = self._counts[target.path]
+            self._counts[target.path] += 1
+            name = self._names.get(id(owner)) or target.path
+            if has_self and not attribute.startswith("__") and attribute != "forward":
+                name = f"{name}.{attribute}"
+            results = dict(zip(target.outputs, outputs, strict=True))
+            self.calls.append(Call(target, index, name, owner, freeze(arguments), freeze(results)))
+            return result
+
+        setattr(holder, attribute, recorded)
+        self._undo.append(functools.partial(setattr, holder, attribute, original))
+
+
+def freeze(value: Any) -> Any:
+    """Tensors as numpy copies, containers kept, everything else (flags, caches) as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().numpy().copy()
+    if isinstance(value, mx.array):
+        return np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value)
+    if isinstance(value, dict):
+        return {k: freeze(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(freeze(v) for v in value)
+    return value
+
+
+def _names(root: Any) -> dict[int, str]:
+    if isinstance(root, torch.nn.Module | mlx_nn.Module):
+        return {id(module): name for name, module in root.named_modules() if name}
+    return {}

@@ -1,0 +1,91 @@
+"""Run one case on both sides and turn the comparison into report rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from parity_tests.adapters.base import Adapter, NotOffered
+from parity_tests.harness.cases import Case
+from parity_tests.harness.compare import Reading, compare
+from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+
+Kind = Literal["isolated", "chained", "golden", "exact"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint of the report: where it is and what was found there."""
+
+    name: str
+    stage: str
+    kind: Kind
+    module: str
+    case: str
+    reading: Reading
+    reproduce: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        reading = self.reading.to_dict()
+        reason = reading["message"] if self.reading.status in ("SKIP", "XFAIL") else ""
+        return {
+            "name": self.name,
+            "stage": self.stage,
+            "kind": self.kind,
+            "module": self.module,
+            "case": self.case,
+            "reproduce": self.reproduce,
+            "reason": reason,
+            **reading,
+        }
+
+
+def judge(case: Case, adapter: Adapter) -> list[Row]:
+    """Compare every output of a case; an exception of the port is an ERROR row, a part it lacks a SKIP row."""
+    state, inputs = reference_state(case), case.draw()
+    arguments = (case.target, case.config, state, inputs, case.call)
+    single, double = (run_reference(*arguments, dtype) for dtype in (torch.float32, torch.float64))
+    try:
+        port = adapter.run(*arguments)
+    except NotOffered as reason:
+        readings = {"": Reading("SKIP", str(reason) or f"{adapter.name} has no {case.target.path}")}
+    except Exception as error:
+        readings = {"": Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")}
+    else:
+        readings = compare_all(port, single, double)
+    return [
+        Row(
+            name=f"{case.name}.{output}" if output else case.name,
+            stage=case.target.stage,
+            kind="isolated",
+            module=case.target.path,
+            case=case.name,
+            reading=reading,
+            reproduce=f"python -m parity_tests.harness.trace {case.name}",
+        )
+        for output, reading in readings.items()
+    ]
+
+
+def compare_all(port: Arrays, single: Arrays, double: Arrays) -> dict[str, Reading]:
+    """Readings by output name; an output that one side lacks is an ERROR."""
+    readings = {}
+    for output in dict.fromkeys([*double, *single, *port]):
+        absent = [side for side, found in (("port", port), ("reference", double)) if output not in found]
+        if absent or output not in single:
+            readings[output] = Reading("ERROR", f"{output} is missing on the side of the {' and '.join(absent)}")
+        else:
+            readings[output] = compare(port[output], single[output], double[output])
+    return readings
+
+
+def failures(rows: Iterable[Row]) -> list[str]:
+    """One line for each row that is neither passed nor skipped with a reason."""
+    return [
+        f"{row.name}: {row.reading.status}: {row.reading.message}"
+        for row in rows
+        if row.reading.status not in ("PASS", "SKIP", "XFAIL", "REDUCED")
+    ]

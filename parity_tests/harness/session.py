@@ -1,0 +1,142 @@
+"""One run of the suite: judges cases, hands out models, keeps every row, writes report.json at the end."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import mlx.core as mx
+import pytest
+
+from parity_tests.adapters.base import Adapter
+from parity_tests.harness import regime
+from parity_tests.harness.cases import Case
+from parity_tests.harness.compare import BUDGET, FLOOR
+from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
+from parity_tests.harness.judge import Row, failures, judge
+from reports import model as report_model
+
+if TYPE_CHECKING:
+    from parity_tests.harness.models import Models
+
+
+class Session:
+    """State of one pytest run; `Session.current` is the running one."""
+
+    key: ClassVar[pytest.StashKey[Session]] = pytest.StashKey()
+    current: ClassVar[Session]
+
+    def __init__(self, config: pytest.Config, command: str) -> None:
+        Session.current = self
+        self.config = config
+        self.command = command
+        self.rows: list[tuple[Row, str]] = []
+        self.tests: dict[str, dict[str, Any]] = {}
+        self.sections: dict[str, Any] = {}
+        self.started = datetime.now(UTC)
+        self._clock = time.monotonic()
+        self._scratch = tempfile.TemporaryDirectory(prefix="parity-")
+        self._report: dict[str, Any] | None = None
+
+    @cached_property
+    def adapter(self) -> Adapter:
+        """The port under test."""
+        name = self.config.getoption("--adapter")
+        module = import_module(f"parity_tests.adapters.{name}")
+        return module.make(dtype=self.config.getoption("--dtype"))
+
+    @cached_property
+    def models(self) -> Models:
+        """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
+        from parity_tests.harness.models import Models
+
+        option = self.config.getoption
+        return Models.prepare(option("--checkpoint"), option("--mlx-path"), Path(self._scratch.name), option("--seed"))
+
+    def check(self, case: Case) -> None:
+        """Judge an isolated case and fail the running test on any row over budget."""
+        self.add(judge(case, self.adapter))
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Keep rows under the running test and fail it when one of them does not pass."""
+        rows = list(rows)
+        assert rows, "nothing was compared"
+        nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
+        self.rows += [(row, nodeid) for row in rows]
+        if all(row.reading.status == "SKIP" for row in rows):
+            pytest.skip(rows[0].reading.message)
+        if broken := failures(rows):
+            pytest.fail("\n".join(broken), pytrace=False)
+
+    def log(self, report: pytest.TestReport) -> None:
+        """Keep the outcome of every test; a failure outside the call phase counts as an error."""
+        if report.when != "call" and report.outcome == "passed":
+            return
+        outcome = report.outcome if report.when == "call" or report.skipped else "error"
+        if report.skipped:
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        else:
+            reason = "" if report.passed else str(report.longrepr).strip().splitlines()[-1][:500]
+        entry = {"nodeid": report.nodeid, "outcome": outcome, "duration_s": round(report.duration, 3), "reason": reason}
+        self.tests[report.nodeid] = entry
+
+    def finish(self, root: Path) -> None:
+        """Write DIR/report.json when asked to, and drop what was written on the way."""
+        self._scratch.cleanup()
+        folder = self.config.getoption("--report")
+        if not folder:
+            return
+        self._report = self._build(root)
+        report_model.write(self._report, Path(folder) / "report.json")
+
+    def summary(self) -> list[str]:
+        """Lines for the end of pytest's output."""
+        return [self._report["verdict"]["sentence"]] if self._report else []
+
+    def _build(self, root: Path) -> dict[str, Any]:
+        checkpoints = [{**row.to_dict(), "test": nodeid} for row, nodeid in self.rows]
+        compared = {nodeid for _, nodeid in self.rows}
+        tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
+        head, dirty = regime.commit(root)
+        option = self.config.getoption
+        prepared = self.__dict__.get("models")
+        provenance = {
+            "commit": head,
+            "dirty": dirty,
+            "original": "FunAudioLLM/CosyVoice ace7c47",
+            "weights": [asdict(file) for file in prepared.files] if prepared else [],
+            "revision": prepared.revision if prepared else None,
+            "versions": {**regime.versions(), **self.adapter.versions()},
+            **regime.machine(),
+            "precision": regime.precision(),
+            "dtype": option("--dtype"),
+            "seed": option("--seed"),
+            "started": self.started.isoformat(timespec="seconds"),
+            "duration_s": round(time.monotonic() - self._clock, 1),
+            "command": self.command,
+            "adapter": option("--adapter"),
+        }
+        return report_model.assemble(
+            provenance=provenance,
+            budget={"ratio": BUDGET, "floor": FLOOR},
+            checkpoints=checkpoints,
+            tests=tests,
+            components=components(checkpoints, list(self.tests.values())),
+            exceptions=EXCEPTIONS,
+            not_checked=NOT_CHECKED,
+            weights_audit=prepared.audit if prepared else None,
+            **self.sections,
+        )
+
+
+def use_cpu() -> bool:
+    """Whether MLX computes on the CPU, the device that gates."""
+    return mx.default_device().type == mx.cpu
