@@ -73,6 +73,8 @@ def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], stat
         ValueError: the table's keys are not exactly the part's parameters.
     """
     file, _, prefix = target.at.partition(":")
+    if target.at.endswith("rotary_embed"):
+        config = {"dim_head": config["dim"]}
     head = config.get("dim_head") or config.get("dit", {}).get("dim_head") or DiTConfig.dim_head
     model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
     converted = convert(file, {f"{prefix}.{k}" if prefix else k: v for k, v in state.items()}, model).tensors

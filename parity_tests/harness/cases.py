@@ -101,7 +101,8 @@ def voiced_and_unvoiced(batch: int, frames: int, hop: int = 480) -> Draw:
     def draw(rng: np.random.Generator) -> np.ndarray:
         f0 = rng.uniform(90, 390, (batch, frames))
         f0[rng.uniform(size=f0.shape) < 0.3] = 0.0
-        f0[:, : 2 if frames > 2 else 0] = (9.5, 10.5)  # both sides of the threshold, whatever the draw
+        f0[:, :1] = 10.5
+        f0[:, 1:2] = 9.5  # both sides of the threshold, whatever the draw
         return np.repeat(f0.astype(np.float32), hop, axis=1)[:, :, None]
 
     return draw

@@ -13,7 +13,11 @@ import numpy as np
 
 def live_state(template: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Draw a float32 value for each tensor of a reference state dict; of `template` only shapes and constants count."""
-    return {key: live_tensor(key, value, rng) for key, value in template.items()}
+    state = {key: live_tensor(key, value, rng) for key, value in template.items()}
+    for key in state:
+        if key.endswith("lm_head.weight"):
+            state[key] = state[key.replace("lm_head", "model.embed_tokens")]  # tied, as in llm.pt
+    return state
 
 
 def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -24,6 +28,9 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
     draw = rng.standard_normal(shape)
     if name == "alpha":
         draw = rng.uniform(0.5, 2.0, shape)
+    elif key.startswith("conv_post.") and value.ndim < 3 or key == "conv_post.parametrizations.weight.original0":
+        # A logarithm of magnitudes: without damping, one loud bin of one frame would carry all of the error.
+        draw = 0.2 * draw - 1.5 if name == "bias" else rng.uniform(0.4, 0.8, shape)
     elif name in ("original0", "weight_g"):
         draw = rng.uniform(0.7, 1.3, shape)
     elif key.endswith("norm.weight"):

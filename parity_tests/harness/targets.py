@@ -118,9 +118,9 @@ TARGETS = {
         # language model, bottom-up
         Target("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
         Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin")),
-        Target("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", config=sizes.Qwen2Config),
+        Target("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", config=sizes.Qwen2Config, prepare=_ROPE),
         Target("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", config=sizes.Qwen2Config),
-        Target("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config),
+        Target("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE),
         Target("llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", config=sizes.Qwen2Config),
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),

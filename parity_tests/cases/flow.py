@@ -1,0 +1,194 @@
+"""Isolated cases of the flow decoder, smallest parts first: the first failure is the smallest wrong part."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parity_tests.harness.cases import angles, case, chunked, normal, tokens, uniform, valid, values
+
+ATTENTION = dict(dim=48, heads=3, dim_head=16)
+DIT = dict(
+    dim=48, depth=2, heads=3, dim_head=16, mel_dim=12, mu_dim=16, spk_dim=10, out_channels=12, static_chunk_size=8
+)
+# One width for mel, features and speaker, as in the model.
+SQUARE = dict(DIT, mu_dim=12, spk_dim=12)
+FLOW = dict(dit=SQUARE, input_size=12, output_size=12, spk_embed_dim=24, vocab_size=61, pre_lookahead_channels=20)
+CFM = dict(
+    mu=normal(1, 12, 27), mask=valid(27, 27), spks=normal(1, 12), cond=normal(1, 12, 27), noise=normal(1, 12, 27)
+)
+PADDED = dict(
+    x=normal(2, 12, 23),
+    mask=valid(23, 23, 17),
+    mu=normal(2, 16, 23),
+    t=values(0.31, 0.87),
+    spks=normal(2, 10),
+    cond=normal(2, 12, 23),
+)
+PROMPT = dict(
+    token=tokens(1, 17, high=61),
+    prompt_token=tokens(1, 6, high=61),
+    prompt_feat=normal(1, 12, 12),
+    embedding=normal(1, 24),
+    noise=normal(1, 12, 46),
+)
+NO_PROMPT = dict(
+    token=np.array([[5, -1, 60, 7, 33, 8, 9, 12]], np.int32),  # -1 is read as 0, as in the original
+    prompt_token=np.zeros((1, 0), np.int32),
+    prompt_feat=np.zeros((1, 0, 12), np.float32),
+    embedding=normal(1, 24),
+    noise=normal(1, 12, 16),
+)
+SEPARATE = dict(guidance="separate")
+LAST_ROW = chunked(23, 8, 23, 17)
+LAST_ROW[0, 0, -1, 4:9] = False  # the original reads its frame mask from the last query's row
+
+
+def _dit(name: str, streaming: bool, **inputs: object) -> object:
+    return case(f"flow.dit.{name}", "flow.dit.DiT", DIT, dict(streaming=streaming), **{**PADDED, **inputs})
+
+
+def _cfm(name: str, **call: object) -> object:
+    return case(f"flow.cfm.{name}", "flow.matching.CausalConditionalCFM", FLOW, call, **CFM)
+
+
+def _decoder(name: str, inputs: dict, **call: object) -> object:
+    return case(f"flow.decoder.{name}", "flow.decoder.CausalMaskedDiffWithDiT.inference", FLOW, call, **inputs)
+
+
+def _mask(name: str, path: str, call: dict | None = None, **inputs: object) -> object:
+    return case(f"flow.masks.{name}", f"flow.masks.{path}", None, call, **inputs)
+
+
+def _look(name: str, batch: int, **inputs: object) -> object:
+    sizes = dict(in_channels=12, channels=20, pre_lookahead_len=3)
+    return case(
+        f"flow.lookahead.{name}", "flow.lookahead.PreLookaheadLayer", sizes, inputs=normal(batch, 37, 12), **inputs
+    )
+
+
+CASES = (
+    _mask("pad", "make_pad_mask", dict(max_len=9), lengths=np.array([7, 3, 9, 1])),
+    _mask("pad.auto", "make_pad_mask", lengths=np.array([7, 3])),
+    *(
+        _mask(f"chunk.{size}.{chunk}", "subsequent_chunk_mask", dict(size=size, chunk_size=chunk))
+        for size, chunk in ((1, 1), (7, 8), (8, 8), (23, 8), (49, 50), (101, 50))
+    ),
+    *(
+        _mask(f"optional.{chunk}", "add_optional_chunk_mask", dict(static_chunk_size=chunk), masks=valid(23, 23, 9) > 0)
+        for chunk in (0, 1, 8, 50)
+    ),
+    case("flow.sinus", "flow.layers.SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
+    case("flow.time_embed", "flow.layers.TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
+    case("flow.rotary.angles", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=77)),
+    case("flow.rotary.angles.offset", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=7, offset=250)),
+    case("flow.rotary", "flow.layers.apply_rotary_pos_emb", t=normal(2, 23, 48), rope=angles(23, 16)),
+    case("flow.conv_pos_embed", "flow.layers.CausalConvPositionEmbedding", dict(dim=48), x=normal(2, 23, 48)),
+    case(
+        "flow.conv_pos_embed.masked",
+        "flow.layers.CausalConvPositionEmbedding",
+        dict(dim=48),
+        x=normal(2, 23, 48),
+        mask=valid(23, 23, 17)[:, 0] > 0,
+    ),
+    case("flow.conv_pos_embed.one", "flow.layers.CausalConvPositionEmbedding", dict(dim=32), x=normal(1, 1, 32)),
+    case("flow.grn", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96)),
+    *(
+        case(
+            f"flow.convnext.{dilation}",
+            "flow.layers.ConvNeXtV2Block",
+            dict(dim=48, intermediate_dim=96, dilation=dilation),
+            x=normal(2, 23, 48),
+        )
+        for dilation in (1, 2)
+    ),
+    case("flow.adaln_zero", "flow.layers.AdaLayerNormZero", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)),
+    case(
+        "flow.adaln_final", "flow.layers.AdaLayerNormZero_Final", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)
+    ),
+    *(
+        case(
+            f"flow.feed_forward.{kind}",
+            "flow.layers.FeedForward",
+            dict(dim=48, mult=2, approximate=kind),
+            x=normal(2, 23, 48, scale=2),
+        )
+        for kind in ("none", "tanh")
+    ),
+    case("flow.attention", "flow.layers.Attention", ATTENTION, x=normal(2, 23, 48), rope=angles(23, 16)),
+    case("flow.attention.no_rope", "flow.layers.Attention", ATTENTION, x=normal(1, 5, 48)),
+    case(
+        "flow.attention.padded",
+        "flow.layers.Attention",
+        ATTENTION,
+        x=normal(2, 23, 48),
+        mask=valid(23, 23, 17)[:, 0] > 0,
+        rope=angles(23, 16),
+    ),
+    *(
+        case(
+            f"flow.attention.{name}",
+            "flow.layers.Attention",
+            ATTENTION,
+            x=normal(2, 23, 48),
+            mask=mask,
+            rope=angles(23, 16),
+        )
+        for name, mask in (
+            ("chunked", chunked(23, 8, 23, 17)),
+            ("full", chunked(23, 23, 23, 17)),
+            ("last_row", LAST_ROW),
+        )
+    ),
+    *(
+        case(
+            f"flow.block.{name}",
+            "flow.layers.DiTBlock",
+            dict(ATTENTION, ff_mult=2),
+            x=normal(2, 23, 48),
+            t=normal(2, 48),
+            mask=mask,
+            rope=angles(23, 16),
+        )
+        for name, mask in (("chunked", chunked(23, 8, 23, 17)), ("full", chunked(23, 23, 23, 23)))
+    ),
+    case(
+        "flow.input_embed",
+        "flow.dit.InputEmbedding",
+        dict(mel_dim=12, text_dim=16, out_dim=48, spk_dim=10),
+        x=normal(2, 23, 12),
+        cond=normal(2, 23, 12),
+        text_embed=normal(2, 23, 16),
+        spks=normal(2, 10),
+    ),
+    _dit("full", False),
+    _dit("chunked", True),
+    _dit("one_time", True, t=np.float32(0.4) * np.ones((), np.float32)),
+    _dit(
+        "exact_chunks", True, x=normal(2, 12, 24), mask=valid(24, 24, 16), mu=normal(2, 16, 24), cond=normal(2, 12, 24)
+    ),
+    _look("end", 2),
+    _look("context", 2, context=normal(2, 3, 12)),
+    _look("one", 1),
+    *(
+        case(f"flow.schedule.{n}", "flow.matching.cosine_schedule", None, dict(n_timesteps=n))
+        for n in (1, 4, 6, 10, 25)
+    ),
+    _cfm("full", streaming=False),
+    _cfm("chunked", streaming=True),
+    _cfm("full.separate", streaming=False, **SEPARATE),
+    _cfm("chunked.separate", streaming=True, **SEPARATE),
+    _cfm("steps.4", streaming=True, n_timesteps=4),
+    _cfm("temperature", streaming=False, temperature=0.7, n_timesteps=2),
+    *(
+        _decoder(
+            f"prompt.{'chunked' if stream else 'full'}.{'end' if final else 'more'}",
+            PROMPT,
+            streaming=stream,
+            finalize=final,
+        )
+        for stream in (False, True)
+        for final in (False, True)
+    ),
+    _decoder("prompt.separate", PROMPT, streaming=True, finalize=True, **SEPARATE),
+    _decoder("no_prompt", NO_PROMPT, streaming=False, finalize=True),
+)
