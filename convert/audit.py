@@ -39,7 +39,6 @@ class SourceFile:
 class Audit:
     """Counts of one conversion. Every source tensor is either consumed or dropped."""
 
-    files: dict[str, SourceFile]
     sources: int
     source_elements: int
     consumed: int
@@ -47,7 +46,8 @@ class Audit:
     transforms: dict[str, int]  # kind -> number of rows applied
     parameters: int
     parameter_elements: int
-    parameters_by_part: dict[str, int] = field(default_factory=dict)
+    parameters_by_part: dict[str, int]
+    files: dict[str, SourceFile] = field(default_factory=dict)  # by part, then the text files by name
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,7 +75,6 @@ def port_shapes(config: CosyVoice3Config, parts: Iterable[str] | None = None) ->
 
 
 def prove(
-    files: Mapping[str, SourceFile],
     shapes: Mapping[str, Mapping[str, Shape]],
     plans: Mapping[str, list[Step]],
     parameters: Mapping[str, Shape],
@@ -83,7 +82,6 @@ def prove(
     """Check plans against what the files hold and what the port needs.
 
     Args:
-        files: by part.
         shapes: by part, shape of every tensor of the file.
         plans: by part, the steps of `mapping.plan` for all tensors of the file.
         parameters: what must be filled, from `port_shapes`.
@@ -122,7 +120,6 @@ def prove(
     if missing := sorted(parameters.keys() - filled.keys()):
         raise AuditError(f"{missing[0]} is not filled by any source tensor ({len(missing)} missing in all)")
     return Audit(
-        files=dict(files),
         sources=sum(len(held) for held in shapes.values()),
         source_elements=sum(math.prod(shape) for held in shapes.values() for shape in held.values()),
         consumed=consumed,

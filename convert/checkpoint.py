@@ -55,6 +55,11 @@ class StateDict(Mapping[str, np.ndarray]):
             tensor = tensor.float()
         return tensor.numpy()
 
+    def elements(self) -> int:
+        """Numbers stored in the file; tensors that share their storage count once."""
+        storages = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in self._tensors.values()}
+        return sum(storages.values())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
