@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +69,6 @@ class CosyVoice3Tokenizer:
         self.source = str(source)
         self.base_vocab_size = len(vocab)
         self.special_tokens = {token: len(vocab) + i for i, token in enumerate(SPECIAL_TOKENS)}
-        self._special_ids = frozenset(self.special_tokens.values())
         self._tokenizer = _build(vocab, merges)
 
     @classmethod
@@ -133,7 +133,14 @@ class CosyVoice3Tokenizer:
         ids = [int(token) for token in tokens]
         if wrong := [i for i in ids if not 0 <= i < len(self)]:
             raise ValueError(f"token id {wrong[0]} is outside 0..{len(self) - 1}")
-        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+        parts: list[str] = []
+        for special, run in groupby(ids, lambda i: i >= self.base_vocab_size):
+            # Special tokens apart: the byte-level decoder would take the accents of "[ià]" for bytes.
+            if not special:
+                parts.append(self._tokenizer.decode(list(run)))
+            elif not skip_special_tokens:
+                parts.extend(SPECIAL_TOKENS[i - self.base_vocab_size] for i in run)
+        return "".join(parts)
 
     def check_probe(self, on_mismatch: Literal["refuse", "warn"] = "refuse") -> bool:
         """Whether the probe sentence gets the ids of the official tokenizer.
