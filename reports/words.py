@@ -1,0 +1,89 @@
+"""The report's vocabulary: statuses, stages, and how ratios, values and failures are put into words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+BUDGET_RATIO = 4.0
+FLOOR = 8 * 2.0**-24
+STATUSES = ("PASS", "FAIL", "ERROR", "SKIP", "XFAIL", "REDUCED", "VACUOUS")
+BAD = frozenset({"FAIL", "ERROR", "VACUOUS"})
+JUDGED = frozenset({"PASS", "FAIL"})
+OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+PIPELINE = ("text_tokenizer", "speech_tokenizer", "speaker", "llm", "flow", "vocoder")
+STAGES = ("conversion", "noise", "frontend", *PIPELINE, "whole")
+STAGE_NAMES = {
+    "conversion": "conversion",
+    "noise": "noise",
+    "frontend": "audio front end",
+    "text_tokenizer": "text tokenizer",
+    "speech_tokenizer": "speech tokenizer",
+    "speaker": "speaker",
+    "llm": "language model",
+    "flow": "flow",
+    "vocoder": "vocoder",
+    "whole": "whole model",
+}
+
+Row = Mapping[str, Any]
+
+
+def failure_sentence(
+    row: Row, *, budget_ratio: float = BUDGET_RATIO, first: bool = False, isolated: Row | None = None
+) -> str:
+    """What is wrong at one checkpoint, in one breath.
+
+    Args:
+        row: the checkpoint.
+        budget_ratio: the budget it was held to.
+        first: it is the first checkpoint over budget.
+        isolated: the isolated run of the same module, from `isolated_of`.
+    """
+    name, ratio = row["name"], row["ratio"]
+    if row["status"] in ("ERROR", "VACUOUS"):
+        kind = "could not be compared" if row["status"] == "ERROR" else "proves nothing"
+        return f"{name}: {kind}. {row['message'] or row['reason'] or ''}".rstrip()
+    if ratio is None:
+        parts = [f"{name}: {row['message'] or 'not equal'}."]
+    else:
+        which = ""
+        if row["ratio_rms"] is not None and min(row["ratio_rms"], row["ratio_max"]) <= budget_ratio < ratio:
+            inside = "rms" if row["ratio_rms"] < row["ratio_max"] else "max-abs"
+            outside = "max-abs" if inside == "rms" else "rms"
+            low = ratio_text(min(row["ratio_rms"], row["ratio_max"]), budget_ratio)
+            which = f" in {outside} ({low} in {inside})"
+        parts = [f"{name}: {ratio_text(ratio, budget_ratio)} the reference's own float32 error{which}"]
+        parts[0] += f" (budget {budget_ratio:g}x)."
+    if first:
+        parts.append("First checkpoint over budget.")
+    if worst := row["worst"]:
+        values = f"port {number_text(worst['port'])}, float64 {number_text(worst['oracle'])}"
+        parts.append(f"Worst element {list(worst['index'])}: {values}.")
+    if row["kind"] == "isolated" and ratio is not None:
+        parts.append("Fed the reference's own inputs, so the fault is inside this module or a part of it.")
+    if row["kind"] == "chained":
+        if isolated is None:
+            parts.append("Its module was not run in isolation.")
+        else:
+            inside = isolated["ratio"] > budget_ratio
+            verdict = "so the fault is inside this module" if inside else "so the fault comes from what feeds it"
+            parts.append(f"Isolated: {ratio_text(isolated['ratio'], budget_ratio)}, {verdict}.")
+    return " ".join(parts)
+
+
+def ratio_text(ratio: float | None, budget_ratio: float = BUDGET_RATIO, *, padded: bool = False) -> str:
+    """`9.3x`, or `9.30x` for columns; digits enough to stay on the right side of the budget."""
+    if ratio is None:
+        return "not measured"
+    if ratio >= 1e5 or 0 < ratio < 0.005:
+        return f"{ratio:.1e}x"
+    digits = 0 if ratio >= 1000 else 1 if ratio >= 10 else 2
+    while digits < 9 and (round(ratio, digits) > budget_ratio) != (ratio > budget_ratio):
+        digits += 1
+    text = f"{ratio:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text and not padded else text) + "x"
+
+
+def number_text(value: float | None) -> str:
+    return "not finite" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
