@@ -1,7 +1,7 @@
 """Rows of the one table (`convert.mapping`) for the two ONNX files, as plain data.
 
-The source keys are those that `convert.onnx_graph` gives the weights: the names of the PyTorch modules behind the graph,
-in PyTorch's layouts. Patterns are written as in `convert.mapping`; `conv` moves the input channels to the end.
+The source keys are those that `convert.onnx_graph` gives the weights: names of the PyTorch modules behind the graph, in
+PyTorch's layouts. Patterns are written as in `convert.mapping`; `conv` moves the input channels to the end.
 """
 
 from __future__ import annotations

@@ -55,6 +55,7 @@ class FSMNMultiHeadAttention(nn.Module):
     def __init__(self, dim: int, heads: int, kernel_size: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (dim // heads) ** -0.25  # on q and on k, as in Whisper
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim)
@@ -64,9 +65,8 @@ class FSMNMultiHeadAttention(nn.Module):
     def __call__(self, x: mx.array, mask: mx.array, rope: Rope) -> mx.array:
         """x (b, n, D), mask (b, n) bool, rope two (n, d) -> (b, n, D)."""
         b, n, dim = x.shape
-        scale = (dim // self.heads) ** -0.25  # on q and on k, as in Whisper
         q, k, v = (layer(x).reshape(b, n, self.heads, -1) for layer in (self.query, self.key, self.value))
-        q, k = apply_rotary_emb(q, rope) * scale, apply_rotary_emb(k, rope) * scale
+        q, k = apply_rotary_emb(q, rope) * self.scale, apply_rotary_emb(k, rope) * self.scale
         bias = mx.where(mask, 0.0, MASK_BIAS).astype(x.dtype)[:, None, None]
         q, k, heads = (y.swapaxes(1, 2) for y in (q, k, v))
         attended = mx.fast.scaled_dot_product_attention(q, k, heads, scale=1.0, mask=bias)

@@ -113,7 +113,8 @@ class CAMLayer(nn.Module):
     def seg_pooling(self, x: Tensor) -> Tensor:
         """Mean of each segment at each of its frames, (b, C, n); a short last segment has the mean of what it holds."""
         size = self.segment_frames
-        means = F.avg_pool1d(x, size, stride=size, ceil_mode=True)
+        # There is no padding to include; said so, since onnxruntime (until 2026) took an overhang for padding.
+        means = F.avg_pool1d(x, size, stride=size, ceil_mode=True, count_include_pad=False)
         return means[..., None].expand(-1, -1, -1, size).flatten(2)[..., : x.shape[-1]]
 
 

@@ -53,6 +53,7 @@ class FSMNMultiHeadAttention(nn.Module):
     def __init__(self, dim: int, heads: int, kernel_size: int) -> None:
         super().__init__()
         self.heads = heads
+        self.scale = (dim // heads) ** -0.25  # on q and on k, as in Whisper
         self.query = nn.Linear(dim, dim)
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim)
@@ -62,9 +63,8 @@ class FSMNMultiHeadAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, rope: Rope) -> Tensor:
         """x (b, n, D), mask (b, n) bool, rope two (n, d) -> (b, n, D)."""
         b, n, dim = x.shape
-        scale = (dim // self.heads) ** -0.25  # on q and on k, as in Whisper
         q, k, v = (layer(x).view(b, n, self.heads, -1) for layer in (self.query, self.key, self.value))
-        q, k = apply_rotary_emb(q, rope) * scale, apply_rotary_emb(k, rope) * scale
+        q, k = apply_rotary_emb(q, rope) * self.scale, apply_rotary_emb(k, rope) * self.scale
         bias = (~mask).to(x.dtype)[:, None, None] * MASK_BIAS
         weights = torch.softmax(q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + bias, dim=-1)
         attended = (weights @ v.transpose(1, 2)).transpose(1, 2).reshape(b, n, dim)

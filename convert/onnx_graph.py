@@ -1,0 +1,240 @@
+"""A parsed ONNX file: the weights at its nodes, named after the modules they come from.
+
+PyTorch's exporter writes most weights under numbers, which change with every export; a node's name tells its module,
+`/blocks.3/attn/query/MatMul` for `blocks.3.attn.query`. Weights come out under the names and in the layouts of those
+modules (a `MatMul` holds the transpose of a Linear's weight). Nothing in a file is executed, and no other file is read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import NodeProto, TensorProto
+
+from convert.checkpoint import CheckpointError
+from convert.transforms import Shape
+
+MAX_BYTES = 1 << 31  # protobuf's own limit
+MAX_NODES = 100_000
+OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of Conv and of the norms
+
+
+class OnnxWeights(Mapping[str, np.ndarray]):
+    """Weights of one file under their modules' names, made into arrays one at a time when asked for.
+
+    `shapes` holds all shapes; `config` is read off the graph; `ignored` is empty, as everything must be accounted for.
+    """
+
+    ignored: tuple[str, ...] = ()
+
+    def __init__(self, read: dict[str, Callable[[], np.ndarray]], shapes: dict[str, Shape], config: Any) -> None:
+        self._read = read
+        self.shapes = shapes
+        self.config = config
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """Float32, not writable."""
+        return self._read[key]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
+
+
+class Graph:
+    """One file. `found` maps a weight's key to where it is stored and whether it lies there transposed.
+
+    Raises:
+        CheckpointError: unreadable, external data, sizes that the file does not hold, a weight that is computed or
+            given twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        graph = _load(path).graph
+        self.nodes: list[NodeProto] = list(graph.node)
+        self.producers = {output: node for node in self.nodes for output in node.output}
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
+        if len(self.stored) != len(graph.initializer):
+            raise self.error("two initializers bear one name")
+        self.initializers = set(self.stored)
+        for node in self.nodes:
+            if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
+                self.stored[node.output[0]] = value.t
+        self.found: dict[str, tuple[str, bool]] = {}
+        self.used: set[str] = set()
+        self.eps: set[str] = set()
+        for node in self.nodes:
+            if module := module_path(node.name):
+                self._collect(node, module)
+
+    def error(self, message: str) -> CheckpointError:
+        return CheckpointError(f"{self.path}: {message}")
+
+    def shapes(self) -> dict[str, Shape]:
+        """Shapes of all weights, as their modules have them."""
+        dims = {key: tuple(self.stored[name].dims) for key, (name, _) in self.found.items()}
+        return {key: shape[::-1] if self.found[key][1] else shape for key, shape in dims.items()}
+
+    def weights(self, config: Any) -> OnnxWeights:
+        """All weights.
+
+        Raises:
+            CheckpointError: an initializer that no part of the model uses.
+        """
+        for name in sorted(self.initializers - self.used):
+            tensor = self.stored[name]
+            if tensor.data_type == TensorProto.FLOAT and math.prod(tensor.dims) > 1:
+                raise self.error(f"the model has no place for initializer {name!r} {list(tensor.dims)}")
+
+        def reader(name: str, transposed: bool) -> Callable[[], np.ndarray]:
+            return lambda: self.array(name).T if transposed else self.array(name)
+
+        return OnnxWeights({key: reader(*place) for key, place in self.found.items()}, self.shapes(), config)
+
+    def array(self, name: str) -> np.ndarray:
+        """A stored tensor, float32 and not writable."""
+        tensor = self.stored[name]
+        self._check_storage(tensor, name)
+        packed = tensor.HasField("raw_data")
+        flat = np.frombuffer(tensor.raw_data, "<f4") if packed else np.array(tensor.float_data, "<f4")
+        return flat.reshape(tuple(tensor.dims))
+
+    def norm_eps(self) -> float:
+        """The epsilon that all norms share."""
+        if len(self.eps) != 1:
+            raise self.error(f"norms with {len(self.eps)} different epsilons: {', '.join(sorted(self.eps)) or 'none'}")
+        return float(next(iter(self.eps)))
+
+    def attribute(self, op: str, module: str, name: str, default: int) -> int:
+        """First integer of an attribute of the `op` nodes in and below `module`, which must agree."""
+        values = set()
+        for node in self.nodes:
+            if node.op_type == op and f"{module_path(node.name)}.".startswith(f"{module}."):
+                found = _attribute(node, name)
+                values.add(found.ints[0] if found is not None and found.ints else default)
+        if len(values) != 1:
+            raise self.error(f"{name} of {op} in {module} is {sorted(values)}, expected one value")
+        return int(values.pop())
+
+    def loose_tables(self) -> dict[str, np.ndarray]:
+        """Stored float matrices that are no weights, by name; they count as used from here on."""
+        names = [
+            name
+            for name, tensor in self.stored.items()
+            if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 and name not in self.used
+        ]
+        self.used.update(names)
+        return {name: self.array(name) for name in names}
+
+    def drop_unit_affine(self, module: str) -> None:
+        """Drop the ones and zeros that the exporter gives a norm without scale and shift.
+
+        Raises:
+            CheckpointError: they are not ones and zeros.
+        """
+        for operand, neutral in (("weight", 1.0), ("bias", 0.0)):
+            name, _ = self.found.pop(f"{module}.{operand}", ("", False))
+            if name and not (self.array(name) == neutral).all():
+                raise self.error(f"{module}.{operand} is not {neutral:g} throughout, which the model cannot express")
+
+    def _collect(self, node: NodeProto, module: str) -> None:
+        op, places = node.op_type, [self._resolve(name) for name in node.input]
+        if op in ("Conv", "LayerNormalization", "BatchNormalization"):
+            for operand, place in zip(OPERANDS, places[1:], strict=False):
+                if place is None:
+                    raise self.error(f"{node.name}: its {operand} is computed, expected a stored tensor")
+                self._add(f"{module}.{operand}", place)
+            if op != "Conv":
+                eps = _attribute(node, "epsilon")
+                self.eps.add(str(np.float32(1e-5 if eps is None else eps.f)))
+        elif op == "MatMul" and places[-1] is not None:
+            self._add(f"{module}.weight", places[-1], transposed=True)
+        elif op in ("Add", "Mul") and (place := next((name for name in places if self._is_float(name)), None)):
+            # A bias follows its MatMul; a LayerNorm in pieces adds epsilon to a mean, divides, scales and shifts.
+            before = self._op_before(node, module)
+            rank = len(self.stored[place].dims)
+            if (op, before) == ("Add", "ReduceMean") and rank == 0:
+                self.eps.add(str(np.float32(self.array(place).item())))
+            elif (op, before, rank) in (("Add", "MatMul", 1), ("Add", "Mul", 1)):
+                self._add(f"{module}.bias", place)
+            elif (op, before, rank) == ("Mul", "Div", 1):
+                self._add(f"{module}.weight", place)
+
+    def _is_float(self, name: str | None) -> bool:
+        return name is not None and self.stored[name].data_type == TensorProto.FLOAT
+
+    def _op_before(self, node: NodeProto, module: str) -> str:
+        """The operator, in the same module, that makes the input of `node` which is not stored."""
+        makers = [self.producers[name] for name in node.input if name in self.producers and not self._resolve(name)]
+        return makers[0].op_type if len(makers) == 1 and module_path(makers[0].name) == module else ""
+
+    def _add(self, key: str, name: str, transposed: bool = False) -> None:
+        if key in self.found:
+            raise self.error(f"two nodes give {key}")
+        tensor = self.stored[name]
+        if transposed and len(tensor.dims) != 2:
+            raise self.error(f"{key} has {len(tensor.dims)} dimensions, expected 2")
+        self._check_storage(tensor, key)
+        self.used.add(name)
+        self.found[key] = (name, transposed)
+
+    def _resolve(self, name: str) -> str | None:
+        """Where a value is stored, through Identity nodes (the exporter shares equal weights through them)."""
+        for _ in range(len(self.nodes) + 1):
+            if name in self.stored:
+                return name
+            node = self.producers.get(name)
+            if node is None or node.op_type != "Identity":
+                return None
+            name = node.input[0]
+        raise self.error(f"{name} is defined by itself")
+
+    def _check_storage(self, tensor: TensorProto, key: str) -> None:
+        """What the file says about a tensor's size against the bytes that it really holds."""
+        if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+            raise self.error(f"{key} lies in another file; external data is not read")
+        if tensor.data_type != TensorProto.FLOAT:
+            raise self.error(f"{key} holds data of type {tensor.data_type}, expected {TensorProto.FLOAT} (float32)")
+        held = len(tensor.raw_data) / 4 if tensor.HasField("raw_data") else len(tensor.float_data)
+        if min(tensor.dims, default=1) <= 0 or math.prod(tensor.dims) != held:
+            raise self.error(f"{key} claims shape {list(tensor.dims)} but holds {held:g} values")
+
+
+def module_path(node_name: str) -> str:
+    """`/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`: items of a list repeat the list's name."""
+    path: list[str] = []
+    for scope in node_name.strip("/").split("/")[:-1]:
+        if path and scope.startswith(f"{path[-1]}."):
+            path[-1] = scope
+        else:
+            path.append(scope)
+    return ".".join(path)
+
+
+def _attribute(node: NodeProto, name: str) -> onnx.AttributeProto | None:
+    return next((attribute for attribute in node.attribute if attribute.name == name), None)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    try:
+        if path.stat().st_size >= MAX_BYTES:
+            raise CheckpointError(f"{path}: {MAX_BYTES} bytes or more, which no ONNX file can have")
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: not found") from None
+    except (OSError, DecodeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
+    if not model.graph.node:
+        raise CheckpointError(f"{path}: not an ONNX file, or one without nodes")
+    if len(model.graph.node) > MAX_NODES or model.graph.sparse_initializer:
+        raise CheckpointError(f"{path}: more than {MAX_NODES} nodes or sparse weights, unlike the official files")
+    return model
