@@ -191,11 +191,14 @@ def test_worst_per_stage():
     assert found["flow"]["ratio"] == max(r["ratio"] or 0 for r in flow) and found["flow"]["total"] == len(flow)
 
 
-def sentence(kind="chained", rms=9.3, peak=7.0, isolated=None, **change):
-    base = {"name": "flow.dit.block[07].attn.out", "kind": kind, "status": "FAIL", "message": "", "reason": None}
+NAME = "flow.dit.block[07].attn.out"
+
+
+def sentence(kind="chained", rms=9.3, peak=7.0, isolated=None, alone=NAME, **change):
+    base = {"name": NAME, "kind": kind, "status": "FAIL", "message": "", "reason": None}
     base |= {"ratio": max(rms, peak), "ratio_rms": rms, "ratio_max": peak}
     base["worst"] = {"index": [0, 412, 88], "port": 0.18231, "oracle": 0.1819, "reference": 0.1819}
-    return model.failure_sentence(base | change, first=True, isolated=isolated and {"ratio": isolated})
+    return model.failure_sentence(base | change, first=True, isolated=isolated and {"ratio": isolated, "name": alone})
 
 
 def test_failure_sentence():
@@ -204,6 +207,8 @@ def test_failure_sentence():
     end = "Isolated: 9.1x, so the fault is inside this module."
     assert sentence(isolated=9.1) == f"{start} {middle} {end}"
     assert sentence(isolated=0.9).endswith("Isolated: 0.9x, so the fault comes from what feeds it.")
+    assert "Isolated (flow.attention, same class): 9.1x, so" in sentence(isolated=9.1, alone="flow.attention")
+    assert sentence(kind="isolated").endswith("so the fault is inside this module or a part of it.")
     assert sentence().endswith("Its module was not run in isolation.")
     assert sentence(peak=2.0).startswith(f"{start} in rms (2x in max-abs) (budget 4x)")
     assert "in max-abs (3.99x in rms)" in sentence(rms=3.99, peak=5.0)
@@ -242,3 +247,26 @@ def test_isolated_run_of_a_chained_row():
     other = next(r for r in chained if r["name"].endswith("blocks.1.attn@step2"))
     assert model.isolated_of(other, rows)["module"] == other["module"]
     assert model.isolated_of(other | {"module": "nowhere"}, rows) is None
+
+
+def test_weights_section_of_an_audit():
+    file = {
+        "name": "llm.pt",
+        "sha256": "0" * 64,
+        "bytes": 9,
+        "tensors": 3,
+        "elements": 12,
+        "ignored": ("epoch", "step"),
+    }
+    audit = {
+        "sources": 3,
+        "source_elements": 12,
+        "consumed": 2,
+        "dropped": {"lm_head": "tied"},
+        "transforms": {"same": 2},
+    }
+    audit |= {"parameters": 2, "parameter_elements": 8, "parameters_by_part": {"llm": 2}, "files": {"llm": file}}
+    section = model.weights_section(audit)
+    page = build.render_html(model.validate(make(weights_audit=section)))
+    assert "2 of 3 source tensors consumed, 1 dropped on purpose; 2 of 2 port parameters filled, 8 elements" in page
+    assert "tensors 3; elements 12; ignored epoch, step" in page

@@ -7,6 +7,7 @@ Exit 0 when the verdict is PASS, 1 when it is not or when the file cannot be rea
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import drift, plots
-from reports.model import ReportError, load, save, write_atomically
+from reports.model import ReportError, load, to_json, validate, write_atomically
 from reports.verdict import in_pipeline_order, isolated_of, status_of, worst_per_stage
 from reports.words import (
-    BAD,
     BUDGET_RATIO,
     PIPELINE,
     STAGE_NAMES,
@@ -122,7 +122,8 @@ def _liveness(rows: Sequence[Row] | None) -> dict[str, Any] | None:
         return None
     rank = {"VACUOUS": 0, "ERROR": 0, "XFAIL": 1, "PASS": 2}
     ordered = sorted(rows, key=lambda row: (rank[row["status"]], row["moved_budgets"] or 0))
-    return {"rows": ordered, "bad": sum(row["status"] in BAD for row in rows)}
+    counts = {status: sum(row["status"] == status for row in rows) for status in rank}
+    return {"rows": ordered, "counts": counts}
 
 
 def _environment(kind: str) -> Environment:
@@ -158,14 +159,14 @@ def _bytes(n: int) -> str:
     return f"{size:.2f} GiB"
 
 
-_MARKDOWN = {c: f"&#{ord(c)};" for c in "&<>|`*_[]~\\!@#"}
+_MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|`*\\"})
 
 
 def _markdown(value: object) -> object:
-    """Text that Markdown shows as it is, in a table too; what is already marked safe stays."""
+    """Text that Markdown shows as it is, in a table too, without tags and links; what is marked safe stays."""
     if value is None or isinstance(value, Markup):
         return value or ""
-    return " ".join(str(value).split()).translate(str.maketrans(_MARKDOWN))
+    return re.sub(r"\s+", " ", str(value)).translate(_MARKDOWN).replace("](", "]&#40;")
 
 
 def _code(value: object) -> Markup:
@@ -215,14 +216,19 @@ def _property(text: str) -> str:
 
 
 def build(report: Row, out: str | Path) -> dict[str, Path]:
-    """Write report.html, report.md, summary.md and report.json into a folder, each atomically; returns their paths."""
+    """Write report.html, report.md, summary.md and report.json into a folder, each atomically; returns their paths.
+
+    Raises:
+        ReportError: the report is not valid; nothing was written.
+    """
     out = Path(out)
+    validate(report)
     texts = {"report.html": render_html(report), "report.md": render_markdown(report)}
     texts["summary.md"] = render_markdown(report, summary=True)
-    save(report, out / "report.json")
+    texts["report.json"] = to_json(report)
     for name, text in texts.items():
         write_atomically(out / name, text)
-    return {name: out / name for name in ("report.json", *texts)}
+    return {name: out / name for name in texts}
 
 
 def main(arguments: list[str] | None = None) -> int:

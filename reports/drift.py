@@ -110,9 +110,9 @@ def _regression(row: Row) -> str:
     if row["after"] is None:
         return f"{row['name']}: was {row['before']}, is gone"
     if row["before"] == row["after"]:
-        return f"{row['name']}: {ratio_text(row['ratio_before'])} -> {ratio_text(row['ratio_after'])}"
+        return f"{row['name']}: {ratio_text(row['ratio_before'])} to {ratio_text(row['ratio_after'])}"
     ratio = "" if row["ratio_after"] is None else f" at {ratio_text(row['ratio_after'])}"
-    return f"{row['name']}: {row['before'] or 'not there'} -> {row['after']}{ratio}"
+    return f"{row['name']}: {row['before'] or 'not there'} to {row['after']}{ratio}"
 
 
 def _changes(before: Row, after: Row) -> Iterable[dict[str, str | None]]:

@@ -31,8 +31,10 @@ __all__ = [
     "isolated_of",
     "load",
     "save",
+    "to_json",
     "validate",
     "verdict_of",
+    "weights_section",
     "worst_per_stage",
     "write_atomically",
 ]
@@ -70,6 +72,31 @@ def checkpoint(
     if row["ratio"] is None and row["ratio_rms"] is not None and row["ratio_max"] is not None:
         row["ratio"] = max(row["ratio_rms"], row["ratio_max"])
     return row | {"status": status, "reproduce": reproduce, "test": test}
+
+
+def weights_section(audit: Row) -> dict[str, Any]:
+    """The section `weights_audit` from the converter's audit as a dictionary.
+
+    That audit exists only when nothing is unused or missing (it is refused otherwise), hence the two empty lists.
+    """
+    files = {
+        file["name"]: {"tensors": file["tensors"], "elements": file["elements"]}
+        | ({"ignored": ", ".join(file["ignored"])} if file["ignored"] else {})
+        for file in audit["files"].values()
+    }
+    return {
+        "sources": audit["sources"],
+        "consumed": audit["consumed"],
+        "dropped": [{"key": key, "reason": reason} for key, reason in audit["dropped"].items()],
+        "parameters": audit["parameters"],
+        "filled": audit["parameters"],
+        "parameters_by_part": dict(audit["parameters_by_part"]),
+        "transforms": dict(audit["transforms"]),
+        "elements": audit["parameter_elements"],
+        "unused": [],
+        "missing": [],
+        "files": files,
+    }
 
 
 @cache
@@ -139,7 +166,12 @@ def load(path: str | Path) -> dict[str, Any]:
 def save(report: Row, path: str | Path) -> None:
     """Validate a report and write it as strict JSON, atomically; makes the folder."""
     validate(report)
-    write_atomically(Path(path), json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(Path(path), to_json(report))
+
+
+def to_json(report: Row) -> str:
+    """The text of a report file."""
+    return json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

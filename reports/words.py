@@ -68,7 +68,8 @@ def failure_sentence(
         else:
             inside = isolated["ratio"] > budget_ratio
             verdict = "so the fault is inside this module" if inside else "so the fault comes from what feeds it"
-            parts.append(f"Isolated: {ratio_text(isolated['ratio'], budget_ratio)}, {verdict}.")
+            where = "" if isolated["name"] == name else f" ({isolated['name']}, same class)"
+            parts.append(f"Isolated{where}: {ratio_text(isolated['ratio'], budget_ratio)}, {verdict}.")
     return " ".join(parts)
 
 
