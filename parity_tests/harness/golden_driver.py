@@ -1,0 +1,107 @@
+"""Golden files of the model driver: what one object does over several requests, and the silent-token filter.
+
+Written for either side like the functions of `golden_special.py`; on the way they check what is no tensor: lengths of
+the chunks, which runs of the two networks made them, and how the hop grows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from convert.mapping import convert
+from convert.official import flow_config, vocoder_config
+from parity_tests.harness.capture import Recorder
+from parity_tests.harness.targets import swap
+from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
+
+if TYPE_CHECKING:
+    from parity_tests.harness.golden import GoldenFile
+    from parity_tests.harness.golden_special import Arrays, Kit
+
+FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
+ROUNDS: dict[str, dict[str, Any]] = {
+    "stream": {"stream": True},
+    "stream again on the same model object": {"stream": True},
+    "offline": {},
+    "offline speed=1.25": {"speed": 1.25},
+}
+# The file brings no weights for these parts, and voice conversion from tokens does not touch them.
+UNUSED = {
+    "llm": LLMConfig(qwen2=Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                                       num_attention_heads=2, num_key_value_heads=1), speech_token_size=8),
+    "speech_tokenizer": SpeechTokenizerConfig(dim=16, heads=2, depth=1),
+    "speaker": SpeakerConfig(head_channels=2, init_channels=8, growth_rate=4, bottleneck_channels=8, block_layers=(1,),
+                             block_dilations=(1,)),
+}  # fmt: skip
+
+
+def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
+    """Four requests in a row on one object, tokens given: two streams, one whole, one whole at another tempo.
+
+    Raises:
+        ValueError: chunk lengths, runs of the networks or the hop differ from the original's.
+    """
+    config = CosyVoice3Config(
+        flow=flow_config(file.config["flow"]), vocoder=vocoder_config(file.config["hift"]), **UNUSED
+    )
+    model = kit.get("model.CosyVoice3Model")(config)
+    _load(model, file, config, kit)
+    given = {
+        "flow_embedding": "embedding",
+        "flow_prompt_speech_token": "prompt_token",
+        "prompt_speech_feat": "prompt_feat",
+        "source_speech_token": "source_speech_token",
+    }
+    inputs = {argument: kit.tensor(file.inputs[name]) for argument, name in given.items()}
+    tile = file.inputs["sine_waves_tile"]
+    samples = config.vocoder.hop_samples * config.flow.token_mel_ratio * file.inputs["source_speech_token"].shape[1]
+    waves = kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1)))
+    found: Arrays = {}
+    seen: dict[str, list[Any]] = {"hop_before": [], "hop_after": [], "chunks": []}
+    with Recorder(kit.package, model) as recorder:
+        for number, name in enumerate(file.call["rounds"]):
+            seen["hop_before"].append(model.token_hop_len)
+            results = [result["tts_speech"] for result in model.tts(**inputs, sine_waves=waves, **ROUNDS[name])]
+            seen["hop_after"].append(model.token_hop_len)
+            seen["chunks"].append([speech.shape[1] for speech in results])
+            found |= {f"call{number}_speech_{chunk}": kit.array(speech) for chunk, speech in enumerate(results)}
+    flow, vocoder = recorder.of(FLOW), recorder.of(VOCODER)
+    frames = 1 if kit.package == "port" else 2
+    seen["flow_calls"] = [
+        {"tokens": c.arguments["token"].shape[1], **{k: c.arguments[k] for k in ("streaming", "finalize")}}
+        for c in flow
+    ]
+    seen["hift_calls"] = [
+        {"mel_frames": c.arguments["speech_feat"].shape[frames], "finalize": c.arguments["finalize"]} for c in vocoder
+    ]
+    for what, value in seen.items():
+        if value != file.call[what]:
+            raise ValueError(f"{what}: {value}, the original has {file.call[what]}")
+    mel = flow[0].results["feat"]
+    return {"mel_0": swap(mel) if kit.package == "port" else mel, **found}
+
+
+def silent_filter(file: GoldenFile, kit: Kit) -> Arrays:
+    """The tokens that are left of what a language model gave."""
+    config = StreamingConfig(
+        silent_tokens=tuple(file.config["silent_tokens"]), max_silent_tokens=file.config["max_silent_token_num"]
+    )
+    kept = kit.get("model.drop_silence")(file.inputs["tokens"].tolist(), config)
+    return {"tokens": np.array(list(kept))}
+
+
+def _load(model: Any, file: GoldenFile, config: CosyVoice3Config, kit: Kit) -> None:
+    for part, attribute in (("flow", "flow"), ("hift", "vocoder")):
+        state = {k.removeprefix(f"{part}."): v for k, v in file.weights.items() if k.startswith(f"{part}.")}
+        module = getattr(model, attribute)
+        if kit.package == "port":
+            tensors = convert(part, state, config).tensors
+            module.load_weights([(k.removeprefix(f"{attribute}."), kit.tensor(v)) for k, v in tensors.items()])
+        else:
+            module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
+    if kit.package == "reference":
+        model.to(kit.dtype)
+    model.eval()
