@@ -260,8 +260,10 @@ def fbank(
 
 @lru_cache(maxsize=2)
 def _hann_window(size: int) -> np.ndarray:
-    """Periodic, rounded to float32 like the original's."""
-    return (0.5 - 0.5 * np.cos(2 * math.pi * np.arange(size) / size)).astype(np.float32).astype(np.float64)
+    """Periodic; with the angle and the result in float32, as `torch.hann_window` has them."""
+    angle = np.arange(size, dtype=np.float32) * np.float32(2 * math.pi / size)
+    cosine = np.cos(angle.astype(np.float64)).astype(np.float32)
+    return (np.float32(0.5) - np.float32(0.5) * cosine).astype(np.float64)
 
 
 def _frames(audio: np.ndarray, size: int, hop: int) -> np.ndarray:

@@ -213,7 +213,9 @@ def kaldi_mel_banks(num_bins: int, n_fft: int, sample_frequency: int) -> Tensor:
     step = (high - low) / (num_bins + 1)
     index = torch.arange(num_bins)[:, None]
     left, center, right = low + index * step, low + (index + 1.0) * step, low + (index + 2.0) * step
-    mel = 1127.0 * (1.0 + sample_frequency / n_fft * torch.arange(n_fft // 2) / 700.0).log()
+    # torch's float32 logarithm is a last place off in some bins, in others on another machine; rounding is not.
+    ratio = (1.0 + sample_frequency / n_fft * torch.arange(n_fft // 2) / 700.0).double()
+    mel = 1127.0 * ratio.log().float()
     triangles = torch.minimum((mel - left) / (center - left), (right - mel) / (right - center)).clamp(min=0.0)
     return F.pad(triangles, (0, 1))
 
