@@ -55,10 +55,11 @@ class StateDict(Mapping[str, np.ndarray]):
             tensor = tensor.float()
         return tensor.numpy()
 
-    def elements(self) -> int:
-        """Numbers stored in the file; tensors that share their storage count once."""
-        storages = {tensor.untyped_storage().data_ptr(): tensor.numel() for tensor in self._tensors.values()}
-        return sum(storages.values())
+    @property
+    def shared(self) -> int:
+        """Numbers that stand in `shapes` more often than in the file, under a further name."""
+        held = [(tensor.untyped_storage().data_ptr(), tensor.numel()) for tensor in self._tensors.values()]
+        return sum(count for _, count in held) - sum(dict(held).values())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
@@ -242,7 +243,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        raise CheckpointError(f"{path}: {where}not valid yaml ({getattr(error, 'problem', None) or error})") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: {where}not valid yaml ({problem})") from None
     except (RecursionError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not valid yaml ({type(error).__name__})") from None
     if not isinstance(data, dict):

@@ -81,7 +81,8 @@ class Step:
             array = np.asarray(tensors[key])
             if array.dtype.kind != "f":
                 raise ConversionError(f"{self.row.part}: {key} holds {array.dtype}, expected floating point")
-            array = array.astype(np.float32, copy=False)
+            with np.errstate(over="ignore"):  # told below, by name
+                array = array.astype(np.float32, copy=False)
             if not np.isfinite(array).all():
                 raise ConversionError(f"{self.row.part}: {key} holds values that are not finite in float32")
             arrays.append(array)

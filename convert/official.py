@@ -23,10 +23,13 @@ from port.config import (
     LLMConfig,
     Qwen2Config,
     SamplingConfig,
+    SpeakerConfig,
+    SpeechTokenizerConfig,
     VocoderConfig,
     from_dict,
 )
 from port.frontend.special_tokens import END_OF_PROMPT
+from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"
 QWEN_FILE = "CosyVoice-BlankEN/config.json"
@@ -200,7 +203,7 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2") -> Qwen2Config:
 
 def load_config(folder: Path) -> CosyVoice3Config:
     """Configuration of an official checkpoint folder: cosyvoice3.yaml and, in CosyVoice-BlankEN, config.json and
-    tokenizer_config.json.
+    tokenizer_config.json. Sizes of the two ONNX files stay the official ones: see `with_front_end`.
 
     Raises:
         CheckpointError: a file that is missing, broken, or asks for code.
@@ -224,6 +227,22 @@ def load_config(folder: Path) -> CosyVoice3Config:
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('config.')}") from None
     return config
+
+
+def with_front_end(
+    config: CosyVoice3Config, speech_tokenizer: SpeechTokenizerConfig, speaker: SpeakerConfig
+) -> CosyVoice3Config:
+    """The configuration with the sizes that the two ONNX files have.
+
+    Raises:
+        ConfigError: sizes that do not fit the other parts.
+    """
+    codes = FSQ_LEVELS**speech_tokenizer.fsq_dim
+    if codes != config.llm.speech_token_size:
+        raise ConfigError(f"speech_tokenizer: {codes} codes, the language model has {config.llm.speech_token_size}")
+    if speaker.embed_dim != config.flow.spk_embed_dim:
+        raise ConfigError(f"speaker: {speaker.embed_dim} wide, flow.spk_embed_dim is {config.flow.spk_embed_dim}")
+    return replace(config, speech_tokenizer=speech_tokenizer, speaker=speaker)
 
 
 def _end_of_prompt(tokenizer: dict[str, Any]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a file: the repository, not convert/, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -28,13 +29,32 @@ from tqdm import tqdm
 from convert.audit import Audit, AuditError, SourceFile, port_shapes, prove
 from convert.checkpoint import CheckpointError, StateDict, read_state_dict, sha256
 from convert.mapping import ConversionError, Step, plan
-from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, load_config
+from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, load_config, with_front_end
+from convert.onnx_graph import OnnxWeights
+from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from port.config import ConfigError, CosyVoice3Config
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
-# Part, file and reader; a part whose file is optional would be looked up here too.
-FILES: dict[str, str] = {"flow": "flow.pt", "hift": "hift.pt", "llm": "llm.pt"}
+Weights = StateDict | OnnxWeights
+
+
+class Part(NamedTuple):
+    """One weights file of the official folder."""
+
+    name: str
+    file: str
+    read: Callable[[Path], Weights]
+
+
+# In the order of writing: ONNX files are in memory while they are open, so they go first.
+PARTS = (
+    Part("speech_tokenizer", "speech_tokenizer_v3.onnx", read_speech_tokenizer),
+    Part("speaker", "campplus.onnx", read_speaker),
+    Part("flow", "flow.pt", read_state_dict),
+    Part("hift", "hift.pt", read_state_dict),
+    Part("llm", "llm.pt", read_state_dict),
+)
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE)
 AUDIT_FILE = "audit.json"
 PASSED = ("PASS", "SKIP", "XFAIL")
@@ -72,14 +92,14 @@ def parity_check(source: Path, folder: Path) -> Sequence[Row]:
 
 
 def convert_folder(
-    source: Source, out: Path, parity: ParityCheck = parity_check, max_shard_bytes: int = MAX_SHARD_BYTES
+    source: Source, out: Path, parity: ParityCheck | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> tuple[Audit, Sequence[Row]]:
     """Convert, audit and verify; `out` appears complete or not at all.
 
     Args:
         source: see `find_source`.
         out: must not exist; its parents are made.
-        parity: called with the source and the written folder.
+        parity: called with the source and the written folder; `parity_check` when None.
         max_shard_bytes: data in one weights file.
 
     Raises:
@@ -88,32 +108,37 @@ def convert_folder(
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
+    for file in (*TEXT_FILES, *(part.file for part in PARTS)):
+        if not (source.folder / file).is_file():
+            raise CheckpointError(f"{source.folder / file}: not found")
     config = load_config(source.folder)
-    opened = {part: read_state_dict(source.folder / file) for part, file in FILES.items()}
+    opened = {part.name: part.read(source.folder / part.file) for part in PARTS}
+    config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
-    parameters = port_shapes(config, FILES)
+    parameters = port_shapes(config)
     shapes = {part: held.shapes for part, held in opened.items()}
     audit = prove(shapes, plans, parameters)
-    audit = replace(audit, files=_describe(source.folder, opened))
+    audit = replace(audit, files=describe_files(source.folder, opened))
     with _beside(out) as partial:
         _write(partial, opened, plans, config, parameters, max_shard_bytes)
         check(read_headers(partial), parameters, partial)
-        opened.clear()
         hashes = {file.name: file.sha256 for file in audit.files.values()}
         save_config(partial, config, {"source": source.name, "revision": source.revision, "sha256": hashes})
-        rows = _compare(parity, source.folder, partial)
+        rows = _compare(parity or parity_check, source.folder, partial)
         report = {**audit.to_dict(), "verdict": audit.verdict, "parity": [dict(row) for row in rows]}
         (partial / AUDIT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _require_parity(rows)
     return audit, rows
 
 
-def _describe(folder: Path, opened: Mapping[str, StateDict]) -> dict[str, SourceFile]:
+def describe_files(folder: Path, opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
+    """Sizes and hashes of everything that was read, weights by part and text files by name."""
     files = {}
-    for part, held in tqdm(opened.items(), desc="sha256", unit="file", file=sys.stderr, disable=None):
-        path = folder / FILES[part]
+    for part in tqdm(PARTS, desc="sha256", unit="file", file=sys.stderr, disable=None):
+        path, held = folder / part.file, opened[part.name]
+        elements = sum(map(math.prod, held.shapes.values())) - (held.shared if isinstance(held, StateDict) else 0)
         size = path.stat().st_size
-        files[part] = SourceFile(path.name, sha256(path), size, len(held), held.elements(), held.ignored)
+        files[part.name] = SourceFile(part.file, sha256(path), size, len(held), elements, held.ignored)
     for name in TEXT_FILES:
         path = folder / name
         files[name] = SourceFile(name, sha256(path), path.stat().st_size, 0, 0)
@@ -122,7 +147,7 @@ def _describe(folder: Path, opened: Mapping[str, StateDict]) -> dict[str, Source
 
 def _write(
     folder: Path,
-    opened: Mapping[str, StateDict],
+    opened: dict[str, Weights],
     plans: Mapping[str, list[Step]],
     config: CosyVoice3Config,
     parameters: Mapping[str, tuple[int, ...]],
@@ -135,8 +160,9 @@ def _write(
         tqdm(total=total, desc="convert", unit="tensor", file=sys.stderr, disable=None) as progress,
     ):
         for part, steps in plans.items():
+            held = opened.pop(part)  # the pages of a finished file are given back
             for step in steps:
-                result = step.apply(opened[part], config)
+                result = step.apply(held, config)
                 if step.target is not None and result is not None:
                     writer.write(step.target, result)
                 progress.update()
@@ -202,7 +228,7 @@ def find_source(hf_path: str, revision: str | None = None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*FILES.values(), *TEXT_FILES]
+        patterns = [*(part.file for part in PARTS), *TEXT_FILES]
         fetched = Path(snapshot_download(hf_path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

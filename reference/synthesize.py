@@ -1,7 +1,7 @@
 """An official-layout checkpoint with random weights that all matter.
 
-`python -m reference.synthesize --size tiny|full --seed N DIR` writes llm.pt, flow.pt, hift.pt, cosyvoice3.yaml and
-CosyVoice-BlankEN/ as the official folder has them. `full` has the official shapes, tensor for tensor.
+`python -m reference.synthesize --size tiny|full --seed N DIR` writes llm.pt, flow.pt, hift.pt, the two ONNX files,
+cosyvoice3.yaml and CosyVoice-BlankEN/, laid out like the official folder. `full` has its shapes, tensor for tensor.
 
 Names and shapes come from the reference's own modules, built without storage. Values follow the rules below: fan-in
 scaled, so that activations stay of order one through the depth; gains, gates and norms away from zero; a pitch that is
@@ -21,8 +21,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from port.config import CosyVoice3Config, DiTConfig, FlowConfig, LLMConfig, Qwen2Config, VocoderConfig
+from port.config import (
+    CosyVoice3Config,
+    DiTConfig,
+    FlowConfig,
+    LLMConfig,
+    Qwen2Config,
+    SpeakerConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+)
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, BASE_SPECIAL_TOKENS
+from reference.export_onnx import export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
 from reference.flow.decoder import CausalMaskedDiffWithDiT
 from reference.flow.layers import rotary_frequencies
 from reference.llm.speech_lm import CosyVoice3LM
@@ -114,6 +124,10 @@ def tiny_config() -> CosyVoice3Config:
         llm=LLMConfig(qwen2=qwen2, end_of_prompt=TINY_TEXT_VOCAB + len(BASE_SPECIAL_TOKENS)),
         flow=FlowConfig(dit=DiTConfig(dim=64, depth=2, heads=4, dim_head=16), pre_lookahead_channels=32),
         vocoder=VocoderConfig(base_channels=32, f0_cond_channels=24),
+        speech_tokenizer=SpeechTokenizerConfig(dim=32, heads=2, depth=2),
+        speaker=SpeakerConfig(
+            head_channels=8, init_channels=16, growth_rate=8, bottleneck_channels=16, block_layers=(2, 3, 2)
+        ),
     )
 
 
@@ -138,6 +152,9 @@ def synthesize(folder: Path, size: str = "tiny", seed: int = 0) -> None:
     write_texts(folder, config, own_tokenizer=size == "tiny")
     for part in RULES:
         torch.save(state_dict(part, config, seed), folder / f"{part}.pt")
+    tokenizer = live_speech_tokenizer(config.speech_tokenizer, seed)
+    export_speech_tokenizer(tokenizer, folder / "speech_tokenizer_v3.onnx")
+    export_speaker(live_speaker(config.speaker, seed), folder / "campplus.onnx")
 
 
 def build(part: str, config: CosyVoice3Config) -> nn.Module:
@@ -194,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reference.synthesize", description="Write an official-layout checkpoint with random weights."
     )
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="full has the official shapes and takes 3.4 GB")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="full has the official shapes and takes 4.4 GB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("folder", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
