@@ -21,9 +21,10 @@ def pytest_addoption(parser):
     group.addoption("--checkpoint", type=_folder, metavar="DIR", help="official checkpoint folder (default: a tiny one)")
     group.addoption("--mlx-path", type=_folder, metavar="DIR", help="its conversion (default: converted on the fly)")
     group.addoption("--report", metavar="DIR", help="write DIR/report.json")
-    group.addoption("--dtype", default="float32", choices=["float32", "float16", "bfloat16"], help="the port's weights")
+    dtypes = ["float32", "float16", "bfloat16"]
+    group.addoption("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
     group.addoption("--adapter", default="own", help="which port is judged: a module of parity_tests/adapters")
-    group.addoption("--full", action="store_true", help="also compare real sizes (minutes, several GB)")
+    group.addoption("--full", action="store_true", help="also compare real sizes (minutes)")
     group.addoption("--seed", type=int, default=0, help="seed of the embedded checkpoint")
 
 

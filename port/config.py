@@ -216,7 +216,7 @@ class CosyVoice3Config:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CosyVoice3Config:
-        """Build from a parsed `config.json`; `model_type` must be there, `quantization*` entries are left to weights.py.
+        """Build from a parsed `config.json`; `model_type` must be there, `quantization*` is left to weights.py.
 
         Raises:
             ConfigError: unknown key, wrong type, or a size outside 1..2^20.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,12 @@ class Case:
     def draw(self) -> dict[str, np.ndarray]:
         """The inputs' values, float32 or integers."""
         return {k: v(self.rng(k)) if callable(v) else v for k, v in self.inputs.items()}
+
+
+def all_cases() -> list[Case]:
+    """Every isolated case, in the order of the pipeline and smallest parts first."""
+    stages = ("llm", "flow", "vocoder")
+    return [case for stage in stages for case in import_module(f"parity_tests.cases.{stage}").CASES]
 
 
 def case(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -70,7 +70,7 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
     ]
 
 
-def compare_all(port: Arrays, single: Arrays, double: Arrays) -> dict[str, Reading]:
+def compare_all(port: Arrays, single: Arrays, double: Arrays, nudged: Sequence[Arrays] = ()) -> dict[str, Reading]:
     """Readings by output name; an output that one side lacks is an ERROR."""
     readings = {}
     for output in dict.fromkeys([*double, *single, *port]):
@@ -78,7 +78,8 @@ def compare_all(port: Arrays, single: Arrays, double: Arrays) -> dict[str, Readi
         if absent or output not in single:
             readings[output] = Reading("ERROR", f"{output} is missing on the side of the {' and '.join(absent)}")
         else:
-            readings[output] = compare(port[output], single[output], double[output])
+            further = [run[output] for run in nudged]
+            readings[output] = compare(port[output], single[output], double[output], nudged=further)
     return readings
 
 

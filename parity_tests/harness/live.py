@@ -28,7 +28,7 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
     draw = rng.standard_normal(shape)
     if name == "alpha":
         draw = rng.uniform(0.5, 2.0, shape)
-    elif key.startswith("conv_post.") and value.ndim < 3 or key == "conv_post.parametrizations.weight.original0":
+    elif (key.startswith("conv_post.") and value.ndim < 3) or key == "conv_post.parametrizations.weight.original0":
         # A logarithm of magnitudes: without damping, one loud bin of one frame would carry all of the error.
         draw = 0.2 * draw - 1.5 if name == "bias" else rng.uniform(0.4, 0.8, shape)
     elif name in ("original0", "weight_g"):

@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import mlx.core as mx
 import pytest
 
 from parity_tests.adapters.base import Adapter
@@ -95,20 +94,45 @@ class Session:
         if not folder:
             return
         self._report = self._build(root)
-        report_model.write(self._report, Path(folder) / "report.json")
+        report_model.save(self._report, Path(folder) / "report.json")
 
     def summary(self) -> list[str]:
         """Lines for the end of pytest's output."""
         return [self._report["verdict"]["sentence"]] if self._report else []
 
     def _build(self, root: Path) -> dict[str, Any]:
-        checkpoints = [{**row.to_dict(), "test": nodeid} for row, nodeid in self.rows]
+        checkpoints = [_checkpoint(row, nodeid) for row, nodeid in self.rows]
         compared = {nodeid for _, nodeid in self.rows}
         tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
+        prepared: Models | None = self.__dict__.get("models")
+        audit = report_model.weights_section(prepared.audit) if prepared else None
+        parts = components(checkpoints, list(self.tests.values()))
+        verdict = report_model.verdict_of(
+            checkpoints,
+            tests,
+            weights_audit=audit,
+            components=parts,
+            liveness=self.sections.get("liveness"),
+            faults=self.sections.get("faults"),
+        )
+        return {
+            "schema_version": report_model.SCHEMA_VERSION,
+            "verdict": verdict,
+            "provenance": self._provenance(root, prepared),
+            "budget": {"ratio": BUDGET, "floor": FLOOR},
+            "checkpoints": checkpoints,
+            "tests": tests,
+            "components": parts,
+            "exceptions": EXCEPTIONS,
+            "not_checked": NOT_CHECKED,
+            "weights_audit": audit,
+            **self.sections,
+        }
+
+    def _provenance(self, root: Path, prepared: Models | None) -> dict[str, Any]:
         head, dirty = regime.commit(root)
         option = self.config.getoption
-        prepared = self.__dict__.get("models")
-        provenance = {
+        return {
             "commit": head,
             "dirty": dirty,
             "original": "FunAudioLLM/CosyVoice ace7c47",
@@ -124,19 +148,10 @@ class Session:
             "command": self.command,
             "adapter": option("--adapter"),
         }
-        return report_model.assemble(
-            provenance=provenance,
-            budget={"ratio": BUDGET, "floor": FLOOR},
-            checkpoints=checkpoints,
-            tests=tests,
-            components=components(checkpoints, list(self.tests.values())),
-            exceptions=EXCEPTIONS,
-            not_checked=NOT_CHECKED,
-            weights_audit=prepared.audit if prepared else None,
-            **self.sections,
-        )
 
 
-def use_cpu() -> bool:
-    """Whether MLX computes on the CPU, the device that gates."""
-    return mx.default_device().type == mx.cpu
+def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
+    fields = row.to_dict()
+    fields["message"] = fields["message"] or None
+    fields["reason"] = fields["reason"] or None
+    return report_model.checkpoint(test=nodeid, **fields)

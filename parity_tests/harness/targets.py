@@ -54,6 +54,8 @@ class Target:
         to_port: argument name -> change from the reference's layout to the port's.
         from_port: output name -> change back.
         prepare: argument name -> path of a twin function that both sides apply to it first.
+        chained: both sides call it equally often inside the whole model.
+        replay: it can be called again with the arguments that the other side got.
         run: how to call it when a plain call will not do; gets the object and the arguments in the side's own tensors.
     """
 
@@ -65,6 +67,8 @@ class Target:
     from_port: Mapping[str, Change] = field(default_factory=dict)
     prepare: Mapping[str, str] = field(default_factory=dict)
     run: Callable[[Any, dict[str, Any]], Any] | None = None
+    chained: bool = True
+    replay: bool = True
 
     @property
     def stage(self) -> str:
@@ -125,9 +129,9 @@ TARGETS = {
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # flow, bottom-up: the first failure in this order is the smallest wrong part
-        Target("flow.masks.make_pad_mask", ("mask",)),
-        Target("flow.masks.subsequent_chunk_mask", ("mask",)),
-        Target("flow.masks.add_optional_chunk_mask", ("mask",)),
+        Target("flow.masks.make_pad_mask", ("mask",), chained=False),
+        Target("flow.masks.subsequent_chunk_mask", ("mask",), chained=False),
+        Target("flow.masks.add_optional_chunk_mask", ("mask",), chained=False),
         Target("flow.layers.SinusPositionEmbedding"),
         Target("flow.layers.TimestepEmbedding", at=f"{_DIT}.time_embed"),
         Target("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed"),
@@ -155,6 +159,7 @@ TARGETS = {
             config=sizes.FlowConfig,
             to_port=_MEL,
             from_port={"v": swap, "v_cond": swap, "v_uncond": swap},
+            replay=False,  # the port takes its time as a number of the host
         ),
         Target(
             "flow.matching.CausalConditionalCFM",
@@ -183,6 +188,7 @@ TARGETS = {
             ("sines",),
             to_port={"f0": lambda f0: f0[:, ::_HOP]},
             from_port={"sines": lambda sines: np.repeat(sines, _HOP, axis=1)},
+            replay=False,  # a step on the host in the port; SineGen2 itself is replayed
         ),
         Target("vocoder.source.SineGen2", ("y", "uv"), to_port={"f0": frames_of_samples}),
         Target(

@@ -79,8 +79,8 @@ class CausalMaskedDiffWithDiT(nn.Module):
         Raises:
             ValueError: too few or too many frames, more than one row, or a token outside the table.
         """
+        n = _frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
         token = np.concatenate((np.asarray(prompt_token), np.asarray(token)), axis=1)
-        n = _frames(self.config, token.shape, prompt_feat.shape[1], finalize)
         norm = mx.sqrt(mx.sum(embedding * embedding, axis=1, keepdims=True))
         embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)
         spks = self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))
@@ -102,11 +102,14 @@ class CausalMaskedDiffWithDiT(nn.Module):
         return feat[:, prompt_feat.shape[1] :]
 
 
-def _frames(config: FlowConfig, token_shape: tuple[int, ...], prompt_frames: int, finalize: bool) -> int:
+def _frames(
+    config: FlowConfig, prompt_shape: tuple[int, ...], token_shape: tuple[int, ...], prompt_frames: int, finalize: bool
+) -> int:
     """Frames n of all tokens, prompt included, once the request is known to be possible."""
-    rows, tokens = token_shape
+    rows = max(prompt_shape[0], token_shape[0])
     if rows != 1:
         raise ValueError(f"the flow decoder takes one utterance at a time, found {rows} rows of tokens")
+    tokens = prompt_shape[1] + token_shape[1]
     n = config.token_mel_ratio * (tokens if finalize else tokens - config.pre_lookahead_len)
     if n <= 0 or n < prompt_frames:
         raise ValueError(f"{tokens} tokens give {max(n, 0)} frames, too few for a prompt of {prompt_frames}")

@@ -1,0 +1,122 @@
+"""Walks through the whole model: each stage on the checkpoint's weights, and the way from tokens to samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parity_tests.harness.targets import swap
+from parity_tests.harness.trace import Side, Walk
+from port.config import CosyVoice3Config
+
+PROMPT_TOKENS, TOKENS, TEXT, STEPS = 12, 34, 9, 6
+
+
+def teacher_forced(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Scores after the prompt and after each of the given tokens, one step at a time through the cache."""
+    llm = model.llm
+    cache = llm.qwen2.make_cache()
+    prompt = llm.prepare_input(arguments["text"], arguments["prompt_text"], arguments["prompt_speech_token"])
+    scores = [llm.step(prompt, cache)]
+    tokens = arguments["token"]
+    for i in range(STEPS):
+        scores.append(llm.step(llm.embed_speech(tokens[:, i : i + 1]), cache))
+    return {"scores": scores}
+
+
+def _flow(streaming: bool, finalize: bool, guidance: str = "batched") -> Any:
+    def run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"streaming": streaming, "finalize": finalize, "guidance": guidance}
+        return {"feat": model.flow.inference(**arguments, **call)}
+
+    return run
+
+
+def _vocoder(finalize: bool) -> Any:
+    def run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        wav, s = model.vocoder.inference(**arguments, finalize=finalize)
+        return {"wav": wav, "s": s}
+
+    return run
+
+
+def _whole(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tokens to samples: the flow's mel goes into the vocoder as it is (`mel_error` is zero but in nudged runs)."""
+    arguments = dict(arguments)
+    sine_waves, mel_error = (arguments.pop(name) for name in ("sine_waves", "mel_error"))
+    feat = model.flow.inference(**arguments)
+    wav, _ = model.vocoder.inference(feat + mel_error, sine_waves=sine_waves)
+    return {"feat": feat, "wav": wav}
+
+
+def _nudge_mel(plan: Walk, single: Side, double: Side, run: int) -> Walk:
+    """Another mel as near to the truth as the float32 reference's own.
+
+    The pitch integrates to a phase, so that the error of a few frames turns every later sample: one float32 run tells
+    by luck only how far the waveform of an equally exact mel may be from the truth.
+    """
+    error = single.results["feat"] - double.results["feat"]
+    scale = np.sqrt(np.mean(error**2))
+    noise = scale * np.random.default_rng(run).standard_normal(error.shape)
+    return replace(plan, inputs={**plan.inputs, "mel_error": noise.astype(np.float32)})
+
+
+def walks(config: CosyVoice3Config, seed: int = 0) -> dict[str, Walk]:
+    """All walks for a model of these sizes, by name; small enough for a tiny model, valid for a real one."""
+    rng = np.random.default_rng(seed)
+    flow, vocoder, llm = config.flow, config.vocoder, config.llm
+    mels, frames = flow.output_size, flow.token_mel_ratio * (PROMPT_TOKENS + TOKENS)
+    hop = vocoder.hop_samples
+
+    def normal(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    def ids(count: int, high: int) -> np.ndarray:
+        return rng.integers(0, high, (1, count)).astype(np.int32)
+
+    text = {
+        "text": ids(TEXT, llm.qwen2.vocab_size),
+        "prompt_text": np.concatenate(
+            [ids(4, llm.qwen2.vocab_size), np.array([[llm.end_of_prompt]], np.int32), ids(3, llm.qwen2.vocab_size)],
+            axis=1,
+        ),
+        "prompt_speech_token": ids(PROMPT_TOKENS, llm.speech_token_size),
+        "token": ids(STEPS, llm.speech_token_size),
+    }
+    spoken = {
+        "token": ids(TOKENS, flow.vocab_size),
+        "prompt_token": ids(PROMPT_TOKENS, flow.vocab_size),
+        "prompt_feat": normal(1, flow.token_mel_ratio * PROMPT_TOKENS, mels),
+        "embedding": normal(1, flow.spk_embed_dim),
+        "noise": normal(1, mels, frames),
+    }
+    waves = rng.uniform(0, 1, (1, frames * hop, vocoder.nb_harmonics + 1)).astype(np.float32)
+    mel = {"speech_feat": normal(1, mels, 24), "sine_waves": waves}
+    quiet = np.zeros((1, mels, flow.token_mel_ratio * TOKENS), np.float32)
+    to_port, from_port = {"noise": swap, "speech_feat": swap, "mel_error": swap}, {"feat": swap, "s": swap}
+    plans = [Walk("walk.llm", "llm", teacher_forced, text)]
+    plans += [
+        Walk(f"walk.flow.{name}", "flow", run, spoken, to_port, from_port)
+        for name, run in (
+            ("full", _flow(False, True)),
+            ("chunked", _flow(True, False)),
+            ("separate", _flow(True, True, "separate")),
+        )
+    ]
+    plans += [
+        Walk("walk.vocoder.end", "vocoder", _vocoder(True), mel, to_port, from_port),
+        Walk("walk.vocoder.more", "vocoder", _vocoder(False), mel, to_port, from_port),
+        Walk(
+            "walk.whole",
+            "whole",
+            _whole,
+            {**spoken, "sine_waves": waves, "mel_error": quiet},
+            to_port,
+            from_port,
+            6,
+            _nudge_mel,
+        ),
+    ]
+    return {plan.name: plan for plan in plans}
