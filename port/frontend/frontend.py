@@ -1,0 +1,211 @@
+"""`CosyVoiceFrontEnd`: text and prompt audio in, arguments of `CosyVoice3Model.tts` out, for every mode.
+
+b batch (1), L text tokens, P prompt tokens, F prompt frames, C mel bins, s samples
+
+Source: cosyvoice/cli/frontend.py. The original returns the text's tokens together with the prompt, and reads the
+prompt's file again for every piece of text; here each prompt is read once, and the text is tokenized on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from port.config import CosyVoice3Config
+from port.frontend.audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
+from port.frontend.speaker import CAMPPlus
+from port.frontend.speech_tokenizer import S3TokenizerV3
+from port.frontend.text import Normalizer, text_normalize
+from port.frontend.tokenizer import CosyVoice3Tokenizer
+from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+
+PROMPT_RATE = 16000  # Hz, of the speech tokenizer and the speaker encoder
+
+ModelInput = dict[str, Any]
+
+
+class CosyVoiceFrontEnd:
+    """Makes model inputs.
+
+    Args:
+        tokenizer: of the text.
+        speech_tokenizer, speaker: the networks that read the prompt, with their weights.
+        config: the model.
+        normalizer: as for `text_normalize`.
+        speakers: saved voices, as `load_speakers` gives them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CosyVoice3Tokenizer,
+        speech_tokenizer: S3TokenizerV3,
+        speaker: CAMPPlus,
+        config: CosyVoice3Config,
+        normalizer: Normalizer | None = None,
+        speakers: Mapping[str, Speaker] | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.speech_tokenizer = speech_tokenizer
+        self.speaker = speaker
+        self.config = config
+        self.normalizer = normalizer
+        self.spk2info = {
+            name: {field: self._tensor(array) for field, array in info.items()}
+            for name, info in (speakers or {}).items()
+        }
+
+    def speakers(self) -> dict[str, Speaker]:
+        """The saved voices as `save_speakers` wants them."""
+        return {
+            name: {field: np.array(value).astype(FIELDS[field]) for field, value in info.items()}
+            for name, info in self.spk2info.items()
+        }
+
+    def text_normalize(self, text: str | Iterator[str], split: bool = True, text_frontend: bool = True) -> Any:
+        """Pieces of a text, or one string; see `port.frontend.text.text_normalize`."""
+        return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer)
+
+    def extract_text_token(self, text: str | Iterator[str]) -> np.ndarray | Iterator[np.ndarray]:
+        """Token ids (1, L) int32; of an iterator of strings an iterator of single tokens (1, 1)."""
+        if isinstance(text, Iterator):
+            # Token by token, as in the original: how the text was cut on its way here must not matter.
+            return (ids[:, i : i + 1] for part in text for ids in [self._encode(part)] for i in range(ids.shape[1]))
+        return self._encode(text)
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.array(self.tokenizer.encode(text), np.int32).reshape(1, -1)
+
+    def extract_speech_token(self, prompt_wav: str | Path) -> np.ndarray:
+        """Speech tokens (1, P) int32 of a file, 25 a second.
+
+        Raises:
+            AudioError: see `load_wav`; longer than 30 s.
+        """
+        speech = load_wav(prompt_wav, PROMPT_RATE)
+        check_prompt_length(speech, PROMPT_RATE)
+        mel = log_mel_spectrogram(speech, self.config.speech_tokenizer.n_mels)
+        tokens, lengths = self.speech_tokenizer(mel, mx.array([mel.shape[1]]))
+        return np.array(tokens[:, : int(lengths.item())], np.int32)
+
+    def extract_spk_embedding(self, prompt_wav: str | Path) -> mx.array:
+        """Speaker embedding (1, spk_embed_dim) of a file.
+
+        Raises:
+            AudioError: see `load_wav`.
+        """
+        speech = load_wav(prompt_wav, PROMPT_RATE)
+        feat = fbank(speech, self.config.speaker.n_mels, PROMPT_RATE, subtract_mean=True)
+        embedding = self.speaker(feat[None])
+        mx.eval(embedding)  # a lazy array could be evaluated by this thread only
+        return embedding
+
+    def extract_speech_feat(self, prompt_wav: str | Path) -> mx.array:
+        """Log-mel (1, F, C) of a file, 50 frames a second.
+
+        Raises:
+            AudioError: see `load_wav`.
+        """
+        speech = load_wav(prompt_wav, self.config.sample_rate)
+        return mel_spectrogram(speech, num_mels=self.config.flow.output_size, sampling_rate=self.config.sample_rate)
+
+    def frontend_sft(self, spk_id: str) -> ModelInput:
+        """A saved voice by its embedding alone.
+
+        Raises:
+            SpeakerError: no such speaker.
+        """
+        return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
+
+    def frontend_zero_shot(self, prompt_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+        """A recording and what is said in it, or a saved voice.
+
+        Args:
+            prompt_text: instruction, `<|endofprompt|>`, transcript of the recording.
+            prompt_wav: the recording, 30 s at most.
+            zero_shot_spk_id: a saved voice, which stands for the text and the recording.
+
+        Raises:
+            AudioError: see `extract_speech_token`.
+            SpeakerError: no such speaker, or one without a prompt.
+        """
+        if zero_shot_spk_id:
+            info = self._speaker(zero_shot_spk_id)
+            if info.keys() != FIELDS.keys():
+                raise SpeakerError(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
+            return dict(info)
+        speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
+        speech_token, speech_feat = self._align(speech_token, speech_feat)
+        return {
+            "prompt_text": self._encode(prompt_text),
+            "llm_prompt_speech_token": speech_token,
+            "flow_prompt_speech_token": speech_token,
+            "prompt_speech_feat": speech_feat,
+            "flow_embedding": self.extract_spk_embedding(prompt_wav),
+        }
+
+    def frontend_cross_lingual(self, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+        """A recording in whatever language: the language model gets neither its words nor its sound.
+
+        Args and Raises as for `frontend_zero_shot`.
+        """
+        model_input = self.frontend_zero_shot("", prompt_wav, zero_shot_spk_id)
+        del model_input["prompt_text"], model_input["llm_prompt_speech_token"]
+        return model_input
+
+    def frontend_instruct2(self, instruct_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+        """An instruction for the language model, which does not get the recording's sound.
+
+        Args:
+            instruct_text: how to speak, closed by `<|endofprompt|>`. A saved voice brings its own prompt text instead,
+                as in the original.
+            prompt_wav, zero_shot_spk_id: as for `frontend_zero_shot`.
+
+        Raises:
+            AudioError, SpeakerError: as for `frontend_zero_shot`.
+        """
+        model_input = self.frontend_zero_shot(instruct_text, prompt_wav, zero_shot_spk_id)
+        del model_input["llm_prompt_speech_token"]
+        return model_input
+
+    def frontend_vc(self, source_wav: str | Path, prompt_wav: str | Path, align_prompt: bool = False) -> ModelInput:
+        """What is said in one recording, for the voice of another.
+
+        Args:
+            source_wav, prompt_wav: 30 s at most each.
+            align_prompt: cut the prompt to whole tokens like the other modes. The original does not (`frontend_vc`):
+                up to 2 frames of the prompt start the result, and as many are doubled where chunks of a stream meet.
+
+        Raises:
+            AudioError: as for `extract_speech_token`.
+        """
+        source_token = self.extract_speech_token(source_wav)
+        prompt_token, prompt_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
+        if align_prompt:
+            prompt_token, prompt_feat = self._align(prompt_token, prompt_feat)
+        return {
+            "source_speech_token": source_token,
+            "flow_prompt_speech_token": prompt_token,
+            "prompt_speech_feat": prompt_feat,
+            "flow_embedding": self.extract_spk_embedding(prompt_wav),
+        }
+
+    def _tensor(self, array: np.ndarray) -> np.ndarray | mx.array:
+        return mx.array(array) if array.dtype.kind == "f" else array
+
+    def _align(self, speech_token: np.ndarray, speech_feat: mx.array) -> tuple[np.ndarray, mx.array]:
+        """Keep the tokens that have all their frames, and those frames; either side may have a little more."""
+        ratio = self.config.flow.token_mel_ratio
+        token_len = min(speech_feat.shape[1] // ratio, speech_token.shape[1])
+        speech_token, speech_feat = speech_token[:, :token_len], speech_feat[:, : ratio * token_len]
+        mx.eval(speech_feat)
+        return speech_token, speech_feat
+
+    def _speaker(self, spk_id: str) -> ModelInput:
+        if spk_id not in self.spk2info:
+            known = ", ".join(self.spk2info) or "none"
+            raise SpeakerError(f"speaker {spk_id!r} is not known; known speakers: {known}")
+        return self.spk2info[spk_id]

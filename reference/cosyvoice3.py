@@ -1,0 +1,280 @@
+"""`CosyVoice3`, the class users call: every way to make it speak (`CosyVoice3` in cosyvoice/cli/cosyvoice.py).
+
+s samples
+
+Each `inference_*` method yields `{"tts_speech": (1, s)}`, samples within +-1 at `sample_rate`: one for each
+piece of the text, or with `stream=True` one for each chunk of each piece. Prompt and text are checked when the method
+is called, the speech is made while the result is iterated; to break off is safe at any time.
+
+What the networks get of a prompt (LM: language model, flow: flow decoder):
+
+    zero_shot      LM: prompt text, prompt speech    flow: prompt speech, speaker
+    cross_lingual  LM: nothing                       flow: prompt speech, speaker
+    instruct2      LM: instruction                   flow: prompt speech, speaker
+    sft            LM: nothing                       flow: speaker
+    vc             (no LM)                           flow: prompt speech, speaker
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from port.config import CosyVoice3Config
+from port.frontend.special_tokens import END_OF_PROMPT
+from port.frontend.text import load_normalizer
+from port.frontend.tokenizer import CosyVoice3Tokenizer
+from port.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from reference.frontend.frontend import CosyVoiceFrontEnd, ModelInput
+from reference.llm.sampling import SeededDraws
+from reference.model import CosyVoice3Model
+
+FILES = {"llm.pt": "llm", "flow.pt": "flow", "hift.pt": "vocoder"}
+TOKENIZER_FOLDER = "CosyVoice-BlankEN"
+
+Speech = Iterator[dict[str, Tensor]]
+Wav = str | Path
+
+logger = logging.getLogger(__name__)
+
+
+class CosyVoice3:
+    """A model and its front end.
+
+    Args:
+        model: with its weights.
+        frontend: makes the model's inputs.
+        folder: where `save_spkinfo` writes; None for nowhere.
+
+    Common arguments of the `inference_*` methods:
+
+        tts_text: what to say; where the prompt holds `<|endofprompt|>` also an iterator of strings, for text that still
+            arrives (neither split nor normalised).
+        zero_shot_spk_id: a saved voice instead of the prompt.
+        stream: yield chunks early.
+        speed: tempo, 1.0 as learnt; not with `stream`.
+        text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
+        seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
+            nothing else in the process can disturb.
+        options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
+
+    They raise ValueError (`AudioError` for a recording, `SpeakerError` for a saved voice), one line each.
+    """
+
+    def __init__(self, model: CosyVoice3Model, frontend: CosyVoiceFrontEnd, folder: str | Path | None = None) -> None:
+        self.model = model
+        self.frontend = frontend
+        self.folder = None if folder is None else Path(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        config: CosyVoice3Config,
+        onnx: Mapping[str, Mapping[str, Tensor]],
+        dtype: torch.dtype = torch.float32,
+    ) -> CosyVoice3:
+        """Load the official folder.
+
+        Args:
+            folder: with llm.pt, flow.pt, hift.pt and CosyVoice-BlankEN/.
+            config: sizes, as cosyvoice3.yaml has them; reading that file is the converter's task.
+            onnx: weights of `speech_tokenizer` and `speaker` by module name; the caller reads the ONNX files.
+            dtype: float32 as the original, or float64.
+
+        Raises:
+            OSError, RuntimeError: files missing, or tensors missing, unknown or of another shape.
+            TokenizerError, SpeakerError: what cannot be used, in one line.
+        """
+        folder = Path(folder)
+        model = CosyVoice3Model(config)
+        for name, module in FILES.items():
+            state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            # Training leaves counters beside the weights, and a prefix on the vocoder's.
+            state = {k.removeprefix("generator."): v for k, v in state.items() if isinstance(v, Tensor)}
+            model.get_submodule(module).load_state_dict(state, strict=True)
+        for module in ("speech_tokenizer", "speaker"):
+            model.get_submodule(module).load_state_dict(onnx[module], strict=True)
+        model.to(dtype).eval()
+        frontend = CosyVoiceFrontEnd(
+            CosyVoice3Tokenizer.from_folder(folder / TOKENIZER_FOLDER),
+            model.speech_tokenizer,
+            model.speaker,
+            config,
+            load_normalizer(),
+            load_speakers(folder / SPEAKERS_FILE, config),
+        )
+        return cls(model, frontend, folder)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the speech, Hz."""
+        return self.model.config.sample_rate
+
+    def list_available_spks(self) -> list[str]:
+        """Names of the saved voices."""
+        return list(self.frontend.spk2info)
+
+    def add_zero_shot_spk(self, prompt_text: str, prompt_wav: Wav, zero_shot_spk_id: str) -> bool:
+        """Keep a prompt as a voice, replacing one of that name; `save_spkinfo` writes it to disk. Returns True.
+
+        Args:
+            prompt_text, prompt_wav: as for `inference_zero_shot`; the text is taken as it is.
+
+        Raises:
+            SpeakerError: an unusable name.
+            ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
+        """
+        check_name(zero_shot_spk_id)
+        _require_end_of_prompt(prompt_text)
+        self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        return True
+
+    def save_spkinfo(self, path: str | Path | None = None) -> None:
+        """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
+
+        Raises:
+            SpeakerError: nowhere to write, or not possible.
+        """
+        if path is None and self.folder is None:
+            raise SpeakerError("the model has no folder of its own; give save_spkinfo a path")
+        save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
+
+    def inference_sft(
+        self,
+        tts_text: str,
+        spk_id: str,
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Speech:
+        """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
+        pieces = self._pieces(tts_text, "", text_frontend)
+        return self._speak(pieces, self.frontend.frontend_sft(spk_id), stream, speed, seed, options)
+
+    def inference_zero_shot(
+        self,
+        tts_text: str | Iterator[str],
+        prompt_text: str,
+        prompt_wav: Wav,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Speech:
+        """Speak with the voice of a recording.
+
+        Args:
+            prompt_text: an instruction, `<|endofprompt|>`, and what is said in the recording.
+            prompt_wav: the recording, 30 s at most, 16 kHz at least.
+        """
+        prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend)
+        for piece in pieces:
+            if isinstance(piece, str) and 2 * len(piece) < len(prompt_text):
+                logger.warning("the text %.40r is much shorter than the prompt text; this may sound poor", piece)
+        prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav, zero_shot_spk_id)
+        return self._speak(pieces, prompt, stream, speed, seed, options)
+
+    def inference_cross_lingual(
+        self,
+        tts_text: str,
+        prompt_wav: Wav,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Speech:
+        """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
+        pieces = self._pieces(tts_text, "", text_frontend)
+        prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
+        return self._speak(pieces, prompt, stream, speed, seed, options)
+
+    def inference_instruct2(
+        self,
+        tts_text: str | Iterator[str],
+        instruct_text: str,
+        prompt_wav: Wav,
+        zero_shot_spk_id: str = "",
+        stream: bool = False,
+        speed: float = 1.0,
+        text_frontend: bool = True,
+        seed: int | None = None,
+        **options: Any,
+    ) -> Speech:
+        """Speak with the voice of a recording as an instruction says.
+
+        Args:
+            instruct_text: how to speak, closed by `<|endofprompt|>`; not read with a saved voice, as in the original.
+        """
+        if zero_shot_spk_id:
+            logger.warning("the instruction is not read: a saved voice brings its own prompt text")
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend)
+        prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
+        return self._speak(pieces, prompt, stream, speed, seed, options)
+
+    def inference_vc(
+        self,
+        source_wav: Wav,
+        prompt_wav: Wav,
+        stream: bool = False,
+        speed: float = 1.0,
+        align_prompt: bool = False,
+        **options: Any,
+    ) -> Speech:
+        """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; nothing is random here.
+
+        Args:
+            align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
+        """
+        prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
+        return self.model.tts(**prompt, stream=stream, speed=speed, **options)
+
+    def _pieces(self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool) -> list[Any]:
+        """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
+        if isinstance(tts_text, str):
+            if not tts_text.strip():
+                raise ValueError("the text is empty: nothing to speak")
+            if prompt_text is not None:
+                _require_end_of_prompt(prompt_text + tts_text)
+        elif prompt_text is not None:
+            _require_end_of_prompt(prompt_text)
+        return self.frontend.text_normalize(tts_text, split=True, text_frontend=text_frontend)
+
+    def _speak(
+        self,
+        pieces: list[Any],
+        prompt: ModelInput,
+        stream: bool,
+        speed: float,
+        seed: int | None,
+        options: dict[str, Any],
+    ) -> Speech:
+        draws = SeededDraws(secrets.randbits(32) if seed is None else seed)
+
+        def speech() -> Speech:
+            for piece in pieces:
+                text = self.frontend.extract_text_token(piece)
+                yield from self.model.tts(**prompt, text=text, stream=stream, speed=speed, draws=draws, **options)
+
+        return speech()
+
+
+def _require_end_of_prompt(text: str) -> None:
+    if END_OF_PROMPT not in text:
+        raise ValueError(
+            f"no {END_OF_PROMPT} in the prompt text or the text; CosyVoice 3 needs an instruction that ends with it, "
+            f"such as 'You are a helpful assistant.{END_OF_PROMPT}'"
+        )
