@@ -55,6 +55,7 @@ PARTS = (
     Part("hift", "hift.pt", read_state_dict),
     Part("llm", "llm.pt", read_state_dict),
 )
+FILES = {part.name: part.file for part in PARTS}
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE)
 AUDIT_FILE = "audit.json"
 PASSED = ("PASS", "SKIP", "XFAIL")
@@ -108,7 +109,7 @@ def convert_folder(
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
-    for file in (*TEXT_FILES, *(part.file for part in PARTS)):
+    for file in (*TEXT_FILES, *FILES.values()):
         if not (source.folder / file).is_file():
             raise CheckpointError(f"{source.folder / file}: not found")
     config = load_config(source.folder)
@@ -228,7 +229,7 @@ def find_source(hf_path: str, revision: str | None = None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        patterns = [*(part.file for part in PARTS), *TEXT_FILES]
+        patterns = [*FILES.values(), *TEXT_FILES]
         fetched = Path(snapshot_download(hf_path, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

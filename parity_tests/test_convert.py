@@ -26,7 +26,7 @@ from port.storage import read_headers
 from reference.synthesize import RULES, build, main, state_dict, synthesize, tiny_config
 from reference.vocoder.generator import CausalHiFTGenerator
 
-FILES = (*(part.file for part in run.PARTS), *run.TEXT_FILES)
+FILES = (*run.FILES.values(), *run.TEXT_FILES)
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT.parent / "shared" / "facts" / "realsize_keys.json"
 OFFICIAL = ROOT.parent / "shared" / "official"
