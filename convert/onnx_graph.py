@@ -162,8 +162,8 @@ class Graph:
             # A bias follows its MatMul; a LayerNorm in pieces adds epsilon to a mean, divides, scales and shifts.
             before = self._op_before(node, module)
             rank = len(self.stored[place].dims)
-            if (op, before) == ("Add", "ReduceMean") and rank == 0:
-                self.eps.add(str(np.float32(self.array(place).item())))
+            if (op, before) == ("Add", "ReduceMean"):
+                self.eps.update(str(eps) for eps in self.array(place).flat)
             elif (op, before, rank) in (("Add", "MatMul", 1), ("Add", "Mul", 1)):
                 self._add(f"{module}.bias", place)
             elif (op, before, rank) == ("Mul", "Div", 1):

@@ -176,7 +176,9 @@ def _randomise(model: nn.Module, seed: int) -> None:
             if name.endswith("running_var"):
                 tensor.copy_(0.5 + noise.abs())
             elif tensor.dim() > 1:
-                tensor.copy_(noise * math.sqrt(1.5 / tensor[0].numel()))
+                # The last block's states have no norm; the quantizer's tanh must not saturate on all of them.
+                gain = 0.02 if name.startswith("quantizer") else 1.5
+                tensor.copy_(noise * math.sqrt(gain / tensor[0].numel()))
             else:
-                gain = name.endswith(("_ln.weight", "batchnorm.weight"))
-                tensor.copy_(0.2 * noise + (1.0 if gain else 0.0))
+                scale = name.endswith(("_ln.weight", "batchnorm.weight"))
+                tensor.copy_(0.2 * noise + (1.0 if scale else 0.0))

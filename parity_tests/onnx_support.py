@@ -1,0 +1,63 @@
+"""Tiny ONNX files of the speech tokenizer and the speaker encoder, and everyone who can run them."""
+
+import copy
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import onnxruntime
+import torch
+
+from convert.mapping import convert
+from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
+from port.frontend import speaker, speech_tokenizer
+from reference.export_onnx import OPSETS, export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
+from reference.frontend.speaker import CAMPPlus
+from reference.frontend.speech_tokenizer import S3TokenizerV3
+
+TOKENIZER = SpeechTokenizerConfig(dim=64, heads=4, depth=2)
+SPEAKER = SpeakerConfig(
+    embed_dim=24,
+    head_channels=8,
+    init_channels=16,
+    growth_rate=8,
+    bottleneck_channels=16,
+    block_layers=(2, 3, 2),
+)
+COUNTS = {"speech_tokenizer": 38, "speaker": 122}
+READ = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
+CLASSES = {
+    "speech_tokenizer": (S3TokenizerV3, speech_tokenizer.S3TokenizerV3),
+    "speaker": (CAMPPlus, speaker.CAMPPlus),
+}
+
+
+def write_files(folder: Path) -> Path:
+    """`{part}{opset}.onnx` for both parts and both opsets."""
+    for opset in OPSETS:
+        export_speech_tokenizer(live_speech_tokenizer(TOKENIZER, 0), folder / f"speech_tokenizer{opset}.onnx", opset)
+        export_speaker(live_speaker(SPEAKER, 0), folder / f"speaker{opset}.onnx", opset)
+    return folder
+
+
+class Witnesses:
+    """One ONNX file and what it makes: the float32 reference, the oracle, the port, and onnxruntime on the file."""
+
+    def __init__(self, part: str, path: Path) -> None:
+        self.part, self.weights = part, READ[part](path)
+        theirs, ours = CLASSES[part]
+        self.reference = theirs(self.weights.config).eval()
+        self.reference.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in self.weights.items()}, strict=True)
+        self.oracle = copy.deepcopy(self.reference).double()
+        carried = convert(part, self.weights, CosyVoice3Config()).tensors
+        self.port = ours(self.weights.config)
+        named = [(key.removeprefix(f"{part}."), mx.array(value)) for key, value in carried.items()]
+        self.port.load_weights(named, strict=True)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def onnx(self, *inputs: np.ndarray) -> np.ndarray:
+        names = [i.name for i in self.session.get_inputs()]
+        return self.session.run(None, dict(zip(names, inputs, strict=True)))[0]
