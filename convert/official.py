@@ -14,6 +14,7 @@ from typing import Any
 
 from convert.arguments import Arguments
 from convert.checkpoint import CheckpointError, Tagged, read_yaml
+from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from port.config import (
     CFMConfig,
     ConfigError,
@@ -34,6 +35,8 @@ from port.frontend.speech_tokenizer import FSQ_LEVELS
 YAML_FILE = "cosyvoice3.yaml"
 QWEN_FILE = "CosyVoice-BlankEN/config.json"
 TOKENIZER_FILE = "CosyVoice-BlankEN/tokenizer_config.json"
+SPEECH_TOKENIZER_FILE = "speech_tokenizer_v3.onnx"
+SPEAKER_FILE = "campplus.onnx"
 
 # What each place of the yaml must build.
 CLASSES = {
@@ -202,8 +205,20 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2") -> Qwen2Config:
 
 
 def load_config(folder: Path) -> CosyVoice3Config:
-    """Configuration of an official checkpoint folder: cosyvoice3.yaml and, in CosyVoice-BlankEN, config.json and
-    tokenizer_config.json. Sizes of the two ONNX files stay the official ones: see `with_front_end`.
+    """Configuration of an official checkpoint folder, from its text files and its two ONNX graphs.
+
+    Raises:
+        CheckpointError: a file that is missing, broken, or asks for code.
+        ConfigError: a value or class path that the model does not know.
+    """
+    config = text_config(folder)
+    tokenizer = read_speech_tokenizer(folder / SPEECH_TOKENIZER_FILE).config
+    return with_front_end(config, tokenizer, read_speaker(folder / SPEAKER_FILE).config)
+
+
+def text_config(folder: Path) -> CosyVoice3Config:
+    """What cosyvoice3.yaml and, in CosyVoice-BlankEN, config.json and tokenizer_config.json say; the sizes of the two
+    ONNX files stay the official ones.
 
     Raises:
         CheckpointError: a file that is missing, broken, or asks for code.

@@ -29,7 +29,15 @@ from tqdm import tqdm
 from convert.audit import Audit, AuditError, SourceFile, port_shapes, prove
 from convert.checkpoint import CheckpointError, StateDict, read_state_dict, sha256
 from convert.mapping import ConversionError, Step, plan
-from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, load_config, with_front_end
+from convert.official import (
+    QWEN_FILE,
+    SPEAKER_FILE,
+    SPEECH_TOKENIZER_FILE,
+    TOKENIZER_FILE,
+    YAML_FILE,
+    text_config,
+    with_front_end,
+)
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from port.config import ConfigError, CosyVoice3Config
@@ -49,8 +57,8 @@ class Part(NamedTuple):
 
 # In the order of writing: ONNX files are in memory while they are open, so they go first.
 PARTS = (
-    Part("speech_tokenizer", "speech_tokenizer_v3.onnx", read_speech_tokenizer),
-    Part("speaker", "campplus.onnx", read_speaker),
+    Part("speech_tokenizer", SPEECH_TOKENIZER_FILE, read_speech_tokenizer),
+    Part("speaker", SPEAKER_FILE, read_speaker),
     Part("flow", "flow.pt", read_state_dict),
     Part("hift", "hift.pt", read_state_dict),
     Part("llm", "llm.pt", read_state_dict),
@@ -112,7 +120,7 @@ def convert_folder(
     for file in (*TEXT_FILES, *FILES.values()):
         if not (source.folder / file).is_file():
             raise CheckpointError(f"{source.folder / file}: not found")
-    config = load_config(source.folder)
+    config = text_config(source.folder)
     opened = {part.name: part.read(source.folder / part.file) for part in PARTS}
     config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
