@@ -7,14 +7,14 @@ would give a model that loads and speaks nonsense.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convert.arguments import Arguments
-from convert.checkpoint import CheckpointError, Tagged, read_yaml
+from convert.checkpoint import CheckpointError, read_yaml
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.references import resolve
 from port.config import (
     CFMConfig,
     ConfigError,
@@ -37,22 +37,6 @@ QWEN_FILE = "CosyVoice-BlankEN/config.json"
 TOKENIZER_FILE = "CosyVoice-BlankEN/tokenizer_config.json"
 SPEECH_TOKENIZER_FILE = "speech_tokenizer_v3.onnx"
 SPEAKER_FILE = "campplus.onnx"
-
-# What each place of the yaml must build.
-CLASSES = {
-    "llm": "cosyvoice.llm.llm.CosyVoice3LM",
-    "llm.llm": "cosyvoice.llm.llm.Qwen2Encoder",
-    "llm.sampling": "cosyvoice.utils.common.ras_sampling",
-    "flow": "cosyvoice.flow.flow.CausalMaskedDiffWithDiT",
-    "flow.pre_lookahead_layer": "cosyvoice.transformer.upsample_encoder.PreLookaheadLayer",
-    "flow.decoder": "cosyvoice.flow.flow_matching.CausalConditionalCFM",
-    "flow.decoder.cfm_params": "omegaconf.DictConfig",
-    "flow.decoder.estimator": "cosyvoice.flow.DiT.dit.DiT",
-    "hift": "cosyvoice.hifigan.generator.CausalHiFTGenerator",
-    "hift.f0_predictor": "cosyvoice.hifigan.f0_predictor.CausalConvRNNF0Predictor",
-    "feat_extractor": "matcha.utils.audio.mel_spectrogram",
-    "get_tokenizer": "cosyvoice.tokenizer.tokenizer.get_qwen_tokenizer",
-}
 
 
 def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator") -> DiTConfig:
@@ -232,7 +216,7 @@ def text_config(folder: Path) -> CosyVoice3Config:
         end_of_prompt = _end_of_prompt(_read_json(path))
         path = folder / YAML_FILE
         document = read_yaml(path)
-        parts = {name: _resolve(document, _part(document, name), name) for name in ("llm", "flow", "hift")}
+        parts = {name: resolve(document, _part(document, name), name) for name in ("llm", "flow", "hift")}
         config = CosyVoice3Config(
             llm=replace(llm_config(parts["llm"], qwen2), end_of_prompt=end_of_prompt),
             flow=flow_config(parts["flow"]),
@@ -282,13 +266,13 @@ def _check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None
             f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
         )
     if "feat_extractor" in document:
-        mel = Arguments("feat_extractor", _resolve(document, document["feat_extractor"], "feat_extractor"))
+        mel = Arguments("feat_extractor", resolve(document, document["feat_extractor"], "feat_extractor"))
         # Files from before December 2025 said fmax 8000; the official file was corrected to null.
         mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)
         mel.expect(hop_size=config.vocoder.hop_samples, fmin=0, fmax=None, center=False)
         mel.done()
     if "get_tokenizer" in document:
-        tokenizer = Arguments("get_tokenizer", _resolve(document, document["get_tokenizer"], "get_tokenizer"))
+        tokenizer = Arguments("get_tokenizer", resolve(document, document["get_tokenizer"], "get_tokenizer"))
         tokenizer.expect(version="cosyvoice3")
 
 
@@ -296,38 +280,6 @@ def _part(document: dict[str, Any], name: str) -> Any:
     if name not in document:
         raise ConfigError(f"{name}: missing")
     return document[name]
-
-
-def _resolve(document: dict[str, Any], value: Any, where: str) -> Any:
-    """Follow references and check class paths; the result holds plain values only."""
-    if isinstance(value, Tagged) and value.kind == "ref":
-        return _reference(document, value.target, where)
-    wanted = CLASSES.get(where)
-    found = value.target if isinstance(value, Tagged) else None
-    if found != wanted:
-        raise ConfigError(f"{where}: class {found!r} is not known, expected {wanted or 'plain values'}")
-    if isinstance(value, Tagged):
-        value = {} if value.value is None else value.value
-    if isinstance(value, dict):
-        return {key: _resolve(document, item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, list):
-        return [_resolve(document, item, f"{where}[{i}]") for i, item in enumerate(value)]
-    return value
-
-
-def _reference(document: dict[str, Any], text: str, where: str) -> Any:
-    names = re.findall(r"<(\w+)>", text)
-    if not re.fullmatch(r"\s*<\w+>(\s*\*\s*<\w+>)*\s*", text):
-        raise ConfigError(f"{where}: reference {text!r:.60} is not a name or a product of names")
-    product: Any = None
-    for name in names:
-        value = document.get(name)
-        if not isinstance(value, int | float | str):
-            raise ConfigError(f"{where}: reference <{name}> names no plain value of this file")
-        if len(names) > 1 and isinstance(value, str):
-            raise ConfigError(f"{where}: reference <{name}> is not a number")
-        product = value if product is None else product * value
-    return product
 
 
 def _read_json(path: Path) -> dict[str, Any]:
