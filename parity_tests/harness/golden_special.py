@@ -17,7 +17,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from convert.official import llm_config
 from parity_tests.adapters import own
-from parity_tests.harness import oracle
+from parity_tests.harness import golden_driver, oracle
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.targets import TARGETS, swap
 from port import noise
@@ -327,6 +327,8 @@ FUNCTIONS: dict[str, Replay] = {
     "llm_bistream": _llm_bistream,
     "mel_*": _mel,
     "resample_fbank": _resample_fbank,
+    "model_tts_vc": golden_driver.model_tts_vc,
+    "silent_filter": golden_driver.silent_filter,
 }
 
 _RMS = "transformers evaluates RMSNorm and the rotary angles in float32 in a float64 model too; the reference does not"

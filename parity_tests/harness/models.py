@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import torch
+from mlx.utils import tree_flatten
 
-from convert.checkpoint import read_state_dict
 from convert.official import load_config
-from convert.run import FILES, Source, convert_folder
+from convert.run import PARTS, Source, convert_folder
 from port import weights
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model as PortModel
 from reference.model import CosyVoice3Model as ReferenceModel
 from reference.synthesize import synthesize
 
-PARTS = {"llm": "llm", "flow": "flow", "hift": "vocoder"}  # official file -> attribute of the reference
+ATTRIBUTES = {"hift": "vocoder"}  # of the reference, where it is not the part's own name
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,25 @@ class Models:
         return cls.load(source, folder)
 
     @classmethod
-    def load(cls, source: Path, folder: Path) -> Models:
+    def load(cls, source: Path, folder: Path, depth: int | None = None) -> Models:
         """Load both sides.
+
+        Args:
+            source: official checkpoint folder.
+            folder: its conversion.
+            depth: keep so many layers of each deep stack, from the first on; for models too large to hold three times.
 
         Raises:
             CheckpointError, ConfigError, WeightsError: files that cannot be used.
         """
         config = load_config(source)
+        if depth is not None:
+            config = shallow(config, depth)
         single = load_reference(source, config)
         double = copy.deepcopy(single).double()
+        port = weights.load(folder) if depth is None else load_shallow_port(folder, config)
         audit = json.loads((folder / "audit.json").read_text("utf-8")) if (folder / "audit.json").exists() else {}
-        return cls(source, folder, config, single, double, weights.load(folder), audit)
+        return cls(source, folder, config, single, double, port, audit)
 
     @property
     def files(self) -> list[WeightFile]:
@@ -92,11 +101,38 @@ class Models:
         return content.get("provenance", {}).get("revision")
 
 
+def shallow(config: CosyVoice3Config, depth: int) -> CosyVoice3Config:
+    """The same model with at most `depth` layers in each deep stack."""
+    qwen2, dit, tokenizer = config.llm.qwen2, config.flow.dit, config.speech_tokenizer
+    return replace(
+        config,
+        llm=replace(config.llm, qwen2=replace(qwen2, num_hidden_layers=min(depth, qwen2.num_hidden_layers))),
+        flow=replace(config.flow, dit=replace(dit, depth=min(depth, dit.depth))),
+        speech_tokenizer=replace(tokenizer, depth=min(depth, tokenizer.depth)),
+    )
+
+
 def load_reference(source: Path, config: CosyVoice3Config) -> ReferenceModel:
-    """The reference in float32 with the official files of a folder, strict in every key."""
+    """The reference in float32 with the official files; tensors of layers beyond `config` are not read.
+
+    Raises:
+        KeyError: a tensor that the model needs is in no file.
+    """
     model = ReferenceModel(config)
-    for part, attribute in PARTS.items():
-        held = read_state_dict(source / FILES[part])
-        state = {key: torch.from_numpy(held[key].copy()) for key in held}
-        getattr(model, attribute).load_state_dict(state, strict=True)
+    for part in PARTS:
+        module = getattr(model, ATTRIBUTES.get(part.name, part.name))
+        held = part.read(source / part.file)
+        state = {key: torch.from_numpy(held[key].copy()) for key in module.state_dict()}
+        module.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+def load_shallow_port(folder: Path, config: CosyVoice3Config) -> PortModel:
+    """The port with the first layers of a converted folder; the arrays of the others are never read."""
+    model = PortModel(config)
+    held: dict[str, mx.array] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        held |= mx.load(str(file))
+    names = [name for name, _ in tree_flatten(model.parameters())]
+    model.load_weights([(name, held[name]) for name in names], strict=True)
     return model.eval()

@@ -89,12 +89,10 @@ class Session:
 
     def finish(self, root: Path) -> None:
         """Write DIR/report.json when asked to, and drop what was written on the way."""
+        if folder := self.config.getoption("--report"):
+            self._report = self._build(root)
+            report_model.save(self._report, Path(folder) / "report.json")
         self._scratch.cleanup()
-        folder = self.config.getoption("--report")
-        if not folder:
-            return
-        self._report = self._build(root)
-        report_model.save(self._report, Path(folder) / "report.json")
 
     def summary(self) -> list[str]:
         """Lines for the end of pytest's output."""

@@ -84,8 +84,14 @@ class Side:
         return keyed
 
 
-def walk(models: Models, plan: Walk) -> list[Row]:
-    """Rows for every named part in order of execution, then for the results of the whole."""
+def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
+    """Rows for every named part in order of execution, then for the results of the whole.
+
+    Args:
+        models: both sides.
+        plan: what to run.
+        isolated: judge each part on the reference's inputs too.
+    """
     single = _run_reference(models.single, plan, torch.float32)
     double = _run_reference(models.double, plan, torch.float64)
     try:
@@ -97,7 +103,7 @@ def walk(models: Models, plan: Walk) -> list[Row]:
         _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32)  # type: ignore[misc]
         for run in range(plan.nudges)
     ]
-    rows = _compare_calls(plan, single, double, port, nudged)
+    rows = _compare_calls(plan, single, double, port, nudged, isolated)
     results = [side.results for side in nudged]
     for name, reading in compare_all(port.results, single.results, double.results, results).items():
         rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
@@ -125,7 +131,7 @@ def _run_port(model: Any, plan: Walk) -> Side:
     return Side({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
 
 
-def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: list[Side]) -> list[Row]:
+def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: list[Side], isolated: bool) -> list[Row]:
     """One chained and one isolated row for each part and output: the worst of its calls stands for all."""
     calls, port_calls, double_calls = single.by_key(), port.by_key(), double.by_key()
     further = [side.by_key() for side in nudged]
@@ -144,8 +150,8 @@ def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: l
         others = [side[key].results for side in further]
         readings = compare_all(results, call.results, double_calls[key].results, others)
         _keep_worst(rows, plan, key, "chained", readings)
-        if (isolated := _isolated(call, double_calls[key], mine)) is not None:
-            _keep_worst(rows, plan, key, "isolated", isolated)
+        if isolated and (alone := _isolated(call, double_calls[key], mine)) is not None:
+            _keep_worst(rows, plan, key, "isolated", alone)
     return list(rows.values())
 
 

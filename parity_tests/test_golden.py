@@ -1,0 +1,111 @@
+"""Numbers made by running the original: the reference proved in float64, the port judged by ratio.
+
+The files here cover every module and travel with the project; the whole set runs where it is at hand.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from parity_tests.harness import golden
+from parity_tests.harness.compare import Reading
+from parity_tests.harness.golden import GoldenFile, GoldenRow, judge_file
+from parity_tests.harness.judge import Row
+
+EMBEDDED = Path(__file__).parent / "data" / "golden"
+# The full set lies beside the project where it was developed; anyone else names it.
+FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
+FILES = sorted(EMBEDDED.glob("*.safetensors"))
+STAGES = {"llm": "llm", "sampling": "llm", "mel": "frontend", "resample": "frontend", "upstream": "noise"}
+VOCODER = ("causal", "snake", "resblock", "f0", "sinegen2", "source", "stft", "istft", "hift")
+
+
+def stage_of(name: str) -> str:
+    if name.startswith(("model", "silent")):
+        return "whole"
+    if name.startswith("causal_conv_pos"):
+        return "flow"
+    return STAGES.get(name.split("_")[0], "vocoder" if name.startswith(VOCODER) else "flow")
+
+
+def report_row(row: GoldenRow, folder: Path) -> Row:
+    reading = row.reading or Reading(row.status, row.note or _numbers(row))
+    return Row(
+        name=f"golden.{row.file}.{row.tensor}",
+        stage=stage_of(row.file),
+        kind="golden",
+        module=row.file,
+        case=row.file,
+        reading=reading,
+        reproduce=f"python -m parity_tests.harness.golden {folder.name} --side port --only {row.file}",
+    )
+
+
+def _numbers(row: GoldenRow) -> str:
+    return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"
+
+
+def lines(rows: list[GoldenRow]) -> list[str]:
+    return [
+        f"{r.file}.{r.tensor}: {r.status} {r.note or _numbers(r)}" for r in rows if r.status not in ("PASS", "SKIP")
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_reference_is_the_original(path):
+    rows = judge_file(GoldenFile.read(path), "reference")
+    assert rows
+    assert not (broken := lines(rows)), broken
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_port_is_the_original(parity, path):
+    parity.add(report_row(row, EMBEDDED) for row in judge_file(GoldenFile.read(path), "port"))
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="the full golden set is not here; name it in COSYVOICE3_GOLDEN")
+@pytest.mark.parametrize("side", ["reference", "port"])
+def test_the_full_set(side, capsys):
+    code = golden.main([str(FULL), "--side", side])
+    printed = capsys.readouterr().out
+    assert code == 0, [line for line in printed.splitlines() if line.startswith(("FAIL", "ERROR", "VACUOUS"))]
+
+
+def test_the_embedded_files_stay_small():
+    assert sum(path.stat().st_size for path in FILES) <= 6_000_000
+
+
+@pytest.mark.meta
+def test_an_unknown_file_is_an_error(tmp_path, capsys):
+    tensors = {"in.x": np.ones(3, np.float32), "out.y": np.ones(3, np.float32)}
+    save_file(tensors, tmp_path / "new_module.safetensors", {"config": "{}", "call": "{}"})
+    assert golden.main([str(tmp_path)]) == 1
+    assert "no line of golden_table.py knows this file" in capsys.readouterr().out
+
+
+@pytest.mark.meta
+def test_a_changed_number_fails(tmp_path, capsys):
+    file = GoldenFile.read(EMBEDDED / "snake.safetensors")
+    tensors = {f"w.{k}": v for k, v in file.weights.items()} | {f"in.{k}": v for k, v in file.inputs.items()}
+    moved = {k: v.copy() for k, v in file.out64.items()}
+    moved["y"][0, 0, 0] += 1e-4
+    tensors |= {f"out.{k}": v for k, v in file.out.items()} | {f"out64.{k}": v for k, v in moved.items()}
+    save_file(tensors, tmp_path / "snake.safetensors", {"config": '{"in_features": 10}', "call": "{}"})
+    assert golden.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().out.count("FAIL") >= 2
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file"], ids=["empty", "text"])
+def test_a_broken_file_is_an_error(tmp_path, capsys, content):
+    (tmp_path / "snake.safetensors").write_bytes(content)
+    assert golden.main([str(tmp_path)]) == 1
+    assert "not a golden file" in capsys.readouterr().out
+
+
+@pytest.mark.meta
+def test_an_empty_folder_is_an_error(tmp_path):
+    assert golden.main([str(tmp_path)]) == 2

@@ -1,0 +1,69 @@
+"""Whole stages on the checkpoint's weights: every named part, chained and isolated, and tokens to samples."""
+
+import dataclasses
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.harness.trace import first_divergence, walk
+from parity_tests.harness.walks import walks
+from port.config import CosyVoice3Config
+from port.llm.sampling import SeededDraws as PortDraws
+from reference.llm.sampling import SeededDraws as ReferenceDraws
+
+NAMES = tuple(walks(CosyVoice3Config()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_walk(parity, name):
+    parity.add(walk(parity.models, walks(parity.models.config)[name]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_seeded_speech_tokens_are_equal(parity, seed):
+    """The language model of the checkpoint, sampling as in use, reference against port."""
+    models = parity.models
+    plan = walks(models.config, seed)["walk.llm"].inputs
+    texts = [plan[k] for k in ("text", "prompt_text", "prompt_speech_token")]
+    expected = list(models.single.llm.inference(*(torch.from_numpy(t) for t in texts), ReferenceDraws(seed)))
+    found = list(models.port.llm.inference(*(mx.array(t) for t in texts), PortDraws(seed)))
+    assert expected, "the reference generated nothing"
+    assert found == expected
+
+
+@pytest.mark.meta
+def test_a_walk_finds_the_part_that_is_wrong(parity, monkeypatch):
+    """One fault deep inside: its own part is named first, in order of execution and isolated."""
+    from port.flow import layers
+
+    plan = walks(parity.models.config)["walk.flow.full"]
+
+    def swapped(self, emb):
+        shift, scale = original(self, emb)
+        return scale, shift
+
+    original = layers.AdaLayerNormZero_Final.modulation
+    monkeypatch.setattr(layers.AdaLayerNormZero_Final, "modulation", swapped)
+    first = first_divergence(walk(parity.models, plan))
+    assert first is not None
+    assert first.module == "flow.layers.AdaLayerNormZero_Final"
+    assert first.kind == "isolated"
+
+
+@pytest.mark.meta
+def test_a_part_that_one_side_skips_is_an_error(parity, monkeypatch):
+    from port.vocoder import generator
+
+    monkeypatch.setattr(generator.ResBlock, "__call__", lambda self, x: x)
+    rows = walk(parity.models, walks(parity.models.config)["walk.vocoder.end"])
+    assert any(r.reading.status == "ERROR" and "reference only" in r.reading.message for r in rows)
+
+
+@pytest.mark.meta
+def test_a_port_that_raises_is_an_error(parity):
+    plan = walks(parity.models.config)["walk.vocoder.end"]
+    short = dataclasses.replace(plan, to_port={"speech_feat": lambda x: np.zeros((1, 4, 3), np.float32)})
+    (row,) = walk(parity.models, short)
+    assert row.reading.status == "ERROR"
