@@ -1,0 +1,361 @@
+"""The model driver on both sides: chunks, what is kept between requests and what is not, tempo, silence."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parity_tests.harness.capture import Recorder
+from parity_tests.harness.compare import compare
+from parity_tests.harness.golden_special import Kit
+from parity_tests.harness.targets import swap
+from parity_tests.speech_support import SMALL, small_models
+from port import model as port_driver
+from port.llm.sampling import SeededDraws
+from reference import model as reference_driver
+
+SIDES = ("reference", "port")
+SAMPLES = 960  # of a token
+EOS = SMALL.llm.eos
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small lose more to waking a second thread than it computes, many times over on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return dict(zip(SIDES, small_models(), strict=True))
+
+
+class Speaker:
+    """One side, a fixed prompt, and requests in numpy."""
+
+    def __init__(self, side, model, prompt_tokens=10):
+        self.kit, self.model = Kit(side), model
+        model.token_hop_len = SMALL.streaming.token_hop_len  # what a fresh object has
+        rng = np.random.default_rng(prompt_tokens)
+        prompt = {
+            "flow_prompt_speech_token": rng.integers(0, 81, (1, prompt_tokens)).astype(np.int32),
+            "prompt_speech_feat": rng.standard_normal((1, 2 * prompt_tokens, 80)).astype(np.float32),
+            "flow_embedding": rng.standard_normal((1, 8)).astype(np.float32),
+        }
+        self.prompt = {k: self.kit.tensor(v) for k, v in prompt.items()}
+
+    def stream(self, tokens=None, text=None, **options):
+        if tokens is not None:
+            options["source_speech_token"] = self.kit.tensor(some_tokens(tokens))
+        if text is not None:
+            options["text"] = self.kit.tensor(np.full((1, text), 5, np.int32))
+            options["prompt_text"] = self.kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
+        for result in self.model.tts(**self.prompt, **options):
+            yield np.array(self.kit.array(result["tts_speech"]))
+
+    def say(self, *args, **options):
+        return list(self.stream(*args, **options))
+
+    def lengths(self, *args, **options):
+        return [speech.shape[1] for speech in self.say(*args, **options)]
+
+
+@pytest.fixture(params=SIDES)
+def speaker(request, models):
+    return Speaker(request.param, models[request.param])
+
+
+def some_tokens(count):
+    """Speech tokens (1, count), none of them silent."""
+    return np.random.default_rng(count).integers(30, 54, (1, count)).astype(np.int32)
+
+
+def scripted(tokens, seen=None):
+    """A sampler that says these tokens, then the end."""
+    script = iter([*tokens, EOS])
+
+    def sample(scores, decoded_tokens, draws, config):
+        token = next(script)
+        if seen is not None:
+            seen.append(token)
+        return int(token)
+
+    return sample
+
+
+def joined(chunks):
+    return np.concatenate(chunks, axis=1)
+
+
+# ---- chunks
+
+
+def test_chunk_lengths_of_the_original(speaker):
+    """10 prompt tokens and 120 tokens: numbers of the original."""
+    assert speaker.lengths(120, stream=True) == [34560, 48000, 32640]
+    assert speaker.lengths(120) == [115200]
+
+
+@pytest.mark.parametrize("prompt", [0, 1, 24, 25, 26])
+def test_first_chunk_fills_the_prompt_up_to_a_whole_chunk(models, prompt):
+    speaker = Speaker("port", models["port"], prompt)
+    first = (25 + -prompt % 25) * SAMPLES - 8 * 480  # 8 frames are context of the vocoder
+    assert speaker.lengths(60, stream=True)[0] == first
+
+
+def test_a_chunk_needs_three_tokens_more(speaker):
+    assert len(speaker.lengths(42, stream=True, reset_hop=True)) == 1
+    assert len(speaker.lengths(43, stream=True, reset_hop=True)) == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4])
+def test_very_short_speech(speaker, tokens):
+    for stream in (False, True):
+        assert speaker.lengths(tokens, stream=stream) == [tokens * SAMPLES]
+
+
+def test_hop_grows_and_stays_as_in_the_original(speaker):
+    assert speaker.model.token_hop_len == 25
+    first = speaker.lengths(120, stream=True)
+    assert speaker.model.token_hop_len == 100
+    assert speaker.lengths(120, stream=True) == [115200] != first
+
+
+def test_reset_hop_makes_streams_equal(speaker):
+    first = speaker.say(120, stream=True)
+    again = speaker.say(120, stream=True, reset_hop=True)
+    assert [c.shape for c in again] == [c.shape for c in first]
+    assert np.array_equal(joined(again), joined(first))
+    assert speaker.model.token_hop_len == 100, "reset_hop must leave the object as it was"
+
+
+def test_a_rest_longer_than_the_next_chunk(speaker):
+    """The original decides by the padded first chunk once all tokens are there, and by the plain hop before."""
+    hop, pad, tokens = 100, 90, 300
+    speaker.model.token_hop_len = hop
+    first = (hop + pad) * SAMPLES - 8 * 480
+    assert speaker.lengths(tokens, stream=True) == [first, tokens * SAMPLES - first]
+    arriving = speaker.lengths(text=20, stream=True, sampling=scripted(some_tokens(tokens)[0]))
+    assert arriving == [first, hop * SAMPLES, tokens * SAMPLES - first - hop * SAMPLES]
+
+
+def test_chunks_do_not_wait_for_more_tokens_than_they_need(speaker):
+    seen = []
+    stream = speaker.stream(text=20, stream=True, sampling=scripted(some_tokens(130)[0], seen))
+    needed = [25 + 15 + 3, 25 + 15 + 50 + 3]
+    for count in needed:
+        next(stream)
+        assert len(seen) == count
+    assert sum(c.shape[1] for c in stream) > 0
+    assert len(seen) == 131
+
+
+def test_language_model_and_given_tokens_agree(speaker):
+    """The same tokens, once from the language model as it goes and once given: the same samples."""
+    tokens = some_tokens(120)
+    spoken = speaker.say(text=20, stream=True, reset_hop=True, sampling=scripted(tokens[0]))
+    given_tokens = speaker.say(120, stream=True, reset_hop=True)
+    assert np.array_equal(joined(spoken), joined(given_tokens))
+
+
+def test_chunks_are_the_start_of_the_whole_but_for_the_last(models):
+    """The last chunk is made without the chunk mask, so only what was said before it belongs to the streaming run."""
+    model, prompt = models["port"], Speaker("port", models["port"]).prompt
+    tokens = some_tokens(120)
+    chunked = mels(models, "port", tokens, stream=True, reset_hop=True, causal_final=True)
+    quirk = mels(models, "port", tokens, stream=True, reset_hop=True)
+    arguments = (tokens, prompt["flow_prompt_speech_token"], prompt["prompt_speech_feat"], prompt["flow_embedding"])
+    truth = reference_mel(models["reference"], arguments, torch.float64)
+    single = reference_mel(models["reference"], arguments, torch.float32)
+    whole = np.array(model.flow.inference(*arguments, streaming=True))
+    for found in (chunked, whole):
+        reading = compare(np.array(found), single, truth)
+        assert reading.status == "PASS", reading.message
+    spoken = 2 * (25 + 15 + 50)
+    assert compare(quirk[:, :spoken], single[:, :spoken].copy(), truth[:, :spoken].copy()).status == "PASS"
+    assert compare(quirk[:, spoken:], single[:, spoken:].copy(), truth[:, spoken:].copy()).status == "FAIL"
+
+
+def mels(models, side, tokens, **options):
+    """What the vocoder was given last, (1, n, C)."""
+    speaker = Speaker(side, models[side])
+    with Recorder(side, speaker.model) as recorder:
+        speaker.say(tokens.shape[1], **options)
+    return recorder.of("vocoder.generator.CausalHiFTGenerator.inference")[-1].arguments["speech_feat"]
+
+
+def reference_mel(model, arguments, dtype):
+    token, prompt_token, prompt_feat, embedding = (torch.from_numpy(np.array(a)) for a in arguments)
+    flow = model.flow.to(dtype)
+    try:
+        feat = flow.inference(token, prompt_token, prompt_feat.to(dtype), embedding.to(dtype), streaming=True)
+    finally:
+        model.flow.float()
+    return swap(feat.numpy())
+
+
+# ---- requests do not touch each other
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_two_requests_equal_two_on_fresh_objects(stream):
+    options = {"stream": stream, "reset_hop": True, "strict_min_length": True}
+    requests = [{"text": 16, "seed": 3}, {"text": 24, "seed": 4}]
+    for side in range(2):
+        one = small_models()[side]
+        shared = [seeded(Speaker(SIDES[side], one), options, **r) for r in requests]
+        fresh = [seeded(Speaker(SIDES[side], small_models()[side]), options, **r) for r in requests]
+        assert all(np.array_equal(joined(a), joined(b)) for a, b in zip(shared, fresh, strict=True))
+        assert not np.array_equal(joined(shared[0])[:, :9600], joined(shared[1])[:, :9600])
+
+
+def seeded(speaker, options, text, seed):
+    return speaker.say(text=text, draws=SeededDraws(seed), **options)
+
+
+def test_an_interrupted_stream_leaves_the_object_usable(speaker):
+    expected = speaker.say(120, stream=True, reset_hop=True)
+    for chunks in (0, 1, 2):
+        stream = speaker.stream(120, stream=True, reset_hop=True)
+        for _ in range(chunks):
+            next(stream)
+        stream.close()
+        assert np.array_equal(joined(speaker.say(120, stream=True, reset_hop=True)), joined(expected))
+
+
+def test_requests_in_other_threads_change_nothing(speaker):
+    options = {"stream": True, "reset_hop": True, "strict_min_length": True}
+
+    def request(seed):
+        return joined(seeded(speaker, options, text=24, seed=seed))
+
+    expected = [request(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(request, range(4)))
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_a_stream_may_move_between_threads(speaker):
+    """As a web server has it that asks for each chunk from whichever thread is free."""
+    options = {"text": 24, "stream": True, "reset_hop": True, "strict_min_length": True}
+    expected = joined(speaker.say(**options, draws=SeededDraws(5)))
+    stream, chunks = speaker.stream(**options, draws=SeededDraws(5)), []
+
+    def advance():
+        try:
+            chunks.append(next(stream))
+        except StopIteration:
+            chunks.append(None)
+        except Exception as error:
+            chunks.append(error)
+
+    while not chunks or isinstance(chunks[-1], np.ndarray):
+        thread = threading.Thread(target=advance)
+        thread.start()
+        thread.join()
+    assert chunks.pop() is None
+    assert np.array_equal(joined(chunks), expected)
+
+
+def test_other_draws_from_torch_and_numpy_do_not_disturb(speaker):
+    options = {"text": 12, "stream": True, "reset_hop": True, "strict_min_length": True}
+    expected = joined(speaker.say(**options, draws=SeededDraws(6)))
+    stream, chunks = speaker.stream(**options, draws=SeededDraws(6)), []
+    for chunk in stream:
+        chunks.append(chunk)
+        torch.manual_seed(0)
+        mx.random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 (the point is the global state)
+        torch.rand(3)
+    assert np.array_equal(joined(chunks), expected)
+
+
+# ---- tempo
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 60), st.integers(1, 120))
+def test_interpolation_equals_torch(frames, size):
+    mel = np.random.default_rng(frames * 121 + size).standard_normal((1, 3, frames)).astype(np.float32)
+    single = reference_driver.interpolate(torch.from_numpy(mel), size).numpy()
+    double = reference_driver.interpolate(torch.from_numpy(mel).double(), size).numpy()
+    found = swap(np.array(port_driver.interpolate(mx.array(swap(mel)), size)))
+    reading = compare(found, single, double)
+    assert reading.status == "PASS", reading.message
+
+
+@pytest.mark.parametrize(("speed", "frames"), [(1.25, 32), (0.8, 50), (3.0, 13), (0.501, 79)])
+def test_speed_changes_the_length(speaker, speed, frames):
+    assert speaker.lengths(20, speed=speed) == [frames * 480]
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf"), 1e9, 1e-9])
+def test_speeds_that_cannot_be(speaker, speed):
+    with pytest.raises(ValueError, match="speed"):
+        speaker.say(20, speed=speed)
+
+
+def test_a_stream_has_no_speed(speaker):
+    with pytest.raises(ValueError, match=r"speed 1\.5.*stream"):
+        speaker.say(20, speed=1.5, stream=True)
+
+
+def test_speed_of_a_chunk_is_refused(speaker):
+    token = speaker.kit.tensor(some_tokens(20))
+    prompt = [speaker.prompt[k] for k in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")]
+    cache = speaker.kit.get("model.SynthesisCache")()
+    with pytest.raises(ValueError, match="speed"):
+        speaker.model.token2wav(token, *prompt, 0, cache, finalize=False, speed=1.5)
+
+
+# ---- the language model's tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nothing_to_say(speaker, stream):
+    with pytest.raises(ValueError, match="no speech tokens"):
+        speaker.say(text=4, stream=stream, sampling=scripted([]))
+
+
+def test_long_silences_are_shortened_for_text_only(speaker):
+    silent = [1, 2, 28, 29, 55, 1, 2, 28]  # eight in a row, five stay
+    tokens = [40, *silent, 41, *silent[:6], 42]
+    assert speaker.lengths(text=4, sampling=scripted(tokens)) == [(3 + 5 + 5) * SAMPLES]
+    given_tokens = speaker.kit.tensor(np.array([tokens], np.int32))
+    (speech,) = speaker.model.tts(**speaker.prompt, source_speech_token=given_tokens)
+    assert speech["tts_speech"].shape[1] == len(tokens) * SAMPLES
+
+
+def test_text_that_still_arrives(speaker):
+    """A round from the instruction alone, one from five text tokens, the rest from what is left, as in the original."""
+    taken, kit = [], speaker.kit
+
+    def text():
+        for i in range(7):
+            taken.append(i)
+            yield kit.tensor(np.array([[5]], np.int32))
+
+    fill, words = SMALL.llm.fill_token, list(some_tokens(60)[0])
+    script = scripted([*words[:14], fill, *words[14:20], fill, *words[20:23]])
+    prompt_text = kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
+    result = list(speaker.model.tts(**speaker.prompt, text=text(), prompt_text=prompt_text, sampling=script))
+    assert [r["tts_speech"].shape[1] for r in result] == [23 * SAMPLES]
+    assert taken == list(range(7))
+
+
+def test_both_sides_speak_alike(models):
+    """Seeded text to samples: lengths equal, which means tokens too."""
+    options = {"stream": True, "reset_hop": True}
+    for seed in range(8):
+        lengths = [
+            [c.shape[1] for c in seeded(Speaker(side, models[side]), options, text=12, seed=seed)] for side in SIDES
+        ]
+        assert lengths[0] == lengths[1]
