@@ -15,7 +15,7 @@ from parity_tests.harness.trace import walk
 from parity_tests.harness.walks import walks
 
 DEPTH = 2
-WALKS = ("walk.llm", "walk.flow.chunked", "walk.vocoder.end")
+WALKS = ("walk.speech_tokenizer", "walk.speaker", "walk.llm", "walk.flow.chunked", "walk.vocoder.end")
 
 
 def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:

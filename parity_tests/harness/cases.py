@@ -52,7 +52,7 @@ class Case:
 
 def all_cases() -> list[Case]:
     """Every isolated case, in the order of the pipeline and smallest parts first."""
-    stages = ("llm", "flow", "vocoder")
+    stages = ("frontend", "llm", "flow", "vocoder")
     return [case for stage in stages for case in import_module(f"parity_tests.cases.{stage}").CASES]
 
 

@@ -33,13 +33,15 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         draw = 0.2 * draw - 1.5 if name == "bias" else rng.uniform(0.4, 0.8, shape)
     elif name in ("original0", "weight_g"):
         draw = rng.uniform(0.7, 1.3, shape)
-    elif key.endswith("norm.weight"):
+    elif name == "running_var":
+        draw = rng.uniform(0.5, 1.5, shape)
+    elif key.endswith(("norm.weight", "ln.weight")):
         draw = 1 + 0.2 * draw
     elif key.endswith("classifier.weight"):  # f0 in Hz from unit activations: voiced and unvoiced frames both occur
         draw *= 150 / np.sqrt(shape[1])
     elif key.endswith("classifier.bias"):
         draw = np.full(shape, 60.0)
-    elif name == "bias":
+    elif name in ("bias", "running_mean"):
         draw *= 0.3
     elif "embed" in key and draw.ndim == 2 and "proj" not in key and "affine" not in key and "time" not in key:
         pass  # embedding rows of order one

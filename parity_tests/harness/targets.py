@@ -56,7 +56,7 @@ class Target:
         prepare: argument name -> path of a twin function that both sides apply to it first.
         chained: both sides call it equally often inside the whole model.
         replay: it can be called again with the arguments that the other side got.
-        run: how to call it when a plain call will not do; gets the object and the arguments in the side's own tensors.
+        run: how to call it when a plain call will not do; gets the callable and the arguments in the side's tensors.
     """
 
     path: str
@@ -72,7 +72,9 @@ class Target:
 
     @property
     def stage(self) -> str:
-        return self.path.split(".")[0]
+        """Stage of the report; the two encoders of the front end are stages of their own."""
+        package, module = self.path.split(".")[:2]
+        return module if module in ("speech_tokenizer", "speaker") else package
 
     def resolve(self, package: str) -> tuple[Any, str | None]:
         """The class or function of one side and, for a method, its name."""
@@ -99,7 +101,7 @@ class Target:
                 arguments[name] = function(arguments[name])
         _, method = self.resolve(package)
         function = getattr(obj, method) if method else obj
-        result = self.run(obj, arguments) if self.run else function(**arguments)
+        result = self.run(function, arguments) if self.run else function(**arguments)
         if isinstance(result, dict):
             return result
         result = result if isinstance(result, tuple) else (result,)
@@ -109,16 +111,67 @@ class Target:
 
 
 _CONV = {"to_port": {"x": swap, "cache": swap}, "from_port": {"y": swap}}
+_IMAGE = {
+    "to_port": {"x": lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1))},
+    "from_port": {"y": lambda y: np.ascontiguousarray(y.transpose(0, 3, 1, 2))},
+}
 _DIT = "flow:decoder.estimator"
+_S3 = "speech_tokenizer:blocks.0"
 _BLOCK = f"{_DIT}.transformer_blocks.0"
 _LAYER = "llm:llm.model.model.layers.0"
 _ROPE = {"rope": "flow.layers.rotary_tables"}
 _MEL = {"mu": swap, "cond": swap, "x": swap, "noise": swap, "mask": frame_mask}
 
 
+def _valid_rows(call: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Tokens (or what is rounded to them) with zeros past each row's length, where they mean nothing."""
+    found, lengths = call(**arguments)
+    found, lengths = np.asarray(found), np.asarray(lengths)
+    inside = np.arange(found.shape[1]) < lengths[:, None]
+    name = "tokens" if found.ndim == 2 else "y"
+    return {name: found * (inside if found.ndim == 2 else inside[..., None]), "lengths": lengths}
+
+
 TARGETS = {
     target.path: target
     for target in (
+        # front end
+        Target("frontend.audio.resample"),
+        Target("frontend.audio.mel_filterbank", ("basis",)),
+        Target("frontend.audio.mel_spectrogram", ("mel",), from_port={"mel": swap}),
+        Target("frontend.audio.log_mel_spectrogram", ("mel",), from_port={"mel": swap}),
+        Target("frontend.audio.kaldi_mel_banks", ("basis",)),
+        Target("frontend.audio.fbank", ("fbank",)),
+        Target("frontend.speech_tokenizer.FSMNMultiHeadAttention", at=f"{_S3}.attn", prepare=_ROPE),
+        Target("frontend.speech_tokenizer.ResidualAttentionBlock", at=_S3, prepare=_ROPE),
+        Target("frontend.speech_tokenizer.FSQVectorQuantization.activations", at="speech_tokenizer:quantizer"),
+        Target("frontend.speech_tokenizer.FSQVectorQuantization", ("tokens",), at="speech_tokenizer:quantizer"),
+        Target(
+            "frontend.speech_tokenizer.S3TokenizerV3.activations",
+            ("y", "lengths"),
+            at="speech_tokenizer:",
+            config=sizes.SpeechTokenizerConfig,
+            to_port={"mel": swap},
+            run=_valid_rows,
+        ),
+        Target(
+            "frontend.speech_tokenizer.S3TokenizerV3",
+            ("tokens", "lengths"),
+            at="speech_tokenizer:",
+            config=sizes.SpeechTokenizerConfig,
+            to_port={"mel": swap},
+            run=_valid_rows,
+        ),
+        Target("frontend.speaker.BasicResBlock", at="speaker:head.layer1.0", **_IMAGE),
+        Target("frontend.speaker.FCM", at="speaker:head", **_CONV),
+        Target("frontend.speaker.TDNNLayer", at="speaker:xvector.tdnn", **_CONV),
+        Target("frontend.speaker.CAMLayer", at="speaker:xvector.block1.tdnnd1.cam_layer", **_CONV),
+        Target("frontend.speaker.CAMDenseTDNNLayer", at="speaker:xvector.block1.tdnnd1", **_CONV),
+        Target("frontend.speaker.CAMDenseTDNNBlock", at="speaker:xvector.block1", **_CONV),
+        Target("frontend.speaker.TransitLayer", at="speaker:xvector.transit1", **_CONV),
+        Target("frontend.speaker.StatsPool", to_port={"x": swap}),
+        Target("frontend.speaker.DenseLayer", at="speaker:xvector.dense"),
+        Target("frontend.speaker.CAMPPlus", ("embedding",), at="speaker:", config=sizes.SpeakerConfig),
         # language model, bottom-up
         Target("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
         Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin")),

@@ -26,6 +26,15 @@ def teacher_forced(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     return {"scores": scores}
 
 
+def _tokenize(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    tokens, lengths = model.speech_tokenizer(**arguments)
+    return {"tokens": tokens, "lengths": lengths}
+
+
+def _embed(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"embedding": model.speaker(**arguments)}
+
+
 def _flow(streaming: bool, finalize: bool, guidance: str = "batched") -> Any:
     def run(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         call = {"streaming": streaming, "finalize": finalize, "guidance": guidance}
@@ -96,7 +105,13 @@ def walks(config: CosyVoice3Config, seed: int = 0) -> dict[str, Walk]:
     mel = {"speech_feat": normal(1, mels, 24), "sine_waves": waves}
     quiet = np.zeros((1, mels, flow.token_mel_ratio * TOKENS), np.float32)
     to_port, from_port = {"noise": swap, "speech_feat": swap, "mel_error": swap}, {"feat": swap, "s": swap}
-    plans = [Walk("walk.llm", "llm", teacher_forced, text)]
+    heard = {"mel": normal(1, config.speech_tokenizer.n_mels, 150), "mel_len": np.array([150], np.int32)}
+    voice = {"x": normal(1, 230, config.speaker.n_mels)}
+    plans = [
+        Walk("walk.speech_tokenizer", "speech_tokenizer", _tokenize, heard, {"mel": swap}),
+        Walk("walk.speaker", "speaker", _embed, voice),
+        Walk("walk.llm", "llm", teacher_forced, text),
+    ]
     plans += [
         Walk(f"walk.flow.{name}", "flow", run, spoken, to_port, from_port)
         for name, run in (

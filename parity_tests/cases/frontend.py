@@ -1,0 +1,166 @@
+"""Isolated cases of the front end: audio features, speech tokenizer, speaker encoder."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from parity_tests.harness.cases import Draw, case, normal, valid
+
+TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2, fsq_dim=4)
+SPEAKER = dict(
+    n_mels=80,
+    embed_dim=24,
+    head_channels=4,
+    init_channels=8,
+    growth_rate=4,
+    bottleneck_channels=8,
+    block_layers=(2, 3),
+    block_dilations=(1, 2),
+)
+CAM = dict(bn_channels=8, out_channels=4, segment_frames=100)
+LAYER = dict(in_channels=12, out_channels=4, bn_channels=8, segment_frames=100, eps=1e-5)
+ATTENTION = dict(dim=32, heads=2, kernel_size=31)
+
+
+def voice(samples: int, rate: int = 24000, batch: int = 1) -> Draw:
+    """Speech-like: a gliding harmonic tone with noise and a silence in it, peak near 0.7."""
+
+    def draw(rng: np.random.Generator) -> np.ndarray:
+        t = np.arange(samples) / rate
+        pitch = 2 * np.pi * (140 * t + 40 * np.sin(2 * np.pi * 1.3 * t))
+        tone = sum(np.sin(k * pitch + k) / k for k in range(1, 12))
+        wave = 0.25 * tone + 0.02 * rng.standard_normal((batch, samples))
+        wave[:, samples // 3 : samples // 2] *= 1e-4
+        return wave.astype(np.float32)
+
+    return draw
+
+
+def half_angles(n: int, dim: int) -> np.ndarray:
+    """(n, dim) angles, the second half like the first."""
+    frequencies = 1.0 / 10000.0 ** (np.arange(0, dim, 2, dtype=np.float32) / dim)
+    return np.tile(np.arange(n, dtype=np.float32)[:, None] * frequencies, 2).astype(np.float32)
+
+
+def _resample(source: int, target: int, samples: int) -> object:
+    call = dict(orig_freq=source, new_freq=target)
+    name = f"frontend.resample.{source}.{target}"
+    return case(name, "frontend.audio.resample", None, call, waveform=voice(samples, source))
+
+
+def _tokenizer(name: str, what: str, frames: int, *lengths: int) -> object:
+    path = "frontend.speech_tokenizer.S3TokenizerV3" + what
+    sizes = np.array(lengths, np.int32)
+    return case(name, path, TOKENIZER, mel=normal(len(lengths), 16, frames), mel_len=sizes)
+
+
+CASES = (
+    *(_resample(*rates) for rates in ((24000, 16000, 2401), (22050, 16000, 2205), (22050, 24000, 2205))),
+    *(_resample(*rates) for rates in ((44100, 24000, 4410), (48000, 16000, 4801), (16000, 24000, 1600))),
+    case(
+        "frontend.mel_basis",
+        "frontend.audio.mel_filterbank",
+        None,
+        dict(sampling_rate=24000, n_fft=1920, num_mels=80, fmin=0.0, fmax=12000.0),
+    ),
+    case(
+        "frontend.log_mel_basis",
+        "frontend.audio.mel_filterbank",
+        None,
+        dict(sampling_rate=16000, n_fft=400, num_mels=128, fmin=0.0, fmax=8000.0),
+    ),
+    case("frontend.mel", "frontend.audio.mel_spectrogram", y=voice(9600, batch=2)),
+    case("frontend.mel.odd", "frontend.audio.mel_spectrogram", y=voice(7001)),
+    case("frontend.log_mel", "frontend.audio.log_mel_spectrogram", audio=voice(8000, 16000, 2)),
+    case("frontend.log_mel.odd", "frontend.audio.log_mel_spectrogram", audio=voice(4999, 16000)),
+    case(
+        "frontend.kaldi_basis",
+        "frontend.audio.kaldi_mel_banks",
+        None,
+        dict(num_bins=80, n_fft=512, sample_frequency=16000),
+    ),
+    case("frontend.fbank", "frontend.audio.fbank", waveform=voice(8000, 16000)),
+    case("frontend.fbank.mean", "frontend.audio.fbank", None, dict(subtract_mean=True), waveform=voice(6001, 16000)),
+    case(
+        "speech_tokenizer.attention",
+        "frontend.speech_tokenizer.FSMNMultiHeadAttention",
+        ATTENTION,
+        x=normal(2, 37, 32),
+        mask=valid(37, 37, 20)[:, 0] > 0,
+        rope=half_angles(37, 16),
+    ),
+    case(
+        "speech_tokenizer.block",
+        "frontend.speech_tokenizer.ResidualAttentionBlock",
+        dict(ATTENTION, mlp_mult=4, eps=1e-5),
+        x=normal(2, 37, 32),
+        mask=valid(37, 37, 20)[:, 0] > 0,
+        rope=half_angles(37, 16),
+    ),
+    case(
+        "speech_tokenizer.fsq.activations",
+        "frontend.speech_tokenizer.FSQVectorQuantization.activations",
+        dict(dim=32, fsq_dim=8),
+        x=normal(2, 37, 32),
+    ),
+    case(
+        "speech_tokenizer.fsq",
+        "frontend.speech_tokenizer.FSQVectorQuantization",
+        dict(dim=32, fsq_dim=8),
+        x=normal(2, 37, 32),
+    ),
+    _tokenizer("speech_tokenizer.activations", ".activations", 101, 101),
+    _tokenizer("speech_tokenizer.activations.padded", ".activations", 103, 103, 58),
+    _tokenizer("speech_tokenizer.tokens", "", 101, 101),
+    _tokenizer("speech_tokenizer.tokens.padded", "", 103, 103, 58),
+    _tokenizer("speech_tokenizer.tokens.short", "", 5, 5),
+    *(
+        case(
+            f"speaker.res_block.{stride}",
+            "frontend.speaker.BasicResBlock",
+            dict(channels=4, stride=stride),
+            x=normal(2, 4, 20, 17),
+        )
+        for stride in (1, 2)
+    ),
+    case("speaker.head", "frontend.speaker.FCM", dict(channels=4), x=normal(2, 80, 23)),
+    case(
+        "speaker.tdnn",
+        "frontend.speaker.TDNNLayer",
+        dict(in_channels=12, out_channels=8, kernel_size=5, stride=2),
+        x=normal(2, 12, 33),
+    ),
+    *(
+        case(
+            f"speaker.cam.{frames}.{dilation}",
+            "frontend.speaker.CAMLayer",
+            dict(CAM, dilation=dilation),
+            x=normal(2, 8, frames),
+        )
+        for frames, dilation in ((37, 1), (100, 2), (137, 2), (201, 1))
+    ),
+    case("speaker.dense_layer", "frontend.speaker.CAMDenseTDNNLayer", dict(LAYER, dilation=2), x=normal(2, 12, 123)),
+    case(
+        "speaker.dense_block",
+        "frontend.speaker.CAMDenseTDNNBlock",
+        dict(LAYER, num_layers=3, dilation=2),
+        x=normal(2, 12, 123),
+    ),
+    *(
+        case(
+            f"speaker.transit.{'bias' if bias else 'plain'}",
+            "frontend.speaker.TransitLayer",
+            dict(in_channels=12, out_channels=6, bias=bias, eps=1e-5),
+            x=normal(2, 12, 23),
+        )
+        for bias in (False, True)
+    ),
+    case("speaker.stats", "frontend.speaker.StatsPool", x=normal(2, 12, 23)),
+    case(
+        "speaker.dense", "frontend.speaker.DenseLayer", dict(in_channels=12, out_channels=24, eps=1e-5), x=normal(2, 12)
+    ),
+    *(
+        case(f"speaker.embedding.{frames}", "frontend.speaker.CAMPPlus", SPEAKER, x=normal(1, frames, 80))
+        for frames in (57, 250)
+    ),
+)
