@@ -152,4 +152,5 @@ def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
     fields = row.to_dict()
     fields["message"] = fields["message"] or None
     fields["reason"] = fields["reason"] or None
+    fields["reproduce"] = fields["reproduce"] or f"pytest '{nodeid}'"
     return report_model.checkpoint(test=nodeid, **fields)

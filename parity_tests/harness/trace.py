@@ -59,8 +59,12 @@ class Walk:
 
 # Parts of the reference that the port computes inside their parent (the pitch in float64, by matrix products).
 FUSED = ("vocoder.f0_predictor.condnet.",)
-# The reference keeps the official names, the port names the backbone for what it is.
-SPELLED = ("llm.llm.model.model", "llm.qwen2")
+# The reference keeps the official names; the port names the backbone for what it is, and MLX lists a sequence's layers.
+SPELLED = {
+    "llm.llm.model.model": "llm.qwen2",
+    "speaker.head.layer1.": "speaker.head.layer1.layers.",
+    "speaker.head.layer2.": "speaker.head.layer2.layers.",
+}
 
 Key = tuple[str, str, int]
 
@@ -77,11 +81,19 @@ class Side:
         counts: Counter[tuple[str, str]] = Counter()
         keyed = {}
         for call in self.calls:
-            part = call.target.path, call.name.replace(*SPELLED)
+            part = call.target.path, _spelled(call.name)
             if call.target.chained and not part[1].startswith(FUSED):
                 keyed[*part, counts[part]] = call
                 counts[part] += 1
         return keyed
+
+
+def _spelled(name: str) -> str:
+    """The port's spelling of a part's name."""
+    for official, port in SPELLED.items():
+        if name.startswith(official) and not name.startswith(port):
+            name = port + name.removeprefix(official)
+    return name
 
 
 def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:

@@ -17,6 +17,15 @@ HEAD_STRIDE = 8  # mel bins are halved three times
 MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
 
 
+def _mean_over_time(x: mx.array) -> mx.array:
+    """x (b, n, C) -> (b, 1, C).
+
+    MLX's CPU adds one frame after another in float32, so its error grows with n; the mean of what is left takes it out.
+    """
+    mean = x.mean(axis=1, keepdims=True)
+    return mean + (x - mean).mean(axis=1, keepdims=True)
+
+
 class BatchNorm(nn.Module):
     """Batch norm with fixed statistics; without `affine` there is no scale and shift."""
 
@@ -103,7 +112,7 @@ class CAMLayer(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, n, C) -> (b, n, out_channels)."""
-        context = x.mean(axis=1, keepdims=True) + self.seg_pooling(x)
+        context = _mean_over_time(x) + self.seg_pooling(x)
         gate = mx.sigmoid(self.linear2(nn.relu(self.linear1(context))))
         # Through `conv1d`, since the dilated kernel that MLX has for a CPU is slow.
         padded = mx.pad(x, [(0, 0), (self.dilation, self.dilation), (0, 0)])
@@ -113,7 +122,7 @@ class CAMLayer(nn.Module):
         """Mean of each segment at each of its frames, (b, n, C); a short last segment has the mean of what it holds."""
         size, n = self.segment_frames, x.shape[1]
         segments = [x[:, start : start + size] for start in range(0, n, size)]
-        means = [mx.broadcast_to(segment.mean(axis=1, keepdims=True), segment.shape) for segment in segments]
+        means = [mx.broadcast_to(_mean_over_time(segment), segment.shape) for segment in segments]
         return mx.concatenate(means, axis=1)
 
 
@@ -178,10 +187,10 @@ class StatsPool(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, n, C) -> (b, 2 C)."""
-        mean = x.mean(axis=1, keepdims=True)
+        n, mean = x.shape[1], _mean_over_time(x)
         deviation = x - mean
-        variance = (deviation * deviation).sum(axis=1) / (x.shape[1] - 1)
-        return mx.concatenate([mean[:, 0], mx.sqrt(variance)], axis=-1)
+        variance = _mean_over_time(deviation * deviation) * (n / (n - 1))
+        return mx.concatenate([mean, mx.sqrt(variance)], axis=-1)[:, 0]
 
 
 class DenseLayer(nn.Module):
