@@ -180,8 +180,9 @@ class CosyVoice3:
         """
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend)
+        said = prompt_text.rpartition(END_OF_PROMPT)[2]
         for piece in pieces:
-            if isinstance(piece, str) and 2 * len(piece) < len(prompt_text):
+            if isinstance(piece, str) and 2 * len(piece) < len(said):
                 logger.warning("the text %.40r is much shorter than the prompt text; this may sound poor", piece)
         prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)

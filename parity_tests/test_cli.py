@@ -1,0 +1,319 @@
+"""`python -m port`: every mode writes a sound file, and whatever cannot be used ends in one line."""
+
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from parity_tests.speech_support import copy_folder, write_voice
+from port import cli
+from port.speakers import SPEAKERS_FILE, save_speakers
+
+ROOT = Path(__file__).parents[1]
+SYSTEM = "You are a helpful assistant.<|endofprompt|>"
+WORDS = "The morning train is late."
+
+
+@pytest.fixture(scope="module")
+def model(parity, tmp_path_factory):
+    return copy_folder(parity.models, tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture(scope="module")
+def wavs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wavs")
+    (folder / "text.wav").write_text("no sound")
+    return {
+        "prompt": write_voice(folder / "prompt.wav", 1.1, 22050),
+        "source": write_voice(folder / "source.flac", 2.6, 16000, 190),
+        "long": write_voice(folder / "long.wav", 30.1, 16000),
+        "poor": write_voice(folder / "poor.wav", 1, 8000),
+        "text": folder / "text.wav",
+    }
+
+
+@pytest.fixture
+def run(model, capsys, monkeypatch):
+    """Run a command in this process; returns exit code, standard output and standard error."""
+    monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
+
+    def command(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = cli.main([str(a) for a in arguments if a is not None])
+        except SystemExit as exit_:  # argparse
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def voices(model):
+    yield
+    (model / SPEAKERS_FILE).unlink(missing_ok=True)
+
+
+def heard(path):
+    wave, rate = soundfile.read(path)
+    assert rate == 24000
+    assert wave.ndim == 1
+    assert np.abs(wave).max() > 0
+    return wave
+
+
+def say(model, wavs, *more, prompt="prompt"):
+    return ("say", "--model", model, "--prompt-wav", wavs[prompt], *more)
+
+
+MODES = {
+    "zero-shot": ("--text", WORDS, "--prompt-text", SYSTEM + "How many people?"),
+    "cross-lingual": ("--text", SYSTEM + WORDS),
+    "instruct": ("--text", WORDS, "--instruct", "Please speak slowly.<|endofprompt|>"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_say(run, model, wavs, tmp_path, mode):
+    waves = []
+    for name in ("a.wav", "b.wav"):
+        code, out, err = run(*say(model, wavs, *MODES[mode], "--seed", 3, "-o", tmp_path / name))
+        assert (code, err) == (0, "")
+        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d s of audio, made in \d+\.\d\d s, seed 3\n", out)
+        waves.append(heard(tmp_path / name))
+    assert np.array_equal(*waves)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.wav"]
+
+
+def test_modes_differ(run, model, wavs, tmp_path):
+    for i, arguments in enumerate(MODES.values()):
+        assert run(*say(model, wavs, *arguments, "--seed", 1, "-o", tmp_path / f"{i}.wav"))[0] == 0
+    assert len({heard(tmp_path / f"{i}.wav").tobytes() for i in range(len(MODES))}) == len(MODES)
+
+
+def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
+    arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 1, "--strict-min-length", "-o", tmp_path / "o.wav")
+    for more in (["--stream"], ["--stream", "--reset-hop", "--causal-final"]):
+        code, out, _ = run(*arguments, *more)
+        assert code == 0
+        assert re.search(r"first audio after \d+\.\d\d s, real-time factor \d+\.\d\d", out)
+        heard(tmp_path / "o.wav")
+
+
+def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch):
+    """Before the last chunk is made, the file beside the place holds the first."""
+    sizes, original = [], cli.CosyVoice3.inference_cross_lingual
+
+    def watched(self, *arguments, **options):
+        for result in original(self, *arguments, **options):
+            yield result
+            sizes.append([p.stat().st_size for p in tmp_path.glob(".*.wav")])
+
+    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", watched)
+    text = SYSTEM + "The morning train is late, and the rain stopped."
+    arguments = say(model, wavs, "--text", text, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav")
+    assert run(*arguments, "--stream")[0] == 0
+    assert len(sizes) > 1
+    assert all(len(found) == 1 for found in sizes)
+    assert 44 < sizes[0][0] < sizes[-1][0]
+    assert [p.name for p in tmp_path.iterdir()] == ["o.wav"]
+
+
+def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
+    (tmp_path / "text.txt").write_text(f"{SYSTEM}{WORDS}\n", encoding="utf-8")
+    common = say(model, wavs, "--seed", 2, "-o")
+    assert run(*common, tmp_path / "a.wav", "--text-file", tmp_path / "text.txt")[0] == 0
+    assert run(*common, tmp_path / "b.wav", stdin=f"{SYSTEM}{WORDS}\n")[0] == 0
+    assert run(*common, tmp_path / "c.wav", "--text", SYSTEM + WORDS)[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+
+
+def test_speed(run, model, wavs, tmp_path):
+    for name, speed in (("a.wav", 1.0), ("b.wav", 2.0)):
+        arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 2, "--speed", speed, "-o", tmp_path / name)
+        assert run(*arguments)[0] == 0
+    assert len(heard(tmp_path / "a.wav")) == 2 * len(heard(tmp_path / "b.wav"))
+
+
+def test_flac_and_replacing_a_file(run, model, wavs, tmp_path):
+    out = tmp_path / "o.flac"
+    out.write_text("old")
+    assert run(*say(model, wavs, *MODES["cross-lingual"], "--no-text-frontend", "-o", out))[0] == 0
+    heard(out)
+
+
+def test_vc(run, model, wavs, tmp_path):
+    common = ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"])
+    lengths = []
+    for name, more in (("a.wav", []), ("b.wav", ["--align-prompt"]), ("c.wav", ["--stream", "--align-prompt"])):
+        code, _, err = run(*common, *more, "-o", tmp_path / name)
+        assert (code, err) == (0, "")
+        lengths.append(len(heard(tmp_path / name)))
+    assert lengths == [65 * 960 + 480, 65 * 960, 65 * 960]
+
+
+def test_saved_voices(run, model, wavs, tmp_path, voices):
+    here = ("--model", model)
+    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + "How many people?")
+    assert run("spk", "list", *here) == (0, "", "")
+    for name in ("bob", "anna"):
+        code, out, err = run("spk", "add", *here, "--spk", name, *prompt)
+        assert (code, err) == (0, "")
+        assert out == f"{name}: saved in {model / SPEAKERS_FILE}\n"
+    assert run("spk", "list", *here) == (0, "anna\nbob\n", "")
+    seeded = ("--seed", 4, "-o")
+    assert run("say", *here, "--spk", "anna", "--text", WORDS, *seeded, tmp_path / "a.wav")[0] == 0
+    assert run("say", *here, *prompt, "--text", WORDS, *seeded, tmp_path / "b.wav")[0] == 0
+    assert run("say", *here, "--spk", "bob", "--text", SYSTEM + WORDS, *seeded, tmp_path / "c.wav")[0] == 0
+    assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
+    assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
+    assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
+    assert run("spk", "remove", *here, "--spk", "anna")[0] == 0
+    assert run("spk", "list", *here) == (0, "bob\n", "")
+    assert_one_line(run("spk", "remove", *here, "--spk", "anna"), 1, "'anna' is not known; known speakers: bob")
+    assert_one_line(run("say", *here, "--spk", "anna", "--text", WORDS, "-o", tmp_path / "x.wav"), 1, "is not known")
+
+
+def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, voices):
+    width = parity.models.config.flow.spk_embed_dim
+    save_speakers(model / SPEAKERS_FILE, {"bare": {"flow_embedding": np.ones((1, width), np.float32)}})
+    arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
+    assert run(*arguments, SYSTEM + WORDS)[0] == 0
+    heard(tmp_path / "o.wav")
+    assert_one_line(run(*arguments, WORDS), 1, "no <|endofprompt|>")
+
+
+# ---- what cannot be used
+
+
+def assert_one_line(result, code, words):
+    found, out, err = result
+    assert (found, out) == (code, "")
+    line = err.strip().splitlines()[-1]  # argparse puts its usage before it
+    assert words in line
+    assert "Traceback" not in err
+    assert code == 2 or err.count("\n") == 1
+
+
+REFUSED = {
+    "prompt longer than 30 s": (1, "longer than 30 s", {"prompt": "long"}, ()),
+    "rate below 16 kHz": (1, "8000 Hz is below 16000 Hz", {"prompt": "poor"}, ()),
+    "unreadable audio": (1, "cannot be read as audio", {"prompt": "text"}, ()),
+    "no end of prompt": (1, "no <|endofprompt|>", {}, ("--text", WORDS)),
+    "empty text": (1, "text is empty", {}, ("--text", " \n")),
+    "empty standard input": (1, "text is empty", {}, ()),
+    "missing text file": (1, "nowhere.txt: not readable", {}, ("--text-file", "nowhere.txt")),
+    "only marks": (1, "only punctuation", {}, ("--text", "...", "--prompt-text", SYSTEM)),
+    "stream with speed": (2, "--speed", {}, ("--text", WORDS, "--stream", "--speed", "1.5")),
+    "no tempo": (2, "--speed nan", {}, ("--text", WORDS, "--speed", "nan")),
+    "absurd tempo": (1, "speed 1e+06", {}, ("--text", SYSTEM + WORDS, "--speed", "1e6")),
+    "no seed": (2, "'-1' is no whole number", {}, ("--text", WORDS, "--seed=-1")),
+    "two voices": (2, "leave out --prompt-wav", {}, ("--text", WORDS, "--spk", "x")),
+    "two ways": (2, "not allowed with", {}, ("--prompt-text", "a", "--instruct", "b")),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(run, model, wavs, tmp_path, case):
+    code, words, prompt, arguments = REFUSED[case]
+    if not arguments and case != "empty standard input":
+        arguments = ("--text", SYSTEM + WORDS)
+    result = run(*say(model, wavs, *arguments, "-o", tmp_path / "o.wav", **prompt))
+    assert_one_line(result, code, words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refused_places(run, model, wavs, tmp_path):
+    for out in (tmp_path / "none" / "o.wav", tmp_path, tmp_path / "o.mp3", tmp_path / "o"):
+        assert_one_line(run(*say(model, wavs, *MODES["cross-lingual"], "-o", out)), 2, str(out))
+    assert_one_line(run("say", "--model", model, "--text", WORDS, "-o", tmp_path / "o.wav"), 2, "needs a voice")
+
+
+def test_refused_folders(run, parity, wavs, tmp_path):
+    for folder, words in ((parity.models.source, "config.json: not found"), (tmp_path / "none", "no such folder")):
+        result = run(*say(folder, wavs, *MODES["cross-lingual"], "-o", tmp_path / "o.wav"))
+        assert_one_line(result, 1, words)
+    assert_one_line(run("spk", "list", "--model", tmp_path), 1, "config.json: not found")
+
+
+def test_damaged_speaker_file(run, model, voices):
+    (model / SPEAKERS_FILE).write_bytes(b"nothing")
+    assert_one_line(run("spk", "list", "--model", model), 1, "not readable as a speaker file")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("[metal] out of\nmemory")])
+def test_a_run_that_breaks_off_leaves_nothing(run, model, wavs, tmp_path, monkeypatch, error):
+    def breaks(self, *arguments, **options):
+        yield {"tts_speech": np.zeros((1, 960), np.float32)}
+        raise error
+
+    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", breaks)
+    out = tmp_path / "o.wav"
+    out.write_text("old")
+    code, _, err = run(*say(model, wavs, *MODES["cross-lingual"], "-o", out))
+    assert code == 1
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert len(err) > len("error: \n")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_help_shows_an_example_of_each_mode(run):
+    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["spk", "--help"]):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "spk add"):
+            assert words in out
+
+
+def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monkeypatch, voices):
+    """Each of them, with files that exist, runs as it stands."""
+    for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
+        (tmp_path / name).write_bytes(wavs[wav].read_bytes())
+    monkeypatch.chdir(tmp_path)
+    text = cli.EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
+    lines = [line.strip() for line in text.splitlines() if "python -m port" in line]
+    assert len(lines) == 8
+    for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
+        before, _, command = line.partition("python -m port")
+        code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
+        assert code == 0, f"{line}: {err}"
+
+
+def test_a_machine_without_torch_and_onnxruntime(model, wavs, tmp_path):
+    script = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in ('torch', 'transformers', 'onnxruntime', 'onnx'):
+            raise ImportError(name + ' is refused here')
+sys.meta_path.insert(0, Refuse())
+from port.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = say(model, wavs, *MODES["zero-shot"], "--stream", "--seed", "0", "-o", tmp_path / "o.wav")
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    heard(tmp_path / "o.wav")
+
+
+def test_the_module_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "port", "spk", "list", "--model", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

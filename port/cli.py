@@ -1,0 +1,299 @@
+"""The command line: `python -m port say|vc|spk ...`.
+
+Speech goes to a file that is written beside its place and renamed at the end, progress to standard error, the summary
+to standard output. Exit codes: 0 done, 1 something could not be used, 2 wrong arguments; either way one line says what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from port.config import CosyVoice3Config
+from port.cosyvoice3 import CosyVoice3, Speech
+from port.frontend.special_tokens import END_OF_PROMPT
+from port.llm.sampling import ras_sampling
+from port.speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
+
+DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
+EXAMPLES = f"""
+one example for each mode:
+  zero-shot, the voice of a recording whose words are known:
+    python -m port say --model MLX --prompt-wav me.wav \\
+      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.' \\
+      --text 'Good morning.' -o out.wav
+  cross-lingual, the voice of a recording in any language; the text carries the instruction:
+    python -m port say --model MLX --prompt-wav me.wav \\
+      --text 'You are a helpful assistant.{END_OF_PROMPT}Guten Morgen.' -o out.wav
+  instruct, how to say it:
+    python -m port say --model MLX --prompt-wav me.wav \\
+      --instruct 'You are a helpful assistant. Please speak very slowly.{END_OF_PROMPT}' \\
+      --text 'Good morning.' -o out.wav
+  a saved voice, text from standard input, streamed:
+    echo 'Good morning.' | python -m port say --model MLX --spk me --stream -o out.wav
+  voice conversion, what one recording says with the voice of another:
+    python -m port vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
+  saved voices:
+    python -m port spk add --model MLX --spk me --prompt-wav me.wav \\
+      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
+    python -m port spk list --model MLX
+    python -m port spk remove --model MLX --spk me
+"""
+
+
+class UsageError(ValueError):
+    """Arguments that do not go together."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        options.run(options)
+    except UsageError as error:
+        return _complain(error, 2)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        return _complain(str(error) or type(error).__name__, 1)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was written", 1)
+    return 0
+
+
+def _complain(error: object, code: int) -> int:
+    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m port",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(
+        within: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
+    ) -> argparse.ArgumentParser:
+        made = within.add_parser(
+            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
+        made.set_defaults(run=run)
+        return made
+
+    say = command(commands, "say", _say, "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
+    text = say.add_mutually_exclusive_group()
+    text.add_argument("--text", help="what to say; read from standard input when neither this nor --text-file is given")
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
+    say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
+    how = say.add_mutually_exclusive_group()
+    how.add_argument("--prompt-text", metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording")
+    how.add_argument("--instruct", metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
+    say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
+    say.add_argument("--seed", type=_seed, help="of the sampling; drawn and told when not given")
+    say.add_argument(
+        "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
+    )
+    say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
+    _add_output(say)
+
+    vc = command(commands, "vc", _vc, "Say what a recording says with the voice of another.")
+    vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
+    vc.add_argument(
+        "--prompt-wav", required=True, type=Path, metavar="FILE", help="recording of the voice, 30 s at most"
+    )
+    vc.add_argument(
+        "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
+    )
+    _add_output(vc)
+
+    spk = commands.add_parser("spk", help="Keep voices in the model's folder.", epilog=EXAMPLES,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    actions = spk.add_subparsers(required=True, metavar="ACTION")
+    add = command(actions, "add", _spk_add, "Save the voice of a recording under a name.")
+    add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
+    add.add_argument("--prompt-text", required=True, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words")
+    command(actions, "list", _spk_list, "Print the names of the saved voices.")
+    remove = command(actions, "remove", _spk_remove, "Forget a saved voice.")
+    remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    return parser
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
+    parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
+    parser.add_argument("--speed", type=float, default=1.0, help="tempo, 1.0 as learnt; not with --stream")
+    parser.add_argument(
+        "--reset-hop", action="store_true", help="fix of the original: each piece starts with a short chunk"
+    )
+    parser.add_argument(
+        "--causal-final", action="store_true", help="fix of the original: keep the mask in the last chunk"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in 0..2^64-1")
+    return int(text)
+
+
+# ---- commands
+
+
+def _say(options: argparse.Namespace) -> None:
+    if not options.prompt_wav and not options.spk:
+        raise UsageError("say needs a voice: --prompt-wav FILE or --spk NAME")
+    if options.spk and (options.prompt_wav or options.prompt_text or options.instruct):
+        raise UsageError(
+            "--spk brings its own recording and prompt text; leave out --prompt-wav, --prompt-text, --instruct"
+        )
+    _check_output(options)
+    text = _text(options)
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    voice = CosyVoice3.from_pretrained(options.model)
+    with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
+        common = _common(options) | {
+            "text_frontend": not options.no_text_frontend,
+            "seed": seed,
+            "strict_min_length": options.strict_min_length,
+            "sampling": _counting(progress),
+        }
+        started = time.perf_counter()
+        _write(options, voice, _speech(options, voice, text, common), started, f"seed {seed}")
+
+
+def _speech(options: argparse.Namespace, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
+    """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
+    if options.instruct is not None:
+        return voice.inference_instruct2(text, options.instruct, options.prompt_wav, **common)
+    if options.spk:
+        info = voice.frontend.spk2info.get(options.spk)
+        if info is not None and info.keys() == {EMBEDDING}:
+            return voice.inference_sft(text, options.spk, **common)
+        if END_OF_PROMPT in text:
+            return voice.inference_cross_lingual(text, "", options.spk, **common)
+        return voice.inference_zero_shot(text, "", "", options.spk, **common)
+    if options.prompt_text is not None:
+        return voice.inference_zero_shot(text, options.prompt_text, options.prompt_wav, **common)
+    return voice.inference_cross_lingual(text, options.prompt_wav, **common)
+
+
+def _vc(options: argparse.Namespace) -> None:
+    _check_output(options)
+    voice = CosyVoice3.from_pretrained(options.model)
+    started = time.perf_counter()
+    speech = voice.inference_vc(
+        options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
+    )
+    _write(options, voice, speech, started)
+
+
+def _spk_add(options: argparse.Namespace) -> None:
+    voice = CosyVoice3.from_pretrained(options.model, lazy=True)  # the language model stays on disk
+    voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
+    voice.save_spkinfo()
+    print(f"{options.spk}: saved in {voice.folder / SPEAKERS_FILE}")
+
+
+def _spk_list(options: argparse.Namespace) -> None:
+    for name in load_speakers(Path(options.model) / SPEAKERS_FILE, CosyVoice3Config.load(options.model)):
+        print(name)
+
+
+def _spk_remove(options: argparse.Namespace) -> None:
+    path = Path(options.model) / SPEAKERS_FILE
+    speakers = load_speakers(path, CosyVoice3Config.load(options.model))
+    if speakers.pop(options.spk, None) is None:
+        raise SpeakerError(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
+    save_speakers(path, speakers)
+    print(f"{options.spk}: removed from {path}")
+
+
+# ---- in and out
+
+
+def _text(options: argparse.Namespace) -> str:
+    if options.text is not None:
+        text = options.text
+    elif options.text_file is not None:
+        try:
+            text = options.text_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{options.text_file}: not readable as UTF-8 text ({error})") from None
+    else:
+        text = sys.stdin.read()
+    if not text.strip():
+        raise ValueError("the text is empty: nothing to speak")
+    return text.strip()
+
+
+def _common(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("stream", "speed", "reset_hop", "causal_final")
+    return {name: getattr(options, name) for name in names}
+
+
+def _counting(progress: tqdm) -> Callable[..., int]:
+    """The usual sampling, with a step of the progress bar for each token."""
+
+    def sample(*arguments: Any) -> int:
+        progress.update()
+        return ras_sampling(*arguments)
+
+    return sample
+
+
+def _check_output(options: argparse.Namespace) -> None:
+    """Before minutes of work: a place that can be written, in a format that is known."""
+    if options.stream and options.speed != 1.0:
+        raise UsageError("--speed changes whole pieces only; leave out --stream")
+    if not np.isfinite(options.speed) or options.speed <= 0:
+        raise UsageError(f"--speed {options.speed:g} is no tempo; give a number above 0")
+    path = options.output
+    if path.suffix.lower() not in (".wav", ".flac"):
+        raise UsageError(f"{path}: give a name that ends in .wav or .flac")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UsageError(f"{path}: cannot be written there")
+
+
+@contextmanager
+def _beside(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
+    """A sound file that takes the place of `path` at the end, and goes away when anything fails."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
+            yield file
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float, *notes: str) -> None:
+    first, samples = None, 0
+    with _beside(options.output, voice.sample_rate) as file:
+        for result in speech:
+            wave = np.array(result["tts_speech"])[0]
+            first = time.perf_counter() - started if first is None else first
+            samples += len(wave)
+            file.write(wave)
+            file.flush()
+        if not samples:
+            raise ValueError("the text holds only punctuation: nothing to speak")
+    seconds, audio = time.perf_counter() - started, samples / voice.sample_rate
+    told = [f"{audio:.2f} s of audio", f"made in {seconds:.2f} s"]
+    if options.stream:
+        told += [f"first audio after {first:.2f} s", f"real-time factor {seconds / audio:.2f}"]
+    print(f"{options.output}: " + ", ".join([*told, *notes]))
