@@ -166,13 +166,18 @@ NOT_CHECKED: list[dict[str, str]] = [
 _BAD = ("ERROR", "VACUOUS", "FAIL")
 
 
-def components(checkpoints: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Judge each line of the plan by its evidence; a line without any evidence is an ERROR, never a pass."""
-    return [_judge(component, checkpoints, tests) for component in PLAN]
+def components(
+    checkpoints: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], partial: bool = False
+) -> list[dict[str, Any]]:
+    """Judge each line of the plan by its evidence.
+
+    A line without any evidence is an ERROR, or a SKIP when the run was told to leave tests out (`partial`).
+    """
+    return [_judge(component, checkpoints, tests, partial) for component in PLAN]
 
 
 def _judge(
-    component: Component, checkpoints: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]]
+    component: Component, checkpoints: Sequence[dict[str, Any]], tests: Sequence[dict[str, Any]], partial: bool
 ) -> dict[str, Any]:
     rows = [c for c in checkpoints if any(fnmatchcase(c["name"], glob) for glob in component.rows)]
     runs = [t for t in tests if any(fnmatchcase(t["nodeid"], f"*{glob}") for glob in component.tests)]
@@ -185,8 +190,8 @@ def _judge(
     elif any(passed):
         status = "PASS"
     else:
-        status = "SKIP" if rows or runs else "ERROR"
-        issues = ["nothing was compared"]
+        status = "SKIP" if rows or runs or partial else "ERROR"
+        issues = ["not selected in this run" if partial and not (rows or runs) else "nothing was compared"]
     return {
         "component": component.name,
         "status": status,

@@ -104,7 +104,7 @@ class Session:
         tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
         prepared: Models | None = self.__dict__.get("models")
         audit = report_model.weights_section(prepared.audit) if prepared else None
-        parts = components(checkpoints, list(self.tests.values()))
+        parts = components(checkpoints, list(self.tests.values()), self._partial())
         verdict = report_model.verdict_of(
             checkpoints,
             tests,
@@ -126,6 +126,12 @@ class Session:
             "weights_audit": audit,
             **self.sections,
         }
+
+    def _partial(self) -> bool:
+        """Whether the command named files, tests or keywords, so that parts of the plan were left out on purpose."""
+        option = self.config.option
+        whole = [[], ["parity_tests"], ["parity_tests/"], ["."]]
+        return option.file_or_dir not in whole or bool(option.keyword or option.deselect or option.lf)
 
     def _provenance(self, root: Path, prepared: Models | None) -> dict[str, Any]:
         head, dirty = regime.commit(root)
