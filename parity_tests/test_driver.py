@@ -23,14 +23,7 @@ SIDES = ("reference", "port")
 SAMPLES = 960  # of a token
 EOS = SMALL.llm.eos
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tensors this small lose more to waking a second thread than it computes, many times over on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

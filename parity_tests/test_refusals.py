@@ -1,0 +1,117 @@
+"""What `CosyVoice3` refuses, one line each and before anything is computed, and the folders it loads from."""
+
+import logging
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.numpy import load_file
+
+from parity_tests.speech_support import copy_folder, write_voice
+from port.config import ConfigError
+from port.cosyvoice3 import CosyVoice3
+from port.frontend.audio import AudioError
+from port.speakers import FIELDS, SPEAKERS_FILE
+from port.storage import WeightsError
+from reference.cosyvoice3 import CosyVoice3 as Reference
+
+SYSTEM = "You are a helpful assistant.<|endofprompt|>"
+WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def refusals(tmp_path):
+    long, poor = write_voice(tmp_path / "long.wav", 30.1, 16000), write_voice(tmp_path / "poor.wav", 1, 8000)
+    good = write_voice(tmp_path / "good.wav", 1)
+    text = tmp_path / "text.wav"
+    text.write_text("no sound")
+    silence = tmp_path / "short.wav"
+    soundfile.write(silence, np.zeros(200, np.float32), 24000)
+    return {
+        "longer than 30 s": lambda v: v.inference_zero_shot(WORDS, SYSTEM, long),
+        "below 16000 Hz": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, poor),
+        "cannot be read": lambda v: v.inference_instruct2(WORDS, SYSTEM, text),
+        "too short": lambda v: v.inference_vc(good, silence),
+        "prompt of 30.1 s": lambda v: v.inference_vc(long, good),
+        "text is empty": lambda v: v.inference_zero_shot("  \n", SYSTEM, good),
+        "no <|endofprompt|>": lambda v: v.inference_zero_shot(WORDS, PROMPT_WORDS, good),
+        "no <|endofprompt|> in": lambda v: v.inference_cross_lingual(WORDS, good),
+        "no <|endofprompt|> in the": lambda v: v.inference_instruct2(WORDS, "Slowly.", good),
+        "no <|endofprompt|> in the prompt": lambda v: v.inference_zero_shot(iter([WORDS]), "", good),
+        "no <|endofprompt|> in the prompt text": lambda v: v.add_zero_shot_spk("", good, "x"),
+        "'nobody' is not known": lambda v: v.inference_zero_shot(WORDS, "", "", zero_shot_spk_id="nobody"),
+        "known speakers: none": lambda v: v.inference_sft(SYSTEM + WORDS, "nobody"),
+        "outside 0..2^64-1": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, seed=-1),
+    }
+
+
+def test_refusals(voices, tmp_path):
+    for words, ask in refusals(tmp_path).items():
+        voices.port.frontend.spk2info.clear()
+        with pytest.raises(ValueError) as error:
+            ask(voices.port)
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_audio_errors_have_a_type_of_their_own(voices, tmp_path):
+    with pytest.raises(AudioError):
+        voices.port.inference_cross_lingual(SYSTEM + WORDS, tmp_path / "missing.wav")
+
+
+def test_a_text_much_shorter_than_the_prompt_is_pointed_out(voice, recordings, caplog):
+    with caplog.at_level(logging.WARNING):
+        voice.inference_zero_shot("Hi.", SYSTEM + PROMPT_WORDS, recordings[0])
+    assert "much shorter" in caplog.text
+
+
+# ---- folders
+
+
+def test_a_converted_folder_speaks(parity, voices, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
+    folder = copy_folder(parity.models, tmp_path / "model")
+    loaded = CosyVoice3.from_pretrained(folder)
+    assert loaded.sample_rate == 24000
+    assert loaded.list_available_spks() == []
+    found, expected = (
+        [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=0)]
+        for v in (loaded, voices.port)
+    )
+    assert found == expected
+    loaded.add_zero_shot_spk(SYSTEM, recordings[0], "anna")
+    loaded.save_spkinfo()
+    assert CosyVoice3.from_pretrained(folder, lazy=True).list_available_spks() == ["anna"]
+    assert len(load_file(folder / SPEAKERS_FILE)) == len(FIELDS)
+
+
+def test_the_official_folder_speaks_through_the_reference(parity, voices, recordings):
+    onnx = {name: getattr(voices.single.model, name).state_dict() for name in ("speech_tokenizer", "speaker")}
+    for dtype, expected in ((torch.float32, voices.single), (torch.float64, voices.double)):
+        loaded = Reference.from_pretrained(parity.models.source, expected.model.config, onnx, dtype)
+        loaded.frontend.normalizer = None
+        one, other = (
+            [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=0)]
+            for v in (loaded, expected)
+        )
+        assert one == other
+
+
+def test_folders_that_are_no_converted_model(parity, tmp_path):
+    with pytest.raises(ConfigError, match="not found; give a folder written by"):
+        CosyVoice3.from_pretrained(parity.models.source)
+    with pytest.raises(WeightsError, match="no such folder"):
+        CosyVoice3.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match="has no revisions"):
+        CosyVoice3.from_pretrained(parity.models.folder, revision="main")
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    def refuse(*args, **options):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(WeightsError, match=r"the hub answers: no route$"):
+        CosyVoice3.from_pretrained("someone/some-model")
