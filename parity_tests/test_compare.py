@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from parity_tests.harness.compare import BUDGET, FLOOR, agreement, compare
 
+pytestmark = pytest.mark.meta
+
 ORACLE = np.random.default_rng(0).standard_normal((3, 5, 7))
 SCALE = np.sqrt(np.mean(ORACLE**2))
 ONES = np.ones_like(ORACLE)

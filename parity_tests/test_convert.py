@@ -34,6 +34,8 @@ from port.storage import read_headers
 from reference.synthesize import RULES, build, main, state_dict, synthesize, tiny_config
 from reference.vocoder.generator import CausalHiFTGenerator
 
+pytestmark = pytest.mark.meta
+
 FILES = (*run.FILES.values(), *run.TEXT_FILES)
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT.parent / "shared" / "facts" / "realsize_keys.json"

@@ -15,6 +15,8 @@ from parity_tests import synthetic_report
 from parity_tests.synthetic_report import judged, make, sections
 from reports import build, drift, model
 
+pytestmark = pytest.mark.meta
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = '</script><script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>|`*_\n& 😀'
 

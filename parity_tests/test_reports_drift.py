@@ -8,6 +8,8 @@ import pytest
 from parity_tests.synthetic_report import changed, judged, make, sections
 from reports import build, drift, model
 
+pytestmark = pytest.mark.meta
+
 GRN = "flow.grn"
 
 

@@ -11,6 +11,8 @@ from parity_tests.synthetic_report import judged, make, sections
 from reports import build, drift, model
 from reports.words import ratio_text
 
+pytestmark = pytest.mark.meta
+
 
 def edited(report, path, value):
     report = copy.deepcopy(report)

@@ -16,6 +16,8 @@ from port.model import CosyVoice3Model
 from port.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
 from reference.synthesize import synthesize, tiny_config
 
+pytestmark = pytest.mark.meta
+
 CONFIG = tiny_config()
 FILE = "model.safetensors"
 
