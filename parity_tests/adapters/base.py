@@ -6,8 +6,12 @@ checkpoint, float32), the inputs as numpy arrays, and returns numpy arrays.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,10 @@ from parity_tests.harness.targets import Target
 
 class NotOffered(Exception):
     """The port has no such part; the report lists it as not checked, it never counts as passed."""
+
+
+class AdapterError(ValueError):
+    """An adapter that cannot be used; the message is one line."""
 
 
 class Adapter(ABC):
@@ -49,6 +57,44 @@ class Adapter(ABC):
             NotOffered: the port has no such part.
         """
 
+    def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The numbers that the port takes when its caller gives none, float32.
+
+        Args:
+            name: `rand_noise`, the flow's start (1, 80, frames); `sine_waves`, the source's noise (1, samples, 9)
+                before it is scaled.
+            shape: of the result.
+
+        Raises:
+            NotOffered: the port always has to be given them.
+        """
+        raise NotOffered(f"{self.name} does not say what noise it takes by itself")
+
     def versions(self) -> dict[str, str]:
         """Versions for the report's provenance."""
         return {}
+
+
+def load_adapter(name: str, dtype: str = "float32") -> Adapter:
+    """The adapter in `parity_tests/adapters/NAME.py`, made by its function `make(dtype=...)`.
+
+    Raises:
+        AdapterError: no such module, no function `make`, or a package that it needs is not installed.
+    """
+    module = f"{__package__}.{name}"
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or find_spec(module) is None:
+        raise AdapterError(f"no adapter is named {name}; there are {', '.join(adapter_names())}")
+    try:
+        make = import_module(module).make
+    except ImportError as error:
+        hint = f"python -m {__package__}.audit {name} installs it in an environment of its own"
+        raise AdapterError(f"adapter {name}: {error}; {hint}") from None
+    except AttributeError:
+        raise AdapterError(f"{module} has no function make(dtype)") from None
+    return make(dtype=dtype)
+
+
+def adapter_names() -> list[str]:
+    """Modules beside this one that define `make`."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [file.stem for file in files if "\ndef make(" in file.read_text("utf-8")]
