@@ -34,7 +34,9 @@ from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"
 QWEN_FILE = "CosyVoice-BlankEN/config.json"
-TOKENIZER_FILE = "CosyVoice-BlankEN/tokenizer_config.json"
+TOKENIZER_FOLDER = "CosyVoice-BlankEN"
+TOKENIZER_FILE = f"{TOKENIZER_FOLDER}/tokenizer_config.json"
+VOCABULARY_FILES = (f"{TOKENIZER_FOLDER}/vocab.json", f"{TOKENIZER_FOLDER}/merges.txt")
 SPEECH_TOKENIZER_FILE = "speech_tokenizer_v3.onnx"
 SPEAKER_FILE = "campplus.onnx"
 

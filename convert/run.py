@@ -34,6 +34,8 @@ from convert.official import (
     SPEAKER_FILE,
     SPEECH_TOKENIZER_FILE,
     TOKENIZER_FILE,
+    TOKENIZER_FOLDER,
+    VOCABULARY_FILES,
     YAML_FILE,
     text_config,
     with_front_end,
@@ -41,6 +43,7 @@ from convert.official import (
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from port.config import ConfigError, CosyVoice3Config
+from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
@@ -64,7 +67,7 @@ PARTS = (
     Part("llm", "llm.pt", read_state_dict),
 )
 FILES = {part.name: part.file for part in PARTS}
-TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE)
+TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 AUDIT_FILE = "audit.json"
 PASSED = ("PASS", "SKIP", "XFAIL")
 
@@ -78,6 +81,9 @@ class UsageError(ValueError):
 
 class ParityError(ValueError):
     """Written files that do not do what the source does."""
+
+
+REFUSALS = (CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ def convert_folder(
 
     Raises:
         UsageError: `out` exists.
-        CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, ParityError: one line each.
+        CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError: one line.
     """
     if out.exists() or out.is_symlink():
         raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
@@ -121,6 +127,12 @@ def convert_folder(
         if not (source.folder / file).is_file():
             raise CheckpointError(f"{source.folder / file}: not found")
     config = text_config(source.folder)
+    tokenizer = CosyVoice3Tokenizer.from_folder(source.folder / TOKENIZER_FOLDER)
+    if tokenizer.end_of_prompt != config.llm.end_of_prompt or len(tokenizer) > config.llm.qwen2.vocab_size:
+        raise CheckpointError(
+            f"{source.folder / TOKENIZER_FOLDER}: a vocabulary of {len(tokenizer)} does not fit the language model's "
+            f"{config.llm.qwen2.vocab_size} rows"
+        )
     opened = {part.name: part.read(source.folder / part.file) for part in PARTS}
     config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
@@ -131,6 +143,7 @@ def convert_folder(
     with _beside(out) as partial:
         _write(partial, opened, plans, config, parameters, max_shard_bytes)
         check(read_headers(partial), parameters, partial)
+        tokenizer.save(partial)
         hashes = {file.name: file.sha256 for file in audit.files.values()}
         save_config(partial, config, {"source": source.name, "revision": source.revision, "sha256": hashes})
         rows = _compare(parity or parity_check, source.folder, partial)
@@ -260,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         audit, rows = convert_folder(find_source(options.hf_path, options.revision), options.mlx_path)
     except UsageError as error:
         return _say(error, 2)
-    except (CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, ParityError, OSError) as error:
+    except (*REFUSALS, OSError) as error:
         return _say(error, 1)
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 1)

@@ -1,18 +1,8 @@
 """Both sides ready to speak, shared by the test files that make speech."""
 
 import pytest
-import torch
 
 from parity_tests.speech_support import sides, write_voice
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Tensors this small lose more to waking a second thread than it computes, many times over on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -118,11 +118,8 @@ def sides(models: Models) -> Sides:
 
 
 def copy_folder(models: Models, folder: Path) -> Path:
-    """The converted folder for a test to write into, text tokenizer included."""
-    shutil.copytree(models.folder, folder)
-    if not (folder / "tokenizer.json").exists():
-        CosyVoice3Tokenizer.from_folder(models.source / TOKENIZER_FOLDER).save(folder)
-    return folder
+    """The converted folder for a test to write into."""
+    return Path(shutil.copytree(models.folder, folder))
 
 
 def write_voice(path: Path, seconds: float, rate: int = 24000, pitch: float = 140.0) -> Path:

@@ -600,7 +600,8 @@ def test_synthesize_refuses_a_folder_in_use(tmp_path, capsys):
 
 
 def test_output_folder(plain_output, official):
-    assert sorted(path.name for path in plain_output.iterdir()) == ["audit.json", "config.json", "model.safetensors"]
+    written = ["audit.json", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in plain_output.iterdir()) == written
     config = json.loads((plain_output / "config.json").read_text())
     assert CosyVoice3Config.load(plain_output) == CONFIG
     assert set(config["provenance"]["sha256"]) == set(FILES)

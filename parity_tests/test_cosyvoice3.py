@@ -22,8 +22,6 @@ SLOWLY = "Please say this sentence slowly.<|endofprompt|>"
 NOISE_FRAMES = 4000
 NUDGES = 3
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 REQUESTS = {
     "zero_shot": lambda v, prompt, source, words=WORDS, **o: v.inference_zero_shot(

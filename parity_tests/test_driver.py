@@ -23,8 +23,6 @@ SIDES = ("reference", "port")
 SAMPLES = 960  # of a token
 EOS = SMALL.llm.eos
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def models():

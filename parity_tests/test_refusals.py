@@ -19,8 +19,6 @@ from reference.cosyvoice3 import CosyVoice3 as Reference
 SYSTEM = "You are a helpful assistant.<|endofprompt|>"
 WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def refusals(tmp_path):
     long, poor = write_voice(tmp_path / "long.wav", 30.1, 16000), write_voice(tmp_path / "poor.wav", 1, 8000)

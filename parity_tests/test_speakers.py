@@ -9,8 +9,6 @@ from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speak
 SYSTEM = "You are a helpful assistant.<|endofprompt|>"
 WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
     prompt = recordings[0]

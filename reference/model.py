@@ -5,7 +5,6 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,6 @@ from reference.llm.speech_lm import CosyVoice3LM, Sampling
 from reference.vocoder.generator import CausalHiFTGenerator
 
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
-# The vocoder runs its pitch predictor on float64 parameters that it puts into the module for the time of the call.
-_VOCODER = threading.Lock()
 
 
 @dataclass
@@ -136,8 +133,7 @@ class CosyVoice3Model(nn.Module):
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
             mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[2], speed))
-        with _VOCODER:
-            speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=sine_waves)
+        speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=sine_waves)
         speech = speech[:, cache.speech_offset :]
         cache.speech_offset += speech.shape[1]
         return speech

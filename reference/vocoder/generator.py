@@ -6,6 +6,7 @@ b batch, n mel frames, L samples, C channels, F STFT frames
 from __future__ import annotations
 
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from reference.vocoder.convolution import CausalConv1d, CausalConv1dDownSample, 
 from reference.vocoder.f0 import CausalConvRNNF0Predictor
 from reference.vocoder.source import SourceModuleHnNSF
 from reference.vocoder.stft import istft, stft
+
+# `functional_call` puts the float64 parameters into the module for the time of the call: one request after another.
+_PREDICTOR = threading.Lock()
 
 
 class Snake(nn.Module):
@@ -173,7 +177,9 @@ class CausalHiFTGenerator(nn.Module):
         # Float64, as in the original, since a pitch error grows with time in the phase. The original converts the
         # predictor in place for good; a float64 view of the parameters gives the same numbers and changes no state.
         parameters = {name: value.double() for name, value in self.f0_predictor.named_parameters()}
-        f0 = functional_call(self.f0_predictor, parameters, (speech_feat.double(), finalize)).to(speech_feat.dtype)
+        with _PREDICTOR:
+            f0 = functional_call(self.f0_predictor, parameters, (speech_feat.double(), finalize))
+        f0 = f0.to(speech_feat.dtype)
         s = f0.repeat_interleave(config.hop_samples, dim=1)[:, :, None]
         if sine_waves is None:
             sine_waves = torch.tensor(noise.sine_waves(s.shape[1]))[None]
