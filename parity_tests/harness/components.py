@@ -33,6 +33,12 @@ PLAN: tuple[Component, ...] = (
     ),
     Component("Kaldi fbank", "filterbank, energies, mean over time", ("frontend.kaldi*", "frontend.fbank*")),
     Component(
+        "Text",
+        "token ids against transformers, normalisation and splitting by the original's examples",
+        ("text_tokenizer*",),
+        ("test_text.py::*", "test_tokenizer.py::*"),
+    ),
+    Component(
         "Speech tokenizer",
         "attention with memory, quantiser before and after rounding, padded batches, whole encoder",
         ("speech_tokenizer.*", "walk.speech_tokenizer*"),
