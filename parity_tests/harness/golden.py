@@ -3,8 +3,9 @@
     python -m parity_tests.harness.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
 The reference passes when its float64 run agrees with the original's float64 numbers to 1e-12 relative rms (that proves
-the mathematics) and its float32 run is as near to the original's float32 numbers as those are to the truth. The port
-passes by the ratio of compare.py. A file that no line of golden_table.py knows is an ERROR.
+the mathematics) and its float32 run is within twice the distance of the original's float32 numbers from the truth: two
+runs that are equally exact, on machines that add in another order, are no further apart. The port passes by the ratio
+of compare.py. A file that no line of golden_table.py knows is an ERROR.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _judge_reference(
     # Where the original's float64 number was not recorded, the reference's own stands in for the truth.
     e_ref = max(agreement(out, double if out64 is None else out64), FLOOR)
     distance = agreement(single, out)
-    rows = [GoldenRow(*about, "float32", distance, e_ref, "PASS" if distance <= e_ref else "FAIL")]
+    rows = [GoldenRow(*about, "float32", distance, 2 * e_ref, "PASS" if distance <= 2 * e_ref else "FAIL")]
     if out64 is not None:
         distance = agreement(double, out64)
         limit = DOUBLE_LIMIT if exception is None else e_ref

