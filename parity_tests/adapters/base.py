@@ -10,7 +10,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +81,15 @@ def load_adapter(name: str, dtype: str = "float32") -> Adapter:
         AdapterError: no such module, no function `make`, or a package that it needs is not installed.
     """
     module = f"{__package__}.{name}"
-    if not re.fullmatch(r"[A-Za-z_]\w*", name) or find_spec(module) is None:
+    here = Path(__file__)
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or not here.with_name(f"{name}.py").exists():
         raise AdapterError(f"no adapter is named {name}; there are {', '.join(adapter_names())}")
     try:
         make = import_module(module).make
     except ImportError as error:
-        hint = f"python -m {__package__}.audit {name} installs it in an environment of its own"
-        raise AdapterError(f"adapter {name}: {error}; {hint}") from None
+        pinned = here.with_name(f"{name}.requirements.txt").exists()
+        hint = f"; python -m {__package__}.audit {name} installs it in an environment of its own" if pinned else ""
+        raise AdapterError(f"adapter {name}: {error}{hint}") from None
     except AttributeError:
         raise AdapterError(f"{module} has no function make(dtype)") from None
     return make(dtype=dtype)

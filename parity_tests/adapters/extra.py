@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from parity_tests.adapters.base import Adapter, NotOffered
+from parity_tests.cases.frontend import voice
 from parity_tests.cases.llm import LM
 from parity_tests.cases.vocoder import SINE
 from parity_tests.harness.cases import Case, case, tokens, uniform, voiced_and_unvoiced
@@ -100,7 +101,7 @@ def _prepare_input() -> Case:
     config = LM | dict(end_of_prompt=7)
     prompt = np.array([[9, 3, 7]], np.int32)
     return case(
-        "llm.prepare_input",
+        "llm.prepare_input.short",
         "llm.speech_lm.CosyVoice3LM.prepare_input",
         config,
         text=tokens(1, 6, high=64),
@@ -119,24 +120,30 @@ def _long_source(frames: int = 1500) -> Case:
     )
 
 
+def _resample() -> Case:
+    """A clip whose length divides evenly, so that nothing but the samples can differ."""
+    call = dict(orig_freq=24000, new_freq=16000)
+    return case("frontend.resample.even", "frontend.audio.resample", None, call, waveform=voice(7200))
+
+
 def extra_cases() -> list[Case]:
     """Cases that only an audit runs."""
-    return [*_sampling_cases(), _prepare_input(), _long_source()]
+    return [_resample(), *_sampling_cases(), _prepare_input(), _long_source()]
 
 
 def noise_rows(adapter: Adapter) -> list[Row]:
     """What the port takes for noise by itself, against the fixed buffers of the original."""
     wanted = {
-        "rand_noise": (noise.rand_noise(NOISE_FRAMES), "flow.matching.CausalConditionalCFM"),
-        "sine_waves": (noise.sine_waves(NOISE_SAMPLES)[None], "vocoder.source.SineGen2"),
+        "rand_noise": noise.rand_noise(NOISE_FRAMES),
+        "sine_waves": noise.sine_waves(NOISE_SAMPLES)[None],
     }
     rows = []
-    for name, (truth, module) in wanted.items():
+    for name, truth in wanted.items():
         try:
             reading = compare(adapter.noise(name, truth.shape), truth, truth.astype(np.float64))
         except NotOffered as reason:
             reading = Reading("SKIP", str(reason))
         except Exception as error:
             reading = Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")
-        rows.append(Row(f"noise.{name}", "noise", "exact", module, f"noise.{name}", reading))
+        rows.append(Row(f"noise.{name}", "noise", "exact", f"noise.{name}", f"noise.{name}", reading))
     return rows

@@ -1,0 +1,143 @@
+"""Audit a port: `python -m parity_tests.adapters.audit NAME [--report DIR] [--only GLOB] [--dtype D]`.
+
+Runs every isolated case and the extra ones through the adapter NAME, and writes a report. When
+`NAME.requirements.txt` lies beside the adapter, the port is installed from it, without dependencies, into an
+environment of its own below `build/`, which reads this environment's packages for everything else.
+Exit 0 when everything that the port offers conforms, 1 when something diverges, 2 for a wrong argument.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from parity_tests.adapters.base import Adapter, AdapterError, adapter_names, load_adapter
+
+ROOT = Path(__file__).parents[2]
+COMMAND = "python -m parity_tests.adapters.audit"
+
+
+def requirements(name: str) -> Path | None:
+    """The pinned packages of an adapter's port, if it needs any."""
+    path = Path(__file__).with_name(f"{name}.requirements.txt")
+    return path if path.exists() else None
+
+
+def environment(name: str, pins: Path, root: Path = ROOT) -> Path:
+    """Make, or reuse, the environment of one port; returns its python.
+
+    Raises:
+        AdapterError: a package cannot be installed.
+    """
+    folder = root / "build" / f"audit-{name}"
+    python, stamp = folder / "bin" / "python", folder / "installed"
+    wanted = hashlib.sha256(pins.read_bytes() + sys.executable.encode()).hexdigest()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = (
+        [sys.executable, "-m", "venv", str(folder)],
+        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(pins)],
+    )
+    for step in steps:
+        done = subprocess.run(step, capture_output=True, text=True, check=False)
+        if done.returncode:
+            problem = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+            raise AdapterError(f"{name}: cannot install {pins.name}: {problem}")
+    # What the port does not bring comes from here: its own packages stand first on the path.
+    (site,) = folder.glob("lib/python*/site-packages")
+    here = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
+    (site / "suite.pth").write_text("\n".join(here) + "\n")
+    stamp.write_text(wanted)
+    return python
+
+
+def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
+    """Rows of every case whose name matches `only`, in the order of the pipeline."""
+    from parity_tests.adapters.extra import extra_cases, noise_rows
+    from parity_tests.harness.cases import all_cases
+    from parity_tests.harness.judge import judge
+
+    rows = [row for row in noise_rows(adapter) if fnmatchcase(row.case, only)]
+    for case in [*all_cases(), *extra_cases()]:
+        if fnmatchcase(case.name, only):
+            rows += judge(case, adapter)
+    return rows
+
+
+def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32") -> dict[str, Any]:
+    """The report of one port.
+
+    Args:
+        adapter: the port.
+        module: the adapter's module name; commands and findings go by it.
+        only: glob of case names.
+        dtype: of the port's weights; below float32 the rows inform (REDUCED) and judge nothing.
+    """
+    from parity_tests.adapters.audit_report import report
+    from parity_tests.adapters.findings import load_findings
+
+    clock, started = time.monotonic(), datetime.now(UTC)
+    rows = judge_all(adapter, only)
+    about = {
+        "command": " ".join([COMMAND, module, *(["--only", only] if only != "*" else [])])
+        + (f" --dtype {dtype}" if dtype != "float32" else ""),
+        "started": started.isoformat(timespec="seconds"),
+        "duration_s": round(time.monotonic() - clock, 1),
+        "dtype": dtype,
+    }
+    return report(rows, adapter, module, load_findings(module), about)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split(": ")[0])
+    parser.add_argument("name", metavar="NAME", help=f"adapter: {', '.join(adapter_names())}")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="where to write (default: reports/out/audit-NAME)")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="cases to run, e.g. 'vocoder.*'")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--here", action="store_true", help="the port is installed in this environment")
+    options = parser.parse_args(argv)
+    folder = options.report or ROOT / "reports" / "out" / f"audit-{options.name}"
+    try:
+        if options.name not in adapter_names():
+            raise AdapterError(f"no adapter is named {options.name}; there are {', '.join(adapter_names())}")
+        pins = requirements(options.name)
+        if pins and not options.here:
+            python = environment(options.name, pins)
+            words = [options.name, "--report", str(folder.resolve()), "--only", options.only, "--dtype", options.dtype]
+            command = [str(python), "-m", "parity_tests.adapters.audit", *words, "--here"]
+            return subprocess.run(command, cwd=ROOT, check=False).returncode
+        return _run_here(options, folder)
+    except AdapterError as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return 2
+
+
+def _run_here(options: argparse.Namespace, folder: Path) -> int:
+    os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is first imported
+    import torch
+
+    from parity_tests.adapters.audit_report import lines
+    from reports.build import build
+
+    torch.set_num_threads(1)  # tiny tensors
+    found = audit(load_adapter(options.name, options.dtype), options.name, options.only, options.dtype)
+    paths = build(found, folder)
+    print("\n".join(lines(found)))
+    print(f"report: {paths['report.html']}")
+    return 0 if found["verdict"]["status"] == "PASS" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
