@@ -248,8 +248,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     if options.annotations:
         print("\n".join(annotations(report)))
-    print(report["verdict"]["sentence"])
     print(f"report: {paths['report.html']}")
+    print(report["verdict"]["sentence"])
     return 0 if report["verdict"]["status"] == "PASS" else 1
 
 

@@ -6,6 +6,7 @@ Exit 0 without a regression, 1 with one or when a file cannot be read, 2 for a u
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
@@ -223,7 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ReportError, OSError) as error:
         print(f"drift: {error}", file=sys.stderr)
         return 1
-    print(table(drift))
+    # A reader that stops early, such as `head`, is no error.
+    with contextlib.suppress(BrokenPipeError):
+        print(table(drift), flush=True)
     return 1 if drift["regressions"] else 0
 
 
