@@ -16,7 +16,7 @@ from parity_tests.adapters.base import Adapter, NotOffered
 from parity_tests.cases.frontend import voice
 from parity_tests.cases.llm import LM
 from parity_tests.cases.vocoder import SINE
-from parity_tests.harness.cases import Case, case, tokens, uniform, voiced_and_unvoiced
+from parity_tests.harness.cases import Case, case, uniform, voiced_and_unvoiced
 from parity_tests.harness.compare import Reading, compare
 from parity_tests.harness.judge import Row
 from parity_tests.harness.targets import TARGETS, Target
@@ -97,19 +97,6 @@ def _sampling_cases() -> list[Case]:
     ]
 
 
-def _prepare_input() -> Case:
-    config = LM | dict(end_of_prompt=7)
-    prompt = np.array([[9, 3, 7]], np.int32)
-    return case(
-        "llm.prepare_input.short",
-        "llm.speech_lm.CosyVoice3LM.prepare_input",
-        config,
-        text=tokens(1, 6, high=64),
-        prompt_text=prompt,
-        prompt_speech_token=tokens(1, 5, high=40),
-    )
-
-
 def _long_source(frames: int = 1500) -> Case:
     """Half a minute: a phase that is summed in float32 has drifted by then."""
     return Case(
@@ -128,7 +115,7 @@ def _resample() -> Case:
 
 def extra_cases() -> list[Case]:
     """Cases that only an audit runs."""
-    return [_resample(), *_sampling_cases(), _prepare_input(), _long_source()]
+    return [_resample(), *_sampling_cases(), _long_source()]
 
 
 def noise_rows(adapter: Adapter) -> list[Row]:
