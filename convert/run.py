@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: the repository, not convert/, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -27,12 +27,10 @@ if __package__ in (None, ""):  # run as a file: the repository, not convert/, is
 from tqdm import tqdm
 
 from convert.audit import Audit, AuditError, SourceFile, port_shapes, prove
-from convert.checkpoint import CheckpointError, StateDict, read_state_dict, sha256
+from convert.checkpoint import CheckpointError, StateDict, sha256
 from convert.mapping import ConversionError, Step, plan
 from convert.official import (
     QWEN_FILE,
-    SPEAKER_FILE,
-    SPEECH_TOKENIZER_FILE,
     TOKENIZER_FILE,
     TOKENIZER_FOLDER,
     VOCABULARY_FILES,
@@ -40,32 +38,12 @@ from convert.official import (
     text_config,
     with_front_end,
 )
-from convert.onnx_graph import OnnxWeights
-from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.parts import PARTS, Weights
 from port.config import ConfigError, CosyVoice3Config
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
-Weights = StateDict | OnnxWeights
-
-
-class Part(NamedTuple):
-    """One weights file of the official folder."""
-
-    name: str
-    file: str
-    read: Callable[[Path], Weights]
-
-
-# In the order of writing: ONNX files are in memory while they are open, so they go first.
-PARTS = (
-    Part("speech_tokenizer", SPEECH_TOKENIZER_FILE, read_speech_tokenizer),
-    Part("speaker", SPEAKER_FILE, read_speaker),
-    Part("flow", "flow.pt", read_state_dict),
-    Part("hift", "hift.pt", read_state_dict),
-    Part("llm", "llm.pt", read_state_dict),
-)
 FILES = {part.name: part.file for part in PARTS}
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 AUDIT_FILE = "audit.json"

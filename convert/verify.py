@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from parity_tests.harness.chain import walk
 from parity_tests.harness.models import Models
-from parity_tests.harness.trace import walk
 from parity_tests.harness.walks import walks
 
 DEPTH = 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.compare import compare
-from parity_tests.harness.golden_special import Kit
+from parity_tests.harness.golden_file import Kit
 from parity_tests.harness.targets import swap
 from parity_tests.speech_support import SMALL, small_models
 from port import model as port_driver

@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from parity_tests.harness import golden
 from parity_tests.harness.compare import Reading
-from parity_tests.harness.golden import GoldenFile, GoldenRow, judge_file
+from parity_tests.harness.golden import GoldenRow, judge_file
+from parity_tests.harness.golden_file import GoldenFile
 from parity_tests.harness.judge import Row
 
 EMBEDDED = Path(__file__).parent / "data" / "golden"

@@ -41,7 +41,7 @@ def test_a_port_is_judged_from_files_alone(recorded, results, capsys):
 
 
 def test_files_are_laid_out_like_the_golden_ones(recorded):
-    from parity_tests.harness.golden import GoldenFile
+    from parity_tests.harness.golden_file import GoldenFile
 
     file = GoldenFile.read(recorded / "vocoder.resblock.k3.safetensors")
     assert file.config == dict(channels=10, kernel_size=3, dilations=[1, 3, 5])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.harness.trace import first_divergence, walk
+from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws

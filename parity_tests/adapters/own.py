@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from convert.mapping import convert
 from parity_tests.adapters.base import Adapter
 from parity_tests.harness.targets import Target
+from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
 
 
@@ -50,6 +51,13 @@ class OwnPort(Adapter):
         arguments = {k: to_mlx(target.to_port.get(k, np.asarray)(v)) for k, v in inputs.items()}
         results = target.call("port", built, {**arguments, **call})
         return {k: target.from_port.get(k, np.asarray)(to_numpy(v)) for k, v in results.items()}
+
+    def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        draw = {
+            "rand_noise": lambda: noise.rand_noise(shape[2]),
+            "sine_waves": lambda: noise.sine_waves(shape[1])[None],
+        }
+        return np.array(draw[name]())
 
     def versions(self) -> dict[str, str]:
         return {"mlx": mx.__version__}

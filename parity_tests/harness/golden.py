@@ -17,24 +17,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from convert.official import dit_config, flow_config, vocoder_config
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import golden_special
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading, agreement, compare
+from parity_tests.harness.golden_file import GoldenFile, Side
 from parity_tests.harness.golden_table import SPECIAL, Golden, Run, Tap, find
 from parity_tests.harness.oracle import to_numpy, to_torch
 from parity_tests.harness.targets import TARGETS
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
 DOUBLE_LIMIT = 1e-12
-Side = Literal["reference", "port"]
 CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
 NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
 CONTEXT_FRAMES = 3  # mel frames that only the pitch sees when the generator does not finalize
@@ -53,38 +52,6 @@ class GoldenRow:
     status: str
     note: str = ""
     reading: Reading | None = None
-
-
-@dataclass(frozen=True)
-class GoldenFile:
-    """Content of one file: weights, inputs and the original's results in float32 and float64."""
-
-    path: Path
-    config: dict[str, Any]
-    call: dict[str, Any]
-    weights: dict[str, np.ndarray]
-    inputs: dict[str, np.ndarray]
-    out: dict[str, np.ndarray]
-    out64: dict[str, np.ndarray]
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    @classmethod
-    def read(cls, path: Path) -> GoldenFile:
-        """Raises ValueError for a file that is no golden file."""
-        groups: dict[str, dict[str, np.ndarray]] = {"w": {}, "in": {}, "out": {}, "out64": {}}
-        try:
-            with safe_open(path, framework="numpy") as file:
-                meta = file.metadata() or {}
-                for key in file.keys():  # noqa: SIM118 (no mapping)
-                    group, _, name = key.partition(".")
-                    groups[group][name] = file.get_tensor(key)
-            config, call = json.loads(meta["config"]), json.loads(meta["call"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise ValueError(f"{path}: not a golden file ({error})") from None
-        return cls(path, config, call, groups["w"], groups["in"], groups["out"], groups["out64"])
 
 
 def replay(file: GoldenFile, golden: Golden, side: Side, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:

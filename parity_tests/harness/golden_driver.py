@@ -6,7 +6,7 @@ the chunks, which runs of the two networks made them, and how the hop grows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,9 @@ import torch
 from convert.mapping import convert
 from convert.official import flow_config, vocoder_config
 from parity_tests.harness.capture import Recorder
+from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit
 from parity_tests.harness.targets import swap
 from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
-
-if TYPE_CHECKING:
-    from parity_tests.harness.golden import GoldenFile
-    from parity_tests.harness.golden_special import Arrays, Kit
 
 FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
 ROUNDS: dict[str, dict[str, Any]] = {

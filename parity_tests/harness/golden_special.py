@@ -5,11 +5,10 @@ A function is written once and runs on either side: `Kit` gives it the side's pa
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,35 +16,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from convert.official import llm_config
 from parity_tests.adapters import own
-from parity_tests.harness import golden_driver, oracle
+from parity_tests.harness import golden_driver
 from parity_tests.harness.capture import Recorder
+from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit, Side
 from parity_tests.harness.targets import TARGETS, swap
 from port import noise
 from port.config import CFMConfig, DiTConfig, FlowConfig, LLMConfig, SamplingConfig
-
-if TYPE_CHECKING:
-    from parity_tests.harness.golden import GoldenFile, Side
-
-Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Kit:
-    """One side: its package, and tensors of its kind (`dtype` counts for the reference only)."""
-
-    package: str
-    dtype: torch.dtype = torch.float32
-
-    def get(self, path: str) -> Any:
-        """A name below the package: `flow.masks.make_pad_mask`."""
-        module, _, name = path.rpartition(".")
-        return getattr(importlib.import_module(f"{self.package}.{module}"), name)
-
-    def tensor(self, array: np.ndarray) -> Any:
-        return own.to_mlx(array) if self.package == "port" else oracle.to_torch(array, self.dtype)
-
-    def array(self, tensor: Any) -> np.ndarray:
-        return own.to_numpy(tensor) if self.package == "port" else oracle.to_numpy(tensor)
 
 
 @dataclass(frozen=True)
@@ -59,7 +35,7 @@ class Replayed:
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
-Replay = Callable[["GoldenFile", Kit], Arrays]
+Replay = Callable[[GoldenFile, Kit], Arrays]
 
 
 def replay(file: GoldenFile, side: Side) -> Replayed:
@@ -283,8 +259,6 @@ def _llm_greedy(file: GoldenFile, kit: Kit) -> Arrays:
 
 def _llm_bistream(file: GoldenFile, kit: Kit) -> Arrays:
     """Text that arrives token by token; the recording sampler ends the speech at its last call."""
-    from parity_tests.harness.golden import GoldenFile
-
     model, config = language_model(file, GoldenFile.read(file.path.with_name("llm_greedy.safetensors")).weights, kit)
     sampler = GreedyRecorder(kit, config.speech_token_size, file.call["eos_after_sampler_calls"], config.eos)
     text = (kit.tensor(token.reshape(1, 1)) for token in file.inputs["text_stream"])

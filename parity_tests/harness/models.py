@@ -13,12 +13,11 @@ import torch
 from mlx.utils import tree_flatten
 
 from convert.official import load_config
-from convert.run import PARTS, Source, convert_folder
+from convert.parts import PARTS
 from port import weights
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model as PortModel
 from reference.model import CosyVoice3Model as ReferenceModel
-from reference.synthesize import synthesize
 
 ATTRIBUTES = {"hift": "vocoder"}  # of the reference, where it is not the part's own name
 
@@ -52,20 +51,6 @@ class Models:
     double: ReferenceModel
     port: PortModel
     audit: dict[str, Any]
-
-    @classmethod
-    def prepare(cls, source: Path | None, folder: Path | None, scratch: Path, seed: int) -> Models:
-        """Load a checkpoint and its conversion, making whichever is not given below `scratch`."""
-        if source is None:
-            source = scratch / "checkpoint"
-            synthesize(source, "tiny", seed)
-        if folder is None:
-            folder = scratch / "mlx"
-            # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
-            convert_folder(
-                Source(source, str(source)), folder, parity=lambda *_: [{"checkpoint": "", "status": "PASS"}]
-            )
-        return cls.load(source, folder)
 
     @classmethod
     def load(cls, source: Path, folder: Path, depth: int | None = None) -> Models:

@@ -9,22 +9,21 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
-from parity_tests.adapters.base import Adapter
+from convert.run import Source, convert_folder
+from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
 from parity_tests.harness import regime
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.judge import Row, failures, judge
+from parity_tests.harness.models import Models
+from reference.synthesize import synthesize
 from reports import model as report_model
-
-if TYPE_CHECKING:
-    from parity_tests.harness.models import Models
 
 
 class Session:
@@ -48,17 +47,16 @@ class Session:
     @cached_property
     def adapter(self) -> Adapter:
         """The port under test."""
-        name = self.config.getoption("--adapter")
-        module = import_module(f"parity_tests.adapters.{name}")
-        return module.make(dtype=self.config.getoption("--dtype"))
+        try:
+            return load_adapter(self.config.getoption("--adapter"), self.config.getoption("--dtype"))
+        except AdapterError as error:
+            raise pytest.UsageError(str(error)) from None
 
     @cached_property
     def models(self) -> Models:
         """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
-        from parity_tests.harness.models import Models
-
         option = self.config.getoption
-        return Models.prepare(option("--checkpoint"), option("--mlx-path"), Path(self._scratch.name), option("--seed"))
+        return prepare_models(option("--checkpoint"), option("--mlx-path"), Path(self._scratch.name), option("--seed"))
 
     def check(self, case: Case) -> None:
         """Judge an isolated case and fail the running test on any row over budget."""
@@ -160,3 +158,15 @@ def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
     fields["reason"] = fields["reason"] or None
     fields["reproduce"] = fields["reproduce"] or f"pytest '{nodeid}'"
     return report_model.checkpoint(test=nodeid, **fields)
+
+
+def prepare_models(source: Path | None, folder: Path | None, scratch: Path, seed: int) -> Models:
+    """Load a checkpoint and its conversion, making whichever is not given below `scratch`."""
+    if source is None:
+        source = scratch / "checkpoint"
+        synthesize(source, "tiny", seed)
+    if folder is None:
+        folder = scratch / "mlx"
+        # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
+        convert_folder(Source(source, str(source)), folder, parity=lambda *_: [{"checkpoint": "", "status": "PASS"}])
+    return Models.load(source, folder)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from parity_tests.harness.chain import Side, Walk
 from parity_tests.harness.targets import swap
-from parity_tests.harness.trace import Side, Walk
 from port.config import CosyVoice3Config
 
 PROMPT_TOKENS, TOKENS, TEXT, STEPS = 12, 34, 9, 6

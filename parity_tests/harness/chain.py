@@ -1,0 +1,219 @@
+"""Run a whole stage on both sides and compare every named part in order of execution.
+
+A part is judged twice: chained, as it runs inside the whole, and isolated, fed the reference's own inputs. A fault
+shows in both; drift that only grows shows in the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from parity_tests.adapters.own import to_mlx
+from parity_tests.adapters.own import to_numpy as from_mlx
+from parity_tests.harness.capture import Call, Recorder
+from parity_tests.harness.compare import Reading
+from parity_tests.harness.judge import Row, compare_all
+from parity_tests.harness.models import Models
+from parity_tests.harness.oracle import to_numpy, to_torch
+from parity_tests.harness.targets import Change
+
+ABOVE = ("FAIL", "ERROR", "VACUOUS")
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One run through a stage of the whole model.
+
+    Args:
+        name: `walk.stage.what`.
+        stage: stage of the report.
+        run: gets the model of a side and the arguments as its tensors, returns results by name.
+        inputs: arrays in the reference's layout.
+        to_port, from_port: changes of layout, as in targets.py.
+    """
+
+    name: str
+    stage: str
+    run: Callable[[Any, dict[str, Any]], dict[str, Any]]
+    inputs: Mapping[str, np.ndarray]
+    to_port: Mapping[str, Change] = field(default_factory=dict)
+    from_port: Mapping[str, Change] = field(default_factory=dict)
+    nudges: int = 0  # further float32 runs of the reference, see compare.py
+    nudge: Callable[[Walk, Side, Side, int], Walk] | None = None  # the walk of a further run
+
+
+# Parts of the reference that the port computes inside their parent (the pitch in float64, by matrix products).
+FUSED = ("vocoder.f0_predictor.condnet.",)
+# The reference keeps the official names; the port names the backbone for what it is, and MLX lists a sequence's layers.
+SPELLED = {
+    "llm.llm.model.model": "llm.qwen2",
+    "speaker.head.layer1.": "speaker.head.layer1.layers.",
+    "speaker.head.layer2.": "speaker.head.layer2.layers.",
+}
+
+Key = tuple[str, str, int]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side of a walk returned, and every call in it."""
+
+    results: dict[str, np.ndarray]
+    calls: list[Call]
+
+    def by_key(self) -> dict[Key, Call]:
+        """The calls of parts that both sides have, by twin, name and how often that one was called before."""
+        counts: Counter[tuple[str, str]] = Counter()
+        keyed = {}
+        for call in self.calls:
+            part = call.target.path, _spelled(call.name)
+            if call.target.chained and not part[1].startswith(FUSED):
+                keyed[*part, counts[part]] = call
+                counts[part] += 1
+        return keyed
+
+
+def _spelled(name: str) -> str:
+    """The port's spelling of a part's name."""
+    for official, port in SPELLED.items():
+        if name.startswith(official) and not name.startswith(port):
+            name = port + name.removeprefix(official)
+    return name
+
+
+def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
+    """Rows for every named part in order of execution, then for the results of the whole.
+
+    Args:
+        models: both sides.
+        plan: what to run.
+        isolated: judge each part on the reference's inputs too.
+    """
+    single = _run_reference(models.single, plan, torch.float32)
+    double = _run_reference(models.double, plan, torch.float64)
+    try:
+        port = _run_port(models.port, plan)
+    except Exception as error:
+        reading = Reading("ERROR", f"the port raised {type(error).__name__}: {error}")
+        return [_row(plan, plan.name, plan.name, "chained", reading)]
+    nudged = [
+        _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32)  # type: ignore[misc]
+        for run in range(plan.nudges)
+    ]
+    rows = _compare_calls(plan, single, double, port, nudged, isolated)
+    results = [side.results for side in nudged]
+    for name, reading in compare_all(port.results, single.results, double.results, results).items():
+        rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
+    return rows
+
+
+def first_divergence(rows: list[Row]) -> Row | None:
+    """The first row over budget in order of execution; where its isolated twin fails too, that twin."""
+    broken = [row for row in rows if row.reading.status in ABOVE]
+    isolated = [row for row in broken if row.kind == "isolated"]
+    return (isolated or broken or [None])[0]
+
+
+def _run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype) -> Side:
+    arguments = {k: to_torch(v, dtype) for k, v in plan.inputs.items()}
+    with torch.inference_mode(), Recorder("reference", model) as recorder:
+        results = {k: to_numpy(v) for k, v in plan.run(model, arguments).items()}
+    return Side(results, recorder.calls)
+
+
+def _run_port(model: Any, plan: Walk) -> Side:
+    arguments = {k: to_mlx(plan.to_port.get(k, np.asarray)(v)) for k, v in plan.inputs.items()}
+    with Recorder("port", model) as recorder:
+        results = {k: from_mlx(v) for k, v in plan.run(model, arguments).items()}
+    return Side({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
+
+
+def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: list[Side], isolated: bool) -> list[Row]:
+    """One chained and one isolated row for each part and output: the worst of its calls stands for all."""
+    calls, port_calls, double_calls = single.by_key(), port.by_key(), double.by_key()
+    further = [side.by_key() for side in nudged]
+    rows: dict[tuple[str, str], Row] = {}
+    for key in dict.fromkeys([*calls, *port_calls]):
+        path, name, index = key
+        if key not in calls or key not in port_calls:
+            reading = Reading(
+                "ERROR", f"call {index} was made by the {'port' if key in port_calls else 'reference'} only"
+            )
+            name = f"{plan.name}/{name}"
+            rows.setdefault((name, "chained"), _row(plan, name, path, "chained", reading))
+            continue
+        call, mine = calls[key], port_calls[key]
+        results = {k: call.target.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
+        others = [side[key].results for side in further]
+        readings = compare_all(results, call.results, double_calls[key].results, others)
+        _keep_worst(rows, plan, key, "chained", readings)
+        if isolated and (alone := _isolated(call, double_calls[key], mine)) is not None:
+            _keep_worst(rows, plan, key, "isolated", alone)
+    return list(rows.values())
+
+
+def _keep_worst(
+    rows: dict[tuple[str, str], Row], plan: Walk, key: Key, kind: str, readings: Mapping[str, Reading]
+) -> None:
+    path, part, index = key
+    for output, reading in readings.items():
+        name = f"{plan.name}/{part}" + (f".{output}" if len(readings) > 1 else "")
+        old = rows.get((name, kind))
+        if old is None or _severity(reading) > _severity(old.reading):
+            message = f"{reading.message} (call {index})" if reading.message and index else reading.message
+            rows[name, kind] = _row(plan, name, path, kind, replace(reading, message=message))
+
+
+def _severity(reading: Reading) -> tuple[bool, bool, float]:
+    return reading.status == "ERROR", reading.status != "PASS", reading.ratio or 0.0
+
+
+def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading] | None:
+    """The port's part and the oracle's, fed what the float32 reference fed its own; None where a call has state."""
+    target = call.target
+    if not target.replay or any(_has_state(v) for v in call.arguments.values()):
+        return None
+    with torch.inference_mode():
+        truth = _again("reference", double, _thaw(call.arguments, lambda a: to_torch(a, torch.float64)))
+    changed = {k: _changed(target.to_port.get(k, np.asarray), v) for k, v in call.arguments.items()}
+    mine = _again("port", port, _thaw(changed, to_mlx))
+    mine = {k: target.from_port.get(k, np.asarray)(v) for k, v in mine.items()}
+    return compare_all(mine, call.results, truth)
+
+
+def _again(package: str, call: Call, arguments: dict[str, Any]) -> dict[str, np.ndarray]:
+    found, method = call.target.resolve(package)
+    function = found if call.owner is None else getattr(call.owner, method) if method else call.owner
+    result = function(**arguments)
+    outputs = result if isinstance(result, tuple) else (result,)
+    numpy = to_numpy if package == "reference" else from_mlx
+    return {k: numpy(v) for k, v in zip(call.target.outputs, outputs, strict=True)}
+
+
+def _has_state(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_has_state(v) for v in value)
+    return not (value is None or isinstance(value, bool | int | float | str | np.ndarray | np.generic))
+
+
+def _changed(change: Change, value: Any) -> Any:
+    return change(value) if isinstance(value, np.ndarray) else value
+
+
+def _thaw(value: Any, tensor: Callable[[np.ndarray], Any]) -> Any:
+    if isinstance(value, dict):
+        return {k: _thaw(v, tensor) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_thaw(v, tensor) for v in value)
+    return tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def _row(plan: Walk, name: str, module: str, kind: Any, reading: Reading) -> Row:
+    command = f"python -m parity_tests.harness.trace {plan.name}"
+    return Row(name, plan.stage, kind, module, plan.name, reading, command)
