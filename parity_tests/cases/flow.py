@@ -13,6 +13,8 @@ DIT = dict(
 # One width for mel, features and speaker, as in the model.
 SQUARE = dict(DIT, mu_dim=12, spk_dim=12)
 FLOW = dict(dit=SQUARE, input_size=12, output_size=12, spk_embed_dim=24, vocab_size=61, pre_lookahead_channels=20)
+WIDE = dict(DIT, mel_dim=80, mu_dim=80, spk_dim=80, out_channels=80)
+FULL_WIDTH = dict(FLOW, dit=WIDE, input_size=80, output_size=80)
 CFM = dict(
     mu=normal(1, 12, 27), mask=valid(27, 27), spks=normal(1, 12), cond=normal(1, 12, 27), noise=normal(1, 12, 27)
 )
@@ -47,8 +49,14 @@ def _dit(name: str, streaming: bool, **inputs: object) -> object:
     return case(f"flow.dit.{name}", "flow.dit.DiT", DIT, dict(streaming=streaming), **{**PADDED, **inputs})
 
 
-def _cfm(name: str, **call: object) -> object:
-    return case(f"flow.cfm.{name}", "flow.matching.CausalConditionalCFM", FLOW, call, **CFM)
+def _cfm(name: str, inputs: dict = CFM, **call: object) -> object:
+    return case(f"flow.cfm.{name}", "flow.matching.CausalConditionalCFM", FLOW, call, **inputs)
+
+
+def _velocity(name: str, **call: object) -> object:
+    inputs = {**CFM, "x": CFM["noise"], "t": np.full((), 0.4, np.float32)}
+    del inputs["noise"]
+    return case(f"flow.velocity.{name}", "flow.matching.CausalConditionalCFM.velocity", FLOW, call, **inputs)
 
 
 def _decoder(name: str, inputs: dict, **call: object) -> object:
@@ -77,6 +85,7 @@ CASES = (
         _mask(f"optional.{chunk}", "add_optional_chunk_mask", dict(static_chunk_size=chunk), masks=valid(23, 23, 9) > 0)
         for chunk in (0, 1, 8, 50)
     ),
+    _mask("optional.blind", "add_optional_chunk_mask", dict(static_chunk_size=8), masks=valid(23, 23, 0) > 0),
     case("flow.sinus", "flow.layers.SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
     case("flow.time_embed", "flow.layers.TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
     case("flow.rotary.angles", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=77)),
@@ -115,7 +124,13 @@ CASES = (
         for kind in ("none", "tanh")
     ),
     case("flow.attention", "flow.layers.Attention", ATTENTION, x=normal(2, 23, 48), rope=angles(23, 16)),
-    case("flow.attention.no_rope", "flow.layers.Attention", ATTENTION, x=normal(1, 5, 48)),
+    case(
+        "flow.attention.no_rope",
+        "flow.layers.Attention",
+        ATTENTION,
+        dead={"to_k.bias": "adds the same to all scores of a query, which softmax ignores"},
+        x=normal(1, 5, 48),
+    ),
     case(
         "flow.attention.padded",
         "flow.layers.Attention",
@@ -173,12 +188,16 @@ CASES = (
         case(f"flow.schedule.{n}", "flow.matching.cosine_schedule", None, dict(n_timesteps=n))
         for n in (1, 4, 6, 10, 25)
     ),
+    _velocity("full", streaming=False),
+    _velocity("chunked", streaming=True),
+    _velocity("separate", streaming=True, **SEPARATE),
     _cfm("full", streaming=False),
     _cfm("chunked", streaming=True),
     _cfm("full.separate", streaming=False, **SEPARATE),
     _cfm("chunked.separate", streaming=True, **SEPARATE),
     _cfm("steps.4", streaming=True, n_timesteps=4),
     _cfm("temperature", streaming=False, temperature=0.7, n_timesteps=2),
+    _cfm("longer_noise", {**CFM, "noise": normal(1, 12, 33)}, streaming=False, n_timesteps=2),
     *(
         _decoder(
             f"prompt.{'chunked' if stream else 'full'}.{'end' if final else 'more'}",
@@ -191,4 +210,14 @@ CASES = (
     ),
     _decoder("prompt.separate", PROMPT, streaming=True, finalize=True, **SEPARATE),
     _decoder("no_prompt", NO_PROMPT, streaming=False, finalize=True),
+    case(  # without `noise`: both sides take the original's, which has the official 80 channels
+        "flow.decoder.fixed_noise",
+        "flow.decoder.CausalMaskedDiffWithDiT.inference",
+        FULL_WIDTH,
+        dict(streaming=True, finalize=True),
+        token=tokens(1, 7, high=61),
+        prompt_token=tokens(1, 3, high=61),
+        prompt_feat=normal(1, 6, 80),
+        embedding=normal(1, 24),
+    ),
 )

@@ -6,7 +6,7 @@ import numpy as np
 
 from parity_tests.harness.cases import Draw, case, normal, valid
 
-TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2, fsq_dim=4)
+TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2)
 SPEAKER = dict(
     n_mels=80,
     embed_dim=24,
@@ -36,6 +36,12 @@ def voice(samples: int, rate: int = 24000, batch: int = 1) -> Draw:
     return draw
 
 
+def from_silence(samples: int) -> Draw:
+    """Exact silence, then noise that grows from far below the guards of a log-mel to well above them."""
+    level = np.where(np.arange(samples) < samples // 4, 0.0, np.geomspace(1e-7, 1e-2, samples))
+    return lambda rng: (level * rng.standard_normal((1, samples))).astype(np.float32)
+
+
 def half_angles(n: int, dim: int) -> np.ndarray:
     """(n, dim) angles, the second half like the first."""
     frequencies = 1.0 / 10000.0 ** (np.arange(0, dim, 2, dtype=np.float32) / dim)
@@ -48,10 +54,10 @@ def _resample(source: int, target: int, samples: int) -> object:
     return case(name, "frontend.audio.resample", None, call, waveform=voice(samples, source))
 
 
-def _tokenizer(name: str, what: str, frames: int, *lengths: int) -> object:
+def _tokenizer(name: str, what: str, frames: int, *lengths: int, digits: int = 4) -> object:
     path = "frontend.speech_tokenizer.S3TokenizerV3" + what
     sizes = np.array(lengths, np.int32)
-    return case(name, path, TOKENIZER, mel=normal(len(lengths), 16, frames), mel_len=sizes)
+    return case(name, path, dict(TOKENIZER, fsq_dim=digits), mel=normal(len(lengths), 16, frames), mel_len=sizes)
 
 
 CASES = (
@@ -71,6 +77,7 @@ CASES = (
     ),
     case("frontend.mel", "frontend.audio.mel_spectrogram", y=voice(9600, batch=2)),
     case("frontend.mel.odd", "frontend.audio.mel_spectrogram", y=voice(7001)),
+    case("frontend.mel.quiet", "frontend.audio.mel_spectrogram", y=from_silence(9600)),
     case("frontend.log_mel", "frontend.audio.log_mel_spectrogram", audio=voice(8000, 16000, 2)),
     case("frontend.log_mel.odd", "frontend.audio.log_mel_spectrogram", audio=voice(4999, 16000)),
     case(
@@ -80,6 +87,7 @@ CASES = (
         dict(num_bins=80, n_fft=512, sample_frequency=16000),
     ),
     case("frontend.fbank", "frontend.audio.fbank", waveform=voice(8000, 16000)),
+    case("frontend.fbank.quiet", "frontend.audio.fbank", waveform=from_silence(6400)),
     case("frontend.fbank.mean", "frontend.audio.fbank", None, dict(subtract_mean=True), waveform=voice(6001, 16000)),
     case(
         "speech_tokenizer.attention",
@@ -111,9 +119,10 @@ CASES = (
     ),
     _tokenizer("speech_tokenizer.activations", ".activations", 101, 101),
     _tokenizer("speech_tokenizer.activations.padded", ".activations", 103, 103, 58),
-    _tokenizer("speech_tokenizer.tokens", "", 101, 101),
-    _tokenizer("speech_tokenizer.tokens.padded", "", 103, 103, 58),
-    _tokenizer("speech_tokenizer.tokens.short", "", 5, 5),
+    _tokenizer("speech_tokenizer.activations.short", ".activations", 5, 5),
+    # Rounding hides small changes: only many digits show every weight.
+    _tokenizer("speech_tokenizer.tokens", "", 1601, 1601, digits=8),
+    _tokenizer("speech_tokenizer.tokens.padded", "", 1203, 1203, 858, digits=8),
     *(
         case(
             f"speaker.res_block.{stride}",

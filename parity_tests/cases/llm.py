@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.harness.cases import case, normal
+from parity_tests.harness.cases import case, normal, tokens
 
 QWEN2 = dict(
     vocab_size=64,
@@ -16,6 +16,13 @@ QWEN2 = dict(
 )
 LM = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
 HEAD = QWEN2["hidden_size"] // QWEN2["num_attention_heads"]
+
+ALONE = dict.fromkeys(("q_proj.*", "k_proj.*", "rope"), "a single position attends to itself, whatever its score is")
+FED = {"embed_tokens.weight": "the case feeds embeddings"}
+HEAD_ONLY = dict.fromkeys(("llm.*", "speech_embedding.weight"), "only the head is called")
+TABLES_ONLY = dict.fromkeys(
+    ("llm.model.model.layers.*", "llm.model.model.norm.weight", "llm_decoder.weight"), "only the two tables are read"
+)
 
 
 def half_split_angles(length: int, offset: int = 0, theta: float = 1e6) -> np.ndarray:
@@ -31,9 +38,31 @@ CASES = (
     ),
     case("llm.rotary", "llm.qwen2.Qwen2RotaryEmbedding", dict(head_dim=16, theta=1e6), dict(offset=3, length=9)),
     case("llm.attention", "llm.qwen2.Qwen2Attention", QWEN2, x=normal(2, 9, 24), rope=half_split_angles(9)),
-    case("llm.attention.one", "llm.qwen2.Qwen2Attention", QWEN2, x=normal(1, 1, 24), rope=half_split_angles(1, 5)),
+    case(
+        "llm.attention.one",
+        "llm.qwen2.Qwen2Attention",
+        QWEN2,
+        x=normal(1, 1, 24),
+        rope=half_split_angles(1, 5),
+        dead=ALONE,
+    ),
     case("llm.mlp", "llm.qwen2.Qwen2MLP", QWEN2, x=normal(2, 7, 24)),
     case("llm.layer", "llm.qwen2.Qwen2DecoderLayer", QWEN2, x=normal(2, 9, 24), rope=half_split_angles(9)),
-    case("llm.qwen2", "llm.qwen2.Qwen2Model", QWEN2, inputs_embeds=normal(2, 17, 24)),
-    case("llm.scores", "llm.speech_lm.CosyVoice3LM.scores", LM, hidden=normal(1, 5, 24)),
+    case("llm.qwen2", "llm.qwen2.Qwen2Model", QWEN2, dead=FED, inputs_embeds=normal(2, 17, 24)),
+    *(
+        case(
+            f"llm.prepare_input.{name}",
+            "llm.speech_lm.CosyVoice3LM.prepare_input",
+            dict(LM, end_of_prompt=50),
+            dead=TABLES_ONLY,
+            text=tokens(1, 9, high=50),
+            prompt_text=np.array([[7, 50, 3, 61]], np.int32),
+            prompt_speech_token=speech,
+        )
+        for name, speech in (
+            ("prompt", np.array([[5, 42, 0, 39]], np.int32)),
+            ("no_prompt", np.zeros((1, 0), np.int32)),
+        )
+    ),
+    case("llm.scores", "llm.speech_lm.CosyVoice3LM.scores", LM, dead=HEAD_ONLY, hidden=normal(1, 5, 24)),
 )

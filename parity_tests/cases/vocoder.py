@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from parity_tests.harness.cases import case, normal, uniform, voiced_and_unvoiced
+import numpy as np
+
+from parity_tests.harness.cases import case, normal, uniform, values, voiced_and_unvoiced
 
 SINE = dict(samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10)
 SOURCE = dict(
@@ -42,6 +44,7 @@ def _decode(name: str, frames: int, finalize: bool, batch: int = 1, gain: float 
         f"{GENERATOR}.decode",
         HIFT,
         dict(finalize=finalize),
+        dead=dict.fromkeys(("f0_predictor.*", "m_source.*"), "decode is given the excitation"),
         x=normal(batch, 80, frames, scale=gain),
         s=normal(batch, 1, frames * 480, scale=0.1 * gain),
     )
@@ -97,6 +100,13 @@ CASES = (
         for frames in (1, 9, 150)
     ),
     case(
+        "vocoder.sine.threshold",
+        "vocoder.source.SineGen2",
+        SINE,
+        f0=np.repeat(values(10.0, 10.000001, 9.999999, 0.0, 200.0, 10.0), 480)[None, :, None],
+        sine_waves=uniform(1, 6 * 480, 9),
+    ),
+    case(
         "vocoder.source",
         "vocoder.source.SourceModuleHnNSF",
         SOURCE,
@@ -127,6 +137,13 @@ CASES = (
     _decode("loud", 9, True, gain=4),  # reaches the magnitude clip and the audio limit
     _decode("short", 1, True),
     _inference("end", 20, True),
-    _inference("more", 20, False),
+    _inference("more", 22, False),
     _inference("odd", 11, True),
+    case(  # without `sine_waves`: both sides take the original's
+        "vocoder.inference.fixed_noise",
+        f"{GENERATOR}.inference",
+        HIFT,
+        dict(finalize=True),
+        speech_feat=normal(1, 80, 5),
+    ),
 )

@@ -84,9 +84,20 @@ _GOLDEN = "test_golden.py::test_the_port_is_the_original"
 # What runs after the isolated cases, by the longest path that the fault's module starts with.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "frontend.text": (("test_text.py",),),
-    "frontend.tokenizer": (("test_tokenizer.py",),),
+    "frontend.tokenizer": (("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
     "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
-    "llm": (("test_llm.py",), (_GOLDEN, "-k", "llm or sampling"), ("test_walks.py", "-k", "llm or tokens")),
+    "llm.sampling": (
+        (_GOLDEN, "-k", "sampling"),
+        ("test_llm.py", "-k", "sampling"),
+        ("test_edges.py", "-k", "scores"),
+        ("test_llm.py",),
+    ),
+    "llm": (
+        ("test_llm.py",),
+        ("test_edges.py", "-k", "cache"),
+        (_GOLDEN, "-k", "llm or sampling"),
+        ("test_walks.py", "-k", "llm or tokens"),
+    ),
     "flow": (
         ("test_flow.py",),
         (_GOLDEN, "-k", "dit or cfm or flow or masks or rotary"),
@@ -94,8 +105,8 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "vocoder": (("test_vocoder.py",), (_GOLDEN, "-k", "causal or hift or sine"), ("test_walks.py", "-k", "vocoder")),
     "noise": (("test_noise.py",), (_GOLDEN, "-k", "noise")),
-    "model": ((_GOLDEN, "-k", "silent"), ("test_driver.py",), (_GOLDEN, "-k", "model")),
-    "convert": (("test_convert.py",), ("test_weights.py",), ("test_walks.py",)),
+    "model": ((_GOLDEN, "-k", "silent"), ("test_driver.py",), ("test_cosyvoice3.py",)),
+    "convert": (("test_convert.py",), ("test_weights.py",), ("test_walks.py", "-k", "test_walk or tokens")),
 }
 # What a failing test says about the place of a fault, by the longest beginning of its name.
 MODULES = {
@@ -108,6 +119,10 @@ MODULES = {
     "test_llm.py": "llm.speech_lm.CosyVoice3LM",
     "test_llm.py::test_qwen2": "llm.qwen2.Qwen2Model",
     "test_llm.py::test_sampling": "llm.sampling",
+    "test_edges.py::test_a_cache": "llm.qwen2.Qwen2Model",
+    "test_edges.py::test_digits": "frontend.tokenizer",
+    "test_edges.py::test_equal_scores": "llm.sampling",
+    "test_frontend_audio.py": "frontend.audio",
     "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
     "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
     "test_noise.py": "noise",
@@ -299,7 +314,7 @@ def _pytest(selection: Sequence[str]) -> tuple[str, str] | None:
     threads, printed = torch.get_num_threads(), StringIO()
     try:
         with redirect_stdout(printed), redirect_stderr(printed):
-            pytest.main([path, "-m", "not meta and not full", *selection[1:], *options], plugins=[first])
+            pytest.main([path, "-m", "not full", *selection[1:], *options], plugins=[first])
     finally:
         torch.set_num_threads(threads)
         if outer is not None:
@@ -364,9 +379,9 @@ def _line(verdict: Verdict) -> str:
     fault, finding = verdict.fault, verdict.finding
     state = "caught" if verdict.caught else "equal" if fault.equivalent else "SURVIVED"
     if finding is None:
-        return f"{state:8} {fault.name:48} {fault.family:20} {verdict.problem}"
+        return f"{state:8} {verdict.seconds:5.1f} s  {fault.name:45} {fault.family:18} {verdict.problem}"
     place = "right" if verdict.right_module else f"WRONG ({finding.module}, not {fault.module})"
-    return f"{state:8} {fault.name:48} {fault.family:20} {finding.first_failing}  {place}"
+    return f"{state:8} {verdict.seconds:5.1f} s  {fault.name:45} {fault.family:18} {finding.first_failing}  {place}"
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:

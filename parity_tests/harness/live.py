@@ -31,6 +31,8 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
     elif (key.startswith("conv_post.") and value.ndim < 3) or key == "conv_post.parametrizations.weight.original0":
         # A logarithm of magnitudes: without damping, one loud bin of one frame would carry all of the error.
         draw = 0.2 * draw - 1.5 if name == "bias" else rng.uniform(0.4, 0.8, shape)
+    elif key.endswith("original0") and ".convs2." in f".{key}":  # milder residual branches: sines of sines are chaotic
+        draw = rng.uniform(0.2, 0.4, shape)
     elif name in ("original0", "weight_g"):
         draw = rng.uniform(0.7, 1.3, shape)
     elif name == "running_var":
@@ -41,6 +43,10 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         draw *= 150 / np.sqrt(shape[1])
     elif key.endswith("classifier.bias"):
         draw = np.full(shape, 60.0)
+    elif key.endswith("linear1.bias"):  # few units, then a ReLU: by chance all of them might sleep, or none
+        draw = rng.permutation(np.linspace(-1.0, 4.0, value.size)).reshape(shape)
+    elif name == "bias" and ".convs" in f".{key}":  # of so few channels that one near zero would not be felt
+        draw = np.sign(draw) * rng.uniform(0.5, 1.0, shape)
     elif name in ("bias", "running_mean"):
         draw *= 0.3
     elif "embed" in key and draw.ndim == 2 and "proj" not in key and "affine" not in key and "time" not in key:

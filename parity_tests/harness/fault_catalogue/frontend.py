@@ -121,6 +121,8 @@ FAULTS = (
         "padding",
         FBANK,
         edit(_FBANK, "[frames[:, :1], frames[:, :-1]]", "[0 * frames[:, :1], frames[:, :-1]]"),
+        equivalent="The povey window is exactly zero at its first sample (a symmetric Hann window to a power), so "
+        "whatever stands there is multiplied by zero; no other sample changes.",
     ),
     Fault(
         "fbank_samples_of_16_bit",
@@ -228,7 +230,7 @@ FAULTS = (
         "speaker_deviation_biased",
         "normalisation",
         f"{CAM}.StatsPool",
-        edit(f"{_CAM}:StatsPool.__call__", "(x.shape[1] - 1)", "x.shape[1]"),
+        edit(f"{_CAM}:StatsPool.__call__", "* (n / (n - 1))", "* 1"),
     ),
     Fault(
         "speaker_segment_of_99",
@@ -242,8 +244,8 @@ FAULTS = (
         f"{CAM}.CAMLayer",
         edit(
             f"{_CAM}:CAMLayer.__call__",
-            "x.mean(axis=1, keepdims=True) + self.seg_pooling(x)",
-            "x.mean(axis=1, keepdims=True)",
+            "_mean_over_time(x) + self.seg_pooling(x)",
+            "_mean_over_time(x)",
         ),
     ),
     Fault(

@@ -1,0 +1,159 @@
+"""Is a case alive: would it notice if one of its weights or inputs were wrong?
+
+Every float tensor is multiplied by 1 + 0.1 n (n standard normal), one tensor at a time; the first of several tokens or
+lengths is mirrored within their range, masks lose a fifth of their valid entries. The float64 reference's output must
+move by at least MOVED_BUDGETS budgets, where a budget is what compare.py allows the port, 4 max(e_ref, floor), and the
+larger of the rms and the max-abs reading counts, as there. An integer output counts as moved when any entry changes. A
+tensor that moves no output of its case is VACUOUS unless the case lists it as `dead` (by a glob), with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from parity_tests.harness.cases import Case
+from parity_tests.harness.compare import BUDGET, FLOOR
+from parity_tests.harness.oracle import Arrays, reference_state, run_reference, to_numpy, to_torch
+
+MOVED_BUDGETS = 5.0
+RELATIVE = 0.1
+MASKED = 0.2  # of the valid entries of a mask
+MAX_ROWS = 2000  # of the report; above it the passing tensors of a case share one row
+
+
+@dataclass(frozen=True)
+class LivenessRow:
+    """What a change of one tensor did; `moved_budgets` is None where only integers could move."""
+
+    case: str
+    tensor: str
+    moved_budgets: float | None
+    status: Literal["PASS", "VACUOUS", "XFAIL"]
+    reason: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def liveness(case: Case) -> list[LivenessRow]:
+    """One row for each weight tensor and each input of a case."""
+    state, inputs = reference_state(case), case.draw()
+    single = run_reference(case.target, case.config, state, inputs, case.call, torch.float32)
+    built = case.target.build("reference", case.config)
+    weights: dict[str, torch.Tensor] = {}
+    if isinstance(built, torch.nn.Module):
+        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
+        built.to(torch.float64).eval()
+        weights = built.state_dict(keep_vars=False)
+    tensors = {k: to_torch(v, torch.float64) for k, v in inputs.items()}
+
+    def run() -> Arrays:
+        arguments = {k: v.clone() for k, v in tensors.items()}  # the original edits some in place
+        with torch.inference_mode():
+            found = case.target.call("reference", built, {**arguments, **case.call})
+        return {k: np.array(to_numpy(v)) for k, v in found.items()}
+
+    truth = run()
+    rows = [
+        _row(case, name, lambda t=tensor, n=name: changed(t, case.rng(f"change/{n}")), run, truth, single)
+        for name, tensor in {**weights, **tensors}.items()
+        if tensor.numel()
+    ]
+    return list(dict.fromkeys(rows))  # tensors that one glob declares dead share a row
+
+
+def moved(truth: Mapping[str, np.ndarray], single: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """Largest change of any output in budgets; inf where an integer, a shape or an infinity changed."""
+    return max(_moved(truth[name], single[name], found[name]) for name in truth)
+
+
+@contextmanager
+def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
+    """Change a tensor in place for a while; it stays of the same kind and within its range."""
+    kept = tensor.clone()
+    with torch.no_grad():
+        tensor.copy_(torch.from_numpy(_other(kept.numpy(), rng)))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            tensor.copy_(kept)
+
+
+def summarised(rows: Iterable[LivenessRow]) -> list[dict[str, Any]]:
+    """Rows for the report; where they are too many, the least moved tensor of a case stands for those that pass."""
+    rows = list(rows)
+    if len(rows) <= MAX_ROWS:
+        return [row.to_dict() for row in rows]
+    kept = [row.to_dict() for row in rows if row.status != "PASS"]
+    passed: dict[str, list[LivenessRow]] = {}
+    for row in rows:
+        if row.status == "PASS":
+            passed.setdefault(row.case, []).append(row)
+    for case, group in passed.items():
+        least = min((row.moved_budgets for row in group if row.moved_budgets is not None), default=None)
+        kept.append(LivenessRow(case, f"each of {len(group)} tensors", least, "PASS").to_dict())
+    return kept
+
+
+def _row(
+    case: Case,
+    name: str,
+    change: Callable[[], Any],
+    run: Callable[[], Arrays],
+    truth: Arrays,
+    single: Arrays,
+) -> LivenessRow:
+    with change():
+        distance = moved(truth, single, run())
+    budgets = None if np.isinf(distance) else distance
+    if distance >= MOVED_BUDGETS:
+        return LivenessRow(case.name, name, budgets, "PASS")
+    for glob, reason in case.dead.items():
+        if fnmatchcase(name, glob):
+            return LivenessRow(case.name, glob, None, "XFAIL", reason)
+    return LivenessRow(case.name, name, budgets, "VACUOUS")
+
+
+def _other(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    is_mask = array.dtype == bool or (array.size > 0 and bool(np.isin(array, (0, 1)).all()))
+    if is_mask and array.ndim:
+        other = array.copy()
+        valid = np.argwhere(array)
+        for index in rng.permutation(valid)[: max(1, int(MASKED * len(valid)))]:
+            other[tuple(index)] = 0
+        return other
+    if array.dtype.kind in "iu":
+        other = array.copy()
+        if array.size:
+            first, ends = other.flat[0], int(array.min()) + int(array.max())
+            other.flat[0] = ends - first if ends != 2 * first else first - 1
+        return other
+    return np.asarray(array * (1 + RELATIVE * rng.standard_normal(array.shape)))
+
+
+def _moved(truth: np.ndarray, single: np.ndarray, found: np.ndarray) -> float:
+    if truth.shape != found.shape:
+        return float("inf")
+    if truth.dtype.kind != "f":
+        return float("inf") if (truth != found).any() else 0.0
+    finite = np.isfinite(truth)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return float("inf")
+    if not finite.any():
+        return 0.0
+    t, s, f = (x[finite].astype(np.float64) for x in (truth, single, found))
+    scale = float(np.sqrt(np.mean(t * t)))
+    if scale == 0.0:
+        return 0.0
+    readings = []
+    for size in (lambda e: float(np.sqrt(np.mean(e * e))), lambda e: float(np.abs(e).max())):
+        readings.append(size(f - t) / scale / (BUDGET * max(size(s - t) / scale, FLOOR)))
+    return max(readings)

@@ -1,0 +1,261 @@
+"""Is the suite awake: every weight and input matters, every branch is reached, and no wrong comparison passes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import port
+from parity_tests.adapters.base import Adapter
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness import liveness
+from parity_tests.harness.branches import OUTPUT
+from parity_tests.harness.capture import Recorder
+from parity_tests.harness.cases import all_cases, case, normal
+from parity_tests.harness.golden import GoldenFile
+from parity_tests.harness.judge import compare_all, judge
+from parity_tests.harness.oracle import reference_state, run_reference, to_numpy, to_torch
+from parity_tests.harness.trace import walk
+from parity_tests.harness.walks import walks
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+CASES = {c.name: c for c in all_cases()}
+# Tensors that the output of a walk cannot show.
+UNREAD = ("lm_head.weight", "inv_freq")
+
+
+@pytest.fixture(scope="module")
+def alive(parity):
+    """Rows of all tests below; they reach the report together."""
+    rows = []
+    yield rows
+    parity.sections["liveness"] = liveness.summarised(rows)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_tensor_of_a_case_matters(alive, name):
+    rows = liveness.liveness(CASES[name])
+    alive += rows
+    dead = [f"{row.tensor} moved {row.moved_budgets:.3g} budgets" for row in rows if row.status == "VACUOUS"]
+    assert not dead, dead
+
+
+@pytest.mark.parametrize("name", ["walk.llm", "walk.flow.full", "walk.vocoder.end", "walk.speaker"])
+def test_a_sample_of_the_models_tensors_matters(parity, alive, name):
+    plan, rng = walks(parity.models.config)[name], np.random.default_rng(1)
+    part = getattr(parity.models.double, plan.stage)
+    inputs = {d: {k: to_torch(v, d) for k, v in plan.inputs.items()} for d in (torch.float32, torch.float64)}
+
+    def run(model, dtype):
+        with torch.inference_mode():
+            return {k: to_numpy(v) for k, v in plan.run(model, inputs[dtype]).items()}
+
+    single, truth = run(parity.models.single, torch.float32), run(parity.models.double, torch.float64)
+    tensors = {k: v for k, v in part.state_dict().items() if not k.endswith(UNREAD)}
+    for key in sorted(rng.permutation(sorted(tensors))[:12]):
+        with liveness.changed(tensors[key], rng):
+            distance = liveness.moved(truth, single, run(parity.models.double, torch.float64))
+        alive.append(liveness.LivenessRow(name, str(key), distance, "PASS" if distance >= 5 else "VACUOUS"))
+    dead = [row for row in alive if row.case == name and row.status == "VACUOUS"]
+    assert not dead, dead
+
+
+# ---- branches
+
+
+def recorded(name):
+    """Every call inside the float32 reference of a case."""
+    chosen = CASES[name]
+    built = chosen.target.build("reference", chosen.config)
+    built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in reference_state(chosen).items()})
+    tensors = {k: to_torch(v, torch.float32) for k, v in chosen.draw().items()}
+    with torch.inference_mode(), Recorder("reference", built.eval()) as recorder:
+        chosen.target.call("reference", built, {**tensors, **chosen.call})
+    return recorder
+
+
+@pytest.mark.parametrize("name", ["vocoder.inference.end", "vocoder.inference.more", "vocoder.inference.odd"])
+def test_voiced_and_unvoiced_frames_meet_in_one_input(name):
+    (call,) = recorded(name).of("vocoder.source.SineGen2")
+    assert set(np.unique(call.results["uv"])) == {0.0, 1.0}
+
+
+def test_pitch_at_the_threshold_itself():
+    f0 = CASES["vocoder.sine.threshold"].draw()["f0"]
+    assert {10.0} < {float(x) for x in np.unique(f0)} and (f0 > 10).any() and (f0 < 10).any()
+
+
+def test_magnitude_clip_and_audio_limit_are_reached():
+    recorder = recorded("vocoder.decode.loud")
+    (call,) = recorder.of("vocoder.stft.istft")
+    magnitude = call.arguments["magnitude"]
+    assert magnitude.max() > 100.1 and np.median(magnitude) < 100
+    wav = np.abs(recorder.of("vocoder.generator.CausalHiFTGenerator.decode")[0].results["wav"])
+    assert wav.max() == np.float32(0.99) and 0 < np.mean(wav == np.float32(0.99)) < 0.9
+
+
+def test_nothing_is_clipped_where_the_waveform_is_judged():
+    for name in ("vocoder.decode.end", "vocoder.decode.more", "vocoder.inference.end", "vocoder.inference.more"):
+        wav = recorded(name).of("vocoder.stft.istft")[0].results["x"]
+        assert np.mean(np.abs(wav) >= 0.99) < 0.05, name
+
+
+def test_guards_of_the_log_mel_are_reached():
+    (mel,) = run_reference(*arguments("frontend.mel.quiet"), torch.float64).values()
+    floor = np.log(1e-5)
+    assert np.isclose(mel, floor).any() and (mel > floor + 1).any()
+    near_guard = (mel > floor) & (mel < floor + 2)
+    assert near_guard.any()
+
+
+def arguments(name):
+    chosen = CASES[name]
+    return chosen.target, chosen.config, reference_state(chosen), chosen.draw(), chosen.call
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "flow.layers.Attention",
+        "flow.layers.DiTBlock",
+        "flow.layers.CausalConvPositionEmbedding",
+        "flow.dit.DiT",
+        "flow.masks.add_optional_chunk_mask",
+        "frontend.speech_tokenizer.FSMNMultiHeadAttention",
+    ],
+)
+def test_masks_with_and_without_padding(path):
+    drawn = [c.draw() for c in CASES.values() if c.target.path == path]
+    masks = [values.get("mask", values.get("masks")) for values in drawn]
+    assert any(mask is not None and not np.asarray(mask).astype(bool).all() for mask in masks)
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [("finalize", {True, False}), ("streaming", {True, False}), ("guidance", {"separate", None})],
+)
+def test_both_modes_of_every_part_that_has_them(argument, values):
+    paths = {c.target.path for c in CASES.values() if argument in c.call}
+    assert paths
+    for path in paths:
+        assert {c.call.get(argument) for c in CASES.values() if c.target.path == path} >= values, path
+
+
+def test_sizes_on_both_sides_of_a_chunk_edge():
+    sizes = [c.call for c in CASES.values() if c.target.path == "flow.masks.subsequent_chunk_mask"]
+    rests = {(call["size"] - call["chunk_size"]) for call in sizes if call["size"] <= 2 * call["chunk_size"] + 1}
+    assert {0, -1} <= rests and any(call["size"] % call["chunk_size"] == 1 for call in sizes)
+    frames = {c.draw()["x"].shape[-1] % 8 for c in CASES.values() if c.target.path == "flow.dit.DiT"}
+    assert 0 in frames and len(frames) > 1
+
+
+def test_a_repeated_token_triggers_the_second_stage_of_sampling_and_others_do_not():
+    triggered = GoldenFile.read(GOLDEN / "sampling_ras.safetensors").out["triggered"]
+    assert 0 < triggered.sum() < triggered.size
+
+
+def test_branch_coverage_goes_into_the_report(parity):
+    """Measured apart, `python -m parity_tests.harness.branches`; older than the code, the numbers count for nothing."""
+    newest = max(path.stat().st_mtime for path in Path(port.__file__).parent.rglob("*.py"))
+    if not OUTPUT.is_file() or OUTPUT.stat().st_mtime < newest:
+        pytest.skip("no coverage of this code: run python -m parity_tests.harness.branches")
+    parity.sections["coverage"] = json.loads(OUTPUT.read_text("utf-8"))
+
+
+# ---- comparisons that prove nothing are errors
+
+
+class _Answer(Adapter):
+    """A port that answers with what a function makes of the right answer."""
+
+    name = "answer"
+
+    def __init__(self, change):
+        self.change = change
+
+    def run(self, target, config, state, inputs, call):
+        return self.change(OwnPort().run(target, config, state, inputs, call))
+
+
+ADALN = CASES["flow.adaln_zero"]
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda found: {k: v for k, v in found.items() if k != "gate_mlp"},
+            "gate_mlp is missing on the side of the port",
+        ),
+        (lambda found: {**found, "gate": found["y"]}, "gate is missing on the side of the reference"),
+        (lambda found: {}, "missing on the side of the port"),
+        (lambda found: {k.replace("y", "Y"): v for k, v in found.items()}, "missing on the side of the port"),
+        (lambda found: {**found, "y": found["y"][:0]}, "shape"),
+        (lambda found: {**found, "y": np.full_like(found["y"], np.nan)}, "NaN"),
+        (lambda found: {**found, "y": found["y"].astype(np.int32)}, "float against integer"),
+        (lambda found: {**found, "y": found["y"][0]}, "shape"),
+    ],
+    ids=["missing", "extra", "nothing", "renamed", "empty", "nan", "integers", "one row"],
+)
+def test_a_wrong_comparison_is_an_error(change, message):
+    rows = judge(ADALN, _Answer(change))
+    errors = [row for row in rows if row.reading.status == "ERROR"]
+    assert errors and message in " ".join(row.reading.message for row in errors)
+
+
+@pytest.mark.meta
+def test_exchanged_names_fail():
+    def exchanged(found):
+        return {**found, "shift_mlp": found["scale_mlp"], "scale_mlp": found["shift_mlp"]}
+
+    rows = {row.name.rpartition(".")[2]: row.reading.status for row in judge(ADALN, _Answer(exchanged))}
+    assert rows["shift_mlp"] == rows["scale_mlp"] == "FAIL"
+    assert rows["y"] == "PASS"
+
+
+@pytest.mark.meta
+def test_a_port_compared_with_itself_is_an_error():
+    target, config, state, inputs, call = arguments("flow.adaln_zero")
+    single = run_reference(target, config, state, inputs, call, torch.float32)
+    double = run_reference(target, config, state, inputs, call, torch.float64)
+    for own in (single, double):
+        assert {r.status for r in compare_all(own, single, double).values()} == {"ERROR"}
+
+
+@pytest.mark.meta
+def test_nan_on_all_sides_is_an_error():
+    nan = {"y": np.full((2, 3), np.nan, np.float32)}
+    found = compare_all(nan, {"y": nan["y"].copy()}, {"y": nan["y"].astype(np.float64)})
+    assert found["y"].status == "ERROR"
+
+
+@pytest.mark.meta
+def test_a_module_that_ignores_its_weights_is_vacuous():
+    """A GRN whose gamma and beta are zero is the identity: equal on both sides, and it proves nothing."""
+    base = case("flow.built.grn", "flow.layers.GRN", dict(dim=8), x=normal(1, 5, 8))
+    zero = {k: np.zeros_like(v) for k, v in reference_state(base).items()}
+    dead = case("flow.built.grn", "flow.layers.GRN", dict(dim=8), x=normal(1, 5, 8), dead={"beta": "because"})
+    rows = liveness.liveness(replace(dead, weights=zero))
+    found = {row.tensor: row.status for row in rows}
+    assert found["gamma"] == "VACUOUS" and found["beta"] == "XFAIL" and found["x"] == "PASS"
+
+
+@pytest.mark.meta
+def test_an_output_that_only_one_side_of_a_walk_has_is_an_error(parity):
+    plan = walks(parity.models.config)["walk.speaker"]
+
+    def run(model, given):
+        found = plan.run(model, given)
+        return {"embedding": found["embedding"], "extra": found["embedding"]} if model is parity.models.port else found
+
+    rows = walk(parity.models, replace(plan, run=run), isolated=False)
+    assert [r.name for r in rows if r.reading.status == "ERROR"] == ["walk.speaker.extra"]
+
+
+@pytest.mark.meta
+def test_the_cases_have_names_of_their_own():
+    assert len(CASES) == len(all_cases())
