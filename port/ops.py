@@ -22,7 +22,8 @@ def conv_backend(name: ConvBackend) -> Iterator[None]:
 
     Args:
         name: `native` is `mx.conv1d`, `matmul` a sum of shifted matrix products, `auto` (the default outside any block)
-            takes `native` on a GPU and `matmul` on a CPU, by the default device at the time of the call.
+            takes `native` on a GPU (but for groups on CUDA) and `matmul` on a CPU, by the default device at the time
+            of the call.
 
     Raises:
         ValueError: any other name.
@@ -63,18 +64,20 @@ def conv1d(
         raise ValueError(f"conv1d: weight {weight.shape} with {groups} groups does not fit {channels} channels")
     if n <= dilation * (taps - 1):
         raise ValueError(f"conv1d: {n} frames are fewer than the {dilation * (taps - 1) + 1} the kernel spans")
-    if _uses_matmul():
+    if _uses_matmul(groups):
         return _conv1d_matmul(x, weight, bias, stride, dilation, groups)
     y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)
     return y if bias is None else y + bias
 
 
-def _uses_matmul() -> bool:
+def _uses_matmul(groups: int) -> bool:
     name = _backend.get()
-    if name == "auto":
-        # MLX's CPU kernel for a dilated or grouped conv1d is a scalar loop, some 80 times slower than its matmul.
-        return mx.default_device().type == mx.DeviceType.cpu
-    return name == "matmul"
+    if name != "auto":
+        return name == "matmul"
+    if mx.default_device().type == mx.DeviceType.cpu:
+        return True  # MLX's CPU kernel for a dilated or grouped conv1d is a scalar loop, some 80 times slower
+    # MLX 0.32.4 on CUDA leaves its memory in a grouped conv1d of the flow's size (1024 channels, 16 groups, 60 frames).
+    return groups > 1 and not mx.metal.is_available()
 
 
 def _conv1d_matmul(

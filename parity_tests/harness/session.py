@@ -97,7 +97,7 @@ class Session:
         return [self._report["verdict"]["sentence"]] if self._report else []
 
     def _build(self, root: Path) -> dict[str, Any]:
-        checkpoints = [_checkpoint(row, nodeid) for row, nodeid in self.rows]
+        checkpoints = [_checkpoint(row, nodeid) for row, nodeid in sorted(self.rows, key=_smallest_first)]
         compared = {nodeid for _, nodeid in self.rows}
         tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
         prepared: Models | None = self.__dict__.get("models")
@@ -150,6 +150,14 @@ class Session:
             "command": self.command,
             "adapter": option("--adapter"),
         }
+
+
+def _smallest_first(entry: tuple[Row, str]) -> int:
+    """Parts on their own, then the original's numbers, then whole stages: the first failure is the smallest part."""
+    row, _ = entry
+    if row.kind == "golden":
+        return 1
+    return 2 if row.case.startswith("walk.") or row.kind == "chained" else 0
 
 
 def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
