@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,13 @@ feat_extractor: !name:matcha.utils.audio.mel_spectrogram
 """
 
 
-def write_texts(folder: Path, config: CosyVoice3Config, own_tokenizer: bool) -> None:
+def write_texts(folder: Path, config: CosyVoice3Config, vocabulary: Path | None = None) -> None:
     """Write cosyvoice3.yaml and the files of CosyVoice-BlankEN/.
 
     Args:
         config: the sizes that go into them.
-        own_tokenizer: train and write a small tokenizer (vocab.json, merges.txt) whose special tokens end the
-            vocabulary of `config`; otherwise write the official tokenizer_config.json alone.
+        vocabulary: folder with the official vocab.json and merges.txt to copy; when None, a small tokenizer is trained
+            whose special tokens begin where `config` has them.
     """
     qwen = folder / QWEN_FOLDER
     qwen.mkdir(parents=True)
@@ -149,9 +150,11 @@ def write_texts(folder: Path, config: CosyVoice3Config, own_tokenizer: bool) -> 
     text = _YAML.format(**values).replace("(", "[").replace(")", "]")
     (folder / YAML_FILE).write_text(text, encoding="utf-8")
     first_added = config.llm.end_of_prompt - len(BASE_SPECIAL_TOKENS)
-    if own_tokenizer:
+    if vocabulary is None:
         build_tiny_tokenizer(qwen, first_added)
     else:
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copyfile(vocabulary / name, qwen / name)
         _write_json(qwen / "tokenizer_config.json", _tokenizer_config(first_added))
     _write_json(qwen / "config.json", _qwen2_config(config, first_added))
     _write_json(qwen / "generation_config.json", _generation_config(first_added))

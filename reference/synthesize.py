@@ -131,25 +131,32 @@ def tiny_config() -> CosyVoice3Config:
     )
 
 
-SIZES = {"tiny": tiny_config, "full": CosyVoice3Config}
+def full_config() -> CosyVoice3Config:
+    """The official sizes, with the special tokens where the small tokenizer has them."""
+    return CosyVoice3Config(llm=LLMConfig(end_of_prompt=TINY_TEXT_VOCAB + len(BASE_SPECIAL_TOKENS)))
 
 
-def synthesize(folder: Path, size: str = "tiny", seed: int = 0) -> None:
+SIZES = {"tiny": tiny_config, "full": full_config}
+
+
+def synthesize(folder: Path, size: str = "tiny", seed: int = 0, vocabulary: Path | None = None) -> None:
     """Write a checkpoint; one part is in memory at a time.
 
     Args:
         folder: made if missing.
         size: `tiny` or `full`.
         seed: decides every value, whatever the order of writing.
+        vocabulary: folder with the official vocab.json and merges.txt, for `full` only; a small tokenizer when None,
+            since the official one cannot be made from nothing.
 
     Raises:
         FileExistsError: `folder` holds something already.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder}: exists and is not empty; choose another folder")
-    config = SIZES[size]()
+    config = SIZES[size]() if vocabulary is None else CosyVoice3Config()
     folder.mkdir(parents=True, exist_ok=True)
-    write_texts(folder, config, own_tokenizer=size == "tiny")
+    write_texts(folder, config, vocabulary)
     for part in RULES:
         torch.save(state_dict(part, config, seed), folder / f"{part}.pt")
     tokenizer = live_speech_tokenizer(config.speech_tokenizer, seed)
@@ -213,10 +220,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--size", choices=SIZES, default="tiny", help="full has the official shapes and takes 4.4 GB")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="DIR", help="folder with the official vocab.json and merges.txt, for full"
+    )
     parser.add_argument("folder", type=Path, metavar="DIR")
     options = parser.parse_args(arguments)
+    if options.vocabulary and options.size != "full":
+        parser.error("--vocabulary goes with --size full: the tiny model has no rows for it")
     try:
-        synthesize(options.folder, options.size, options.seed)
+        synthesize(options.folder, options.size, options.seed, options.vocabulary)
     except OSError as error:
         print(f"synthesize: {error}", file=sys.stderr)
         return 1
