@@ -38,7 +38,7 @@ lint: $(STAMP)
 
 # Another port: make audit PORT=mlx_audio_plus
 audit: $(STAMP)
-	$(BIN)/python -m parity_tests.adapters.audit $(PORT) --report reports/audit-$(PORT)
+	$(BIN)/python -m parity_tests.adapters.audit $(PORT)
 
 clean:
 	rm -rf $(VENV) build $(OUT)
