@@ -5,17 +5,22 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.cases.llm import QWEN2
+from parity_tests.cases.llm import LM, QWEN2
+from parity_tests.cases.vocoder import SINE
 from parity_tests.harness.cases import case
 from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
-from port.config import Qwen2Config
+from port.config import LLMConfig, Qwen2Config, from_dict
+from port.flow.layers import sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
 from port.llm.qwen2 import KVCache
-from port.llm.sampling import RecordedDraws, nucleus_sampling
+from port.llm.sampling import RecordedDraws, nucleus, nucleus_sampling
+from port.vocoder.source import SineGen2 as PortSines
 from reference.llm import sampling as reference_sampling
 from reference.llm.qwen2 import Qwen2Model
+from reference.llm.speech_lm import CosyVoice3LM
+from reference.vocoder.source import SineGen2 as ReferenceSines
 
 
 def test_a_cache_that_grows_keeps_what_it_held(parity):
@@ -46,6 +51,60 @@ def test_equal_scores_are_taken_in_order_of_their_ids(equal):
     found = [nucleus_sampling(scores, RecordedDraws([row])) for row in draws]
     recorded = [reference_sampling.RecordedDraws([row]) for row in draws]
     assert found == [reference_sampling.nucleus_sampling(torch.from_numpy(scores), draw) for draw in recorded]
+
+
+def test_the_nucleus_is_summed_in_float32():
+    """Where the sum ends within a rounding of top_p, float64 would sometimes keep one token more or less."""
+    rng, differ = np.random.default_rng(3), 0
+    for _ in range(300):
+        likely = 0.2 + rng.uniform(-1e-7, 1e-7, 4)
+        scores = np.log(np.r_[likely, np.full(8, (1 - likely.sum()) / 8)]).astype(np.float32)
+        kept, (whole, _) = len(nucleus(scores, 0.8, 25)[0]), nucleus(scores, 2.0, 25)
+        total, expected = np.float32(0), 0
+        while expected == 0 or total < np.float32(0.8):
+            total, expected = total + whole[expected], expected + 1
+        assert kept == expected
+        differ += kept != 1 + np.count_nonzero(np.cumsum(whole, dtype=np.float64)[:-1] < np.float32(0.8))
+    assert differ, "no draw was near enough to the edge"
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["as the original", "strict"])
+def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
+    """Twenty speech tokens for each token of the text; the prompt text does not count."""
+    config = dict(LM, end_of_prompt=50)
+    target = TARGETS["llm.speech_lm.CosyVoice3LM.scores"]
+    state = reference_state(case("llm.built.endless", target.path, config))
+    reference = CosyVoice3LM(from_dict(LLMConfig, config))
+    reference.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+    port = parity.adapter.build(target, config, state)
+    texts = [np.array(ids, np.int32) for ids in ([[3, 4]], [[7, 50, 9]], [[1]])]
+
+    def endless(scores, *_):
+        return int(scores[: config["speech_token_size"]].argmax())
+
+    found = list(port.inference(*(mx.array(t) for t in texts), None, endless, strict))
+    with torch.inference_mode():
+        expected = list(reference.eval().inference(*(torch.from_numpy(t) for t in texts), None, endless, strict))
+    assert found == expected
+    assert len(found) == 40
+
+
+@pytest.mark.parametrize("pitch", [400.0, 2700.0, 9000.0, 30000.0], ids=str)
+def test_phases_of_any_pitch_follow_the_original_roundings(pitch):
+    """Above 2667 Hz the ninth harmonic turns more than once a sample, and the original takes whole turns off."""
+    f0 = np.random.default_rng(5).uniform(0.9 * pitch, pitch, (1, 150)).astype(np.float32)
+    waves = np.zeros((1, 150 * 480, 9), np.float32)
+    reference, _ = ReferenceSines(**SINE)(torch.from_numpy(f0.repeat(480, axis=1)[..., None]), torch.from_numpy(waves))
+    port, _ = PortSines(**SINE)(mx.array(f0), mx.array(waves))
+    assert np.abs(np.array(port) - reference.numpy()).max() < 2e-7
+
+
+@pytest.mark.parametrize("dim", [32, 64, 256])
+def test_time_frequencies_are_made_in_float32(dim):
+    """Their exponent is rounded before the exponential; at 1000 rad that shows. Machines differ by a unit of exp."""
+    step = torch.tensor(-np.log(10000) / (dim // 2 - 1), dtype=torch.float32)
+    expected = torch.exp(torch.arange(dim // 2).float() * step).numpy()
+    assert (np.abs(sinus_frequencies(dim) - expected) <= np.spacing(expected)).all()
 
 
 def test_digits_are_tokens_of_their_own_whatever_the_merges_say():

@@ -210,6 +210,8 @@ CASES = (
     ),
     _decoder("prompt.separate", PROMPT, streaming=True, finalize=True, **SEPARATE),
     _decoder("no_prompt", NO_PROMPT, streaming=False, finalize=True),
+    # Voice conversion does not cut the prompt to whole tokens: a frame more than two for each.
+    _decoder("longer_prompt", {**PROMPT, "prompt_feat": normal(1, 13, 12)}, streaming=False, finalize=True),
     case(  # without `noise`: both sides take the original's, which has the official 80 channels
         "flow.decoder.fixed_noise",
         "flow.decoder.CausalMaskedDiffWithDiT.inference",

@@ -172,7 +172,7 @@ FAULTS = (
     Fault(
         "end_token_of_cosyvoice_2",
         "special ids",
-        "model.CosyVoice3Model",
+        LM,
         edit("config:LLMConfig.eos", "self.speech_token_size + 1", "self.speech_token_size"),
         "mair-hub 35",
     ),
