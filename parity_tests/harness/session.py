@@ -153,11 +153,11 @@ class Session:
 
 
 def _smallest_first(entry: tuple[Row, str]) -> int:
-    """Parts on their own, then the original's numbers, then whole stages: the first failure is the smallest part."""
+    """Parts on their own, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
     row, _ = entry
     if row.kind == "golden":
         return 1
-    return 2 if row.case.startswith("walk.") or row.kind == "chained" else 0
+    return 3 if row.kind == "chained" else 2 if row.case.startswith("walk.") else 0
 
 
 def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
