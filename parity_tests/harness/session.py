@@ -153,7 +153,7 @@ class Session:
 
 
 def _smallest_first(entry: tuple[Row, str]) -> int:
-    """Parts on their own, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
+    """Single parts, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
     row, _ = entry
     if row.kind == "golden":
         return 1
