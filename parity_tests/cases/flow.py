@@ -101,6 +101,7 @@ CASES = (
     ),
     case("flow.conv_pos_embed.one", "flow.layers.CausalConvPositionEmbedding", dict(dim=32), x=normal(1, 1, 32)),
     case("flow.grn", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96)),
+    case("flow.grn.quiet", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
     *(
         case(
             f"flow.convnext.{dilation}",

@@ -97,7 +97,7 @@ CASES = (
             f0=voiced_and_unvoiced(1, frames),
             sine_waves=uniform(1, frames * 480, 9),
         )
-        for frames in (1, 9, 150)
+        for frames in (1, 9, 150, 300)
     ),
     case(
         "vocoder.sine.threshold",

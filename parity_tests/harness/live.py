@@ -47,6 +47,8 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         draw = rng.permutation(np.linspace(-1.0, 4.0, value.size)).reshape(shape)
     elif name == "bias" and ".convs" in f".{key}":  # of so few channels that one near zero would not be felt
         draw = np.sign(draw) * rng.uniform(0.5, 1.0, shape)
+    elif name == "beta":  # so that an epsilon shows beside it in a quiet input
+        draw *= 0.02
     elif name in ("bias", "running_mean"):
         draw *= 0.3
     elif "embed" in key and draw.ndim == 2 and "proj" not in key and "affine" not in key and "time" not in key:

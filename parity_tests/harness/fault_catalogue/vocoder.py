@@ -111,7 +111,7 @@ FAULTS = (
         SNAKE,
         edit(_SNAKE, "mx.sin(x * self.alpha)", "mx.sin(x * mx.exp(self.alpha))"),
     ),
-    Fault("snake_guard_of_a_thousandth", "epsilon", SNAKE, edit(_SNAKE, "1e-9", "1e-3")),
+    Fault("snake_guard_of_a_thousandth", "epsilon", SNAKE, edit(_SNAKE, "self.alpha + 1e-9", "self.alpha + 1e-3")),
     Fault("snake_of_the_magnitude", "activation", SNAKE, edit(_SNAKE, "return x +", "return abs(x) +")),
     Fault(
         "resblock_without_residual",
