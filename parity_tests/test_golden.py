@@ -110,3 +110,14 @@ def test_a_broken_file_is_an_error(tmp_path, capsys, content):
 @pytest.mark.meta
 def test_an_empty_folder_is_an_error(tmp_path):
     assert golden.main([str(tmp_path)]) == 2
+
+
+@pytest.mark.meta
+def test_two_sides_that_are_wrong_together_fail(monkeypatch):
+    """The original's numbers decide, also where its float64 was not recorded and both sides share a source."""
+    from port import noise
+
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(noise, "sine_waves", lambda n, offset=0: rng.standard_normal((n, 9)).astype(np.float32))
+    rows = judge_file(GoldenFile.read(EMBEDDED / "upstream_noise.safetensors"), "port")
+    assert {row.tensor for row in rows if row.status == "FAIL"} == {"sine_waves_64"}

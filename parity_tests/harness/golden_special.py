@@ -35,6 +35,9 @@ class Replayed:
     exceptions: Mapping[str, str] = field(default_factory=dict)
 
 
+# Numbers that initialising the original's layers draws between the flow's noise and the source's (measured).
+DRAWS_OF_LAYERS = 3_852_961
+
 Replay = Callable[[GoldenFile, Kit], Arrays]
 
 
@@ -142,17 +145,28 @@ def _noise(file: GoldenFile, kit: Kit) -> Arrays:
         start = noise.rand_noise(64)
     else:
         start = kit.array(kit.get("flow.decoder._rand_noise")(80, 15000)[:, :, :64])
+    ini, sines = (noise.rand_ini()[0], noise.sine_waves(64)) if kit.package == "port" else _source_noise()
     randn, after = draw(42, "normal:1003", "uniform:8")
     return {
         "rand_noise_64": start,
-        "sine_waves_64": np.array(noise.sine_waves(64)),
-        "rand_ini": np.array(noise.rand_ini()[0]),
+        "sine_waves_64": np.array(sines),
+        "rand_ini": np.array(ini),
         "rand_1000_seed42": draw(42, "uniform:1000")[0],
         "randn_1003_seed42": randn,
         "rand_after_1003": after,
         "randn_15_seed42": draw(42, "normal:15")[0],
         "exponential_64_seed43": draw(43, "exponential:64")[0],
     }
+
+
+def _source_noise() -> tuple[np.ndarray, np.ndarray]:
+    """`rand_ini` (9,) and the first rows of `sine_waves` (64, 9) as torch draws them after all that comes before."""
+    generator = torch.Generator().manual_seed(0)
+    torch.randn(1, 80, 15000, generator=generator)
+    torch.rand(DRAWS_OF_LAYERS, generator=generator)
+    ini = torch.rand(9, generator=generator)
+    ini[0] = 0
+    return ini.numpy(), torch.rand(64, 9, generator=generator).numpy()
 
 
 def _scores(kit: Kit, row: np.ndarray) -> Any:
