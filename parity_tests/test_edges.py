@@ -11,6 +11,7 @@ from parity_tests.harness.cases import case
 from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
+from parity_tests.speech_support import small_models
 from port.config import LLMConfig, Qwen2Config, from_dict
 from port.flow.layers import sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
@@ -105,6 +106,18 @@ def test_time_frequencies_are_made_in_float32(dim):
     step = torch.tensor(-np.log(10000) / (dim // 2 - 1), dtype=torch.float32)
     expected = torch.exp(torch.arange(dim // 2).float() * step).numpy()
     assert (np.abs(sinus_frequencies(dim) - expected) <= np.spacing(expected)).all()
+
+
+def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
+    """Asked of an object whose hop is still the shortest, so that a leak would show."""
+    for model, tensor in zip(small_models(), (torch.from_numpy, mx.array), strict=True):
+        request = {
+            "source_speech_token": tensor(np.full((1, 60), 33, np.int32)),
+            "flow_embedding": tensor(np.ones((1, 8), np.float32)),
+        }
+        chunks = list(model.tts(**request, stream=True, reset_hop=True))
+        assert len(chunks) > 1
+        assert model.token_hop_len == 25
 
 
 def test_digits_are_tokens_of_their_own_whatever_the_merges_say():

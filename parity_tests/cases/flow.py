@@ -43,6 +43,8 @@ NO_PROMPT = dict(
 SEPARATE = dict(guidance="separate")
 LAST_ROW = chunked(23, 8, 23, 17)
 LAST_ROW[0, 0, -1, 4:9] = False  # the original reads its frame mask from the last query's row
+BLIND = chunked(23, 8, 23, 17)
+BLIND[1, 0, 5] = False  # a query that may see nothing gets zeros from torch
 
 
 def _dit(name: str, streaming: bool, **inputs: object) -> object:
@@ -153,6 +155,7 @@ CASES = (
             ("chunked", chunked(23, 8, 23, 17)),
             ("full", chunked(23, 23, 23, 17)),
             ("last_row", LAST_ROW),
+            ("blind", BLIND),
         )
     ),
     *(

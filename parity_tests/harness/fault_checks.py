@@ -60,6 +60,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "model": (
         (_GOLDEN, "-k", "silent"),
         ("test_driver.py", "-k", "silences or interpolation or speed"),
+        ("test_edges.py", "-k", "request"),
         ("test_driver.py",),
         ("test_cosyvoice3.py",),
     ),
@@ -77,6 +78,7 @@ MODULES = {
     "test_llm.py::test_qwen2": "llm.qwen2.Qwen2Model",
     "test_llm.py::test_sampling": "llm.sampling",
     "test_edges.py::test_a_cache": "llm.qwen2.Qwen2Model",
+    "test_edges.py::test_a_request": "model.CosyVoice3Model",
     "test_edges.py::test_digits": "frontend.tokenizer",
     "test_edges.py::test_equal_scores": "llm.sampling",
     "test_edges.py::test_phases": "vocoder.source.SineGen2",

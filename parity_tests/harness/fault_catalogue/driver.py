@@ -57,7 +57,7 @@ FAULTS = (
         "chunk_waits_for_one_more",
         "off by one",
         MODEL,
-        edit(_CHUNKS, "if len(tokens) >= needed:", "if len(tokens) > needed:"),
+        edit(_CHUNKS, "needed = token_offset + hop + ahead", "needed = token_offset + hop + ahead + 1"),
     ),
     Fault(
         "chunks_as_if_final",

@@ -152,7 +152,7 @@ FAULTS = (
     Fault(
         "separate_guidance_keeps_the_prompt",
         "guidance",
-        CFM,
+        VELOCITY,
         edit(
             f"{_CFM}.velocity",
             "mx.zeros_like(spks), mx.zeros_like(cond), streaming",
@@ -162,7 +162,7 @@ FAULTS = (
     Fault(
         "separate_guidance_drops_the_chunk_mask",
         "guidance",
-        CFM,
+        VELOCITY,
         edit(
             f"{_CFM}.velocity",
             "mx.zeros_like(spks), mx.zeros_like(cond), streaming",

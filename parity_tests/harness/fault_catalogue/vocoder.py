@@ -174,11 +174,12 @@ FAULTS = (
     Fault(
         "pitch_in_float32",
         "precision",
-        INFERENCE,
+        F0,
         edit(
             f"{_F0}.__call__",
-            "x, cache = x.astype(mx.float64), None",
-            "x, cache = x.astype(mx.bfloat16).astype(mx.float64), None",
+            "x = causal_conv(x, weight, bias,",
+            "x, weight, bias = (v.astype(mx.float32) for v in (x, weight, bias))\n"
+            "                x = causal_conv(x, weight, bias,",
         ),
         "mobius 33",
     ),
