@@ -92,7 +92,7 @@ FAULTS = (
     Fault(
         "weight_norm_in_half_precision",
         "precision",
-        "vocoder.convolution.CausalConv1d",
+        "vocoder.generator.ResBlock",
         edit(
             _FOLD,
             "return gain * (direction / norm)",
