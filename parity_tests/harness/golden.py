@@ -36,7 +36,7 @@ from port.config import DiTConfig, FlowConfig, VocoderConfig
 DOUBLE_LIMIT = 1e-12
 CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
 NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
-CONTEXT_FRAMES = 3  # mel frames that only the pitch sees when the generator does not finalize
+CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
 
 
 @dataclass(frozen=True)
