@@ -15,6 +15,7 @@ ONE_SIDED = {
     "port": {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
+        "paths.py": "switches of the fast paths",
         "ops.py": "back ends of a convolution for kinds of device",
         "storage.py": "safetensors on disk",
         "speakers.py": "saved voices on disk, both sides use it",

@@ -20,11 +20,11 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from port.config import CosyVoice3Config
-from port.cosyvoice3 import CosyVoice3, Speech
-from port.frontend.special_tokens import END_OF_PROMPT
-from port.llm.sampling import ras_sampling
-from port.speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
+from .config import CosyVoice3Config
+from .cosyvoice3 import CosyVoice3, Speech
+from .frontend.special_tokens import END_OF_PROMPT
+from .llm.sampling import ras_sampling
+from .speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
 
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""

@@ -26,15 +26,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from port import weights
-from port.frontend.frontend import CosyVoiceFrontEnd, ModelInput
-from port.frontend.special_tokens import END_OF_PROMPT
-from port.frontend.text import load_normalizer
-from port.frontend.tokenizer import CosyVoice3Tokenizer
-from port.llm.sampling import SeededDraws
-from port.model import CosyVoice3Model
-from port.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
-from port.storage import WeightsError
+from . import weights
+from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
+from .frontend.special_tokens import END_OF_PROMPT
+from .frontend.text import load_normalizer
+from .frontend.tokenizer import CosyVoice3Tokenizer
+from .llm.sampling import SeededDraws
+from .model import CosyVoice3Model
+from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from .storage import WeightsError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ("*.json", "*.safetensors")

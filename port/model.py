@@ -13,13 +13,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.config import CosyVoice3Config, StreamingConfig
-from port.flow.decoder import CausalMaskedDiffWithDiT
-from port.frontend.speaker import CAMPPlus
-from port.frontend.speech_tokenizer import S3TokenizerV3
-from port.llm.sampling import Draws, ras_sampling
-from port.llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from port.vocoder.generator import CausalHiFTGenerator
+from .config import CosyVoice3Config, StreamingConfig
+from .flow.decoder import CausalMaskedDiffWithDiT
+from .frontend.speaker import CAMPPlus
+from .frontend.speech_tokenizer import S3TokenizerV3
+from .llm.sampling import Draws, ras_sampling
+from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
+from .vocoder.generator import CausalHiFTGenerator
 
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 

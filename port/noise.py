@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 
-from port.config import FlowConfig, VocoderConfig
+from .config import FlowConfig, VocoderConfig
 
 NOISE_SEED = 0  # CausalConditionalCFM.__init__ reseeds with it (cosyvoice/flow/flow_matching.py)
 _FLOW, _VOCODER = FlowConfig(), VocoderConfig()

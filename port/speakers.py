@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from port.config import CosyVoice3Config
+from .config import CosyVoice3Config
 
 SPEAKERS_FILE = "spk2info.safetensors"
 # Arguments of `CosyVoice3Model.tts`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).

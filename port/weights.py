@@ -15,9 +15,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from port.config import ConfigError, CosyVoice3Config
-from port.model import CosyVoice3Model
-from port.storage import MAX_SHARD_BYTES, Shape, TensorInfo, WeightsError, Writer, describe, read_headers, read_json
+from .config import ConfigError, CosyVoice3Config
+from .model import CosyVoice3Model
+from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, WeightsError, Writer, describe, read_headers, read_json
 
 _FLOATS = ("F32", "F16", "BF16")
 

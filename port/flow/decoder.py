@@ -9,10 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.config import FlowConfig
-from port.flow.lookahead import PreLookaheadLayer
-from port.flow.matching import CausalConditionalCFM, Guidance
-from port.noise import rand_noise
+from ..config import FlowConfig
+from ..noise import rand_noise
+from .lookahead import PreLookaheadLayer
+from .matching import CausalConditionalCFM, Guidance
 
 NORMALIZE_EPS = 1e-12  # torch.nn.functional.normalize
 

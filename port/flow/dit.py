@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.config import DiTConfig
-from port.flow.layers import (
+from ..config import DiTConfig
+from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
     DiTBlock,
@@ -18,7 +18,7 @@ from port.flow.layers import (
     TimestepEmbedding,
     rotary_tables,
 )
-from port.flow.masks import add_optional_chunk_mask
+from .masks import add_optional_chunk_mask
 
 
 class InputEmbedding(nn.Module):

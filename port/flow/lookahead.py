@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from port.ops import conv1d
+from ..ops import conv1d
 
 CONV2_KERNEL_SIZE = 3
 

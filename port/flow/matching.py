@@ -12,8 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.config import FlowConfig
-from port.flow.dit import DiT
+from ..config import FlowConfig
+from .dit import DiT
 
 Guidance = Literal["batched", "separate"]
 

@@ -15,13 +15,13 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from port.config import CosyVoice3Config
-from port.frontend.audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
-from port.frontend.speaker import CAMPPlus
-from port.frontend.speech_tokenizer import S3TokenizerV3
-from port.frontend.text import Normalizer, text_normalize
-from port.frontend.tokenizer import CosyVoice3Tokenizer
-from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+from ..config import CosyVoice3Config
+from ..speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
+from .speaker import CAMPPlus
+from .speech_tokenizer import S3TokenizerV3
+from .text import Normalizer, text_normalize
+from .tokenizer import CosyVoice3Tokenizer
 
 PROMPT_RATE = 16000  # Hz, of the speech tokenizer and the speaker encoder
 

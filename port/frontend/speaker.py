@@ -10,8 +10,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from port.config import SpeakerConfig
-from port.ops import conv1d
+from ..config import SpeakerConfig
+from ..ops import conv1d
 
 HEAD_STRIDE = 8  # mel bins are halved three times
 MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.config import SpeechTokenizerConfig
+from ..config import SpeechTokenizerConfig
 
 MAX_POSITIONS = 2048  # rows of the rotary tables stored in the graph: 81 s of audio
 FSQ_LEVELS = 3

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
+from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
 OFFICIAL_VOCAB_SIZE = 151643  # before the special tokens
 PROBE_TEXT = "You are a helpful assistant.<|endofprompt|>希望你以后能够做的比我还好呦。"

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from port.config import Qwen2Config
+from ..config import Qwen2Config
 
 Rope = tuple[mx.array, mx.array]
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from port.config import SamplingConfig
-from port.noise import TorchGenerator
+from ..config import SamplingConfig
+from ..noise import TorchGenerator
 
 
 class Draws(Protocol):

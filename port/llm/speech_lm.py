@@ -11,9 +11,9 @@ import mlx.core as mx
 import numpy as np
 from mlx import nn
 
-from port.config import LLMConfig, SamplingConfig
-from port.llm.qwen2 import KVCache, Qwen2Model
-from port.llm.sampling import Draws, ras_sampling
+from ..config import LLMConfig, SamplingConfig
+from .qwen2 import KVCache, Qwen2Model
+from .sampling import Draws, ras_sampling
 
 Tokens = mx.array | np.ndarray
 Sampling = Callable[[np.ndarray, Sequence[int], "Draws | None", SamplingConfig], int]

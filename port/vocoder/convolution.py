@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from port.ops import conv1d
+from ..ops import conv1d
 
 CausalType = Literal["left", "right"]
 

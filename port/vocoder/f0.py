@@ -8,8 +8,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from port.ops import conv_backend
-from port.vocoder.convolution import CausalConv1d, causal_conv
+from ..ops import conv_backend
+from .convolution import CausalConv1d, causal_conv
 
 
 class CausalConvRNNF0Predictor(nn.Module):

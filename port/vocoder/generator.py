@@ -10,12 +10,12 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from port import noise
-from port.config import VocoderConfig
-from port.vocoder.convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
-from port.vocoder.f0 import CausalConvRNNF0Predictor
-from port.vocoder.source import SourceModuleHnNSF
-from port.vocoder.stft import istft, stft
+from .. import noise
+from ..config import VocoderConfig
+from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
+from .f0 import CausalConvRNNF0Predictor
+from .source import SourceModuleHnNSF
+from .stft import istft, stft
 
 
 class Snake(nn.Module):
