@@ -13,6 +13,7 @@ import soundfile
 
 from parity_tests.speech_support import copy_folder, write_voice
 from port import cli
+from port.arguments import EXAMPLES, PROGRAM
 from port.speakers import SPEAKERS_FILE, save_speakers
 
 ROOT = Path(__file__).parents[1]
@@ -278,11 +279,11 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
     monkeypatch.chdir(tmp_path)
-    text = cli.EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
-    lines = [line.strip() for line in text.splitlines() if "python -m port" in line]
+    text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
+    lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
     assert len(lines) == 8
     for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
-        before, _, command = line.partition("python -m port")
+        before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
         assert code == 0, f"{line}: {err}"
 

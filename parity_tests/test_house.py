@@ -22,6 +22,7 @@ ONE_SIDED = {
         "weights.py": "a converted folder on disk",
         "__main__.py": "the command line",
         "cli.py": "the command line",
+        "arguments.py": "the command line",
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",

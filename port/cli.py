@@ -1,4 +1,4 @@
-"""The command line: `python -m port say|vc|spk ...`.
+"""What the commands `python -m port say|vc|spk ...` do; `arguments.py` has their arguments.
 
 Speech goes to a file that is written beside its place and renamed at the end, progress to standard error, the summary
 to standard output. Exit codes: 0 done, 1 something could not be used, 2 wrong arguments; either way one line says what.
@@ -20,36 +20,12 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from .arguments import parser
 from .config import CosyVoice3Config
 from .cosyvoice3 import CosyVoice3, Speech
 from .frontend.special_tokens import END_OF_PROMPT
 from .llm.sampling import ras_sampling
 from .speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
-
-DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
-EXAMPLES = f"""
-one example for each mode:
-  zero-shot, the voice of a recording whose words are known:
-    python -m port say --model MLX --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.' \\
-      --text 'Good morning.' -o out.wav
-  cross-lingual, the voice of a recording in any language; the text carries the instruction:
-    python -m port say --model MLX --prompt-wav me.wav \\
-      --text 'You are a helpful assistant.{END_OF_PROMPT}Guten Morgen.' -o out.wav
-  instruct, how to say it:
-    python -m port say --model MLX --prompt-wav me.wav \\
-      --instruct 'You are a helpful assistant. Please speak very slowly.{END_OF_PROMPT}' \\
-      --text 'Good morning.' -o out.wav
-  a saved voice, text from standard input, streamed:
-    echo 'Good morning.' | python -m port say --model MLX --spk me --stream -o out.wav
-  voice conversion, what one recording says with the voice of another:
-    python -m port vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
-  saved voices:
-    python -m port spk add --model MLX --spk me --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
-    python -m port spk list --model MLX
-    python -m port spk remove --model MLX --spk me
-"""
 
 
 class UsageError(ValueError):
@@ -58,9 +34,9 @@ class UsageError(ValueError):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
-        options.run(options)
+        COMMANDS[options.run](options)
     except UsageError as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -73,85 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _complain(error: object, code: int) -> int:
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m port",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def command(
-        within: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
-    ) -> argparse.ArgumentParser:
-        made = within.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
-        made.set_defaults(run=run)
-        return made
-
-    say = command(commands, "say", _say, "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
-    text = say.add_mutually_exclusive_group()
-    text.add_argument("--text", help="what to say; read from standard input when neither this nor --text-file is given")
-    text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
-    say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
-    how = say.add_mutually_exclusive_group()
-    how.add_argument("--prompt-text", metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording")
-    how.add_argument("--instruct", metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
-    say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
-    say.add_argument("--seed", type=_seed, help="of the sampling; drawn and told when not given")
-    say.add_argument(
-        "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
-    )
-    say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
-    _add_output(say)
-
-    vc = command(commands, "vc", _vc, "Say what a recording says with the voice of another.")
-    vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
-    vc.add_argument(
-        "--prompt-wav", required=True, type=Path, metavar="FILE", help="recording of the voice, 30 s at most"
-    )
-    vc.add_argument(
-        "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
-    )
-    _add_output(vc)
-
-    spk = commands.add_parser("spk", help="Keep voices in the model's folder.", epilog=EXAMPLES,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    actions = spk.add_subparsers(required=True, metavar="ACTION")
-    add = command(actions, "add", _spk_add, "Save the voice of a recording under a name.")
-    add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
-    add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
-    add.add_argument("--prompt-text", required=True, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words")
-    command(actions, "list", _spk_list, "Print the names of the saved voices.")
-    remove = command(actions, "remove", _spk_remove, "Forget a saved voice.")
-    remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
-    return parser
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
-    parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
-    parser.add_argument("--speed", type=float, default=1.0, help="tempo, 1.0 as learnt; not with --stream")
-    parser.add_argument(
-        "--reset-hop", action="store_true", help="fix of the original: each piece starts with a short chunk"
-    )
-    parser.add_argument(
-        "--causal-final", action="store_true", help="fix of the original: keep the mask in the last chunk"
-    )
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in 0..2^64-1")
-    return int(text)
-
-
-# ---- commands
 
 
 def _say(options: argparse.Namespace) -> None:
@@ -297,3 +194,6 @@ def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, start
     if options.stream:
         told += [f"first audio after {first:.2f} s", f"real-time factor {seconds / audio:.2f}"]
     print(f"{options.output}: " + ", ".join([*told, *notes]))
+
+
+COMMANDS = {"say": _say, "vc": _vc, "spk_add": _spk_add, "spk_list": _spk_list, "spk_remove": _spk_remove}

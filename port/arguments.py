@@ -1,0 +1,111 @@
+"""Arguments of the command line; `cli.py` carries the commands out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .frontend.special_tokens import END_OF_PROMPT
+
+# As the checkout runs it, or as the wheel installs it.
+PROGRAM = "python -m port" if __package__ == "port" else "cosyvoice3-mlx"
+DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
+EXAMPLES = f"""
+one example for each mode:
+  zero-shot, the voice of a recording whose words are known:
+    {PROGRAM} say --model MLX --prompt-wav me.wav \\
+      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.' \\
+      --text 'Good morning.' -o out.wav
+  cross-lingual, the voice of a recording in any language; the text carries the instruction:
+    {PROGRAM} say --model MLX --prompt-wav me.wav \\
+      --text 'You are a helpful assistant.{END_OF_PROMPT}Guten Morgen.' -o out.wav
+  instruct, how to say it:
+    {PROGRAM} say --model MLX --prompt-wav me.wav \\
+      --instruct 'You are a helpful assistant. Please speak very slowly.{END_OF_PROMPT}' \\
+      --text 'Good morning.' -o out.wav
+  a saved voice, text from standard input, streamed:
+    echo 'Good morning.' | {PROGRAM} say --model MLX --spk me --stream -o out.wav
+  voice conversion, what one recording says with the voice of another:
+    {PROGRAM} vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
+  saved voices:
+    {PROGRAM} spk add --model MLX --spk me --prompt-wav me.wav \\
+      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
+    {PROGRAM} spk list --model MLX
+    {PROGRAM} spk remove --model MLX --spk me
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; `run` of the parsed options names the command."""
+    top = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(within: Any, name: str, run: str, text: str) -> argparse.ArgumentParser:
+        made = within.add_parser(
+            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
+        made.set_defaults(run=run)
+        return made
+
+    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
+    text = say.add_mutually_exclusive_group()
+    text.add_argument("--text", help="what to say; read from standard input when neither this nor --text-file is given")
+    text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
+    say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
+    how = say.add_mutually_exclusive_group()
+    how.add_argument("--prompt-text", metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording")
+    how.add_argument("--instruct", metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
+    say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
+    say.add_argument("--seed", type=_seed, help="of the sampling; drawn and told when not given")
+    say.add_argument(
+        "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
+    )
+    say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
+    _add_output(say)
+
+    vc = command(commands, "vc", "vc", "Say what a recording says with the voice of another.")
+    vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
+    vc.add_argument(
+        "--prompt-wav", required=True, type=Path, metavar="FILE", help="recording of the voice, 30 s at most"
+    )
+    vc.add_argument(
+        "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
+    )
+    _add_output(vc)
+
+    spk = commands.add_parser("spk", help="Keep voices in the model's folder.", epilog=EXAMPLES,
+                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    actions = spk.add_subparsers(required=True, metavar="ACTION")
+    add = command(actions, "add", "spk_add", "Save the voice of a recording under a name.")
+    add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
+    add.add_argument("--prompt-text", required=True, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words")
+    command(actions, "list", "spk_list", "Print the names of the saved voices.")
+    remove = command(actions, "remove", "spk_remove", "Forget a saved voice.")
+    remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    return top
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
+    parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
+    parser.add_argument("--speed", type=float, default=1.0, help="tempo, 1.0 as learnt; not with --stream")
+    parser.add_argument(
+        "--reset-hop", action="store_true", help="fix of the original: each piece starts with a short chunk"
+    )
+    parser.add_argument(
+        "--causal-final", action="store_true", help="fix of the original: keep the mask in the last chunk"
+    )
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in 0..2^64-1")
+    return int(text)
