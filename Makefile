@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 OUT := reports/out
 EMBEDDED := build/checkpoint
 CHECKPOINT ?= $(EMBEDDED)
+# cpu or gpu; auto is MLX's own choice.
+DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
@@ -23,9 +25,9 @@ verify: $(STAMP)
 	rm -rf $(EMBEDDED) $(MLX) $(OUT)
 	test "$(CHECKPOINT)" != "$(EMBEDDED)" || $(BIN)/python -m reference.synthesize --size tiny --seed 0 $(EMBEDDED)
 	@status=0; \
-	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) || status=1; \
+	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) --device $(DEVICE) || status=1; \
 	given=$$(test -d $(MLX) && echo "--mlx-path $(MLX)"); \
-	$(BIN)/python -m pytest parity_tests --quiet -m "not meta" --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
+	$(BIN)/python -m pytest parity_tests --quiet -m "not meta" --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
 	$(BIN)/python -m reports.build $(OUT)/report.json || status=1; \
 	exit $$status
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from parity_tests.harness.session import Session
+from port.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
 
@@ -23,6 +24,7 @@ def pytest_addoption(parser):
     group.addoption("--report", metavar="DIR", help="write DIR/report.json")
     dtypes = ["float32", "float16", "bfloat16"]
     group.addoption("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
+    group.addoption("--device", default="auto", choices=DEVICES, help="where MLX computes (default: its own choice)")
     group.addoption("--adapter", default="own", help="which port is judged: a module of parity_tests/adapters")
     group.addoption("--full", action="store_true", help="also compare real sizes (minutes)")
     group.addoption("--seed", type=int, default=0, help="seed of the embedded checkpoint")
@@ -32,6 +34,10 @@ def pytest_configure(config):
     # Tiny tensors gain nothing from threads, and on a busy machine every barrier waits for the slowest.
     torch.set_num_threads(os.cpu_count() or 1 if config.getoption("--full") else 1)
     torch.manual_seed(0)
+    try:
+        use_device(config.getoption("--device"))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
     config.stash[Session.key] = Session(config, command=_command())
 
 

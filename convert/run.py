@@ -40,6 +40,7 @@ from convert.official import (
 )
 from convert.parts import PARTS, Weights
 from port.config import ConfigError, CosyVoice3Config
+from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
@@ -243,11 +244,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hf-path", "--model", required=True, metavar="ID_OR_DIR", help="checkpoint folder or hub id")
     parser.add_argument("--mlx-path", required=True, type=Path, metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--dtype", choices=["float32"], default="float32", help="dtype of the written weights")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="where the written files are compared")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
     options = parser.parse_args(arguments)
     try:
         if options.mlx_path.exists():
             raise UsageError(f"{options.mlx_path}: exists already; remove it or choose another --mlx-path")
+        _choose(options.device)
         audit, rows = convert_folder(find_source(options.hf_path, options.revision), options.mlx_path)
     except UsageError as error:
         return _say(error, 2)
@@ -258,6 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     passed = sum(row["status"] == "PASS" for row in rows)
     print(f"{options.mlx_path}: {audit.verdict}; parity {passed} of {len(rows)} checkpoints pass")
     return 0
+
+
+def _choose(device: str) -> None:
+    try:
+        use_device(device)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _say(error: object, code: int) -> int:

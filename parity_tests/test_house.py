@@ -15,6 +15,7 @@ ONE_SIDED = {
     "port": {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
+        "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
         "ops.py": "back ends of a convolution for kinds of device",
         "storage.py": "safetensors on disk",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .device import DEVICES
 from .frontend.special_tokens import END_OF_PROMPT
 
 # As the checkout runs it, or as the wheel installs it.
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
+        made.add_argument("--device", default="auto", choices=DEVICES, help="where to compute; auto: a GPU if any")
         made.set_defaults(run=run)
         return made
 

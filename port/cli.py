@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .arguments import parser
 from .config import CosyVoice3Config
 from .cosyvoice3 import CosyVoice3, Speech
+from .device import use_device
 from .frontend.special_tokens import END_OF_PROMPT
 from .llm.sampling import ras_sampling
 from .speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     options = parser().parse_args(argv)
     try:
+        use_device(options.device)
         COMMANDS[options.run](options)
     except UsageError as error:
         return _complain(error, 2)

@@ -1,0 +1,70 @@
+"""The device: chosen by name, refused where there is none; and a run that compared nothing is told from others."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from parity_tests.synthetic_report import make
+from port import cli
+from port.device import use_device
+from reports import compared, model
+
+pytestmark = pytest.mark.meta
+ROOT = Path(__file__).parents[1]
+NO_GPU = not mx.is_available(mx.gpu)
+
+
+@pytest.fixture
+def device():
+    before = mx.default_device()
+    yield
+    mx.set_default_device(before)
+
+
+def test_it_is_chosen_by_name(device):
+    use_device("cpu")
+    assert mx.default_device() == mx.Device(mx.cpu)
+    use_device("auto")
+    assert mx.default_device() == mx.Device(mx.cpu)
+    with pytest.raises(ValueError, match="unknown; choose auto, cpu, gpu"):
+        use_device("tpu")
+
+
+@pytest.mark.skipif(NO_GPU, reason="MLX finds no GPU here")
+def test_a_gpu_is_chosen(device):
+    use_device("gpu")
+    assert mx.default_device() == mx.Device(mx.gpu)
+
+
+@pytest.mark.skipif(not NO_GPU, reason="MLX finds a GPU here")
+def test_a_missing_gpu_is_one_line_everywhere(tmp_path, capsys):
+    assert cli.main(["spk", "list", "--model", str(tmp_path), "--device", "gpu"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    commands = (
+        ["convert/run.py", "--hf-path", str(tmp_path), "--mlx-path", str(tmp_path / "out"), "--device", "gpu"],
+        ["-m", "pytest", "parity_tests/test_device.py", "--device", "gpu"],
+    )
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode not in (0, 1), command
+        assert "device gpu: this MLX" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_report_must_have_compared_something_there(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    report = make(broken=True)  # a verdict of FAIL is a comparison all the same
+    report["provenance"]["device"] = "Device(gpu, 0) Apple Paravirtual device"
+    model.save(report, path)
+    assert compared.main([str(path)]) == compared.main([str(path), "--device", "gpu"]) == 0
+    assert compared.main([str(path), "--device", "cpu"]) == 1
+    assert "not on the cpu" in capsys.readouterr().err
+    empty = json.loads(path.read_text())
+    empty["verdict"]["counts"] = dict.fromkeys(empty["verdict"]["counts"], 0)
+    assert compared.complaint(empty) == "nothing was compared"
+    assert compared.main([str(tmp_path / "none.json")]) == 1
