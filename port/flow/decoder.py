@@ -50,6 +50,12 @@ class CausalMaskedDiffWithDiT(nn.Module):
             mu = self.pre_lookahead_layer(embedded[:, :-ahead], context=embedded[:, -ahead:])
         return mx.repeat(mu, self.config.token_mel_ratio, axis=1)
 
+    def speaker(self, embedding: mx.array) -> mx.array:
+        """Speaker vector (1, C) of an x-vector (1, spk_embed_dim) of any length."""
+        norm = mx.sqrt(mx.sum(embedding * embedding, axis=1, keepdims=True))
+        embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)
+        return self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))
+
     def inference(
         self,
         token: mx.array | np.ndarray,
@@ -79,11 +85,8 @@ class CausalMaskedDiffWithDiT(nn.Module):
         Raises:
             ValueError: too few or too many frames, more than one row, or a token outside the table.
         """
-        n = _frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
+        n = count_frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
         token = np.concatenate((np.asarray(prompt_token), np.asarray(token)), axis=1)
-        norm = mx.sqrt(mx.sum(embedding * embedding, axis=1, keepdims=True))
-        embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)
-        spks = self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))
         mu = self.encode(token, finalize)
         cond = mx.pad(prompt_feat, ((0, 0), (0, n - prompt_feat.shape[1]), (0, 0)))
         if noise is None:
@@ -92,7 +95,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
         feat = self.decoder(
             mu,
             None,
-            spks,
+            self.speaker(embedding),
             cond,
             noise,
             self.config.cfm.n_timesteps,
@@ -102,10 +105,14 @@ class CausalMaskedDiffWithDiT(nn.Module):
         return feat[:, prompt_feat.shape[1] :]
 
 
-def _frames(
+def count_frames(
     config: FlowConfig, prompt_shape: tuple[int, ...], token_shape: tuple[int, ...], prompt_frames: int, finalize: bool
 ) -> int:
-    """Frames n of all tokens, prompt included, once the request is known to be possible."""
+    """Frames n of all tokens, prompt included.
+
+    Raises:
+        ValueError: more than one row, too few frames for the prompt, or more than the fixed noise has.
+    """
     rows = max(prompt_shape[0], token_shape[0])
     if rows != 1:
         raise ValueError(f"the flow decoder takes one utterance at a time, found {rows} rows of tokens")

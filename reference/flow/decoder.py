@@ -51,6 +51,10 @@ class CausalMaskedDiffWithDiT(nn.Module):
             mu = self.pre_lookahead_layer(embedded[:, :-ahead], context=embedded[:, -ahead:])
         return mu.repeat_interleave(self.config.token_mel_ratio, dim=1)
 
+    def speaker(self, embedding: Tensor) -> Tensor:
+        """Speaker vector (1, C) of an x-vector (1, spk_embed_dim) of any length."""
+        return self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
+
     @torch.inference_mode()
     def inference(
         self,
@@ -81,9 +85,8 @@ class CausalMaskedDiffWithDiT(nn.Module):
         Raises:
             ValueError: too few or too many frames, or more than one row.
         """
-        n = _frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
+        n = count_frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
         token = torch.cat((prompt_token, token), dim=1)
-        spks = self.spk_embed_affine_layer(F.normalize(embedding, dim=1))
         mu = self.encode(token, finalize)
         cond = F.pad(prompt_feat.to(mu), (0, 0, 0, n - prompt_feat.shape[1]))
         mask = ~make_pad_mask(torch.tensor([n], device=mu.device))
@@ -92,7 +95,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
         feat = self.decoder(
             mu.transpose(1, 2),
             mask[:, None],
-            spks,
+            self.speaker(embedding),
             cond.transpose(1, 2),
             noise,
             self.config.cfm.n_timesteps,
@@ -102,10 +105,14 @@ class CausalMaskedDiffWithDiT(nn.Module):
         return feat[:, :, prompt_feat.shape[1] :]
 
 
-def _frames(
+def count_frames(
     config: FlowConfig, prompt_shape: tuple[int, ...], token_shape: tuple[int, ...], prompt_frames: int, finalize: bool
 ) -> int:
-    """Frames n of all tokens, prompt included, once the request is known to be possible."""
+    """Frames n of all tokens, prompt included.
+
+    Raises:
+        ValueError: more than one row, too few frames for the prompt, or more than the fixed noise has.
+    """
     rows = max(prompt_shape[0], token_shape[0])
     if rows != 1:
         raise ValueError(f"the flow decoder takes one utterance at a time, found {rows} rows of tokens")

@@ -213,7 +213,7 @@ FAULTS = (
         "speaker_not_normalised",
         "normalisation",
         DECODER,
-        edit(f"{_DECODER}.inference", "embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)", "pass"),
+        edit(f"{_DECODER}.speaker", "embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)", "pass"),
         "speech-swift 378",
     ),
     Fault(

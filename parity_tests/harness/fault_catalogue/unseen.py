@@ -32,11 +32,11 @@ FAULTS = (
         "order",
         "flow.decoder.CausalMaskedDiffWithDiT.inference",
         edit(
-            _DECODER,
+            "flow.decoder:CausalMaskedDiffWithDiT.speaker",
             "        embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)\n"
-            "        spks = self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))\n",
+            "        return self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))\n",
             "        spks = self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))\n"
-            "        spks = spks / mx.sqrt(mx.sum(spks * spks, axis=1, keepdims=True))\n",
+            "        return spks / mx.sqrt(mx.sum(spks * spks, axis=1, keepdims=True))\n",
         ),
     ),
     Fault(
