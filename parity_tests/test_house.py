@@ -17,6 +17,7 @@ ONE_SIDED = {
         "noise.py": "the original's noise without torch; the reference draws from torch",
         "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
+        "flow/modulation.py": "a fast path of the port",
         "ops.py": "back ends of a convolution for kinds of device",
         "storage.py": "safetensors on disk",
         "speakers.py": "saved voices on disk, both sides use it",
@@ -38,6 +39,7 @@ ONE_SIDED = {
 # Functions and methods that differ between twin files, each with the reason.
 METHOD_DIFFERENCES = {
     ("llm/speech_lm.py", "CosyVoice3LM", "qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
+    ("flow/dit.py", "DiT", "modulation"): "a fast path makes what a time steers once, for all norms",
     ("cosyvoice3.py", "CosyVoice3", "from_pretrained"): "a converted folder or hub id against the official files",
     ("vocoder/convolution.py", "", "causal_conv"): "the pitch predictor of the port calls it with float64 weights",
 }

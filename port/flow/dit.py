@@ -10,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import DiTConfig
+from ..paths import active
 from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
@@ -19,6 +20,7 @@ from .layers import (
     rotary_tables,
 )
 from .masks import add_optional_chunk_mask
+from .modulation import ModulationTables, Steering
 
 
 class InputEmbedding(nn.Module):
@@ -59,6 +61,24 @@ class DiT(nn.Module):
         ]
         self.norm_out = AdaLayerNormZero_Final(config.dim)
         self.proj_out = nn.Linear(config.dim, config.mel_dim)
+        self.modulation_tables = ModulationTables()
+
+    def modulation(self, t: mx.array | np.ndarray | float, rows: int = 1) -> list[Steering]:
+        """What steers the norm of each block and, last, `norm_out`: their `emb` at time `t`.
+
+        Args:
+            t: (b,), or 0-d for all rows.
+            rows: b, where `t` is 0-d.
+
+        Returns:
+            one for each norm: with the path `modulation_tables` the vectors that its `modulation` returns, made once
+            for each time, (b, d) or (1, d) each; without it the time embedding (b, d).
+        """
+        times = np.asarray(t, dtype=np.float32)
+        if active().modulation_tables:
+            return self.modulation_tables(self, times.reshape(-1).tolist())
+        emb = self.time_embed(np.broadcast_to(times, (rows,)) if times.ndim == 0 else times)
+        return [emb] * (len(self.transformer_blocks) + 1)
 
     def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | None:
         """Queries by keys, (b or 1, 1, n or 1, n) bool, from the valid frames (b, n); None where every frame sees all.
@@ -100,11 +120,10 @@ class DiT(nn.Module):
         b, n, _ = x.shape
         dtype = self.proj_out.bias.dtype
         x, mu, spks, cond = (value.astype(dtype) for value in (x, mu, spks, cond))
-        times = np.asarray(t, dtype=np.float32)
-        t = self.time_embed(np.broadcast_to(times, (b,)) if times.ndim == 0 else times)
+        *steering, last = self.modulation(t, b)
         x = self.input_embed(x, cond, mu, spks)
         rope = rotary_tables(self.rotary_embed(n))
         mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), n, streaming)
-        for block in self.transformer_blocks:
-            x = block(x, t, mask=mask, rope=rope)
-        return self.proj_out(self.norm_out(x, t))
+        for block, steers in zip(self.transformer_blocks, steering, strict=True):
+            x = block(x, steers, mask=mask, rope=rope)
+        return self.proj_out(self.norm_out(x, last))

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops import conv1d
+from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
@@ -165,11 +166,13 @@ class AdaLayerNormZero(nn.Module):
         self.linear = nn.Linear(dim, 6 * dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
 
-    def modulation(self, emb: mx.array) -> tuple[mx.array, ...]:
+    def modulation(self, emb: Steering) -> tuple[mx.array, ...]:
         """Shift, scale, gate of the attention, then of the MLP, (b, d) each, from the time embedding (b, d)."""
+        if isinstance(emb, tuple):
+            return emb
         return tuple(mx.split(self.linear(nn.silu(emb)), 6, axis=-1))
 
-    def __call__(self, x: mx.array, emb: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
+    def __call__(self, x: mx.array, emb: Steering) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
         """Normalise `x` (b, n, d) by `emb` (b, d); the gate of the attention and the MLP's three vectors come along."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
         y = self.norm(x) * (1 + scale_msa[:, None]) + shift_msa[:, None]
@@ -184,11 +187,13 @@ class AdaLayerNormZero_Final(nn.Module):
         self.linear = nn.Linear(dim, 2 * dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
 
-    def modulation(self, emb: mx.array) -> tuple[mx.array, ...]:
+    def modulation(self, emb: Steering) -> tuple[mx.array, ...]:
         """Scale, then shift (the blocks have them the other way round), (b, d) each, from the embedding (b, d)."""
+        if isinstance(emb, tuple):
+            return emb
         return tuple(mx.split(self.linear(nn.silu(emb)), 2, axis=-1))
 
-    def __call__(self, x: mx.array, emb: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, emb: Steering) -> mx.array:
         """Normalise `x` (b, n, d) by `emb` (b, d)."""
         scale, shift = self.modulation(emb)
         return self.norm(x) * (1 + scale[:, None]) + shift[:, None]
@@ -271,7 +276,7 @@ class DiTBlock(nn.Module):
         self.ff_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
         self.ff = FeedForward(dim, mult=ff_mult, approximate="tanh")
 
-    def __call__(self, x: mx.array, t: mx.array, mask: mx.array | None = None, rope: Rope | None = None) -> mx.array:
+    def __call__(self, x: mx.array, t: Steering, mask: mx.array | None = None, rope: Rope | None = None) -> mx.array:
         """Map `x` (b, n, d) to (b, n, d); `t` is the time embedding (b, d), the rest as in `Attention`."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.attn_norm(x, emb=t)
         x = x + gate_msa[:, None] * self.attn(y, mask=mask, rope=rope)

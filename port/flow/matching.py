@@ -13,7 +13,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import FlowConfig
+from ..paths import active
 from .dit import DiT
+from .modulation import step_times
 
 Guidance = Literal["batched", "separate"]
 
@@ -99,6 +101,8 @@ class CausalConditionalCFM(nn.Module):
             x: the noise, (b, n, C) float32.
             t_span: times from `cosine_schedule`, (N + 1,).
         """
+        if active().modulation_tables:
+            self.estimator.modulation_tables.add(self.estimator, step_times(t_span))
         t, dt = t_span[0], t_span[1] - t_span[0]
         yield x, t
         for following in (*t_span[2:], None):

@@ -50,7 +50,7 @@ FAULTS = (
         "last_norm_left_out",
         "missing step",
         DIT,
-        edit(f"{_DIT}.__call__", "self.proj_out(self.norm_out(x, t))", "self.proj_out(x)"),
+        edit(f"{_DIT}.__call__", "self.proj_out(self.norm_out(x, last))", "self.proj_out(x)"),
     ),
     Fault(
         "transformer_in_half_precision",
@@ -65,8 +65,8 @@ FAULTS = (
         DIT,
         edit(
             f"{_DIT}.__call__",
-            "x = block(x, t, mask=mask, rope=rope)",
-            "x, mask = block(x, t, mask=mask, rope=rope), None",
+            "x = block(x, steers, mask=mask, rope=rope)",
+            "x, mask = block(x, steers, mask=mask, rope=rope), None",
         ),
     ),
     # look-ahead

@@ -1,0 +1,87 @@
+"""Modulations of the diffusion transformer by time, made once: a step of the flow then runs no linear of a norm.
+
+Speech takes the same ten times for every request, and 42 % of the transformer's weights see nothing but the time. Their
+results can stand in place of the weights (`bake`): then the model knows these times only.
+
+N times, d width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+# Times kept at once, 0.5 MB each at the official size; more than any schedule in use has steps.
+MAX_TIMES = 64
+# What steers a norm: the time embedding (b, d), or the vectors made of it before, (b or 1, d) each.
+Steering = mx.array | tuple[mx.array, ...]
+
+
+class Estimator(Protocol):
+    """The parts of `DiT` that see the time."""
+
+    time_embed: nn.Module
+    transformer_blocks: list[nn.Module]
+    norm_out: nn.Module
+
+
+def step_times(t_span: np.ndarray) -> list[float]:
+    """Times at which `CausalConditionalCFM.solve_euler` asks for a velocity, from a schedule (N + 1,): N floats.
+
+    Each is the running float32 sum of the steps, as there.
+    """
+    times = [t_span[0]]
+    dt = t_span[1] - t_span[0]
+    for following in t_span[2:]:
+        times.append(times[-1] + dt)
+        dt = following - times[-1]
+    return [float(t) for t in times]
+
+
+def norms(dit: Estimator) -> list[nn.Module]:
+    """The norms that the time steers, one a block and the last one."""
+    return [*(block.attn_norm for block in dit.transformer_blocks), dit.norm_out]
+
+
+class ModulationTables:
+    """Vectors of every norm at the times that were asked for, as long as the weights stay the same."""
+
+    def __init__(self) -> None:
+        self._weights: list[mx.array] = []
+        self._rows: dict[float, list[tuple[mx.array, ...]]] = {}  # by time: (1, d) vectors of each norm
+
+    def __call__(self, dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
+        """The vectors of each norm, (b, d) each, at the times of b rows; one time serves all rows."""
+        self.add(dit, times)
+        rows = [self._rows[t] for t in times]
+        if len(rows) == 1:
+            return rows[0]
+        return [tuple(map(mx.concatenate, zip(*norm, strict=True))) for norm in zip(*rows, strict=True)]
+
+    def add(self, dit: Estimator, times: Sequence[float]) -> None:
+        """Make what is missing for `times`, in one product a norm."""
+        weights = [value for part in (dit.time_embed, *norms(dit)) for _, value in tree_flatten(part.parameters())]
+        if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
+            self._weights, self._rows = weights, {}
+        rows = self._rows
+        missing = [t for t in dict.fromkeys(times) if t not in rows]
+        if not missing:
+            return
+        if len(rows) + len(missing) > MAX_TIMES:
+            rows, missing = {}, list(dict.fromkeys(times))
+        made = tabulate(dit, missing)
+        found = {t: [tuple(v[i : i + 1] for v in vectors) for vectors in made] for i, t in enumerate(missing)}
+        # Evaluated here, so that another thread may use them.
+        mx.eval(*found.values())
+        self._rows = rows | found
+
+
+def tabulate(dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
+    """The vectors of each norm at `times`, (N, d) each."""
+    emb = dit.time_embed(np.array(times, np.float32))
+    return [norm.modulation(emb) for norm in norms(dit)]
