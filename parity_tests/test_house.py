@@ -25,6 +25,8 @@ ONE_SIDED = {
         "__main__.py": "the command line",
         "cli.py": "the command line",
         "arguments.py": "the command line",
+        "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
+        "vocoder/state.py": "what a stream of the vocoder carries on",
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",
@@ -42,9 +44,12 @@ METHOD_DIFFERENCES = {
     ("flow/dit.py", "DiT", "modulation"): "a fast path makes what a time steers once, for all norms",
     ("cosyvoice3.py", "CosyVoice3", "from_pretrained"): "a converted folder or hub id against the official files",
     ("vocoder/convolution.py", "", "causal_conv"): "the pitch predictor of the port calls it with float64 weights",
+    ("vocoder/stft.py", "", "analyse"): "a stream transforms what it holds, without the edges",
+    ("vocoder/stft.py", "", "overlap_add"): "a stream carries the overlap on",
+    ("vocoder/stft.py", "", "envelope"): "torch.istft has its own",
 }
-# Arguments whose meaning is the framework's.
-FRAMEWORK_ARGUMENTS = {"self", "device", "dtype", "rand_ini"}
+# Arguments whose meaning is the framework's, and what the port's streams carry from chunk to chunk.
+FRAMEWORK_ARGUMENTS = {"self", "device", "dtype", "rand_ini", "state"}
 FORBIDDEN = {
     "port": ("torch", "transformers", "onnx", "onnxruntime", "reference", "convert", "parity_tests", "reports"),
     "reference": ("mlx", "transformers", "convert", "parity_tests", "reports"),

@@ -56,7 +56,7 @@ def test_a_walk_finds_the_part_that_is_wrong(parity, monkeypatch):
 def test_a_part_that_one_side_skips_is_an_error(parity, monkeypatch):
     from port.vocoder import generator
 
-    monkeypatch.setattr(generator.ResBlock, "__call__", lambda self, x: x)
+    monkeypatch.setattr(generator.ResBlock, "__call__", lambda self, x, state=None: x)
     rows = walk(parity.models, walks(parity.models.config)["walk.vocoder.end"])
     assert any(r.reading.status == "ERROR" and "reference only" in r.reading.message for r in rows)
 

@@ -56,6 +56,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         (_GOLDEN, "-k", "causal or hift or sine"),
         ("test_walks.py", "-k", "vocoder"),
     ),
+    "vocoder.incremental": (("test_vocoder_streaming.py",),),
     "noise": (("test_noise.py",), (_GOLDEN, "-k", "noise")),
     "model": (
         (_GOLDEN, "-k", "silent"),
@@ -87,6 +88,7 @@ MODULES = {
     "test_edges.py::test_time": "flow.layers.SinusPositionEmbedding",
     "test_frontend_audio.py": "frontend.audio",
     "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
+    "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",
     "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
     "test_noise.py": "noise",
     "test_text.py": "frontend.text",

@@ -12,6 +12,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops import conv1d
+from ..paths import active
+from .state import Tail
 
 CausalType = Literal["left", "right"]
 
@@ -23,7 +25,7 @@ def causal_conv(
     *,
     dilation: int = 1,
     causal_type: CausalType = "left",
-    cache: mx.array | None = None,
+    cache: mx.array | Tail | None = None,
 ) -> mx.array:
     """Convolve (b, n, C) to (b, n, O), padding on one side only; the back end is the one of `port.ops.conv1d`.
 
@@ -33,13 +35,19 @@ def causal_conv(
         bias: (O,) or None.
         dilation: distance between taps, in frames.
         causal_type: the side that is seen: `left` is the past, `right` the future.
-        cache: (b, (K - 1) * dilation, C), the frames before (left) or after (right) `x`; zeros when None.
+        cache: (b, (K - 1) * dilation, C), the frames before (left) or after (right) `x`; zeros when None. The tail of
+            a stream (left only) gives them and keeps those for the next chunk.
 
     Raises:
         ValueError: `cache` has another number of frames.
     """
-    context = _context(x, cache, (weight.shape[1] - 1) * dilation)
-    x = mx.concatenate([context, x] if causal_type == "left" else [x, context], axis=1)
+    frames = (weight.shape[1] - 1) * dilation
+    if isinstance(cache, Tail):
+        x = cache.extend(x, frames)
+        cache.keep(x[:, x.shape[1] - frames :])
+    else:
+        context = _context(x, cache, frames)
+        x = mx.concatenate([context, x] if causal_type == "left" else [x, context], axis=1)
     return conv1d(x, weight, bias, dilation=dilation)
 
 
@@ -70,12 +78,13 @@ class CausalConv1d(nn.Conv1d):
         self.causal_type = causal_type
         self.causal_padding = (kernel_size - 1) * dilation
 
-    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
         """Convolve.
 
         Args:
             x: (b, n, C).
-            cache: (b, causal_padding, C), the frames before (left) or after (right) `x`; zeros when None.
+            cache: (b, causal_padding, C), the frames before (left) or after (right) `x`; zeros when None; or the tail
+                of a stream (left only).
 
         Returns:
             (b, n, O).
@@ -103,41 +112,54 @@ class CausalConv1dDownSample(nn.Conv1d):
             raise ValueError(f"stride {stride} must be above 1 and divide kernel_size {kernel_size}")
         self.causal_padding = stride - 1
 
-    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
         """Convolve (b, n, C) to (b, (n + stride - 1 - K) // stride + 1, O); `cache` (b, stride - 1, C) goes before `x`.
+
+        The tail of a stream may stand for `cache`; it keeps every frame that the next result needs.
 
         Raises:
             ValueError: `cache` has another number of frames.
         """
-        x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)
+        if isinstance(cache, Tail):
+            x = cache.extend(x, self.causal_padding)
+            results = (x.shape[1] - self.weight.shape[1]) // self.stride + 1
+            cache.keep(x[:, results * self.stride :])
+        else:
+            x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)
         return conv1d(x, self.weight, self.bias, stride=self.stride)
 
 
 class CausalConv1dUpsample(nn.Conv1d):
     """Repeat each frame `stride` times, then convolve, left-causal (not a transposed convolution).
 
-    Weight (O, K, C), bias (O,). Set `polyphase` on an instance for the same function with less work: taps that meet
-    copies of one frame are added up first, once, and the convolution runs at the rate of the input.
+    Weight (O, K, C), bias (O,). On the path `polyphase` the same function with less work: taps that meet copies of one
+    frame are added up first, once, and the convolution runs at the rate of the input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         self.upsample_stride = stride
         self.causal_padding = kernel_size - 1
-        self.polyphase = False
         self._phases: tuple[mx.array, mx.array] | None = None  # the weight, and its phases
 
-    def __call__(self, x: mx.array, cache: mx.array | None = None) -> mx.array:
+    def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
         """Convolve (b, n, C) to (b, n * stride, O); `cache` (b, K - 1, C) is at the upsampled rate.
+
+        The tail of a stream may stand for `cache`; what it keeps is at the rate of the input.
 
         Raises:
             ValueError: `cache` has another number of frames.
         """
-        if self.polyphase and cache is None:  # a cache need not be made of repeated frames
-            b, n, _ = x.shape
-            return causal_conv(x, self._phase_weight()).reshape(b, n * self.upsample_stride, -1) + self.bias
-        x = mx.repeat(x, self.upsample_stride, axis=1)
-        return causal_conv(x, self.weight, self.bias, cache=cache)
+        (b, n, _), stride = x.shape, self.upsample_stride
+        if active().polyphase and not isinstance(cache, mx.array):  # a cache need not be made of repeated frames
+            return causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1) + self.bias
+        if isinstance(cache, Tail):
+            frames = -(-self.causal_padding // stride)
+            x = cache.extend(x, frames)
+            cache.keep(x[:, x.shape[1] - frames :])
+            cache = mx.repeat(x[:, :frames], stride, axis=1)[:, frames * stride - self.causal_padding :]
+            x = x[:, frames:]
+        return causal_conv(mx.repeat(x, stride, axis=1), self.weight, self.bias, cache=cache)
 
     def _phase_weight(self) -> mx.array:
         """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..ops import conv_backend
 from .convolution import CausalConv1d, causal_conv
+from .state import State, tail_of
 
 
 class CausalConvRNNF0Predictor(nn.Module):
@@ -25,7 +26,7 @@ class CausalConvRNNF0Predictor(nn.Module):
         self.condnet += [CausalConv1d(cond_channels, cond_channels, 3, causal_type="left") for _ in range(4)]
         self.classifier = nn.Linear(cond_channels, num_class)
 
-    def __call__(self, x: mx.array, finalize: bool = True) -> mx.array:
+    def __call__(self, x: mx.array, finalize: bool = True, state: State | None = None) -> mx.array:
         """Predict the pitch in float64, on the CPU whatever the default device.
 
         The original runs in float64 too (`CausalHiFTGenerator.inference`), since a pitch error grows with time in the
@@ -35,6 +36,7 @@ class CausalConvRNNF0Predictor(nn.Module):
         Args:
             x: (b, n, C) mel.
             finalize: when False the last `look_right` frames are context only.
+            state: of a stream, whose chunk `x` is; it begins where the results so far end.
 
         Returns:
             (b, n), or (b, n - look_right) when not `finalize`; float32, Hz, never negative.
@@ -43,10 +45,10 @@ class CausalConvRNNF0Predictor(nn.Module):
             x, cache = x.astype(mx.float64), None
             if not finalize:
                 x, cache = x[:, : -self.look_right], x[:, -self.look_right :]
-            for conv in self.condnet:
+            for i, conv in enumerate(self.condnet):
+                cache = tail_of(state, conv) if i else cache
                 weight, bias = conv.weight.astype(mx.float64), conv.bias.astype(mx.float64)
                 x = causal_conv(x, weight, bias, causal_type=conv.causal_type, cache=cache)
                 x = mx.where(x > 0, x, mx.expm1(x))
-                cache = None
             weight, bias = self.classifier.weight.astype(mx.float64), self.classifier.bias.astype(mx.float64)
             return mx.abs((x @ weight.T + bias).squeeze(-1)).astype(mx.float32)

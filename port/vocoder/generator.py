@@ -15,6 +15,7 @@ from ..config import VocoderConfig
 from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 from .f0 import CausalConvRNNF0Predictor
 from .source import SourceModuleHnNSF
+from .state import State, tail_of
 from .stft import istft, stft
 
 
@@ -42,12 +43,12 @@ class ResBlock(nn.Module):
         self.activations1 = [Snake(channels) for _ in dilations]
         self.activations2 = [Snake(channels) for _ in dilations]
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Apply to (b, n, C)."""
+    def __call__(self, x: mx.array, state: State | None = None) -> mx.array:
+        """Apply to (b, n, C), a chunk of the stream whose `state` is given."""
         for conv1, conv2, act1, act2 in zip(
             self.convs1, self.convs2, self.activations1, self.activations2, strict=True
         ):
-            x = x + conv2(act2(conv1(act1(x))))
+            x = x + conv2(act2(conv1(act1(x), tail_of(state, conv1))), tail_of(state, conv2))
         return x
 
 
@@ -123,23 +124,37 @@ class CausalHiFTGenerator(nn.Module):
                 raise ValueError(f"{x.shape[1]} frames: finalize=False needs more than {look_right}")
             x = self.conv_pre(x[:, :-look_right], x[:, -look_right:])
             s_stft = s_stft[:, : -math.prod(config.upsample_rates) * look_right]
-        for i, up in enumerate(self.ups):
-            x = up(nn.leaky_relu(x, config.lrelu_slope))
-            if i == len(self.ups) - 1:
-                # Reflected by one frame: the STFT has one frame more than n times the rates.
-                x = mx.concatenate([x[:, 1:2], x], axis=1)
-            x = x + self.source_resblocks[i](self.source_downs[i](s_stft))
-            kernels = len(config.resblock_kernel_sizes)
-            blocks = self.resblocks[i * kernels : (i + 1) * kernels]
-            x = sum((block(x) for block in blocks[1:]), blocks[0](x)) / kernels
-        # The original leaves lrelu_slope out of this one call, so torch's default slope 0.01 applies.
-        x = self.conv_post(nn.leaky_relu(x)).astype(mx.float32)
-        bins = config.istft_n_fft // 2 + 1
-        magnitude, phase = mx.exp(x[..., :bins]), mx.sin(x[..., bins:])
-        wav = istft(magnitude, phase, config.istft_n_fft, config.istft_hop_len)
+        wav = istft(*self.spectrum(x, s_stft), config.istft_n_fft, config.istft_hop_len)
         if not finalize:
             wav = wav[:, : -config.hop_samples]
         return mx.clip(wav, -config.audio_limit, config.audio_limit)
+
+    def spectrum(self, x: mx.array, s_stft: mx.array, state: State | None = None) -> tuple[mx.array, mx.array]:
+        """Filter the excitation's spectrum: the network between `conv_pre` and the inverse transform.
+
+        Args:
+            x: (b, n, base_channels) from `conv_pre`.
+            s_stft: (b, F, n_fft + 2), F = n * prod(upsample_rates) + 1 frames; without that 1 in later chunks.
+            state: of a stream, whose chunk `x` and `s_stft` are.
+
+        Returns:
+            Magnitude and phase (radians), each (b, F, n_fft / 2 + 1) float32.
+        """
+        config = self.config
+        for i, up in enumerate(self.ups):
+            x = up(nn.leaky_relu(x, config.lrelu_slope), tail_of(state, up))
+            if i == len(self.ups) - 1 and (state is None or not state.started):
+                # Reflected by one frame: the STFT has one frame more than n times the rates.
+                x = mx.concatenate([x[:, 1:2], x], axis=1)
+            down = self.source_downs[i]
+            x = x + self.source_resblocks[i](down(s_stft, tail_of(state, down)), state)
+            kernels = len(config.resblock_kernel_sizes)
+            blocks = self.resblocks[i * kernels : (i + 1) * kernels]
+            x = sum((block(x, state) for block in blocks[1:]), blocks[0](x, state)) / kernels
+        # The original leaves lrelu_slope out of this one call, so torch's default slope 0.01 applies.
+        x = self.conv_post(nn.leaky_relu(x), tail_of(state, self.conv_post)).astype(mx.float32)
+        bins = config.istft_n_fft // 2 + 1
+        return mx.exp(x[..., :bins]), mx.sin(x[..., bins:])
 
     def inference(
         self, speech_feat: mx.array, finalize: bool = True, sine_waves: mx.array | None = None

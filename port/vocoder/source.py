@@ -11,6 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .state import State, Tail, tail_of
+
 
 class SineGen2(nn.Module):
     """Sines at the harmonics of f0, and noise.
@@ -42,28 +44,33 @@ class SineGen2(nn.Module):
         self.noise_std = noise_std
         self.voiced_threshold = voiced_threshold
 
-    def _f02sine(self, f0: np.ndarray) -> np.ndarray:
-        """Unit sines (b, n, H) of the harmonics (b, n, H) in Hz, all float32.
+    def _f02sine(self, f0: np.ndarray, tail: Tail | None = None) -> np.ndarray:
+        """Unit sines (b, n, H) of the harmonics (b, n, H) in Hz, all float32; `tail` keeps the phase of a stream.
 
         The phase grows to 1e6 rad, so which roundings are made decides the waveform; these are the original's on a
         CPU: the running sum in float64 with each prefix rounded to float32, then each product rounded.
         """
         f32 = np.float32
-        rad_values = np.fmod(f0 / f32(self.sampling_rate), f32(1))
-        cycles = np.cumsum(rad_values, axis=1, dtype=np.float64).astype(f32)
-        phase = cycles * f32(2) * f32(math.pi) * f32(self.upsample_scale)
+        rad_values = np.fmod(f0 / f32(self.sampling_rate), f32(1)).astype(np.float64)
+        if tail is not None and tail.frames is not None:
+            rad_values[:, :1] += tail.frames
+        cycles = np.cumsum(rad_values, axis=1, dtype=np.float64)
+        if tail is not None:
+            tail.keep(cycles[:, -1:])
+        phase = cycles.astype(f32) * f32(2) * f32(math.pi) * f32(self.upsample_scale)
         return np.sin(phase.astype(np.float64)).astype(f32)
 
     def _f02uv(self, f0: np.ndarray) -> np.ndarray:
         return (f0 > self.voiced_threshold).astype(np.float32)
 
-    def __call__(self, f0: mx.array, sine_waves: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, f0: mx.array, sine_waves: mx.array, state: State | None = None) -> tuple[mx.array, mx.array]:
         """Make the excitation of each harmonic; the frames' part is computed on the host.
 
         Args:
             f0: (b, n) Hz, 0 where unvoiced.
             sine_waves: (1 or b, at least n * upsample_scale, H) the original's noise buffer of that name, uniform in
                 [0, 1).
+            state: of a stream, whose chunk `f0` and `sine_waves` are.
 
         Returns:
             The excitation (b, L, H) and the voicing `uv` (b, L, 1), 0 or 1, both float32, L = n * upsample_scale.
@@ -71,7 +78,7 @@ class SineGen2(nn.Module):
         frames = np.array(f0, dtype=np.float32)[:, :, None]
         harmonics = np.arange(1, self.harmonic_num + 2, dtype=np.float32)
         uv = self._f02uv(frames)
-        waves = self._f02sine(frames * harmonics) * np.float32(self.sine_amp) * uv
+        waves = self._f02sine(frames * harmonics, tail_of(state, self)) * np.float32(self.sine_amp) * uv
         noise_amp = uv * np.float32(self.noise_std) + (1 - uv) * np.float32(self.sine_amp) / np.float32(3)
         # Uniform, not Gaussian: the causal branch of the original draws its fixed buffer with torch.rand.
         noise = self._to_samples(noise_amp) * sine_waves[:, : frames.shape[1] * self.upsample_scale]
@@ -99,7 +106,7 @@ class SourceModuleHnNSF(nn.Module):
         )
         self.l_linear = nn.Linear(harmonic_num + 1, 1)
 
-    def __call__(self, f0: mx.array, sine_waves: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, f0: mx.array, sine_waves: mx.array, state: State | None = None) -> tuple[mx.array, mx.array]:
         """Make the excitation; arguments as for `SineGen2`.
 
         The original also returns a noise tensor, which nothing reads.
@@ -107,5 +114,5 @@ class SourceModuleHnNSF(nn.Module):
         Returns:
             The excitation (b, L, 1) in -1..1 and the voicing `uv` (b, L, 1).
         """
-        waves, uv = self.l_sin_gen(f0, sine_waves)
+        waves, uv = self.l_sin_gen(f0, sine_waves, state)
         return mx.tanh(self.l_linear(waves)), uv

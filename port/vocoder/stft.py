@@ -26,15 +26,24 @@ def stft(x: mx.array, n_fft: int, hop_len: int) -> tuple[mx.array, mx.array]:
     Raises:
         ValueError: `hop_len` does not divide `n_fft`, or half a frame is not shorter than `x`.
     """
-    (b, samples), pad, hops = x.shape, n_fft // 2, _hops_per_frame(n_fft, hop_len)
-    if samples <= pad:
-        raise ValueError(f"stft: {samples} samples cannot be reflected by {pad}")
-    frames = samples // hop_len + 1
-    x = mx.concatenate([x[:, pad:0:-1], x, x[:, -2 : -pad - 2 : -1]], axis=1)
+    pad = n_fft // 2
+    if x.shape[1] <= pad:
+        raise ValueError(f"stft: {x.shape[1]} samples cannot be reflected by {pad}")
+    return analyse(mx.concatenate([x[:, pad:0:-1], x, x[:, -2 : -pad - 2 : -1]], axis=1), n_fft, hop_len)
+
+
+def analyse(x: mx.array, n_fft: int, hop_len: int) -> tuple[mx.array, mx.array]:
+    """The spectra of all whole frames in (b, L) samples, (L - n_fft) // hop_len + 1 of them; like `stft` without edges.
+
+    Raises:
+        ValueError: `hop_len` does not divide `n_fft`.
+    """
+    (b, samples), hops, bins = x.shape, _hops_per_frame(n_fft, hop_len), n_fft // 2 + 1
+    frames = (samples - n_fft) // hop_len + 1
     x = x[:, : (frames + hops - 1) * hop_len].reshape(b, frames + hops - 1, hop_len)
     x = mx.concatenate([x[:, hop : hop + frames] for hop in range(hops)], axis=2)  # (b, F, n_fft)
     spec = x @ mx.array(_analysis(n_fft))
-    return spec[..., : pad + 1], spec[..., pad + 1 :]
+    return spec[..., :bins], spec[..., bins:]
 
 
 def istft(magnitude: mx.array, phase: mx.array, n_fft: int, hop_len: int) -> mx.array:
@@ -45,18 +54,34 @@ def istft(magnitude: mx.array, phase: mx.array, n_fft: int, hop_len: int) -> mx.
     Raises:
         ValueError: `hop_len` does not divide `n_fft`.
     """
+    b, frames, _ = magnitude.shape
+    x = overlap_add(magnitude, phase, n_fft, hop_len).reshape(b, -1)
+    trim = slice(n_fft // 2, n_fft // 2 + (frames - 1) * hop_len)
+    return x[:, trim] * mx.array((1 / envelope(frames, n_fft, hop_len).reshape(-1)[trim]).astype(np.float32))
+
+
+def overlap_add(magnitude: mx.array, phase: mx.array, n_fft: int, hop_len: int) -> mx.array:
+    """The windowed frames of (b, F, B) spectra added up where they overlap: (b, F + n_fft / hop_len - 1, hop_len).
+
+    Raises:
+        ValueError: `hop_len` does not divide `n_fft`.
+    """
     (b, frames, _), hops = magnitude.shape, _hops_per_frame(n_fft, hop_len)
     magnitude = mx.minimum(magnitude, MAX_MAGNITUDE)
     spec = mx.concatenate([magnitude * mx.cos(phase), magnitude * mx.sin(phase)], axis=2)
     x = (spec @ mx.array(_synthesis(n_fft))).reshape(b, frames, hops, hop_len)
-    # Overlap-add: each hop of the output is a sum over the frames that cover it.
-    x = sum(mx.pad(x[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0)]) for hop in range(hops))
+    # Each hop of the output is a sum over the frames that cover it.
+    return sum(mx.pad(x[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0)]) for hop in range(hops))
+
+
+def envelope(frames: int, n_fft: int, hop_len: int) -> np.ndarray:
+    """The squared windows of `frames` frames added up: (F + n_fft / hop_len - 1, hop_len) float64."""
+    hops = _hops_per_frame(n_fft, hop_len)
     window = np.square(hann_window(n_fft).astype(np.float64)).reshape(hops, hop_len)
-    envelope = np.zeros((frames + hops - 1, hop_len))
+    sums = np.zeros((frames + hops - 1, hop_len))
     for hop in range(hops):
-        envelope[hop : hop + frames] += window[hop]
-    trim = slice(n_fft // 2, n_fft // 2 + (frames - 1) * hop_len)
-    return x.reshape(b, -1)[:, trim] * mx.array((1 / envelope.reshape(-1)[trim]).astype(np.float32))
+        sums[hop : hop + frames] += window[hop]
+    return sums
 
 
 def _hops_per_frame(n_fft: int, hop_len: int) -> int:

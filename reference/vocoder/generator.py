@@ -134,6 +134,22 @@ class CausalHiFTGenerator(nn.Module):
                 raise ValueError(f"{x.shape[2]} frames: finalize=False needs more than {look_right}")
             x = self.conv_pre(x[:, :, :-look_right], x[:, :, -look_right:])
             s_stft = s_stft[:, :, : -math.prod(config.upsample_rates) * look_right]
+        wav = istft(*self.spectrum(x, s_stft), config.istft_n_fft, config.istft_hop_len)
+        if not finalize:
+            wav = wav[:, : -config.hop_samples]
+        return wav.clamp(-config.audio_limit, config.audio_limit)
+
+    def spectrum(self, x: Tensor, s_stft: Tensor) -> tuple[Tensor, Tensor]:
+        """Filter the excitation's spectrum: the network between `conv_pre` and the inverse transform.
+
+        Args:
+            x: (b, base_channels, n) from `conv_pre`.
+            s_stft: (b, n_fft + 2, F), F = n * prod(upsample_rates) + 1 frames.
+
+        Returns:
+            Magnitude and phase (radians), each (b, n_fft / 2 + 1, F).
+        """
+        config = self.config
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, config.lrelu_slope))
             if i == len(self.ups) - 1:
@@ -145,11 +161,7 @@ class CausalHiFTGenerator(nn.Module):
         # The original leaves lrelu_slope out of this one call, so torch's default slope 0.01 applies.
         x = self.conv_post(F.leaky_relu(x))
         bins = config.istft_n_fft // 2 + 1
-        magnitude, phase = torch.exp(x[:, :bins]), torch.sin(x[:, bins:])
-        wav = istft(magnitude, phase, config.istft_n_fft, config.istft_hop_len)
-        if not finalize:
-            wav = wav[:, : -config.hop_samples]
-        return wav.clamp(-config.audio_limit, config.audio_limit)
+        return torch.exp(x[:, :bins]), torch.sin(x[:, bins:])
 
     @torch.inference_mode()
     def inference(

@@ -14,7 +14,9 @@ _CONV, _DOWN, _UP = (
 )
 _SNAKE, _RESBLOCK = "vocoder.generator:Snake.__call__", "vocoder.generator:ResBlock"
 _F0 = "vocoder.f0:CausalConvRNNF0Predictor"
-_DECODE, _INFERENCE = (f"vocoder.generator:CausalHiFTGenerator.{name}" for name in ("decode", "inference"))
+_DECODE, _SPECTRUM, _INFERENCE = (
+    f"vocoder.generator:CausalHiFTGenerator.{name}" for name in ("decode", "spectrum", "inference")
+)
 
 FAULTS = (
     # convolutions
@@ -71,7 +73,9 @@ FAULTS = (
         "order",
         UP,
         edit(
-            f"{_UP}.__call__", "mx.repeat(x, self.upsample_stride, axis=1)", "mx.tile(x, (1, self.upsample_stride, 1))"
+            f"{_UP}.__call__",
+            ".reshape(b, n * stride, -1) +",
+            ".reshape(b, n, stride, -1).swapaxes(1, 2).reshape(b, n * stride, -1) +",
         ),
     ),
     Fault(
@@ -79,9 +83,10 @@ FAULTS = (
         "interpolation",
         UP,
         edit(
-            f"{_UP}.__call__",
-            "mx.repeat(x, self.upsample_stride, axis=1)",
-            "mx.pad(x[:, :, None], ((0, 0), (0, 0), (0, self.upsample_stride - 1), (0, 0))).flatten(1, 2)",
+            f"{_UP}._phase_weight",
+            "meets = frame[:, None, :] ==",
+            "frame = np.where(np.add.outer(np.arange(stride), np.arange(taps) - taps + 1) % stride, 1, frame)\n"
+            "            meets = frame[:, None, :] ==",
         ),
     ),
     Fault(
@@ -90,8 +95,9 @@ FAULTS = (
         UP,
         edit(
             f"{_UP}.__call__",
-            "return causal_conv(x, self.weight, self.bias, cache=cache)",
-            "return causal_conv(mx.roll(x, 1, axis=1), self.weight, self.bias, cache=cache)",
+            "return causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1) + self.bias",
+            "return mx.roll(causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1), 1, axis=1)"
+            " + self.bias",
         ),
         "mlx-audio 858",
     ),
@@ -123,7 +129,7 @@ FAULTS = (
         "resblock_activations_exchanged",
         "swapped",
         RESBLOCK,
-        edit(f"{_RESBLOCK}.__call__", "conv2(act2(conv1(act1(x))))", "conv2(act1(conv1(act2(x))))"),
+        edit(f"{_RESBLOCK}.__call__", "conv2(act2(conv1(act1(x)", "conv2(act1(conv1(act2(x)"),
     ),
     Fault(
         "resblock_dilations_reversed",
@@ -167,8 +173,8 @@ FAULTS = (
         F0,
         edit(
             f"{_F0}.__call__",
-            "                cache = None\n",
-            "                cache = None if cache is None else x[:, -2:]\n",
+            "cache = tail_of(state, conv) if i else cache",
+            "cache = None if cache is None else cache if not i else x[:, -2:]",
         ),
     ),
     Fault(
@@ -188,26 +194,31 @@ FAULTS = (
         "last_slope_0.1",
         "slope",
         DECODE,
-        edit(_DECODE, "nn.leaky_relu(x))", "nn.leaky_relu(x, config.lrelu_slope))"),
+        edit(_SPECTRUM, "nn.leaky_relu(x), tail", "nn.leaky_relu(x, config.lrelu_slope), tail"),
         "mlx-audio-swift 216",
     ),
     Fault(
         "stage_slope_0.01",
         "slope",
         DECODE,
-        edit(_DECODE, "nn.leaky_relu(x, config.lrelu_slope)", "nn.leaky_relu(x)"),
+        edit(_SPECTRUM, "nn.leaky_relu(x, config.lrelu_slope)", "nn.leaky_relu(x)"),
         "mlx-audio-swift 216",
     ),
-    Fault("reflected_frame_is_the_edge", "padding", DECODE, edit(_DECODE, "x[:, 1:2], x", "x[:, :1], x")),
-    Fault("reflected_frame_is_zero", "padding", DECODE, edit(_DECODE, "x[:, 1:2], x", "0 * x[:, 1:2], x")),
-    Fault("reflected_frame_on_the_right", "padding", DECODE, edit(_DECODE, "[x[:, 1:2], x]", "[x, x[:, -2:-1]]")),
-    Fault("resblocks_summed", "normalisation", DECODE, edit(_DECODE, "blocks[0](x)) / kernels", "blocks[0](x))")),
+    Fault("reflected_frame_is_the_edge", "padding", DECODE, edit(_SPECTRUM, "x[:, 1:2], x", "x[:, :1], x")),
+    Fault("reflected_frame_is_zero", "padding", DECODE, edit(_SPECTRUM, "x[:, 1:2], x", "0 * x[:, 1:2], x")),
+    Fault("reflected_frame_on_the_right", "padding", DECODE, edit(_SPECTRUM, "[x[:, 1:2], x]", "[x, x[:, -2:-1]]")),
+    Fault(
+        "resblocks_summed",
+        "normalisation",
+        DECODE,
+        edit(_SPECTRUM, "blocks[0](x, state)) / kernels", "blocks[0](x, state))"),
+    ),
     Fault(
         "one_resblock_left_out",
         "missing step",
         DECODE,
         edit(
-            _DECODE,
+            _SPECTRUM,
             "blocks = self.resblocks[i * kernels : (i + 1) * kernels]",
             "blocks = self.resblocks[i * kernels : (i + 1) * kernels - 1]",
         ),
@@ -216,13 +227,13 @@ FAULTS = (
         "source_not_filtered",
         "missing step",
         DECODE,
-        edit(_DECODE, "self.source_resblocks[i](self.source_downs[i](s_stft))", "self.source_downs[i](s_stft)"),
+        edit(_SPECTRUM, "self.source_resblocks[i](down(s_stft, tail_of(state, down)), state)", "down(s_stft)"),
     ),
     Fault(
         "source_weak_by_a_thousandth",
         "constant",
         DECODE,
-        edit(_DECODE, "x = x + self.source_resblocks", "x = x + 0.999 * self.source_resblocks"),
+        edit(_SPECTRUM, "x = x + self.source_resblocks", "x = x + 0.999 * self.source_resblocks"),
         "cosyvoice.cpp 4",
     ),
     Fault(
@@ -235,12 +246,12 @@ FAULTS = (
             "stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len)[::-1], axis=2",
         ),
     ),
-    Fault("phase_not_bounded", "missing step", DECODE, edit(_DECODE, "mx.sin(x[..., bins:])", "x[..., bins:]")),
+    Fault("phase_not_bounded", "missing step", DECODE, edit(_SPECTRUM, "mx.sin(x[..., bins:])", "x[..., bins:]")),
     Fault(
         "phase_before_magnitude",
         "order",
         DECODE,
-        edit(_DECODE, "mx.exp(x[..., :bins]), mx.sin(x[..., bins:])", "mx.exp(x[..., bins:]), mx.sin(x[..., :bins])"),
+        edit(_SPECTRUM, "mx.exp(x[..., :bins]), mx.sin(x[..., bins:])", "mx.exp(x[..., bins:]), mx.sin(x[..., :bins])"),
     ),
     Fault(
         "audio_limit_1",

@@ -1,0 +1,189 @@
+"""The vocoder as a stream: whatever the pieces, the samples of the whole, each computed once."""
+
+from functools import cache
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from parity_tests.adapters.own import OwnPort
+from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
+from parity_tests.harness.cases import case, normal, uniform, voiced_and_unvoiced
+from parity_tests.harness.compare import compare
+from parity_tests.harness.judge import Row
+from parity_tests.harness.oracle import reference_state, run_reference
+from parity_tests.harness.targets import TARGETS, swap
+from parity_tests.harness.walks import walks
+from port.noise import MAX_SAMPLES
+from port.paths import PLAIN, fast_paths
+from port.vocoder import convolution
+from port.vocoder.incremental import StreamingVocoder
+from port.vocoder.source import SineGen2
+from port.vocoder.state import State
+
+STREAM = "vocoder.incremental.StreamingVocoder"
+HELD_BACK, HOP = 8, 480
+INFERENCE = TARGETS[f"{GENERATOR}.inference"]
+
+
+@pytest.fixture(scope="module")
+def generator():
+    return OwnPort().build(INFERENCE, HIFT, reference_state(case("vocoder.stream", INFERENCE.path, HIFT)))
+
+
+@cache
+def truth(frames: int) -> dict[str, np.ndarray]:
+    """Inputs of an utterance in the port's layout and what both precisions of the reference make of it."""
+    drawn = case(
+        "vocoder.stream",
+        INFERENCE.path,
+        HIFT,
+        dict(finalize=True),
+        speech_feat=normal(1, 80, frames),
+        sine_waves=uniform(1, frames * HOP, 9),
+    )
+    arguments = INFERENCE, HIFT, reference_state(drawn), drawn.draw(), drawn.call
+    single, double = (run_reference(*arguments, dtype)["wav"] for dtype in (torch.float32, torch.float64))
+    inputs = drawn.draw()
+    return {"mel": swap(inputs["speech_feat"]), "noise": inputs["sine_waves"], "single": single, "double": double}
+
+
+def stream(vocoder: StreamingVocoder, mel: np.ndarray, cuts: list[int]) -> np.ndarray:
+    """Push pieces of the lengths in `cuts`, then the rest as the last one; the count is checked on the way."""
+    pieces, start = [], 0
+    for length in cuts:
+        pieces.append(vocoder.push(mx.array(mel[:, start : start + length])))
+        start = min(start + length, mel.shape[1])
+        assert sum(piece.shape[1] for piece in pieces) == HOP * max(0, start - HELD_BACK)
+    pieces.append(vocoder.push(mx.array(mel[:, start:]), finalize=True))
+    return np.concatenate([np.array(piece) for piece in pieces], axis=1)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(frames=st.sampled_from((1, 3, 7, 8, 9, 12, 26)), cuts=st.lists(st.integers(0, 11), max_size=9))
+@example(frames=26, cuts=[1] * 26)
+@example(frames=26, cuts=[26])
+@example(frames=1, cuts=[1])
+@example(frames=9, cuts=[8, 1])
+def test_any_cut_gives_the_whole(generator, frames, cuts):
+    about = truth(frames)
+    found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], cuts)
+    reading = compare(found, about["single"], about["double"])
+    assert reading.status == "PASS", reading.message
+
+
+@pytest.mark.parametrize("frames", [3, 26])
+def test_the_plain_paths_stream_too(generator, frames):
+    about = truth(frames)
+    with fast_paths(PLAIN):
+        found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [2, 9, 0, 1, 7])
+    reading = compare(found, about["single"], about["double"])
+    assert reading.status == "PASS", reading.message
+
+
+@pytest.mark.parametrize("cuts", [[], [1] * 24, [10, 1, 5]], ids=["one", "singly", "uneven"])
+def test_the_checkpoint_streams(parity, cuts):
+    """As the walk `walk.vocoder.end`, in pieces."""
+    models, plan = parity.models, walks(parity.models.config)["walk.vocoder.end"]
+    mel, noise = plan.inputs["speech_feat"], plan.inputs["sine_waves"]
+    single, double = (
+        model.vocoder.inference(torch.from_numpy(mel).to(dtype), True, torch.from_numpy(noise).to(dtype))[0].numpy()
+        for model, dtype in ((models.single, torch.float32), (models.double, torch.float64))
+    )
+    found = stream(StreamingVocoder(models.port.vocoder, mx.array(noise)), swap(mel), cuts)
+    name = f"walk.vocoder.stream.{len(cuts)}"
+    parity.add([Row(f"{name}.wav", "vocoder", "chained", STREAM, name, compare(found, single, double))])
+
+
+def test_the_phase_of_a_stream_is_that_of_the_whole():
+    """To the bit: the running sum goes on in float64, as if it had never paused."""
+    f0 = voiced_and_unvoiced(1, 300)(np.random.default_rng(0))[:, ::HOP, 0]
+    noise, sines, state = mx.zeros((1, 300 * HOP, 9)), SineGen2(**SINE), State()
+    whole, _ = sines(mx.array(f0), noise)
+    pieces = [sines(mx.array(f0[:, i : i + 7]), noise, state)[0] for i in range(0, 300, 7)]
+    np.testing.assert_array_equal(np.array(mx.concatenate(pieces, axis=1)), np.array(whole))
+
+
+def test_without_noise_the_original_s_is_used(generator):
+    mel = truth(12)["mel"]
+    found = stream(StreamingVocoder(generator), mel, [4, 5])
+    whole = np.array(generator.inference(mx.array(mel))[0])
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-6)
+
+
+def test_streams_do_not_mix(generator):
+    about = truth(12)
+    mel, noise = mx.array(about["mel"]), mx.array(about["noise"])
+    first, second = StreamingVocoder(generator, noise), StreamingVocoder(generator, noise)
+    mixed = []
+    for start in range(0, 12, 3):
+        mixed.append(first.push(mel[:, start : start + 3], finalize=start == 9))
+        second.push(mel[:, 11 - start : 12 - start] * 2)
+    np.testing.assert_array_equal(
+        np.array(mx.concatenate(mixed, axis=1)), stream(StreamingVocoder(generator, noise), about["mel"], [3, 3, 3])
+    )
+
+
+def test_the_state_does_not_grow(generator):
+    about = truth(26)
+    vocoder, held = StreamingVocoder(generator, mx.array(about["noise"])), []
+    for start in range(25):
+        vocoder.push(mx.array(about["mel"][:, start : start + 1]))
+        held.append(vocoder.nbytes)
+    assert held[0] > 0
+    assert len(set(held[HELD_BACK:])) == 1, held
+    assert held[-1] < 40_000
+
+
+def test_nothing_is_computed_twice(generator, monkeypatch):
+    """Frames that leave the convolutions, added up: as many in single frames as in one piece."""
+    about, counted, original = truth(12), [], convolution.conv1d
+
+    def counting(*arguments, **options):
+        y = original(*arguments, **options)
+        counted.append(y.shape[1])
+        return y
+
+    monkeypatch.setattr(convolution, "conv1d", counting)
+    totals = []
+    for cuts in ([], [1] * 12):
+        counted.clear()
+        stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], cuts)
+        totals.append(sum(counted))
+    assert totals[0] == totals[1] > 0
+
+
+def test_a_stream_that_is_over_refuses_more(generator):
+    vocoder = StreamingVocoder(generator)
+    vocoder.push(mx.zeros((1, 2, 80)), finalize=True)
+    for finalize in (False, True):
+        with pytest.raises(ValueError, match="the stream is over"):
+            vocoder.push(mx.zeros((1, 1, 80)), finalize)
+
+
+def test_what_is_no_mel_is_refused(generator):
+    vocoder = StreamingVocoder(generator)
+    for shape in ((1, 80, 4), (2, 4, 80), (4, 80)):
+        with pytest.raises(ValueError, match=r"takes \(1, n, 80\)"):
+            vocoder.push(mx.zeros(shape))
+    with pytest.raises(ValueError, match="without a mel frame"):
+        vocoder.push(mx.zeros((1, 0, 80)), finalize=True)
+    assert vocoder.push(mx.zeros((1, 3, 80)), finalize=True).shape == (1, 3 * HOP)
+
+
+def test_noise_that_ends_too_soon_is_refused_and_harms_nothing(generator):
+    about = truth(9)
+    vocoder = StreamingVocoder(generator, mx.array(about["noise"]))
+    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the stream needs {10 * HOP}"):
+        vocoder.push(mx.zeros((1, 10, 80)), finalize=True)
+    whole = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [])
+    np.testing.assert_array_equal(stream(vocoder, about["mel"], []), whole)
+
+
+def test_a_stream_ends_where_the_original_s_noise_ends(generator):
+    vocoder = StreamingVocoder(generator)
+    with pytest.raises(ValueError, match="fixed noise"):
+        vocoder.push(mx.zeros((1, MAX_SAMPLES // HOP + 1, 80)), finalize=True)
