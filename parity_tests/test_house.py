@@ -18,6 +18,7 @@ ONE_SIDED = {
         "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
         "flow/modulation.py": "a fast path of the port",
+        "precision.py": "arithmetic of half-precision and quantized weights; the reference has float weights only",
         "ops.py": "back ends of a convolution for kinds of device",
         "storage.py": "safetensors on disk",
         "speakers.py": "saved voices on disk, both sides use it",

@@ -14,6 +14,7 @@ from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig, from_dict
 from port.llm import sampling as port_sampling
+from port.paths import fast_paths
 from reference.llm import sampling as reference_sampling
 from reference.llm.speech_lm import CosyVoice3LM
 
@@ -152,6 +153,21 @@ def test_sampling_of_any_scores(seed, spread, size, repeats):
     expected = reference_sampling.ras_sampling(theirs, history, reference_sampling.SeededDraws(seed), config)
     assert found == expected
     assert np.array_equal(np.isneginf(mine), np.isneginf(theirs.numpy()))
+
+
+@pytest.mark.parametrize("partition", [True, False], ids=["partition", "sort"])
+@pytest.mark.parametrize("size", [3, 25, 26, 300])
+def test_nucleus_has_the_order_of_a_stable_sort(partition, size):
+    """Scores of few values, so that many tie, at the edge of the best 25 too: set and order as torch sorts them."""
+    rng = np.random.default_rng(size)
+    for levels in (1, 2, 5, 40):
+        scores = rng.integers(0, levels, size).astype(np.float32)
+        with fast_paths(partition_top_k=partition):
+            found, ids = port_sampling.nucleus(scores, 2.0, 25)
+        ordered, order = torch.from_numpy(scores).softmax(0).sort(descending=True, stable=True)
+        assert ids.tolist() == order[: len(ids)].tolist()
+        assert len(ids) == min(25, size)
+        assert np.allclose(found, ordered[: len(ids)].numpy(), rtol=1e-6)
 
 
 def test_the_minimum_length_masks_sos_as_the_original_does(twins):

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import FlowConfig
 from ..noise import rand_noise
+from ..precision import run
 from .lookahead import PreLookaheadLayer
 from .matching import CausalConditionalCFM, Guidance
 
@@ -54,7 +55,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
         """Speaker vector (1, C) of an x-vector (1, spk_embed_dim) of any length."""
         norm = mx.sqrt(mx.sum(embedding * embedding, axis=1, keepdims=True))
         embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)
-        return self.spk_embed_affine_layer(embedding.astype(self.spk_embed_affine_layer.bias.dtype))
+        return run(self.spk_embed_affine_layer, embedding)
 
     def inference(
         self,

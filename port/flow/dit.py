@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import DiTConfig
 from ..paths import active
+from ..precision import run
 from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
@@ -36,7 +37,7 @@ class InputEmbedding(nn.Module):
     def __call__(self, x: mx.array, cond: mx.array, text_embed: mx.array, spks: mx.array) -> mx.array:
         """Embed `x`, `cond` (b, n, mel_dim), `text_embed` (b, n, text_dim) and `spks` (b, spk_dim) as (b, n, d)."""
         spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
-        y = self.proj(mx.concatenate((x, cond, text_embed, spks), axis=-1))
+        y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
         return self.conv_pos_embed(y) + y
 
 
@@ -115,15 +116,14 @@ class DiT(nn.Module):
             streaming: use the chunk mask.
 
         Returns:
-            (b, n, C), in the dtype of the weights.
+            (b, n, C), in the dtype of `proj_out`.
         """
         b, n, _ = x.shape
-        dtype = self.proj_out.bias.dtype
-        x, mu, spks, cond = (value.astype(dtype) for value in (x, mu, spks, cond))
         *steering, last = self.modulation(t, b)
-        x = self.input_embed(x, cond, mu, spks)
+        # A sum over all blocks, which outgrows float16: it stays float32, whatever the weights are.
+        x = self.input_embed(x, cond, mu, spks).astype(mx.float32)
         rope = rotary_tables(self.rotary_embed(n))
         mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), n, streaming)
         for block, steers in zip(self.transformer_blocks, steering, strict=True):
             x = block(x, steers, mask=mask, rope=rope)
-        return self.proj_out(self.norm_out(x, last))
+        return run(self.proj_out, self.norm_out(x, last))

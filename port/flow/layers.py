@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops import conv1d
+from ..precision import attention_dtype, run
 from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
@@ -59,9 +60,8 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def __call__(self, timestep: mx.array | np.ndarray) -> mx.array:
-        """Embed times (b,) in 0..1 as (b, d), in the dtype of the weights."""
-        features = self.time_embed(timestep).astype(self.linear_1.bias.dtype)
-        return self.linear_2(nn.silu(self.linear_1(features)))
+        """Embed times (b,) in 0..1 as (b, d)."""
+        return run(self.linear_2, nn.silu(run(self.linear_1, self.time_embed(timestep))))
 
 
 class CausalConvPositionEmbedding(nn.Module):
@@ -170,7 +170,7 @@ class AdaLayerNormZero(nn.Module):
         """Shift, scale, gate of the attention, then of the MLP, (b, d) each, from the time embedding (b, d)."""
         if isinstance(emb, tuple):
             return emb
-        return tuple(mx.split(self.linear(nn.silu(emb)), 6, axis=-1))
+        return tuple(mx.split(run(self.linear, nn.silu(emb)).astype(mx.float32), 6, axis=-1))
 
     def __call__(self, x: mx.array, emb: Steering) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
         """Normalise `x` (b, n, d) by `emb` (b, d); the gate of the attention and the MLP's three vectors come along."""
@@ -191,7 +191,7 @@ class AdaLayerNormZero_Final(nn.Module):
         """Scale, then shift (the blocks have them the other way round), (b, d) each, from the embedding (b, d)."""
         if isinstance(emb, tuple):
             return emb
-        return tuple(mx.split(self.linear(nn.silu(emb)), 2, axis=-1))
+        return tuple(mx.split(run(self.linear, nn.silu(emb)).astype(mx.float32), 2, axis=-1))
 
     def __call__(self, x: mx.array, emb: Steering) -> mx.array:
         """Normalise `x` (b, n, d) by `emb` (b, d)."""
@@ -217,7 +217,7 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (b, n, d) to (b, n, d)."""
-        return self.linear_2(_gelu(self.linear_1(x), self.approximate))
+        return run(self.linear_2, _gelu(run(self.linear_1, x), self.approximate))
 
 
 class Attention(nn.Module):
@@ -233,7 +233,7 @@ class Attention(nn.Module):
 
     def project(self, x: mx.array, rope: Rope | None = None) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values of `x` (b, n, d), (b, n, h * c) each."""
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        q, k, v = run(self.to_q, x), run(self.to_k, x), run(self.to_v, x)
         if rope is not None:
             # On flat projections only the first head's channels turn; the other heads know no positions.
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
@@ -241,6 +241,7 @@ class Attention(nn.Module):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
         """Attend with flat queries, keys and values, (b, n, h * c); shapes of `mask` as in `__call__`."""
+        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
         q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
         if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None]
@@ -248,7 +249,7 @@ class Attention(nn.Module):
         if mask is not None:
             # Where a query may see nothing torch gives zeros, MLX the mean of all values.
             y = mx.where(mask.any(axis=-1, keepdims=True), y, 0.0)
-        return self.to_out(y.swapaxes(1, 2).flatten(-2))
+        return run(self.to_out, y.swapaxes(1, 2).flatten(-2))
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, rope: Rope | None = None) -> mx.array:
         """Attend within `x` (b, n, d).

@@ -10,6 +10,7 @@ import numpy as np
 from mlx import nn
 
 from ..config import Qwen2Config
+from ..precision import attention_dtype, run
 
 Rope = tuple[mx.array, mx.array]
 
@@ -103,16 +104,17 @@ class Qwen2Attention(nn.Module):
     def __call__(self, x: mx.array, rope: Rope, cache: KVCache | None = None) -> mx.array:
         """x (b, L, D), rope tables of its L positions; the cache, if any, is extended in place. Returns (b, L, D)."""
         b, length, _ = x.shape
-        q = self.q_proj(x).reshape(b, length, self.num_heads, self.head_dim).swapaxes(1, 2)
-        k = self.k_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
-        v = self.v_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
+        q = run(self.q_proj, x).reshape(b, length, self.num_heads, self.head_dim).swapaxes(1, 2)
+        k = run(self.k_proj, x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
+        v = run(self.v_proj, x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
         q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         if cache is not None:
             k, v = cache.update(k, v)
         # "causal" lines the last query up with the last key, which is what positions behind a cache need.
         mask = "causal" if length > 1 else None
+        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
-        return self.o_proj(y.swapaxes(1, 2).reshape(b, length, -1))
+        return run(self.o_proj, y.swapaxes(1, 2).reshape(b, length, -1))
 
 
 class Qwen2MLP(nn.Module):
@@ -126,7 +128,7 @@ class Qwen2MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, L, D) -> (b, L, D)."""
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return run(self.down_proj, nn.silu(run(self.gate_proj, x)) * run(self.up_proj, x))
 
 
 class Qwen2DecoderLayer(nn.Module):
@@ -171,10 +173,10 @@ class Qwen2Model(nn.Module):
             cache: from `make_cache`, extended in place; None runs the sequence on its own.
 
         Returns:
-            (b, L, D).
+            (b, L, D) float32.
         """
         rope = self.rotary_emb(cache[0].offset if cache else 0, inputs_embeds.shape[1])
-        x = inputs_embeds
+        x = inputs_embeds.astype(mx.float32)  # a sum over all layers, whatever their weights are
         for i, layer in enumerate(self.layers):
             x = layer(x, rope, cache[i] if cache else None)
         return self.norm(x)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config import SamplingConfig
 from ..noise import TorchGenerator
+from ..paths import active
 
 
 class Draws(Protocol):
@@ -69,15 +70,21 @@ def nucleus(scores: np.ndarray, top_p: float, top_k: int) -> tuple[np.ndarray, n
         Probabilities, not renormalised, and ids, both (kept,), most likely first; equal ones in order of id.
     """
     probabilities = _softmax(scores)
-    top_k = min(top_k, len(probabilities))
-    # All that reach the top_k-th value, ties included, so that the stable sort settles ties as a full sort would.
-    ids = np.flatnonzero(probabilities >= np.partition(probabilities, -top_k)[-top_k])
-    ids = ids[np.argsort(-probabilities[ids], kind="stable")][:top_k]
+    ids = _best(probabilities, min(top_k, len(probabilities)))
     probabilities = probabilities[ids]
     # numpy adds one by one in float32, and that sum decides who is in.
     before = np.cumsum(probabilities, dtype=np.float32)[:-1]
     kept = 1 + np.count_nonzero(before < np.float32(top_p))
     return probabilities[:kept], ids[:kept]
+
+
+def _best(probabilities: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest values, largest first; equal ones in order of id, as a stable full sort has them."""
+    ids = np.arange(len(probabilities))
+    if active().partition_top_k:
+        # All that reach the count-th value, ties included, so that the sort settles ties as if everything were there.
+        ids = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
+    return ids[np.argsort(-probabilities[ids], kind="stable")][:count]
 
 
 def nucleus_sampling(scores: np.ndarray, draws: Draws, top_p: float = 0.8, top_k: int = 25) -> int:

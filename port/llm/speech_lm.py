@@ -12,6 +12,7 @@ import numpy as np
 from mlx import nn
 
 from ..config import LLMConfig, SamplingConfig
+from ..precision import run
 from .qwen2 import KVCache, Qwen2Model
 from .sampling import Draws, ras_sampling
 
@@ -77,7 +78,8 @@ class CosyVoice3LM(nn.Module):
 
     def scores(self, hidden: mx.array) -> mx.array:
         """Log-probabilities of the next speech token: hidden (..., D) -> (..., v) float32."""
-        logits = self.llm_decoder(hidden).astype(mx.float32)  # a sum over thousands of terms, whatever the weights are
+        # Float32 whatever the weights are: the norm below sums over thousands of terms.
+        logits = run(self.llm_decoder, hidden).astype(mx.float32)
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def step(self, lm_input: mx.array, cache: list[KVCache]) -> mx.array:

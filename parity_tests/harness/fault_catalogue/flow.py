@@ -50,13 +50,13 @@ FAULTS = (
         "last_norm_left_out",
         "missing step",
         DIT,
-        edit(f"{_DIT}.__call__", "self.proj_out(self.norm_out(x, last))", "self.proj_out(x)"),
+        edit(f"{_DIT}.__call__", "self.norm_out(x, last)", "x"),
     ),
     Fault(
         "transformer_in_half_precision",
         "precision",
         DIT,
-        edit(f"{_DIT}.__call__", "dtype = self.proj_out.bias.dtype", "dtype = mx.float16"),
+        edit(f"{_DIT}.__call__", "spks).astype(mx.float32)", "spks).astype(mx.float16)"),
         "mobius 42",
     ),
     Fault(

@@ -91,7 +91,7 @@ FAULTS = (
         "time_without_silu",
         "activation",
         f"{LAYERS}.TimestepEmbedding",
-        edit("flow.layers:TimestepEmbedding.__call__", "nn.silu(self.linear_1(features))", "self.linear_1(features)"),
+        edit("flow.layers:TimestepEmbedding.__call__", "nn.silu(", "("),
     ),
     # convolutional positions
     Fault(

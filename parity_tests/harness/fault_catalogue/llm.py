@@ -11,7 +11,7 @@ LM, SAMPLING = "llm.speech_lm.CosyVoice3LM", "llm.sampling"
 _NORM, _ROTARY, _ATTENTION, _MODEL = (f"llm.qwen2:{path.split('.')[-1]}" for path in (NORM, ROTARY, ATTENTION, MODEL))
 _LM = "llm.speech_lm:CosyVoice3LM"
 _ROTATE = "llm.qwen2:apply_rotary_pos_emb"
-_NUCLEUS, _RAS = "llm.sampling:nucleus", "llm.sampling:ras_sampling"
+_NUCLEUS, _BEST, _RAS = "llm.sampling:nucleus", "llm.sampling:_best", "llm.sampling:ras_sampling"
 
 FAULTS = (
     Fault("rms_norm_eps_1e-5", "epsilon", NORM, edit(f"{_NORM}.__init__", "self.eps = eps", "self.eps = 10 * eps")),
@@ -109,8 +109,8 @@ FAULTS = (
         "llm.qwen2.Qwen2MLP",
         edit(
             "llm.qwen2:Qwen2MLP.__call__",
-            "nn.silu(self.gate_proj(x)) * self.up_proj(x)",
-            "nn.silu(self.up_proj(x)) * self.gate_proj(x)",
+            "nn.silu(run(self.gate_proj, x)) * run(self.up_proj, x)",
+            "nn.silu(run(self.up_proj, x)) * run(self.gate_proj, x)",
         ),
     ),
     Fault(
@@ -234,13 +234,23 @@ FAULTS = (
         ),
     ),
     Fault("top_p_0.79", "constant", SAMPLING, edit(_NUCLEUS, "np.float32(top_p)", "np.float32(top_p - 0.01)")),
+    Fault(
+        "partition_without_ties",
+        "order",
+        SAMPLING,
+        edit(
+            _BEST,
+            "np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])",
+            "np.argpartition(probabilities, -count)[-count:]",
+        ),
+    ),
     Fault("top_k_24", "off by one", SAMPLING, edit(_NUCLEUS, "min(top_k, len", "min(top_k - 1, len")),
     Fault(
         "equal_scores_in_reverse_order",
         "order",
         SAMPLING,
         edit(
-            _NUCLEUS,
+            _BEST,
             'np.argsort(-probabilities[ids], kind="stable")',
             'np.argsort(probabilities[ids], kind="stable")[::-1]',
         ),
