@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 from onnx import NodeProto, TensorProto
 
 from convert.checkpoint import CheckpointError
+from convert.onnx_file import read_graph
 from convert.transforms import Shape
 
-MAX_BYTES = 1 << 31  # protobuf's own limit
 MAX_NODES = 100_000
 OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of Conv and of the norms
 
@@ -59,7 +58,9 @@ class Graph:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        graph = _load(path).graph
+        graph, self._raw = read_graph(path)
+        if len(graph.node) > MAX_NODES or graph.sparse_initializer:
+            raise self.error(f"more than {MAX_NODES} nodes or sparse weights, unlike the official files")
         self.nodes: list[NodeProto] = list(graph.node)
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -69,6 +70,7 @@ class Graph:
         for node in self.nodes:
             if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
                 self.stored[node.output[0]] = value.t
+                self._raw.pop(node.output[0], None)
         self.found: dict[str, tuple[str, bool]] = {}
         self.used: set[str] = set()
         self.eps: set[str] = set()
@@ -102,11 +104,10 @@ class Graph:
 
     def array(self, name: str) -> np.ndarray:
         """A stored tensor, float32 and not writable."""
-        tensor = self.stored[name]
-        self._check_storage(tensor, name)
-        packed = tensor.HasField("raw_data")
-        flat = np.frombuffer(tensor.raw_data, "<f4") if packed else np.array(tensor.float_data, "<f4")
-        return flat.reshape(tuple(tensor.dims))
+        self._check_storage(name, name)
+        raw = self._raw_data(name)
+        flat = np.array(self.stored[name].float_data, "<f4") if raw is None else np.frombuffer(raw, "<f4")
+        return flat.reshape(tuple(self.stored[name].dims))
 
     def norm_eps(self) -> float:
         """The epsilon that all norms share."""
@@ -183,7 +184,7 @@ class Graph:
         tensor = self.stored[name]
         if transposed and len(tensor.dims) != 2:
             raise self.error(f"{key} has {len(tensor.dims)} dimensions, expected 2")
-        self._check_storage(tensor, key)
+        self._check_storage(name, key)
         self.used.add(name)
         self.found[key] = (name, transposed)
 
@@ -198,15 +199,22 @@ class Graph:
             name = node.input[0]
         raise self.error(f"{name} is defined by itself")
 
-    def _check_storage(self, tensor: TensorProto, key: str) -> None:
+    def _check_storage(self, name: str, key: str) -> None:
         """What the file says about a tensor's size against the bytes that it really holds."""
+        tensor = self.stored[name]
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise self.error(f"{key} lies in another file; external data is not read")
         if tensor.data_type != TensorProto.FLOAT:
             raise self.error(f"{key} holds data of type {tensor.data_type}, expected {TensorProto.FLOAT} (float32)")
-        held = len(tensor.raw_data) / 4 if tensor.HasField("raw_data") else len(tensor.float_data)
+        raw = self._raw_data(name)
+        held = len(tensor.float_data) if raw is None else len(raw) / 4
         if min(tensor.dims, default=1) <= 0 or math.prod(tensor.dims) != held:
             raise self.error(f"{key} claims shape {list(tensor.dims)} but holds {held:g} values")
+
+    def _raw_data(self, name: str) -> bytes | memoryview | None:
+        """Bytes of a tensor that is stored as such: of an initializer in the file, of a constant in its node."""
+        tensor = self.stored[name]
+        return tensor.raw_data if tensor.HasField("raw_data") else self._raw.get(name)
 
 
 def module_path(node_name: str) -> str:
@@ -222,19 +230,3 @@ def module_path(node_name: str) -> str:
 
 def _attribute(node: NodeProto, name: str) -> onnx.AttributeProto | None:
     return next((attribute for attribute in node.attribute if attribute.name == name), None)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    try:
-        if path.stat().st_size >= MAX_BYTES:
-            raise CheckpointError(f"{path}: {MAX_BYTES} bytes or more, which no ONNX file can have")
-        model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
-    except (OSError, DecodeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
-    if not model.graph.node:
-        raise CheckpointError(f"{path}: not an ONNX file, or one without nodes")
-    if len(model.graph.node) > MAX_NODES or model.graph.sparse_initializer:
-        raise CheckpointError(f"{path}: more than {MAX_NODES} nodes or sparse weights, unlike the official files")
-    return model

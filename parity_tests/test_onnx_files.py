@@ -1,12 +1,17 @@
 """Reading the two ONNX files: what is accepted, in which form, and what is refused and how."""
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from convert.checkpoint import CheckpointError
+from convert.onnx_file import read_graph
 from convert.onnx_graph import module_path
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from parity_tests.onnx_support import COUNTS, OPSETS, READ, SPEAKER, TOKENIZER, write_files
@@ -72,6 +77,28 @@ def test_equal_weights_shared_through_identity(tmp_path):
     weights = read_speaker(tmp_path / "speaker.onnx")
     assert len(weights) == COUNTS["speaker"]
     assert not weights["xvector.block2.tdnnd3.cam_layer.linear2.bias"].any()
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+@PARTS
+def test_the_graph_is_the_one_that_protobuf_reads(files, part, opset):
+    graph, raw = read_graph(files / f"{part}{opset}.onnx")
+    assert len(raw) == len(graph.initializer) > 0
+    for tensor in graph.initializer:
+        assert not tensor.raw_data
+        tensor.raw_data = bytes(raw[tensor.name])
+    assert graph == onnx.load(files / f"{part}{opset}.onnx").graph
+
+
+@settings(max_examples=60, deadline=None)
+@given(position=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255), kept=st.floats(0.2, 1))
+def test_damaged_bytes_never_end_in_a_traceback(files, tmp_path_factory, position, bits, kept):
+    data = bytearray((files / "speaker14.onnx").read_bytes())
+    data[int(position * len(data))] ^= bits
+    path = tmp_path_factory.mktemp("damaged") / "speaker.onnx"
+    path.write_bytes(data[: int(kept * len(data))])
+    with suppress(CheckpointError):
+        read_graph(path)
 
 
 def test_module_paths():

@@ -12,14 +12,26 @@ import mlx.core as mx
 import torch
 from mlx.utils import tree_flatten
 
+from convert.mapping import PORT_ROOT
 from convert.official import load_config
-from convert.parts import PARTS
+from convert.parts import PARTS, Part
 from port import weights
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model as PortModel
+from reference.flow.decoder import CausalMaskedDiffWithDiT
+from reference.frontend.speaker import CAMPPlus
+from reference.frontend.speech_tokenizer import S3TokenizerV3
+from reference.llm.speech_lm import CosyVoice3LM
 from reference.model import CosyVoice3Model as ReferenceModel
+from reference.vocoder.generator import CausalHiFTGenerator
 
-ATTRIBUTES = {"hift": "vocoder"}  # of the reference, where it is not the part's own name
+BUILD: dict[str, type[torch.nn.Module]] = {
+    "llm": CosyVoice3LM,
+    "flow": CausalMaskedDiffWithDiT,
+    "vocoder": CausalHiFTGenerator,
+    "speech_tokenizer": S3TokenizerV3,
+    "speaker": CAMPPlus,
+}
 
 
 @dataclass(frozen=True)
@@ -47,31 +59,55 @@ class Models:
     source: Path
     folder: Path
     config: CosyVoice3Config
-    single: ReferenceModel
-    double: ReferenceModel
+    single: torch.nn.Module
+    double: torch.nn.Module
     port: PortModel
     audit: dict[str, Any]
 
     @classmethod
-    def load(cls, source: Path, folder: Path, depth: int | None = None) -> Models:
-        """Load both sides.
+    def load(cls, source: Path, folder: Path) -> Models:
+        """Load both sides whole.
 
         Args:
             source: official checkpoint folder.
             folder: its conversion.
-            depth: keep so many layers of each deep stack, from the first on; for models too large to hold three times.
 
         Raises:
             CheckpointError, ConfigError, WeightsError: files that cannot be used.
         """
         config = load_config(source)
-        if depth is not None:
-            config = shallow(config, depth)
-        single = load_reference(source, config)
+        single = ReferenceModel(config)
+        for part in PARTS:
+            fill(single.get_submodule(attribute(part)), part, source)
+        single.eval()
         double = copy.deepcopy(single).double()
-        port = weights.load(folder) if depth is None else load_shallow_port(folder, config)
         audit = json.loads((folder / "audit.json").read_text("utf-8")) if (folder / "audit.json").exists() else {}
-        return cls(source, folder, config, single, double, port, audit)
+        return cls(source, folder, config, single, double, weights.load(folder), audit)
+
+    @classmethod
+    def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config) -> Models:
+        """Load one part of both sides, for models too large to hold three times; the other parts hold nothing of use.
+
+        Args:
+            source, folder: as for `load`.
+            part: what to load.
+            config: of the source, or `shallow`: layers beyond it are not read.
+
+        Raises:
+            CheckpointError, KeyError: files that cannot be used, or that lack a tensor.
+        """
+        name = attribute(part)
+        single = torch.nn.Module()
+        single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
+        single.eval()
+        port = PortModel(config).eval()
+        held = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            held |= mx.load(str(file))  # arrays are read when they are used, those of deeper layers never
+        module = port[name]
+        names = [key for key, _ in tree_flatten(module.parameters())]
+        module.load_weights([(key, held[f"{name}.{key}"]) for key in names], strict=True)
+        return cls(source, folder, config, single, exact(single), port, {})
 
     @property
     def files(self) -> list[WeightFile]:
@@ -97,27 +133,39 @@ def shallow(config: CosyVoice3Config, depth: int) -> CosyVoice3Config:
     )
 
 
-def load_reference(source: Path, config: CosyVoice3Config) -> ReferenceModel:
-    """The reference in float32 with the official files; tensors of layers beyond `config` are not read.
+def attribute(part: Part) -> str:
+    """Where the models of both sides hold a part."""
+    return PORT_ROOT[part.name]
+
+
+def fill(module: torch.nn.Module, part: Part, source: Path) -> torch.nn.Module:
+    """Give a module of the reference the tensors of its official file, in float32; other tensors are not read.
+
+    Where the file holds float32 they stay on disk until they are used.
 
     Raises:
-        KeyError: a tensor that the model needs is in no file.
+        KeyError: a tensor that the module needs is not in the file.
     """
-    model = ReferenceModel(config)
-    for part in PARTS:
-        module = getattr(model, ATTRIBUTES.get(part.name, part.name))
-        held = part.read(source / part.file)
-        state = {key: torch.from_numpy(held[key].copy()) for key in module.state_dict()}
-        module.load_state_dict(state, strict=True)
-    return model.eval()
+    held = part.read(source / part.file)
+    state = {}
+    for key in module.state_dict():
+        array = held[key]
+        state[key] = torch.from_numpy(array if array.flags.writeable else array.copy()).float()
+    module.load_state_dict(state, strict=True, assign=True)
+    return module
 
 
-def load_shallow_port(folder: Path, config: CosyVoice3Config) -> PortModel:
-    """The port with the first layers of a converted folder; the arrays of the others are never read."""
-    model = PortModel(config)
-    held: dict[str, mx.array] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        held |= mx.load(str(file))
-    names = [name for name, _ in tree_flatten(model.parameters())]
-    model.load_weights([(name, held[name]) for name in names], strict=True)
-    return model.eval()
+def exact(single: torch.nn.Module) -> torch.nn.Module:
+    """The float64 twin of a float32 model that shares its embedding tables: a row of one is the same in both.
+
+    What is tied to a table (the language model's unused head) is shared with it and stays float32.
+    """
+    tables = {module.weight.data_ptr() for module in single.modules() if isinstance(module, torch.nn.Embedding)}
+    double = copy.deepcopy(single, {id(p): p for p in single.parameters() if p.data_ptr() in tables})
+    for tensor in (*double.parameters(), *double.buffers()):
+        if tensor.is_floating_point() and tensor.data_ptr() not in tables:
+            tensor.data = tensor.data.double()
+    for module in double.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.register_forward_hook(lambda _, arguments, row: row.double())
+    return double
