@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.harness.compare import BUDGET, FLOOR, agreement, compare
+from parity_tests.harness.spool import Spool
+from parity_tests.harness.where import error_map
 
 pytestmark = pytest.mark.meta
 
@@ -114,3 +116,49 @@ def test_agreement():
     assert agreement(ORACLE[:1], ORACLE) == np.inf
     assert agreement(np.zeros(3), np.zeros(3)) == 0.0
     assert agreement(np.ones(3), np.zeros(3)) == np.inf
+
+
+def test_a_failure_says_where_it_sits():
+    port = ORACLE.copy()
+    port[1, 4, 2] += 0.5
+    port[2, 0, 6] -= 0.25
+    reading = compare(port, ORACLE.copy(), ORACLE)
+    assert [at["index"] for at in reading.worst_positions[:2]] == [[1, 4, 2], [2, 0, 6]]
+    assert reading.worst_positions[0] == reading.worst
+    grid = reading.error_map
+    assert (grid["row_axis"], grid["column_axis"]) == ("axis 1 (5 long)", "axis 2 (7 long)")
+    cells = np.array(grid["rows"])
+    assert cells.shape == (5, 7) and [tuple(at) for at in np.argwhere(cells)] == [(0, 6), (4, 2)]
+    assert cells[4, 2] == pytest.approx(reading.e_port_max, rel=5e-3)
+    passed = compare(ORACLE + 1e-9, ORACLE.copy(), ORACLE)
+    assert passed.worst and not {"error_map", "worst_positions"} & passed.to_dict().keys()
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (200,), (1, 1), (9, 33), (2, 50, 3, 64)])
+def test_a_map_holds_every_error_in_at_most_8_by_32_cells(shape):
+    error = np.abs(np.random.default_rng(3).standard_normal(shape)) + 0.1
+    cells = np.array(error_map(error)["rows"])
+    assert cells.ndim == 2 and cells.shape[0] <= 8 and cells.shape[1] <= 32
+    assert cells.max() == pytest.approx(error.max(), rel=5e-3) and (cells > 0).all()
+
+
+def test_wrong_integers_are_listed_from_the_first():
+    tokens = np.arange(12).reshape(3, 4)
+    wrong = np.where(tokens > 5, tokens + 2, tokens)
+    reading = compare(wrong, tokens.copy(), tokens)
+    assert [at["index"] for at in reading.worst_positions] == [[1, 2], [1, 3], [2, 0], [2, 1], [2, 2]]
+    assert reading.worst_positions[0] == {"index": [1, 2], "port": 8, "oracle": 6, "reference": 6}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool, np.int64])
+def test_a_spool_returns_what_it_got_and_keeps_equal_content_once(dtype):
+    arrays = [np.arange(6).reshape(2, 3).astype(dtype).T, np.array(3).astype(dtype), np.zeros((0, 3), dtype)]
+    with Spool() as spool:
+        stored = {"a": spool.store(arrays[0]), "b": [spool.store(array) for array in arrays], "c": "flag"}
+        size = spool.size
+        spool.store(arrays[0].copy())
+        assert spool.size == size == 7 * np.dtype(dtype).itemsize
+        found = spool.load(stored)
+    assert found["c"] == "flag"
+    for value, wanted in zip([found["a"], *found["b"]], [arrays[0], *arrays], strict=True):
+        assert value.dtype == wanted.dtype and value.shape == wanted.shape and np.array_equal(value, wanted)

@@ -208,13 +208,14 @@ def test_a_wrong_comparison_is_an_error(change, message):
 
 
 @pytest.mark.meta
-def test_exchanged_names_fail():
+def test_exchanged_names_are_an_error():
     def exchanged(found):
         return {**found, "shift_mlp": found["scale_mlp"], "scale_mlp": found["shift_mlp"]}
 
-    rows = {row.name.rpartition(".")[2]: row.reading.status for row in judge(ADALN, _Answer(exchanged))}
-    assert rows["shift_mlp"] == rows["scale_mlp"] == "FAIL"
-    assert rows["y"] == "PASS"
+    rows = {row.name.rpartition(".")[2]: row.reading for row in judge(ADALN, _Answer(exchanged))}
+    assert rows["shift_mlp"].status == rows["scale_mlp"].status == "ERROR"
+    assert "shift_mlp is the reference's scale_mlp" in rows["shift_mlp"].message
+    assert rows["y"].status == "PASS"
 
 
 @pytest.mark.meta

@@ -1,12 +1,15 @@
 """Whole stages on the checkpoint's weights: every named part, chained and isolated, and tokens to samples."""
 
 import dataclasses
+import tracemalloc
+from itertools import count
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import torch
 
+from parity_tests.harness import chain
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
@@ -50,6 +53,48 @@ def test_a_walk_finds_the_part_that_is_wrong(parity, monkeypatch):
     assert first is not None
     assert first.module == "flow.layers.AdaLayerNormZero_Final"
     assert first.kind == "isolated"
+
+
+@pytest.mark.meta
+def test_the_first_to_fail_is_named_though_another_part_ran_before(parity, monkeypatch):
+    """A part whose second call is wrong failed before one that is wrong in its third call alone."""
+    from port.flow import layers
+
+    def late(part, wrong):
+        original, calls = part.__call__, count()
+
+        def call(self, *args, **kwargs):
+            y = original(self, *args, **kwargs)
+            return y + 0.1 if next(calls) == wrong else y
+
+        monkeypatch.setattr(part, "__call__", call)
+
+    late(layers.FeedForward, 9)
+    late(layers.TimestepEmbedding, 5)
+    rows = walk(parity.models, walks(parity.models.config)["walk.flow.full"], isolated=False)
+    broken = [row.module for row in rows if row.reading.status == "FAIL"]
+    parts = [m for m in dict.fromkeys(broken) if m in ("flow.layers.FeedForward", "flow.layers.TimestepEmbedding")]
+    assert parts == ["flow.layers.FeedForward", "flow.layers.TimestepEmbedding"]
+
+
+@pytest.mark.meta
+def test_a_walk_holds_little_of_what_passes_through_its_parts(parity, monkeypatch):
+    spools = []
+
+    class Watched(chain.Spool):
+        def __exit__(self, *error):
+            spools.append(self.size)
+            super().__exit__(*error)
+
+    monkeypatch.setattr(chain, "Spool", Watched)
+    plan = walks(parity.models.config)["walk.flow.full"]
+    tracemalloc.start()
+    try:
+        walk(parity.models, plan, isolated=False)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < spools[0] / 4
 
 
 @pytest.mark.meta

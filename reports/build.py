@@ -26,6 +26,7 @@ from reports.words import (
     STAGES,
     STATUSES,
     Row,
+    budget_unit,
     failure_sentence,
     number_text,
     ratio_text,
@@ -59,7 +60,7 @@ def view_of(report: Row) -> dict[str, Any]:
         "ratio_plot": plots.ratio_plot(rows, budget, first),
         "error_plot": plots.error_plot(rows, report["budget"]["floor"]),
         "rows": [(order[id(row)], row) for row in sorted(rows, key=lambda row: rank.get(id(row), len(rows)))],
-        "failing": [_panel(row, rows, budget, row is first) for row in failing[:PANELS]],
+        "failing": [_panel(row, rows, budget, report["budget"]["floor"], row is first) for row in failing[:PANELS]],
         "failing_total": len(failing),
         "open_panels": OPEN_PANELS,
         "modules": list(_modules(rows)),
@@ -71,7 +72,7 @@ def view_of(report: Row) -> dict[str, Any]:
     }
 
 
-def _panel(row: Row, rows: Sequence[Row], budget: float, first: bool) -> dict[str, Any]:
+def _panel(row: Row, rows: Sequence[Row], budget: float, floor: float, first: bool) -> dict[str, Any]:
     isolated = isolated_of(row, rows) if row["kind"] == "chained" else None
     chained = [r for r in rows if r["kind"] == "chained" and r["name"] == row["name"] and r is not row]
     return {
@@ -80,7 +81,9 @@ def _panel(row: Row, rows: Sequence[Row], budget: float, first: bool) -> dict[st
         "isolated": isolated,
         "chained": max(chained, key=lambda r: r["ratio"] or 0, default=None) if row["kind"] == "isolated" else None,
         "histogram": row["histogram"] and plots.histogram_plot(row["histogram"]),
-        "map": plots.error_map(row["error_map"]) if row.get("error_map") else None,
+        "map": plots.error_map(row["error_map"], budget_unit(row, budget_ratio=budget, floor=floor))
+        if row.get("error_map")
+        else None,
         "positions": row.get("worst_positions") or ([row["worst"]] if row["worst"] else []),
     }
 

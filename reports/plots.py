@@ -14,7 +14,7 @@ from reports.words import STAGE_NAMES, Row, ratio_text
 
 WIDTH, LEFT, RIGHT, TOP = 1000.0, 58.0, 12.0, 18.0
 BAND = 84.0  # least width of a stage's band, so that its name fits
-SHADES = 12  # of an error map
+SHADES, FAINT = 12, 0.01  # of an error map; what it leaves white, in budgets
 LOWEST_RATIO, LOWEST_ERROR = 1e-2, 1e-9  # smaller values are drawn here
 
 
@@ -175,16 +175,17 @@ def histogram_plot(histogram: Row) -> Markup:
     return _svg(height, body, "Histogram of both error sets", width, "plot small")
 
 
-def error_map(grid: Row) -> Markup:
-    """The port's error over two axes of the tensor, log shades over five decades under the largest."""
-    rows = grid["rows"]
-    largest = max(max(row) for row in rows)
+def error_map(grid: Row, unit: float) -> Markup:
+    """The port's error over two axes of the tensor, in budgets of one element: log shades from FAINT to the largest."""
+    rows = [[value / unit for value in row] for row in grid["rows"]]
+    largest = max(max(max(row) for row in rows), 10 * FAINT)
+    decades = math.log10(largest / FAINT)
     width, cell = 460.0, min(22.0, 440.0 / len(rows[0]))
     tall = min(cell, 140.0 / len(rows)) if len(rows) * cell > 140 else cell
     shades: dict[int, list[str]] = {}
     for i, row in enumerate(rows):
         for j, value in enumerate(row):
-            shade = round(SHADES * (1 + math.log10(value / largest) / 5)) if value else 0
+            shade = round(SHADES * math.log10(max(value, FAINT) / FAINT) / decades)
             if shade > 0:
                 at = f"M{j * cell:.1f} {i * tall:.1f}h{cell:.1f}v{tall:.1f}h-{cell:.1f}z"
                 shades.setdefault(shade, []).append(at)
@@ -192,6 +193,9 @@ def error_map(grid: Row) -> Markup:
     body = [_tag("rect", class_="frame", **frame)]
     for shade, cells in sorted(shades.items()):
         body.append(_tag("path", class_="cell", d="".join(cells), fill_opacity=shade / SHADES))
-    words = f"rows: {grid['row_axis']}, columns: {grid['column_axis']}; darkest = {largest:.3g}, five decades"
-    body.append(_tag("text", words, class_="tick", x=0, y=len(rows) * tall + 16))
-    return _svg(len(rows) * tall + 22, body, "Where the error sits", width, "plot small")
+    bottom = len(rows) * tall
+    words = f"rows: {grid['row_axis']}, columns: {grid['column_axis']}; a cell shows the largest error in it"
+    body.append(_tag("text", words, class_="tick", x=0, y=bottom + 16))
+    words = f"log shades: white up to {FAINT:g} budgets of one element, darkest {largest:.3g}"
+    body.append(_tag("text", words, class_="tick", x=0, y=bottom + 31))
+    return _svg(bottom + 37, body, "Where the error sits", width, "plot small")

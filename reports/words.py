@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,6 +85,31 @@ def ratio_text(ratio: float | None, budget_ratio: float = BUDGET_RATIO, *, padde
         digits += 1
     text = f"{ratio:.{digits}f}"
     return (text.rstrip("0").rstrip(".") if "." in text and not padded else text) + "x"
+
+
+def budget_unit(row: Row, *, budget_ratio: float = BUDGET_RATIO, floor: float = FLOOR) -> float:
+    """What one element may be wrong by, as |error| / rms(oracle): the unit that an error map is read in."""
+    return budget_ratio * max(row["e_ref_max"] or 0.0, floor)
+
+
+def heat_map(grid: Row, unit: float) -> list[str]:
+    """An error map as lines of text, one character a cell, and its legend.
+
+    Args:
+        grid: `error_map` of a checkpoint.
+        unit: one budget, from `budget_unit`.
+    """
+
+    def shade(value: float) -> str:
+        budgets = value / unit
+        return str(min(int(math.log10(budgets)), 9)) if budgets >= 1 else "." if budgets >= 0.1 else " "
+
+    lines = ["|" + "".join(map(shade, row)) + "|" for row in grid["rows"]]
+    return [
+        *lines,
+        f"rows: {grid['row_axis']}; columns: {grid['column_axis']}; a cell is the largest |error| in it",
+        "in budgets of one element: n from 10^n on, '.' from 0.1 to 1 (within), blank below",
+    ]
 
 
 def number_text(value: float | None) -> str:

@@ -41,10 +41,12 @@ class Recorder:
     Args:
         package: `reference` or `port`.
         root: module whose sub-modules give the calls their names; a call of anything else is named by its twin.
+        keep: what to hold of each array instead of the array, such as its place in a file.
     """
 
-    def __init__(self, package: str, root: Any = None) -> None:
+    def __init__(self, package: str, root: Any = None, keep: Callable[[np.ndarray], Any] = np.asarray) -> None:
         self.package = package
+        self._keep = keep
         self.calls: list[Call] = []
         self._names = _names(root)
         self._counts: dict[str, int] = defaultdict(int)
@@ -95,23 +97,24 @@ class Recorder:
             if has_self and not attribute.startswith("__") and attribute != "forward":
                 name = f"{name}.{attribute}"
             results = dict(zip(target.outputs, outputs, strict=True))
-            self.calls.append(Call(target, index, name, owner, freeze(arguments), freeze(results)))
+            call = Call(target, index, name, owner, freeze(arguments, self._keep), freeze(results, self._keep))
+            self.calls.append(call)
             return result
 
         setattr(holder, attribute, recorded)
         self._undo.append(functools.partial(setattr, holder, attribute, original))
 
 
-def freeze(value: Any) -> Any:
-    """Tensors as numpy copies, containers kept, everything else (flags, caches) as it is."""
+def freeze(value: Any, keep: Callable[[np.ndarray], Any] = np.asarray) -> Any:
+    """Tensors as numpy copies that went through `keep`, containers kept, everything else (flags, caches) as it is."""
     if isinstance(value, torch.Tensor):
-        return value.detach().numpy().copy()
+        return keep(value.detach().numpy().copy())
     if isinstance(value, mx.array):
-        return np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value)
+        return keep(np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value))
     if isinstance(value, dict):
-        return {k: freeze(v) for k, v in value.items()}
+        return {k: freeze(v, keep) for k, v in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(freeze(v) for v in value)
+        return type(value)(freeze(v, keep) for v in value)
     return value
 
 

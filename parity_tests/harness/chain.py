@@ -1,7 +1,7 @@
 """Run a whole stage on both sides and compare every named part in order of execution.
 
 A part is judged twice: chained, as it runs inside the whole, and isolated, fed the reference's own inputs. A fault
-shows in both; drift that only grows shows in the first.
+shows in both; drift that only grows shows in the first. What the parts received and returned lies on disk meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.models import Models
 from parity_tests.harness.oracle import to_numpy, to_torch
+from parity_tests.harness.spool import Spool
 from parity_tests.harness.targets import Change
 from port.paths import fast_paths
 
@@ -63,7 +64,7 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Side:
-    """What one side of a walk returned, and every call in it."""
+    """What one side of a walk returned, and every call in it, whose arrays lie in the walk's spool."""
 
     results: dict[str, np.ndarray]
     calls: list[Call]
@@ -89,25 +90,27 @@ def _spelled(name: str) -> str:
 
 
 def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
-    """Rows for every named part in order of execution, then for the results of the whole.
+    """Rows for every named part in order of execution (of the first call over budget, where there is one), then for
+    the results of the whole.
 
     Args:
         models: both sides.
         plan: what to run.
         isolated: judge each part on the reference's inputs too.
     """
-    single = _run_reference(models.single, plan, torch.float32)
-    double = _run_reference(models.double, plan, torch.float64)
-    try:
-        port = _run_port(models.port, plan)
-    except Exception as error:
-        reading = Reading("ERROR", f"the port raised {type(error).__name__}: {error}")
-        return [_row(plan, plan.name, plan.name, "chained", reading)]
-    nudged = [
-        _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32)  # type: ignore[misc]
-        for run in range(plan.nudges)
-    ]
-    rows = _compare_calls(plan, single, double, port, nudged, isolated)
+    with Spool() as spool:
+        single = _run_reference(models.single, plan, torch.float32, spool)
+        double = _run_reference(models.double, plan, torch.float64, spool)
+        try:
+            port = _run_port(models.port, plan, spool)
+        except Exception as error:
+            reading = Reading("ERROR", f"the port raised {type(error).__name__}: {error}")
+            return [_row(plan, plan.name, plan.name, "chained", reading)]
+        nudged = [
+            _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32, spool)  # type: ignore[misc]
+            for run in range(plan.nudges)
+        ]
+        rows = _compare_calls(plan, spool, single, double, port, nudged, isolated)
     results = [side.results for side in nudged]
     for name, reading in compare_all(port.results, single.results, double.results, results).items():
         rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
@@ -121,23 +124,25 @@ def first_divergence(rows: list[Row]) -> Row | None:
     return (isolated or broken or [None])[0]
 
 
-def _run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype) -> Side:
+def _run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype, spool: Spool) -> Side:
     arguments = {k: to_torch(v, dtype) for k, v in plan.inputs.items()}
-    with torch.inference_mode(), Recorder("reference", model) as recorder:
+    with torch.inference_mode(), Recorder("reference", model, spool.store) as recorder:
         results = {k: to_numpy(v) for k, v in plan.run(model, arguments).items()}
     return Side(results, recorder.calls)
 
 
-def _run_port(model: Any, plan: Walk) -> Side:
+def _run_port(model: Any, plan: Walk, spool: Spool) -> Side:
     arguments = {k: to_mlx(plan.to_port.get(k, np.asarray)(v)) for k, v in plan.inputs.items()}
-    with Recorder("port", model) as recorder, fast_paths(modulation_tables=False):
+    with Recorder("port", model, spool.store) as recorder, fast_paths(modulation_tables=False):
         plan.run(model, arguments)
     # The results are those of every fast path, some of which call no twin of the reference.
     results = {k: from_mlx(v) for k, v in plan.run(model, arguments).items()}
     return Side({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
 
 
-def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: list[Side], isolated: bool) -> list[Row]:
+def _compare_calls(
+    plan: Walk, spool: Spool, single: Side, double: Side, port: Side, nudged: list[Side], isolated: bool
+) -> list[Row]:
     """One chained and one isolated row for each part and output: the worst of its calls stands for all."""
     calls, port_calls, double_calls = single.by_key(), port.by_key(), double.by_key()
     further = [side.by_key() for side in nudged]
@@ -151,13 +156,15 @@ def _compare_calls(plan: Walk, single: Side, double: Side, port: Side, nudged: l
             name = f"{plan.name}/{name}"
             rows.setdefault((name, "chained"), _row(plan, name, path, "chained", reading))
             continue
-        call, mine = calls[key], port_calls[key]
+        call, truth, mine = (
+            replace(side[key], results=spool.load(side[key].results)) for side in (calls, double_calls, port_calls)
+        )
         results = {k: call.target.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
-        others = [side[key].results for side in further]
-        readings = compare_all(results, call.results, double_calls[key].results, others)
-        _keep_worst(rows, plan, key, "chained", readings)
-        if isolated and (alone := _isolated(call, double_calls[key], mine)) is not None:
-            _keep_worst(rows, plan, key, "isolated", alone)
+        others = [spool.load(side[key].results) for side in further]
+        _keep_worst(rows, plan, key, "chained", compare_all(results, call.results, truth.results, others))
+        if isolated:
+            call = replace(call, arguments=spool.load(call.arguments))
+            _keep_worst(rows, plan, key, "isolated", _isolated(call, truth, mine))
     return list(rows.values())
 
 
@@ -169,6 +176,8 @@ def _keep_worst(
         name = f"{plan.name}/{part}" + (f".{output}" if len(readings) > 1 else "")
         old = rows.get((name, kind))
         if old is None or _severity(reading) > _severity(old.reading):
+            if old is not None and old.reading.status not in ABOVE and reading.status in ABOVE:
+                del rows[name, kind]  # its place in the order is where it first failed
             message = f"{reading.message} (call {index})" if reading.message and index else reading.message
             rows[name, kind] = _row(plan, name, path, kind, replace(reading, message=message))
 
@@ -177,11 +186,11 @@ def _severity(reading: Reading) -> tuple[bool, bool, float]:
     return reading.status == "ERROR", reading.status != "PASS", reading.ratio or 0.0
 
 
-def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading] | None:
-    """The port's part and the oracle's, fed what the float32 reference fed its own; None where a call has state."""
+def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading]:
+    """The port's part and the oracle's, fed what the float32 reference fed its own; nothing where a call has state."""
     target = call.target
     if not target.replay or any(_has_state(v) for v in call.arguments.values()):
-        return None
+        return {}
     with torch.inference_mode():
         truth = _again("reference", double, _thaw(call.arguments, lambda a: to_torch(a, torch.float64)))
     changed = {k: _changed(target.to_port.get(k, np.asarray), v) for k, v in call.arguments.items()}

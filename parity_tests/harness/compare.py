@@ -17,9 +17,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from parity_tests.harness.where import POSITIONS, elements, error_map, largest
+
 BUDGET = 4.0
 FLOOR = 8 * 2.0**-24
 HISTOGRAM_EDGES = tuple(float(e) for e in range(-12, 3))  # decades of |error| / rms(oracle)
+
+ONLY_FAILURES = ("worst_positions", "error_map")
 
 Status = Literal["PASS", "FAIL", "ERROR", "SKIP", "XFAIL", "REDUCED", "VACUOUS"]
 
@@ -40,13 +44,16 @@ class Reading:
     ratio_max: float | None = None
     worst: dict[str, Any] | None = None
     histogram: dict[str, Any] | None = field(default=None, repr=False)
+    worst_positions: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    error_map: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def ratio(self) -> float | None:
         return None if self.ratio_rms is None or self.ratio_max is None else max(self.ratio_rms, self.ratio_max)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "shape": list(self.shape), "ratio": self.ratio}
+        fields = {**asdict(self), "shape": list(self.shape), "ratio": self.ratio}
+        return fields if self.worst_positions else {k: v for k, v in fields.items() if k not in ONLY_FAILURES}
 
 
 def compare(
@@ -96,27 +103,23 @@ def compare(
     }
     ratio_rms = e["e_port_rms"] / max(e["e_ref_rms"], FLOOR)
     ratio_max = e["e_port_max"] / max(e["e_ref_max"], FLOOR)
-    flat = int(np.flatnonzero(finite)[int(error_port.argmax())])
-    index = np.unravel_index(flat, ref64.shape) if ref64.shape else ()
-    worst = {
-        "index": [int(i) for i in index],
-        "port": float(port[index]),
-        "oracle": float(ref64[index]),
-        "reference": float(ref32[index]),
-    }
+    error = np.zeros(ref64.shape)
+    error[finite] = error_port
     passed = max(ratio_rms, ratio_max) <= BUDGET
     message = (
         "" if passed else f"{max(ratio_rms, ratio_max):.3g}x the reference's own float32 error (budget {BUDGET:g}x)"
     )
-    histogram = None if passed else _histogram(error_ref, error_port)
+    about |= {"ratio_rms": ratio_rms, "ratio_max": ratio_max, **e}
+    positions = elements(largest(error, 1 if passed else POSITIONS), port, ref64, ref32)
+    if passed:
+        return Reading("PASS", message, worst=positions[0], **about)
     return Reading(
-        "PASS" if passed else "FAIL",
+        "FAIL",
         message,
-        ratio_rms=ratio_rms,
-        ratio_max=ratio_max,
-        worst=worst,
-        histogram=histogram,
-        **e,
+        worst=positions[0],
+        worst_positions=positions,
+        histogram=_histogram(error_ref, error_port),
+        error_map=error_map(error),
         **about,
     )
 
@@ -173,17 +176,13 @@ def _compare_exact(port: np.ndarray, reference: np.ndarray, oracle: np.ndarray, 
     different = port.astype(np.int64) != oracle.astype(np.int64)
     if not different.any():
         return Reading("PASS", "", **about)
-    index = tuple(int(i) for i in np.argwhere(different)[0])
-    worst = {
-        "index": list(index),
-        "port": int(port[index]),
-        "oracle": int(oracle[index]),
-        "reference": int(oracle[index]),
-    }
+    places = np.flatnonzero(different)[:POSITIONS]
+    positions = elements(places, *(x.astype(np.int64) for x in (port, oracle, reference)))
     return Reading(
         "FAIL",
-        f"{int(different.sum())} of {different.size} integers differ, first at {list(index)}",
-        worst=worst,
+        f"{int(different.sum())} of {different.size} integers differ, first at {positions[0]['index']}",
+        worst=positions[0],
+        worst_positions=positions,
         **about,
     )
 

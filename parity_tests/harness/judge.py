@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -71,7 +72,7 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
 
 
 def compare_all(port: Arrays, single: Arrays, double: Arrays, nudged: Sequence[Arrays] = ()) -> dict[str, Reading]:
-    """Readings by output name; an output that one side lacks is an ERROR."""
+    """Readings by output name; an output that one side lacks is an ERROR, and so are two whose names are exchanged."""
     readings = {}
     for output in dict.fromkeys([*double, *single, *port]):
         absent = [side for side, found in (("port", port), ("reference", double)) if output not in found]
@@ -80,6 +81,13 @@ def compare_all(port: Arrays, single: Arrays, double: Arrays, nudged: Sequence[A
         else:
             further = [run[output] for run in nudged]
             readings[output] = compare(port[output], single[output], double[output], nudged=further)
+    failed = [output for output, reading in readings.items() if reading.status == "FAIL"]
+    for one, other in combinations(failed, 2):
+        swapped = (compare(port[a], single[b], double[b]) for a, b in ((one, other), (other, one)))
+        if all(reading.status == "PASS" for reading in swapped):
+            for name, holds in ((one, other), (other, one)):
+                message = f"the port's {name} is the reference's {holds}, and the other way round: exchanged names"
+                readings[name] = replace(readings[name], status="ERROR", message=message)
     return readings
 
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from parity_tests.adapters.base import AdapterError, load_adapter
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
-from parity_tests.harness.judge import judge
+from parity_tests.harness.judge import Row, judge
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
-from reports.words import failure_sentence
+from reports.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,9 +61,24 @@ def main(argv: list[str] | None = None) -> int:
     if first is None:
         print(f"{len(rows)} checkpoints, none over budget")
         return 0
-    twin = [row for row in rows if row.name == first.name]
-    print("first over budget:", *(failure_sentence(row.to_dict() | {"test": ""}) for row in twin), sep="\n  ")
+    print("first over budget:", *divergence(first, rows), sep="\n  ")
     return 1
+
+
+def divergence(first: Row, rows: Sequence[Row]) -> list[str]:
+    """One checkpoint over budget in lines: what and how far, isolated and chained, where in the tensor."""
+    twins = [row for row in rows if row.name == first.name]
+    lines = [failure_sentence(first.to_dict())]
+    lines += [f"{row.kind}: {ratio_text(row.reading.ratio)} ({row.reading.status})" for row in twins]
+    reading = first.reading
+    if len(reading.worst_positions) > 1:
+        lines.append("worst elements: index, port, float64, float32 reference")
+    for at in reading.worst_positions[1:] and reading.worst_positions:
+        sides = (number_text(at[side]) for side in ("port", "oracle", "reference"))
+        lines.append(f"  {at['index']}: {', '.join(sides)}")
+    if reading.error_map:
+        lines += heat_map(reading.error_map, budget_unit(first.to_dict()))
+    return lines
 
 
 def _say(problem: str) -> int:

@@ -1,0 +1,60 @@
+"""Arrays on disk: what a run of a whole model leaves at each of its parts is too much to hold at once."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a spool: where it starts, in bytes, and what it is."""
+
+    start: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+class Spool:
+    """A temporary file of arrays, each content once (what one part returns the next one receives); gone when closed."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="spool-")  # noqa: SIM115 (closed on leaving)
+        self._starts: dict[bytes, int] = {}
+        self.size = 0  # bytes on disk
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def store(self, array: np.ndarray) -> Stored:
+        """Write an array unless one of the same bytes is there."""
+        content = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        if digest not in self._starts:
+            self._starts[digest] = self._file.seek(self.size)
+            self.size += self._file.write(content)
+        return Stored(self._starts[digest], array.dtype, array.shape)
+
+    def load(self, value: Any) -> Any:
+        """What was stored, in the same containers; anything else as it is."""
+        if isinstance(value, dict):
+            return {k: self.load(v) for k, v in value.items()}
+        if isinstance(value, tuple | list):
+            return type(value)(self.load(v) for v in value)
+        if not isinstance(value, Stored):
+            return value
+        array = np.empty(value.shape, value.dtype)
+        self._file.seek(value.start)
+        if array.size:
+            self._file.readinto(memoryview(array).cast("B"))
+        return array
