@@ -278,10 +278,11 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     """Each of them, with files that exist, runs as it stands."""
     for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
     monkeypatch.chdir(tmp_path)
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
-    assert len(lines) == 8
+    assert len(lines) == 10
     for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
         before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))

@@ -26,6 +26,8 @@ ONE_SIDED = {
         "__main__.py": "the command line",
         "cli.py": "the command line",
         "arguments.py": "the command line",
+        "batch.py": "the command line",
+        "speaking.py": "the command line",
         "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
         "vocoder/state.py": "what a stream of the vocoder carries on",
         "frontend/text.py": "framework-free, both sides use it",

@@ -29,6 +29,9 @@ one example for each mode:
     echo 'Good morning.' | {PROGRAM} say --model MLX --spk me --stream -o out.wav
   voice conversion, what one recording says with the voice of another:
     {PROGRAM} vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
+  many utterances, one JSON object a line; run it again to go on where it stopped:
+    {PROGRAM} batch manifest.jsonl --model MLX --out speech
+    mlx.launch -n 4 --backend ring -- {PROGRAM} batch manifest.jsonl --model MLX --out speech
   saved voices:
     {PROGRAM} spk add --model MLX --spk me --prompt-wav me.wav \\
       --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
@@ -81,6 +84,11 @@ def parser() -> argparse.ArgumentParser:
         "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
     )
     _add_output(vc)
+
+    batch = command(commands, "batch", "batch", "Speak every line of a manifest; alone, or as the ranks of mlx.launch.")
+    batch.add_argument("manifest", type=Path, metavar="MANIFEST.jsonl", help="one JSON object a line: id, text, voice")
+    batch.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.wav and results.jsonl")
+    batch.add_argument("--seed", type=_seed, default=0, help="with its id, seeds a line that has none (default 0)")
 
     spk = commands.add_parser("spk", help="Keep voices in the model's folder.", epilog=EXAMPLES,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip

@@ -11,26 +11,21 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from .arguments import parser
+from .batch import RESULTS_FILE, run_batch
 from .config import CosyVoice3Config
 from .cosyvoice3 import CosyVoice3, Speech
 from .device import use_device
-from .frontend.special_tokens import END_OF_PROMPT
 from .llm.sampling import ras_sampling
-from .speakers import EMBEDDING, SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
-
-
-class UsageError(ValueError):
-    """Arguments that do not go together."""
+from .speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
+from .speaking import NOTHING_SPOKEN, UsageError, check_request, sound_file, speech
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _complain(str(error) or type(error).__name__, 1)
     except KeyboardInterrupt:
-        return _complain("interrupted; nothing was written", 1)
+        return _complain("interrupted; no unfinished file was left", 1)
     return 0
 
 
@@ -54,12 +49,7 @@ def _complain(error: object, code: int) -> int:
 
 
 def _say(options: argparse.Namespace) -> None:
-    if not options.prompt_wav and not options.spk:
-        raise UsageError("say needs a voice: --prompt-wav FILE or --spk NAME")
-    if options.spk and (options.prompt_wav or options.prompt_text or options.instruct):
-        raise UsageError(
-            "--spk brings its own recording and prompt text; leave out --prompt-wav, --prompt-text, --instruct"
-        )
+    check_request(options)
     _check_output(options)
     text = _text(options)
     seed = secrets.randbits(32) if options.seed is None else options.seed
@@ -72,23 +62,7 @@ def _say(options: argparse.Namespace) -> None:
             "sampling": _counting(progress),
         }
         started = time.perf_counter()
-        _write(options, voice, _speech(options, voice, text, common), started, f"seed {seed}")
-
-
-def _speech(options: argparse.Namespace, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
-    """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
-    if options.instruct is not None:
-        return voice.inference_instruct2(text, options.instruct, options.prompt_wav, **common)
-    if options.spk:
-        info = voice.frontend.spk2info.get(options.spk)
-        if info is not None and info.keys() == {EMBEDDING}:
-            return voice.inference_sft(text, options.spk, **common)
-        if END_OF_PROMPT in text:
-            return voice.inference_cross_lingual(text, "", options.spk, **common)
-        return voice.inference_zero_shot(text, "", "", options.spk, **common)
-    if options.prompt_text is not None:
-        return voice.inference_zero_shot(text, options.prompt_text, options.prompt_wav, **common)
-    return voice.inference_cross_lingual(text, options.prompt_wav, **common)
+        _write(options, voice, speech(options, voice, text, common), started, f"seed {seed}")
 
 
 def _vc(options: argparse.Namespace) -> None:
@@ -120,6 +94,13 @@ def _spk_remove(options: argparse.Namespace) -> None:
         raise SpeakerError(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
     save_speakers(path, speakers)
     print(f"{options.spk}: removed from {path}")
+
+
+def _batch(options: argparse.Namespace) -> None:
+    failed, total = run_batch(options.manifest, options.out, options.model, options.seed)
+    if failed:
+        raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
+    print(f"{options.out}: {total} utterances, {RESULTS_FILE}")
 
 
 # ---- in and out
@@ -168,21 +149,9 @@ def _check_output(options: argparse.Namespace) -> None:
         raise UsageError(f"{path}: cannot be written there")
 
 
-@contextmanager
-def _beside(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
-    """A sound file that takes the place of `path` at the end, and goes away when anything fails."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float, *notes: str) -> None:
     first, samples = None, 0
-    with _beside(options.output, voice.sample_rate) as file:
+    with sound_file(options.output, voice.sample_rate) as file:
         for result in speech:
             wave = np.array(result["tts_speech"])[0]
             first = time.perf_counter() - started if first is None else first
@@ -190,7 +159,7 @@ def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, start
             file.write(wave)
             file.flush()
         if not samples:
-            raise ValueError("the text holds only punctuation: nothing to speak")
+            raise ValueError(NOTHING_SPOKEN)
     seconds, audio = time.perf_counter() - started, samples / voice.sample_rate
     told = [f"{audio:.2f} s of audio", f"made in {seconds:.2f} s"]
     if options.stream:
@@ -198,4 +167,11 @@ def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, start
     print(f"{options.output}: " + ", ".join([*told, *notes]))
 
 
-COMMANDS = {"say": _say, "vc": _vc, "spk_add": _spk_add, "spk_list": _spk_list, "spk_remove": _spk_remove}
+COMMANDS = {
+    "say": _say,
+    "vc": _vc,
+    "batch": _batch,
+    "spk_add": _spk_add,
+    "spk_list": _spk_list,
+    "spk_remove": _spk_remove,
+}

@@ -1,0 +1,188 @@
+"""Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from parity_tests.speech_support import copy_folder, write_voice
+from port import batch, cli
+from port.batch import ManifestError, Utterance, read_manifest
+
+ROOT = Path(__file__).parents[1]
+PROMPT = "You are a helpful assistant.<|endofprompt|>"
+LINES = (
+    dict(id="vc", source_wav="source.wav", prompt_wav="prompt.wav"),
+    dict(id="zero", mode="zero-shot", text="Hi.", prompt_text=f"{PROMPT}Hello.", prompt_wav="prompt.wav"),
+    dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
+    dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
+    dict(id="seeded", text=f"{PROMPT}Hi.", prompt_wav="prompt.wav", seed=7),
+)
+
+
+@pytest.fixture(scope="module")
+def model(parity, tmp_path_factory):
+    return copy_folder(parity.models, tmp_path_factory.mktemp("batch") / "model")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("manifest")
+    write_voice(folder / "prompt.wav", 0.6, 16000)
+    write_voice(folder / "source.wav", 0.8, 16000, 190)
+    (folder / "manifest.jsonl").write_text("\n\n".join(map(json.dumps, LINES)), encoding="utf-8")
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def alone(model, manifest, tmp_path_factory):
+    """What one process makes of the manifest."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert cli.main(arguments(model, manifest, out)) == 1  # one line is broken
+    return out
+
+
+def arguments(model, manifest, out):
+    return ["batch", str(manifest), "--model", str(model), "--out", str(out), "--seed", "3"]
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def launch(ranks, model, manifest, out, **more):
+    """Start ranks as `mlx.launch` does, from the checkout."""
+    script = "import sys; from port.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring"]
+    command += [
+        "--starting-port",
+        str(40000 + os.getpid() % 20000),
+        "--cwd",
+        str(ROOT),
+        "--",
+        sys.executable,
+        "-c",
+        script,
+    ]
+    return subprocess.Popen(
+        [*command, *arguments(model, manifest, out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def test_it_speaks_every_line_and_says_which_failed(alone, manifest):
+    results = [json.loads(line) for line in (alone / "results.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in results] == [line["id"] for line in LINES]
+    assert [r["status"] for r in results] == ["done", "done", "failed", "done", "done"]
+    assert "missing.wav" in results[2]["error"]
+    by_name = {r["id"]: r for r in results}
+    assert by_name["vc"]["seconds"] == pytest.approx(1.5 * by_name["vc-fast"]["seconds"], rel=0.1)
+    assert set(files(alone)) == {"results.jsonl", *(r["file"] for r in results if r["status"] == "done")}
+
+
+def test_a_second_run_does_only_what_is_missing(model, manifest, alone, monkeypatch):
+    before = files(alone)
+    (alone / "zero.wav").unlink()
+    spoken = []
+    real = Utterance.speech
+    monkeypatch.setattr(Utterance, "speech", lambda self, *given: spoken.append(self.id) or real(self, *given))
+    assert cli.main(arguments(model, manifest, alone)) == 1
+    assert spoken == ["zero", "broken"]
+    assert files(alone) == before
+    cli.main([*arguments(model, manifest, alone)[:-1], "4"])  # another seed is another request
+    assert spoken[2:] == [line["id"] for line in LINES]
+    cli.main(arguments(model, manifest, alone))
+    assert files(alone) == before
+
+
+def test_two_ranks_make_the_same_files(model, manifest, alone, tmp_path):
+    process = launch(2, model, manifest, tmp_path / "out")
+    said, _ = process.communicate(timeout=200)
+    assert files(tmp_path / "out") == files(alone), said
+
+
+def test_a_killed_rank_leaves_a_run_that_can_be_resumed(model, manifest, alone, tmp_path):
+    out = tmp_path / "out"
+    process = launch(2, model, manifest, out)
+    try:
+        deadline = time.monotonic() + 150
+        while not list(out.glob("*.wav")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(rank_of(process), signal.SIGKILL)
+        time.sleep(0.2)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # nobody waits for a rank that is gone
+        process.communicate()
+    assert not (out / "results.jsonl").exists()
+    process = launch(2, model, manifest, out)
+    said, _ = process.communicate(timeout=200)
+    assert files(out) == files(alone), said
+
+
+def rank_of(launcher):
+    """One of the processes that speak."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
+    found = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.cli" in args]
+    return last
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no utterance"),
+        ("{", "line 1: no JSON"),
+        ("[" * 100_000, "line 1: no JSON"),
+        ("[]", "needs an id"),
+        ('{"text": "x"}', "needs an id"),
+        ('{"id": "../x"}', "needs an id"),
+        ('{"id": ".x"}', "needs an id"),
+        ('{"id": "a/b"}', "needs an id"),
+        ('{"id": "a"}\n{"id": "a"}', "line 2: the id a stands twice"),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path, text, said):
+    (tmp_path / "m.jsonl").write_text(text)
+    with pytest.raises(ManifestError, match=said):
+        read_manifest(tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match="not readable"):
+        read_manifest(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (dict(), "needs exactly"),
+        (dict(text="x"), "found text"),
+        (dict(text="x", spk="me", prompt_wav="a.wav"), "needs exactly"),
+        (dict(text="x", spk="me", mode="vc"), "mode vc needs exactly prompt_wav, source_wav"),
+        (dict(text="x", spk="me", mode="sing"), "mode 'sing' is unknown"),
+        (dict(text="x", spk="me", volume=3), "unknown field 'volume'"),
+        (dict(text=["x"], spk="me"), "text: a list"),
+        (dict(text="x", spk="me", speed=True), "speed: a bool"),
+        (dict(text="x", spk="me", seed=-1), "seed -1"),
+    ],
+)
+def test_lines_that_are_refused(line, said):
+    with pytest.raises(ManifestError, match=said):
+        Utterance.from_line({"id": "x", **line}, Path())
+
+
+def test_a_line_of_each_mode_is_understood():
+    for mode, ways in batch.MODES.items():
+        for way in ways:
+            line = dict.fromkeys(way, "x")
+            assert Utterance.from_line({"id": "x", **line}, Path("/f")).spk == line.get("spk")
+            made = Utterance.from_line({"id": "x", "mode": mode, **line}, Path("/f"))
+            assert made.prompt_wav in (None, "/f/x")

@@ -1,0 +1,209 @@
+"""Many utterances from a manifest, shared among the ranks of `mlx.launch`, resumed where a run stopped.
+
+A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
+`prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
+held to one. Paths are relative to the manifest. Ranks share nothing but the output folder and one sum at the end: rank
+r of n takes the lines r, r + n, ..., and each utterance has a seed of its own, so the files do not depend on n.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from .cosyvoice3 import CosyVoice3, Speech
+from .speaking import NOTHING_SPOKEN, sound_file, speech
+
+RESULTS_FILE = "results.jsonl"
+RECORDS = ".records"  # one file for each utterance, so that ranks never write to the same one
+SAFE_ID = re.compile(r"[\w-][\w.-]{0,199}")
+PATHS = ("prompt_wav", "source_wav")
+# What a line of each mode must have besides `id`; for one of the alternatives.
+MODES: dict[str, tuple[set[str], ...]] = {
+    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "spk"}),
+    "cross-lingual": ({"text", "prompt_wav"}, {"text", "spk"}),
+    "instruct": ({"text", "prompt_wav", "instruct"},),
+    "sft": ({"text", "spk"},),
+    "vc": ({"source_wav", "prompt_wav"},),
+}
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be read, or a line that cannot be spoken."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest."""
+
+    id: str
+    text: str | None = None
+    mode: str | None = None
+    prompt_wav: str | None = None
+    prompt_text: str | None = None
+    instruct: str | None = None
+    spk: str | None = None
+    source_wav: str | None = None
+    seed: int | None = None
+    speed: float = 1.0
+
+    @classmethod
+    def from_line(cls, line: dict[str, Any], folder: Path) -> Utterance:
+        """Check a line; paths become those below `folder`.
+
+        Raises:
+            ManifestError: an unknown field, a value of the wrong type, or fields that do not make a mode.
+        """
+        types = {"seed": int, "speed": (int, float)}
+        for name, value in line.items():
+            if name not in FIELDS:
+                raise ManifestError(f"unknown field {name!r:.40}; fields are {', '.join(FIELDS)}")
+            if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
+                raise ManifestError(f"{name}: a {type(value).__name__} cannot stand here")
+        given = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
+        made = cls(**given)
+        made._check(line.keys() - {"id", "mode", "seed", "speed"})
+        return made
+
+    def _check(self, given: set[str]) -> None:
+        if self.mode is not None and self.mode not in MODES:
+            raise ManifestError(f"mode {self.mode!r:.40} is unknown; choose {', '.join(MODES)}")
+        possible = [self.mode] if self.mode else list(MODES)
+        if not any(given == wanted for mode in possible for wanted in MODES[mode]):
+            said = f"mode {self.mode}" if self.mode else "a line"
+            ways = " or ".join(sorted({", ".join(sorted(way)) for mode in possible for way in MODES[mode]}))
+            raise ManifestError(f"{said} needs exactly {ways}; found {', '.join(sorted(given)) or 'nothing'}")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise ManifestError(f"seed {self.seed} is not in 0..2^64-1")
+
+    def speech(self, voice: CosyVoice3, seed: int) -> Speech:
+        """Audio of this line; `seed` where the line has none of its own."""
+        if self.source_wav is not None:
+            return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
+        seed = seed if self.seed is None else self.seed
+        return speech(self, voice, self.text, {"speed": self.speed, "seed": seed})
+
+
+FIELDS = tuple(field.name for field in fields(Utterance))
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    """Lines of a manifest, each with an `id` that is a safe file name and stands once.
+
+    Raises:
+        ManifestError: no such file, no JSON object on a line, or no usable id.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not readable as UTF-8 text ({error})") from None
+    lines: dict[str, dict[str, Any]] = {}
+    for number, row in enumerate(text.splitlines(), 1):
+        if not row.strip():
+            continue
+        try:
+            line = json.loads(row)
+        except (ValueError, RecursionError):
+            raise ManifestError(f"{path}, line {number}: no JSON; write one object a line") from None
+        name = line.get("id") if isinstance(line, dict) else None
+        if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
+            raise ManifestError(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
+        if name in lines:
+            raise ManifestError(f"{path}, line {number}: the id {name} stands twice")
+        lines[name] = line
+    if not lines:
+        raise ManifestError(f"{path}: holds no utterance")
+    return list(lines.values())
+
+
+def run_batch(manifest: Path, out: Path, model: str, seed: int = 0) -> tuple[int, int]:
+    """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
+
+    A line that fails is recorded and tried again by the next run.
+
+    Args:
+        manifest: see `read_manifest`.
+        out: made when missing; ranks on several machines must see the same folder.
+        model: as for `CosyVoice3.from_pretrained`.
+        seed: utterances without a seed of their own get one from this and their id.
+
+    Returns:
+        How many lines failed, of how many, over all ranks.
+
+    Raises:
+        ManifestError: the manifest as a whole.
+        WeightsError, OSError: the model or the folder.
+    """
+    lines = read_manifest(manifest)
+    group = mx.distributed.init()
+    records = out / RECORDS
+    records.mkdir(parents=True, exist_ok=True)
+    voice = CosyVoice3.from_pretrained(model)
+    weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
+    own = lines[group.rank() :: group.size()]
+    bar = tqdm(own, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
+    failed = 0
+    for line in bar:
+        record = records / f"{line['id']}.json"
+        request = hashlib.sha256(json.dumps([line, seed, weights], sort_keys=True).encode()).hexdigest()
+        if not _is_done(record, out / f"{line['id']}.wav", request):
+            found = _speak(line, manifest.parent, out, voice, seed)
+            _write_atomically(record, json.dumps({**found, "request": request}))
+        failed += json.loads(record.read_text("utf-8"))["status"] != "done"
+    # Every rank waits here for the others; only then are all records there.
+    failed = int(mx.distributed.all_sum(mx.array(failed), group=group, stream=mx.cpu).item())
+    if group.rank() == 0:
+        _write_atomically(out / RESULTS_FILE, "".join(_results(lines, records)))
+    return failed, len(lines)
+
+
+def _speak(line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int) -> dict[str, Any]:
+    """Write one sound file; the line of the results file that tells of it."""
+    name = line["id"]
+    path = out / f"{name}.wav"
+    for left in out.glob(".*.wav"):  # by a run that was killed
+        if re.fullmatch(rf"\.{re.escape(name)}\.\d+\.wav", left.name):
+            left.unlink()
+    try:
+        own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
+        samples = 0
+        with sound_file(path, voice.sample_rate) as file:
+            for result in Utterance.from_line(line, folder).speech(voice, own_seed):
+                wave = np.array(result["tts_speech"])[0]
+                samples += len(wave)
+                file.write(wave)
+            if not samples:
+                raise ManifestError(NOTHING_SPOKEN)
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        path.unlink(missing_ok=True)  # of an earlier request with this id
+        return {"id": name, "status": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
+    return {"id": name, "status": "done", "file": path.name, "seconds": round(samples / voice.sample_rate, 3)}
+
+
+def _is_done(record: Path, wav: Path, request: str) -> bool:
+    try:
+        found = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return found.get("status") == "done" and found.get("request") == request and wav.is_file()
+
+
+def _results(lines: Sequence[dict[str, Any]], records: Path) -> list[str]:
+    found = [json.loads((records / f"{line['id']}.json").read_text("utf-8")) for line in lines]
+    return [json.dumps({k: v for k, v in record.items() if k != "request"}) + "\n" for record in found]
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
