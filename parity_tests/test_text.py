@@ -124,6 +124,15 @@ def test_chinese_is_measured_in_characters_and_the_rest_in_tokens():
     assert split_paragraph("a b. " * 40, list, "en") != split_paragraph("a b. " * 40, words, "en")
 
 
+def test_a_piece_is_measured_as_it_will_be_tokenized():
+    """A mark right before a letter may belong to one token with it, so the whole is shorter than its sentences."""
+    dense = "ab." * 100
+    assert split_paragraph(dense, str.split, "en") == [dense]
+    long = "w " * 80 + "w."
+    assert split_paragraph(long + dense, str.split, "en") == [long + dense]  # a rest of one token is glued
+    assert split_paragraph(long + " w" * 30, str.split, "en") == [long, " w" * 30 + "."]
+
+
 def fake_wetext(monkeypatch, normalize):
     module = types.ModuleType("wetext")
     module.Normalizer = lambda **_: types.SimpleNamespace(normalize=normalize)

@@ -15,6 +15,12 @@ FAULTS = (
         "short_rest_not_glued", "missing step", TEXT, edit(_SPLIT, "length(current) < merge_len", "length(current) < 0")
     ),
     Fault("english_measured_in_characters", "length", TEXT, edit(_SPLIT, "else len(tokenize(part))", "else len(part)")),
+    Fault(
+        "pieces_measured_sentence_by_sentence",
+        "length",
+        TEXT,
+        edit(_SPLIT, "length(current + sentence) > token_max_n", "length(current) + length(sentence) > token_max_n"),
+    ),
     Fault("no_final_stop", "missing step", TEXT, edit(_SPLIT, "text[-1] not in breaks", "not text")),
     Fault(
         "points_stay_in_chinese", "text rules", TEXT, edit(_RULES, 'text.replace(".", "。").replace', "text.replace")
