@@ -19,7 +19,7 @@ FAULTS = (
         "pieces_measured_sentence_by_sentence",
         "length",
         TEXT,
-        edit(_SPLIT, "length(current + sentence) > token_max_n", "length(current) + length(sentence) > token_max_n"),
+        edit(_SPLIT, "len(tokenize(part))", "sum(len(tokenize(one)) for one in split_sentences(part, breaks))"),
     ),
     Fault("no_final_stop", "missing step", TEXT, edit(_SPLIT, "text[-1] not in breaks", "not text")),
     Fault(
