@@ -53,9 +53,18 @@ def read_graph(path: Path) -> tuple[GraphProto, dict[str, memoryview]]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
+    if not all(isinstance(text, str) for text in _texts(graph)):  # protobuf gives bytes for what is no UTF-8
+        raise CheckpointError(f"{path}: not readable as an ONNX file (a name is not UTF-8)")
     if not graph.node:
         raise CheckpointError(f"{path}: not an ONNX file, or one without nodes")
     return graph, raw
+
+
+def _texts(graph: GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield from (node.name, node.op_type, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    yield from (tensor.name for tensor in graph.initializer)
 
 
 def _parse(data: memoryview) -> tuple[GraphProto, dict[str, memoryview]]:

@@ -20,6 +20,7 @@ ONE_SIDED = {
         "flow/modulation.py": "a fast path of the port",
         "precision.py": "arithmetic of half-precision and quantized weights; the reference has float weights only",
         "ops.py": "back ends of a convolution for kinds of device",
+        "strict.py": "dataclasses from untrusted JSON",
         "storage.py": "safetensors on disk",
         "speakers.py": "saved voices on disk, both sides use it",
         "weights.py": "a converted folder on disk",

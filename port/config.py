@@ -7,21 +7,14 @@ from __future__ import annotations
 
 import json
 import math
-import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+from .strict import ConfigError, from_dict
 
 MODEL_TYPE = "cosyvoice3"
-# No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
-MAX_INT = 1 << 20
-MAX_ITEMS = 64
-
-C = TypeVar("C")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the field and what is wrong with it."""
+MAX_BYTES = 16 << 20  # of a config.json
 
 
 @dataclass(frozen=True)
@@ -219,14 +212,16 @@ class CosyVoice3Config:
         """Build from a parsed `config.json`; `model_type` must be there, `quantization*` is left to weights.py.
 
         Raises:
-            ConfigError: unknown key, wrong type, or a size outside 1..2^20.
+            ConfigError: unknown key, wrong type, an absurd size, or sizes that do not fit each other.
         """
         data = dict(data)
         if (found := data.pop("model_type", None)) != MODEL_TYPE:
             raise ConfigError(f"config.json: model_type is {found!r}, expected {MODEL_TYPE!r}")
         for key in ("quantization", "quantization_config", "provenance"):
             data.pop(key, None)
-        return from_dict(cls, data)
+        config = from_dict(cls, data)
+        _check_sizes(config)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": MODEL_TYPE, **asdict(self)}
@@ -236,47 +231,47 @@ class CosyVoice3Config:
         """Read `config.json` of a converted folder."""
         path = Path(folder) / "config.json"
         try:
+            if path.stat().st_size > MAX_BYTES:
+                raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes")
             data = json.loads(path.read_text(encoding="utf-8"))
+        except ConfigError:
+            raise
         except FileNotFoundError:
             raise ConfigError(f"{path}: not found; give a folder written by convert/run.py") from None
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path}: not readable as JSON ({error})") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not readable as JSON ({' '.join(str(error).split()):.160})") from None
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
         return cls.from_dict(data)
 
 
-def from_dict(cls: type[C], data: Any, where: str = "") -> C:
-    """Strictly build the dataclass `cls` from `data`; missing keys take their defaults.
-
-    Raises:
-        ConfigError: naming the path of the first offending field.
-    """
-    if not isinstance(data, dict):
-        raise ConfigError(f"config{where}: expected an object, found {type(data).__name__}")
-    hints = typing.get_type_hints(cls)
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    if unknown := sorted(set(map(str, data)) - known):
-        raise ConfigError(f"config{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
-    return cls(**{name: _checked(hints[name], value, f"{where}.{name}") for name, value in data.items()})
-
-
-def _checked(hint: Any, value: Any, where: str) -> Any:
-    if is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
-    if typing.get_origin(hint) is tuple:
-        inner = typing.get_args(hint)
-        if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
-            raise ConfigError(f"config{where}: expected a list of at most {MAX_ITEMS} items")
-        if inner[-1] is not Ellipsis and len(value) != len(inner):
-            raise ConfigError(f"config{where}: expected {len(inner)} items, found {len(value)}")
-        return tuple(_checked(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"config{where}: expected {hint.__name__}, found {type(value).__name__} {value!r:.40}")
-    if hint is int and not 0 < value <= MAX_INT:
-        raise ConfigError(f"config{where}: {value} is outside 1..{MAX_INT}")
-    if hint is float and not (math.isfinite(value) and value >= 0):
-        raise ConfigError(f"config{where}: {value} is not a finite number >= 0")
-    return value
+def _check_sizes(config: CosyVoice3Config) -> None:
+    """Refuse sizes that no model can be built from, where building it would fail with less to say."""
+    qwen2, dit, vocoder, speaker = config.llm.qwen2, config.flow.dit, config.vocoder, config.speaker
+    tokenizer, stages = config.speech_tokenizer, len(config.vocoder.upsample_rates)
+    fits = {
+        "llm.qwen2: num_attention_heads must divide hidden_size": qwen2.hidden_size % qwen2.num_attention_heads == 0,
+        "llm.qwen2: num_key_value_heads must divide num_attention_heads": (
+            qwen2.num_attention_heads % qwen2.num_key_value_heads == 0
+        ),
+        "llm.qwen2: the head size must be even": qwen2.head_dim % 2 == 0,
+        "flow.dit: dim_head and freq_embed_dim must be even": dit.dim_head % 2 == 0 and dit.freq_embed_dim % 2 == 0,
+        "flow.dit: freq_embed_dim must be 4 or more": dit.freq_embed_dim >= 4,
+        "flow.dit: conv_pos_groups must divide dim": dit.dim % dit.conv_pos_groups == 0,
+        "speech_tokenizer: heads must divide dim": tokenizer.dim % tokenizer.heads == 0,
+        "vocoder: the four lists of its stages must be equally long": stages
+        == len(vocoder.upsample_kernel_sizes)
+        == len(vocoder.source_resblock_kernel_sizes)
+        == len(vocoder.source_resblock_dilation_sizes)
+        > 0,
+        "vocoder: base_channels must halve at each stage": vocoder.base_channels % 2**stages == 0,
+        "vocoder: resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
+            len(vocoder.resblock_kernel_sizes) == len(vocoder.resblock_dilation_sizes) > 0
+        ),
+        "speaker: bottleneck_channels must be even": speaker.bottleneck_channels % 2 == 0,
+        "speaker: block_layers and block_dilations must be equally long": (
+            len(speaker.block_layers) == len(speaker.block_dilations) > 0
+        ),
+    }
+    if wrong := [what for what, right in fits.items() if not right]:
+        raise ConfigError(f"config.{wrong[0]}")

@@ -100,7 +100,9 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise WeightsError(f"{path}: its header is not JSON") from None
     if not isinstance(header, dict):
         raise WeightsError(f"{path}: its header is not a JSON object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(map(_is_text, [*header, *metadata, *metadata.values()])):
+        raise WeightsError(f"{path}: its metadata or a name is no valid text")
     infos = {name: _entry(path, name, entry) for name, entry in header.items()}
     end = 0
     for name, info in sorted(infos.items(), key=lambda item: item[1].begin):
@@ -112,6 +114,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return infos
 
 
+def _is_text(value: Any) -> bool:
+    """JSON escapes can spell half a character, at which MLX's own reader stops."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -120,7 +127,7 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
         raise WeightsError(f"{path}: the header entry of {name!r:.120} is damaged") from None
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
         raise WeightsError(f"{path}: the header entry of {name!r:.120} holds sizes that are not usable")
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise WeightsError(f"{path}: {name!r:.120} has dtype {dtype!r:.20}; known: {', '.join(DTYPES)}")
     info = TensorInfo(dtype, tuple(shape), begin, end)
     if end - begin != info.nbytes:
@@ -138,7 +145,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > MAX_HEADER_BYTES:
+            raise WeightsError(f"{path}: larger than {MAX_HEADER_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
+    except WeightsError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):

@@ -18,6 +18,7 @@ import soundfile
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
+MAX_SAMPLES = 1 << 26  # of all channels: ten minutes of stereo at 48 kHz
 
 
 class AudioError(ValueError):
@@ -36,11 +37,17 @@ def load_wav(path: str | Path, target_sr: int, min_sr: int = 16000) -> mx.array:
         (1, s) float32; the mean over channels, peak not normalised.
 
     Raises:
-        AudioError: unreadable, empty, not finite, or below `min_sr`.
+        AudioError: unreadable, empty, not finite, longer than `MAX_SAMPLES`, or below `min_sr`.
     """
     try:
-        speech, sample_rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
+        with soundfile.SoundFile(str(path)) as file:
+            # A few bytes of flac or ogg can hold hours of silence.
+            if file.frames * file.channels > MAX_SAMPLES:
+                raise AudioError(f"{path}: {file.frames} samples in {file.channels} channels; cut it")
+            speech, sample_rate = file.read(dtype="float32", always_2d=True), file.samplerate
+    except AudioError:
+        raise
+    except (OSError, RuntimeError, MemoryError) as error:
         raise AudioError(
             f"{path}: cannot be read as audio ({_one_line(error)}); give a wav, flac or ogg file"
         ) from None

@@ -1,0 +1,98 @@
+"""Files of strangers: known bad ones, a short run of the fuzzer over every reader, and the fuzzer's own eyes."""
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from parity_tests.harness import fuzz
+from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
+from port.frontend.audio import AudioError, load_wav
+
+pytestmark = pytest.mark.meta
+CORPUS = Path(__file__).parent / "data" / "damaged"
+INPUTS = 60
+BY_NAME = {reader.name: reader for reader in READERS}
+
+
+def broken(name, read):
+    """A reader with a fault, for the fuzzer to find."""
+    return Reader(name, "x", lambda folder: (folder / "x").write_bytes(b"valid"), read)
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*/*")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_known_damage_is_refused_or_read(path, tmp_path):
+    """Each of these once ended in a traceback, or stands for one kind of refusal."""
+    reader = BY_NAME[path.parent.name]
+    reader.write(tmp_path)
+    (tmp_path / reader.file).write_bytes(path.read_bytes())
+    assert fuzz.attempt(reader, tmp_path)[0] == ("read" if path.stem.startswith("read") else "refused")
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
+def test_a_short_run(reader, tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz.signal, "alarm", lambda seconds: 0)  # pytest has a clock of its own
+    fuzz.work(reader, tmp_path, seconds=30, inputs=INPUTS, seed=time.time_ns())
+    read, refused = map(int, (tmp_path / fuzz.TALLY).read_text().split())
+    assert read + refused == INPUTS
+    assert refused
+
+
+def test_a_wrong_exception_is_found(tmp_path):
+    def read(folder):
+        return {b"valid": 1}[(folder / "x").read_bytes()]
+
+    with pytest.raises(KeyError):
+        fuzz.work(broken("keys", read), tmp_path, seconds=10, inputs=100, seed=0)
+    assert (tmp_path / fuzz.FAILURE).read_text().startswith("KeyError")
+    assert (tmp_path / fuzz.CURRENT).read_bytes() != b"valid"
+
+
+def test_a_refusal_of_two_lines_is_found(tmp_path):
+    def read(folder):
+        if (folder / "x").read_bytes() != b"valid":
+            raise REFUSALS[0]("one\ntwo")
+
+    with pytest.raises(AssertionError, match="more than one line"):
+        fuzz.work(broken("lines", read), tmp_path, seconds=10, inputs=100, seed=0)
+
+
+def test_growth_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "MEMORY_LIMIT", 64 << 20)
+    held = []
+
+    def read(folder):
+        if (folder / "x").read_bytes() != b"valid":
+            held.append(np.ones(4 << 20))  # 32 MiB
+
+    with pytest.raises(SystemExit):
+        fuzz.work(broken("growth", read), tmp_path, seconds=10, inputs=100, seed=0)
+    assert "grew by" in (tmp_path / fuzz.FAILURE).read_text()
+
+
+def test_a_death_and_a_hang_are_told(monkeypatch, tmp_path):
+    reader = BY_NAME["manifest"]
+    for code, said in ((-11, "died of SIGSEGV"), (-14, "no answer within")):
+        done = type("Done", (), dict(returncode=code, stderr=""))
+        monkeypatch.setattr(fuzz.subprocess, "run", lambda *_, done=done, **__: done)
+        assert said in fuzz.fuzz(reader, 1, 1, 0)[2]
+
+
+def test_damage_is_repeatable_and_changes_something():
+    data = bytes(range(256)) * 4
+    made = [fuzz.damage(data, random.Random(seed)) for seed in range(50)]
+    assert made == [fuzz.damage(data, random.Random(seed)) for seed in range(50)]
+    assert sum(one != data for one in made) > 40
+
+
+def test_compressed_hours_of_silence_are_not_unpacked(tmp_path):
+    path = tmp_path / "silence.flac"
+    with soundfile.SoundFile(path, "w", 48000, channels=8, subtype="PCM_16") as file:
+        for _ in range(180):
+            file.write(np.zeros((48000, 8), np.int16))
+    assert path.stat().st_size < 1 << 20
+    with pytest.raises(AudioError, match="cut it"):
+        load_wav(path, 16000)
