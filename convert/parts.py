@@ -10,6 +10,7 @@ from convert.checkpoint import StateDict, read_state_dict
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from port.storage import read_json
 
 Weights = StateDict | OnnxWeights
 
@@ -30,3 +31,19 @@ PARTS = (
     Part("hift", "hift.pt", read_state_dict),
     Part("llm", "llm.pt", read_state_dict),
 )
+LLM_FILES = {"base": "llm.pt", "rl": "llm.rl.pt"}  # the second is the first after reinforcement learning
+
+
+def official_parts(llm: str = "base") -> tuple[Part, ...]:
+    """`PARTS` with one of the two language models."""
+    return tuple(part._replace(file=LLM_FILES[llm]) if part.name == "llm" else part for part in PARTS)
+
+
+def converted_parts(folder: Path) -> tuple[Part, ...]:
+    """The parts that a converted folder was made from, as its config.json says.
+
+    Raises:
+        WeightsError: it cannot be read.
+    """
+    provenance = read_json(folder / "config.json").get("provenance", {})
+    return official_parts("rl" if LLM_FILES["rl"] in provenance.get("sha256", {}) else "base")

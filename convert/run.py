@@ -10,14 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import re
-import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +23,27 @@ from tqdm import tqdm
 
 from convert.audit import Audit, AuditError, SourceFile, port_shapes, prove
 from convert.checkpoint import CheckpointError, StateDict, sha256
-from convert.mapping import ConversionError, Step, plan
-from convert.official import (
-    QWEN_FILE,
-    TOKENIZER_FILE,
-    TOKENIZER_FOLDER,
-    VOCABULARY_FILES,
-    YAML_FILE,
-    text_config,
-    with_front_end,
+from convert.hub import (
+    RELEASE,
+    TEXT_FILES,
+    Source,
+    UsageError,
+    check_digests,
+    differences,
+    find_source,
+    needed_files,
+    require_space,
 )
-from convert.parts import PARTS, Weights
+from convert.mapping import ConversionError, Step, plan
+from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
+from convert.partial import MARK, beside, clear_leftover, refuse_existing
+from convert.parts import LLM_FILES, Part, Weights, official_parts
 from port.config import ConfigError, CosyVoice3Config
 from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
-FILES = {part.name: part.file for part in PARTS}
-TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 AUDIT_FILE = "audit.json"
 PASSED = ("PASS", "SKIP", "XFAIL")
 
@@ -54,24 +51,11 @@ Row = Mapping[str, Any]
 ParityCheck = Callable[[Path, Path], Sequence[Row]]
 
 
-class UsageError(ValueError):
-    """Arguments that cannot work."""
-
-
 class ParityError(ValueError):
     """Written files that do not do what the source does."""
 
 
 REFUSALS = (CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError)
-
-
-@dataclass(frozen=True)
-class Source:
-    """An official checkpoint folder on this machine, and how it was asked for."""
-
-    folder: Path
-    name: str
-    revision: str | None = None
 
 
 def parity_check(source: Path, folder: Path) -> Sequence[Row]:
@@ -100,9 +84,8 @@ def convert_folder(
         UsageError: `out` exists.
         CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError: one line.
     """
-    if out.exists() or out.is_symlink():
-        raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
-    for file in (*TEXT_FILES, *FILES.values()):
+    refuse_existing(out)
+    for file in needed_files(source.llm):
         if not (source.folder / file).is_file():
             raise CheckpointError(f"{source.folder / file}: not found")
     config = text_config(source.folder)
@@ -112,30 +95,38 @@ def convert_folder(
             f"{source.folder / TOKENIZER_FOLDER}: a vocabulary of {len(tokenizer)} does not fit the language model's "
             f"{config.llm.qwen2.vocab_size} rows"
         )
-    opened = {part.name: part.read(source.folder / part.file) for part in PARTS}
+    parts = official_parts(source.llm)
+    opened = {part.name: part.read(source.folder / part.file) for part in parts}
     config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
     parameters = port_shapes(config)
     shapes = {part: held.shapes for part, held in opened.items()}
     audit = prove(shapes, plans, parameters)
-    audit = replace(audit, files=describe_files(source.folder, opened))
-    with _beside(out) as partial:
+    audit = replace(audit, files=describe_files(source, parts, opened))
+    require_space({"to write": (out, 4 * audit.parameter_elements)})
+    with beside(out) as partial:
         _write(partial, opened, plans, config, parameters, max_shard_bytes)
         check(read_headers(partial), parameters, partial)
         tokenizer.save(partial)
         hashes = {file.name: file.sha256 for file in audit.files.values()}
         save_config(partial, config, {"source": source.name, "revision": source.revision, "sha256": hashes})
         rows = _compare(parity or parity_check, source.folder, partial)
-        report = {**audit.to_dict(), "verdict": audit.verdict, "parity": [dict(row) for row in rows]}
-        (partial / AUDIT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         _require_parity(rows)
+        written = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != MARK}
+        report = {**audit.to_dict(), "verdict": audit.verdict, "parity": [dict(row) for row in rows]}
+        report["written"] = written
+        (partial / AUDIT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return audit, rows
 
 
-def describe_files(folder: Path, opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
-    """Sizes and hashes of everything that was read, weights by part and text files by name."""
-    files = {}
-    for part in tqdm(PARTS, desc="sha256", unit="file", file=sys.stderr, disable=None):
+def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
+    """Sizes and hashes of everything that was read, weights by part and text files by name.
+
+    Raises:
+        CheckpointError: a file that is not the published one.
+    """
+    folder, files = source.folder, {}
+    for part in tqdm(parts, desc="sha256", unit="file", file=sys.stderr, disable=None):
         path, held = folder / part.file, opened[part.name]
         elements = sum(map(math.prod, held.shapes.values())) - (held.shared if isinstance(held, StateDict) else 0)
         size = path.stat().st_size
@@ -143,6 +134,7 @@ def describe_files(folder: Path, opened: Mapping[str, Weights]) -> dict[str, Sou
     for name in TEXT_FILES:
         path = folder / name
         files[name] = SourceFile(name, sha256(path), path.stat().st_size, 0, 0)
+    check_digests(source, {file.name: file.sha256 for file in files.values()})
     return files
 
 
@@ -184,59 +176,6 @@ def _require_parity(rows: Sequence[Row]) -> None:
         raise ParityError("parity: nothing was compared")
 
 
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out` that takes its name at the end, or goes away with the parents made for it."""
-    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{out.name}.partial-", dir=out.parent))
-    except OSError as error:
-        raise UsageError(f"{out.parent}: cannot be written to ({error.strerror or error})") from None
-    try:
-        yield partial
-        partial.chmod(0o777 & ~_umask())
-        partial.rename(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        for parent in made:
-            if parent.exists() and not any(parent.iterdir()):
-                parent.rmdir()
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def find_source(hf_path: str, revision: str | None = None) -> Source:
-    """A local folder as it is; otherwise a hub id, of which just the needed files are fetched.
-
-    Raises:
-        UsageError: neither a folder nor a hub id, or a revision of a folder.
-        CheckpointError: the hub does not give the files.
-    """
-    folder = Path(hf_path)
-    if folder.is_dir():
-        if revision:
-            raise UsageError(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
-        return Source(folder, hf_path)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", hf_path):
-        raise UsageError(f"{hf_path}: neither a folder nor a hub id such as FunAudioLLM/Fun-CosyVoice3-0.5B-2512")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = [*FILES.values(), *TEXT_FILES]
-        fetched = Path(snapshot_download(hf_path, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{hf_path}: not a folder here, and the hub answers: {reason[0][:200]}") from None
-    return Source(fetched, hf_path, fetched.name)  # a snapshot folder is named after its commit
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="convert/run.py", description="Convert an official CosyVoice 3 checkpoint to a verified MLX folder."
@@ -245,19 +184,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mlx-path", required=True, type=Path, metavar="OUT", help="folder to write; must not exist")
     parser.add_argument("--dtype", choices=["float32"], default="float32", help="dtype of the written weights")
     parser.add_argument("--device", default="auto", choices=DEVICES, help="where the written files are compared")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of a hub id")
+    parser.add_argument(
+        "--revision", metavar="R", help=f"branch, tag or commit of a hub id ({RELEASE.repo}: {RELEASE.revision[:8]})"
+    )
+    parser.add_argument("--llm", choices=LLM_FILES, default="base", help="language model: llm.pt, or rl for llm.rl.pt")
     options = parser.parse_args(arguments)
     try:
-        if options.mlx_path.exists():
-            raise UsageError(f"{options.mlx_path}: exists already; remove it or choose another --mlx-path")
+        refuse_existing(options.mlx_path)
+        clear_leftover(options.mlx_path)
         _choose(options.device)
-        audit, rows = convert_folder(find_source(options.hf_path, options.revision), options.mlx_path)
+        source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path)
+        audit, rows = convert_folder(source, options.mlx_path)
     except UsageError as error:
         return _say(error, 2)
     except (*REFUSALS, OSError) as error:
         return _say(error, 1)
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 1)
+    for line in differences(source, {file.name: file.sha256 for file in audit.files.values()}):
+        print(f"note: {line}")
     passed = sum(row["status"] == "PASS" for row in rows)
     print(f"{options.mlx_path}: {audit.verdict}; parity {passed} of {len(rows)} checkpoints pass")
     return 0

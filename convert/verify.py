@@ -15,7 +15,7 @@ import mlx.core as mx
 from tqdm import tqdm
 
 from convert.official import load_config
-from convert.parts import PARTS
+from convert.parts import converted_parts
 from parity_tests.harness.chain import walk
 from parity_tests.harness.judge import Row
 from parity_tests.harness.models import Models, attribute, shallow
@@ -36,7 +36,7 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
         One row for each checkpoint: `checkpoint`, `kind`, `status`, `ratio`, `message`.
     """
     config = shallow(load_config(source), DEPTH)
-    plans, parts = walks(config), {attribute(part): part for part in PARTS}
+    plans, parts = walks(config), {attribute(part): part for part in converted_parts(folder)}
     rows = []
     for name in tqdm(WALKS, desc="verify", unit="part", file=sys.stderr, disable=None):
         models = Models.load_part(source, folder, parts[plans[name].stage], config)

@@ -19,6 +19,7 @@ import torch
 from convert import run
 from convert.audit import AuditError, port_shapes, prove
 from convert.checkpoint import CheckpointError, StateDict, Tagged, read_state_dict, read_yaml
+from convert.hub import needed_files
 from convert.mapping import ConversionError, convert, plan
 from convert.official import (
     dit_config,
@@ -36,7 +37,7 @@ from reference.vocoder.generator import CausalHiFTGenerator
 
 pytestmark = pytest.mark.meta
 
-FILES = (*run.FILES.values(), *run.TEXT_FILES)
+FILES = needed_files()
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT.parent / "shared" / "facts" / "realsize_keys.json"
 OFFICIAL = ROOT.parent / "shared" / "official"
@@ -620,20 +621,6 @@ def test_runs_as_a_script_and_as_a_module(tmp_path, how):
     assert done.stderr.startswith("convert: ")
     assert "exists already" in done.stderr
     assert subprocess.run(call[:-2], cwd=ROOT, capture_output=True).returncode == 2
-
-
-def test_hub_id_fetches_the_needed_files_only(official, monkeypatch):
-    asked = {}
-
-    def snapshot_download(repo, revision, allow_patterns):
-        asked.update(repo=repo, revision=revision, patterns=allow_patterns)
-        return str(official)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    source = run.find_source("someone/CosyVoice3", "abc")
-    assert (source.name, source.folder) == ("someone/CosyVoice3", official)
-    assert asked["revision"] == "abc"
-    assert sorted(asked["patterns"]) == sorted(FILES)
 
 
 def test_revision_of_a_folder_is_a_usage_error(official):

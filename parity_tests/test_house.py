@@ -22,6 +22,7 @@ ONE_SIDED = {
         "ops.py": "back ends of a convolution for kinds of device",
         "strict.py": "dataclasses from untrusted JSON",
         "storage.py": "safetensors on disk",
+        "hub.py": "converted folders from the hub",
         "speakers.py": "saved voices on disk, both sides use it",
         "weights.py": "a converted folder on disk",
         "__main__.py": "the command line",

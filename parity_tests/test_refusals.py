@@ -108,8 +108,9 @@ def test_folders_that_are_no_converted_model(parity, tmp_path):
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     def refuse(*args, **options):
-        raise OSError("no route\nto host")
+        raise ConnectionError("no route\nto host")
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
-    with pytest.raises(WeightsError, match=r"the hub answers: no route$"):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    monkeypatch.setattr("port.hub.in_cache", lambda *_: None)
+    with pytest.raises(WeightsError, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
         CosyVoice3.from_pretrained("someone/some-model")

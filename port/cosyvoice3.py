@@ -18,7 +18,6 @@ What the networks get of a prompt (LM: language model, flow: flow decoder):
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,13 +30,10 @@ from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.special_tokens import END_OF_PROMPT
 from .frontend.text import load_normalizer
 from .frontend.tokenizer import CosyVoice3Tokenizer
+from .hub import find_folder
 from .llm.sampling import SeededDraws
 from .model import CosyVoice3Model
 from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
-from .storage import WeightsError
-
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors")
 
 Speech = Iterator[dict[str, mx.array]]
 Wav = str | Path
@@ -87,7 +83,7 @@ class CosyVoice3:
         Raises:
             WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
         """
-        folder = _find_folder(str(path_or_hf_repo), revision)
+        folder = find_folder(str(path_or_hf_repo), revision)
         model = weights.load(folder, lazy)
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
@@ -266,22 +262,3 @@ def _require_end_of_prompt(text: str) -> None:
             f"no {END_OF_PROMPT} in the prompt text or the text; CosyVoice 3 needs an instruction that ends with it, "
             f"such as 'You are a helpful assistant.{END_OF_PROMPT}'"
         )
-
-
-def _find_folder(path_or_hf_repo: str, revision: str | None) -> Path:
-    """A folder here as it is, otherwise the hub's."""
-    folder = Path(path_or_hf_repo)
-    if folder.is_dir():
-        if revision:
-            raise WeightsError(f"revision {revision}: {folder} is a folder here and has no revisions")
-        return folder
-    if folder.exists() or not HUB_ID.fullmatch(path_or_hf_repo):
-        raise WeightsError(f"{path_or_hf_repo}: no such folder; give one written by convert/run.py, or a hub id")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path_or_hf_repo, revision=revision, allow_patterns=list(HUB_FILES)))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path_or_hf_repo}: no folder here, and the hub answers: {reason:.200}") from None

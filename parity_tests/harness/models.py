@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from convert.mapping import PORT_ROOT
 from convert.official import load_config
-from convert.parts import PARTS, Part
+from convert.parts import Part, converted_parts
 from port import weights
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model as PortModel
@@ -77,7 +77,7 @@ class Models:
         """
         config = load_config(source)
         single = ReferenceModel(config)
-        for part in PARTS:
+        for part in converted_parts(folder):
             fill(single.get_submodule(attribute(part)), part, source)
         single.eval()
         double = copy.deepcopy(single).double()

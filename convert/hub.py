@@ -1,0 +1,244 @@
+"""The official checkpoint: its files, their sizes and hashes, and how it gets from the hub to this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from convert.checkpoint import CheckpointError
+from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
+from convert.parts import official_parts
+from port import hub
+
+TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
+
+
+class UsageError(ValueError):
+    """Arguments that cannot work."""
+
+
+class Known(NamedTuple):
+    """A published file: its size, and its sha256 (64 digits) or, of a small file, its git blob id (40 digits)."""
+
+    bytes: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """One commit of a repository whose files are known."""
+
+    repo: str
+    revision: str
+    files: Mapping[str, Known]
+
+
+RELEASE = Release(
+    "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
+    "29e01c4e8d000f4bcd70751be16fa94bf3d85a18",
+    {
+        "cosyvoice3.yaml": Known(6_934, "2eda7e5007d99f6b17fbe7bd751cf54e3cde29ea"),
+        "llm.pt": Known(2_024_669_519, "69f43bd545131c30e98947fb360ea8b4dc9916d8e83dded7757c7ea4f5a24970"),
+        "llm.rl.pt": Known(2_024_682_701, "74d34b01a80c7154670ae75ac372d1b1712c78bceae9f467eb9f1f6f61ec764f"),
+        "flow.pt": Known(1_329_116_148, "a6fab32a7825e5b0bc855ddd948f8db9370b0a786fbc249caa4595e95b608e4b"),
+        "hift.pt": Known(83_202_622, "b279d7641eb97ae55b3b540cfba4f953c26492a2df758328a89a4d007ab87a65"),
+        "campplus.onnx": Known(28_303_423, "a6ac6a63997761ae2997373e2ee1c47040854b4b759ea41ec48e4e42df0f4d73"),
+        "speech_tokenizer_v3.onnx": Known(
+            969_451_503, "23236a74175dbdda47afc66dbadd5bcb41303c467a57c261cb8539ad9db9208d"
+        ),
+        "CosyVoice-BlankEN/config.json": Known(659, "463b055262b6c66c4629a74a4b300bfe2ed31d3c"),
+        "CosyVoice-BlankEN/tokenizer_config.json": Known(1_287, "ff55d7b9eb1384e5d4d7e75dc0f564c1a8833d6e"),
+        "CosyVoice-BlankEN/vocab.json": Known(2_776_833, "4783fe10ac3adce15ac8f358ef5462739852c569"),
+        "CosyVoice-BlankEN/merges.txt": Known(1_402_109, "90d3d82d027eadcc6a5e77c38eb82d43fc51b53b"),
+    },
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An official checkpoint folder on this machine, and how it was asked for.
+
+    Args:
+        folder: where the files are.
+        name: folder or hub id as given.
+        revision: commit on the hub.
+        llm: `base` for llm.pt, `rl` for llm.rl.pt.
+        digests: of files that must have them; see `Known`.
+    """
+
+    folder: Path
+    name: str
+    revision: str | None = None
+    llm: str = "base"
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+
+def needed_files(llm: str = "base") -> tuple[str, ...]:
+    """What a conversion reads, about 4.4 GB of the 9.9 GB that the repository holds."""
+    return (*(part.file for part in official_parts(llm)), *TEXT_FILES)
+
+
+def find_source(hf_path: str, revision: str | None = None, llm: str = "base", out: Path | None = None) -> Source:
+    """A local folder as it is; otherwise a hub id, of which just the needed files are fetched.
+
+    Args:
+        hf_path: folder or hub id.
+        revision: branch, tag or commit of a hub id; `RELEASE.revision` of the official one and `main` of others when
+            None.
+        llm: see `Source`.
+        out: where the conversion will go; the disk must have room for both. None checks the download's alone.
+
+    Raises:
+        UsageError: neither a folder nor a hub id, or a revision of a folder.
+        CheckpointError, HubError: files that the hub does not give, that are not the known ones, or too little disk.
+    """
+    folder = Path(hf_path)
+    if folder.is_dir():
+        if revision:
+            raise UsageError(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
+        return Source(folder, hf_path, None, llm)
+    if folder.exists() or not hub.ID.fullmatch(hf_path):
+        raise UsageError(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}")
+    if revision is None and hf_path == RELEASE.repo:
+        revision = RELEASE.revision
+    files = needed_files(llm)
+    known = RELEASE.files if (hf_path, revision) == (RELEASE.repo, RELEASE.revision) else {}
+    fixed = revision is not None and hub.COMMIT.fullmatch(revision)
+    folder = (hub.in_cache(hf_path, revision, files) if fixed else None) or _download(
+        hf_path, revision, files, out, known
+    )
+    _check_sizes(folder, {name: known[name].bytes for name in files if name in known})
+    digests = {name: known[name].digest if name in known else _cached_digest(folder / name) for name in files}
+    return Source(folder, hf_path, folder.name, llm, {name: digest for name, digest in digests.items() if digest})
+
+
+def _download(
+    repo: str, revision: str | None, files: Sequence[str], out: Path | None, known: Mapping[str, Known]
+) -> Path:
+    try:
+        listing = hub.look_up(repo, revision)
+    except hub.UnreachableError as error:
+        if held := hub.in_cache(repo, revision, files):
+            return held
+        raise CheckpointError(f"{error}, and the cache does not hold all that a conversion needs") from None
+    if missing := [name for name in files if name not in listing.sizes]:
+        raise CheckpointError(
+            f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint"
+        )
+    sizes = {name: listing.sizes[name] or 0 for name in files}
+    for name in known.keys() & sizes.keys():
+        _compare_sizes(f"{repo}: {name}", sizes[name], known[name].bytes)
+    require_space(
+        {
+            "to download": (_cache_folder(), _bytes_to_come(repo, listing, files)),
+            "to write": (out, sum(sizes.values()) if out else 0),
+        }
+    )
+    return hub.fetch(repo, revision, files)
+
+
+def _bytes_to_come(repo: str, listing: hub.Listing, files: Iterable[str]) -> int:
+    """Bytes that neither the cache nor an interrupted download holds."""
+    from huggingface_hub import file_download, try_to_load_from_cache
+
+    blobs = _cache_folder() / file_download.repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    total = 0
+    for name in files:
+        if not isinstance(try_to_load_from_cache(repo, name, revision=listing.commit), str):
+            begun = blobs / f"{listing.digests[name]}.incomplete"
+            total += max((listing.sizes[name] or 0) - (begun.stat().st_size if begun.is_file() else 0), 0)
+    return total
+
+
+def _cache_folder() -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def require_space(needs: Mapping[str, tuple[Path | None, int]]) -> None:
+    """Refuse before anything is written what the disks cannot hold.
+
+    Args:
+        needs: for each purpose a folder that need not exist yet, and bytes.
+
+    Raises:
+        CheckpointError: naming what is needed and what is free.
+    """
+    disks: dict[int, list[tuple[str, Path, int]]] = {}
+    for purpose, (folder, count) in needs.items():
+        if folder is not None and count:
+            there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+            disks.setdefault(there.stat().st_dev, []).append((purpose, there, count))
+    for wanted in disks.values():
+        total, free = sum(count for *_, count in wanted), shutil.disk_usage(wanted[0][1]).free
+        if total > free:
+            parts = ", ".join(f"{_size(count)} {purpose}" for purpose, _, count in wanted)
+            raise CheckpointError(
+                f"{wanted[0][1]}: too little disk: {_size(total)} needed ({parts}), {_size(free)} free"
+            )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        _compare_sizes(f"{folder / name}", (folder / name).stat().st_size, size)
+
+
+def _compare_sizes(where: str, found: int, wanted: int) -> None:
+    if found != wanted:
+        raise CheckpointError(f"{where}: {found} bytes, the published file has {wanted}")
+
+
+def _cached_digest(path: Path) -> str | None:
+    """What the hub said a file's digest is: the cache names its files after it."""
+    name = path.resolve().name
+    return name if len(name) in (40, 64) and set(name) <= set("0123456789abcdef") else None
+
+
+def check_digests(source: Source, hashes: Mapping[str, str]) -> None:
+    """Hold the files that were read against what is known of them.
+
+    Args:
+        source: with its `digests`.
+        hashes: sha256 by file.
+
+    Raises:
+        CheckpointError: a file that is another one than the published.
+    """
+    for name, wanted in source.digests.items():
+        path = source.folder / name
+        if (found := digest_like(wanted, path, hashes[name])) != wanted:
+            raise CheckpointError(
+                f"{path}: its digest is {found}, the published file's is {wanted}; "
+                f"remove {path.resolve()} and run again"
+            )
+
+
+def digest_like(known: str, path: Path, sha256: str) -> str:
+    """Digest of a file, of the kind that `known` is; see `Known`."""
+    return sha256 if len(known) == len(sha256) else git_blob_id(path)
+
+
+def git_blob_id(path: Path) -> str:
+    """SHA-1 under which git, and the hub, keep a small file."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def differences(source: Source, hashes: Mapping[str, str]) -> list[str]:
+    """For a checkpoint from the hub: one line for each file that is not `RELEASE`'s, with the sha256 that was found."""
+    if source.revision is None:
+        return []
+    lines = []
+    for name, known in RELEASE.files.items():
+        if name in hashes and digest_like(known.digest, source.folder / name, hashes[name]) != known.digest:
+            lines.append(f"{name} is not the one of {RELEASE.repo} at {RELEASE.revision[:8]}: sha256 {hashes[name]}")
+    return lines

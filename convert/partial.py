@@ -1,0 +1,97 @@
+"""A folder that appears complete or not at all, even when the process is killed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convert.hub import UsageError
+
+MARK = ".converting"  # in a folder that is being written, locked as long as its writer lives
+
+
+def partial_folder(out: Path) -> Path:
+    """Where `out` is written until it is complete."""
+    return out.with_name(f"{out.name}.partial")
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises:
+    UsageError: `out` exists.
+    """
+    if out.exists() or out.is_symlink():
+        raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
+
+
+def clear_leftover(out: Path) -> None:
+    """Remove what a killed conversion to `out` left behind.
+
+    Raises:
+        UsageError: another conversion is writing it, or it is no leftover.
+    """
+    partial = partial_folder(out)
+    if not partial.exists() and not partial.is_symlink():
+        return
+    if partial.is_symlink() or not partial.is_dir() or (any(partial.iterdir()) and not (partial / MARK).is_file()):
+        raise UsageError(f"{partial}: is in the way and not left by a conversion; move it or choose another --mlx-path")
+    if (partial / MARK).exists():
+        with (partial / MARK).open("rb") as mark:
+            _lock(mark.fileno(), partial)
+            shutil.rmtree(partial)
+    else:
+        partial.rmdir()
+
+
+def _lock(descriptor: int, partial: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UsageError(
+            f"{partial}: another conversion is writing it; wait for it or choose another --mlx-path"
+        ) from None
+
+
+@contextmanager
+def beside(out: Path) -> Iterator[Path]:
+    """A fresh folder beside `out` that takes its name at the end, or goes away with the parents made for it.
+
+    Raises:
+        UsageError: `out` exists, or nothing can be written there.
+    """
+    refuse_existing(out)
+    clear_leftover(out)
+    partial = partial_folder(out)
+    made = [parent for parent in (out.parent, *out.parent.parents) if not parent.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        mark = (partial / MARK).open("wb")
+        _lock(mark.fileno(), partial)
+    except OSError as error:
+        raise UsageError(f"{out.parent}: cannot be written to ({error.strerror or error})") from None
+    try:
+        with mark:
+            yield partial
+            _to_disk(partial)
+            (partial / MARK).unlink()
+            partial.rename(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            if parent.exists() and not any(parent.iterdir()):
+                parent.rmdir()
+        raise
+
+
+def _to_disk(folder: Path) -> None:
+    """Write out what the system still holds in memory: after a power cut the name must stand for whole files."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

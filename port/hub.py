@@ -1,0 +1,167 @@
+"""Folders from the Hugging Face hub: a commit, the files wanted of it, and one line for whatever goes wrong.
+
+The cache is huggingface_hub's own; what is in it needs no network. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and a
+stored login work as they do everywhere. No message repeats what the hub sent, so that none can hold a token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from .storage import INDEX_FILE, WeightsError
+
+ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT = re.compile(r"[0-9a-f]{40}")
+ATTEMPTS = 5  # of a download whose connection breaks; each goes on where the last one stopped
+
+
+class HubError(WeightsError):
+    """A repository that cannot be used; one line."""
+
+
+class UnreachableError(HubError):
+    """No network, or offline mode."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at one commit.
+
+    Args:
+        commit: 40 hexadecimal digits.
+        sizes: bytes of each file, None where the hub does not say.
+        digests: sha256 of a large file, git's blob id of a small one.
+    """
+
+    commit: str
+    sizes: Mapping[str, int | None]
+    digests: Mapping[str, str | None]
+
+
+def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
+    """A folder here as it is, otherwise the converted model in a hub repository.
+
+    Args:
+        revision: branch, tag or commit of a hub id; the main branch when None.
+
+    Raises:
+        WeightsError: neither a folder nor a hub id, a revision of a folder, or whatever the hub refuses.
+    """
+    folder = Path(path_or_hf_repo)
+    if folder.is_dir():
+        if revision:
+            raise WeightsError(f"revision {revision}: {folder} is a folder here and has no revisions")
+        return folder
+    if folder.exists() or not ID.fullmatch(path_or_hf_repo):
+        raise WeightsError(f"{path_or_hf_repo}: no such folder; give one written by convert/run.py, or a hub id")
+    try:
+        names = look_up(path_or_hf_repo, revision).sizes
+    except UnreachableError as error:
+        if held := in_cache(path_or_hf_repo, revision):
+            return held
+        raise HubError(f"{error}, and the cache does not hold it") from None
+    files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
+    if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
+        raise HubError(f"{path_or_hf_repo}: holds no converted model; make one by convert/run.py --hf-path")
+    return fetch(path_or_hf_repo, revision, files)
+
+
+def look_up(repo: str, revision: str | None) -> Listing:
+    """Ask the hub what a revision holds.
+
+    Raises:
+        UnreachableError: no network, or offline mode.
+        HubError: no such repository or revision, no access, or an answer that is none.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
+    except Exception as error:
+        raise _explained(error, repo, revision) from None
+    files = info.siblings or []
+    return Listing(
+        str(info.sha),
+        {file.rfilename: file.size for file in files},
+        {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in files},
+    )
+
+
+def in_cache(repo: str, revision: str | None, files: Iterable[str] = ()) -> Path | None:
+    """The folder of a revision in the cache if it holds all `files`; None otherwise. Uses no network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if all((folder / file).is_file() for file in files) else None
+
+
+def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
+    """Download what the cache lacks, with progress bars; parts of files left by an earlier try are gone on with.
+
+    Returns:
+        Folder of the snapshot, named after its commit.
+
+    Raises:
+        HubError: as for `look_up`, or the disk is full.
+    """
+    from huggingface_hub import snapshot_download
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=[escape(file) for file in files]))
+        except Exception as error:
+            explained = _explained(error, repo, revision)
+            if attempt == ATTEMPTS or not isinstance(explained, UnreachableError):
+                raise explained from None
+    raise AssertionError
+
+
+def _explained(error: Exception, repo: str, revision: str | None) -> HubError:
+    """The one line for an error of huggingface_hub or of the network below it; any other error is raised again."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    login = "log in with `hf auth login`"
+    match error:
+        case errors.GatedRepoError():
+            return HubError(f"{repo}: its authors ask for consent; give it on the repository's page, then {login}")
+        case errors.RepositoryNotFoundError():
+            return HubError(f"{repo}: the hub has no such repository, or it is private; check the name, or {login}")
+        case errors.RevisionNotFoundError():
+            return HubError(f"{repo}: has no revision {revision or 'main'!r:.80}; give a branch, a tag or a commit")
+        case errors.HFValidationError():
+            return HubError(f"{repo}: is not a name that a repository can have")
+        case errors.OfflineModeIsEnabled():
+            return UnreachableError(f"{repo}: HF_HUB_OFFLINE forbids to ask the hub")
+        case errors.LocalEntryNotFoundError():
+            return UnreachableError(f"{repo}: the hub cannot be reached")
+        case errors.EntryNotFoundError():
+            return HubError(f"{repo}: a listed file is not there; try again, or choose another revision")
+    if status in (401, 403):
+        return HubError(f"{repo}: the hub refuses access (HTTP {status}); {login} as someone who has it")
+    if status is not None:
+        return HubError(f"{repo}: the hub answers HTTP {status}; try again later")
+    if _of_network(error):
+        return UnreachableError(f"{repo}: the hub cannot be reached ({type(error).__name__})")
+    if isinstance(error, OSError):
+        what = error.strerror or ("a file arrived with another size" if "Consistency" in str(error) else "I/O error")
+        return HubError(f"{repo}: not downloaded ({what}); run again to go on")
+    raise error
+
+
+def _of_network(error: Any) -> bool:
+    """huggingface_hub below 1.0 raises what requests raises, later ones what httpx raises."""
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in (
+        "requests",
+        "httpx",
+        "urllib3",
+    )
