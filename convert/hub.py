@@ -233,12 +233,31 @@ def git_blob_id(path: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def identity(source: Source, hashes: Mapping[str, str]) -> tuple[str, str | None]:
+    """Name and commit of what was converted: a folder that holds the release's files is the release.
+
+    A folder's path is nobody's business but its owner's: of any other folder only its name is kept.
+    """
+    if source.revision is None and not differing(source, hashes):
+        return RELEASE.repo, RELEASE.revision
+    return (source.name if source.revision else source.folder.resolve().name), source.revision
+
+
+def differing(source: Source, hashes: Mapping[str, str]) -> list[str]:
+    """The files of a source that are not `RELEASE`'s."""
+    return [
+        name
+        for name, found in hashes.items()
+        if name not in RELEASE.files
+        or digest_like(RELEASE.files[name].digest, source.folder / name, found) != RELEASE.files[name].digest
+    ]
+
+
 def differences(source: Source, hashes: Mapping[str, str]) -> list[str]:
     """For a checkpoint from the hub: one line for each file that is not `RELEASE`'s, with the sha256 that was found."""
     if source.revision is None:
         return []
-    lines = []
-    for name, known in RELEASE.files.items():
-        if name in hashes and digest_like(known.digest, source.folder / name, hashes[name]) != known.digest:
-            lines.append(f"{name} is not the one of {RELEASE.repo} at {RELEASE.revision[:8]}: sha256 {hashes[name]}")
-    return lines
+    return [
+        f"{name} is not the one of {RELEASE.repo} at {RELEASE.revision[:8]}: sha256 {hashes[name]}"
+        for name in differing(source, hashes)
+    ]

@@ -31,6 +31,7 @@ from convert.hub import (
     check_digests,
     differences,
     find_source,
+    identity,
     needed_files,
     require_space,
 )
@@ -41,6 +42,7 @@ from convert.parts import LLM_FILES, Part, Weights, official_parts
 from port.config import ConfigError, CosyVoice3Config
 from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
+from port.hub import ID
 from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
@@ -109,7 +111,8 @@ def convert_folder(
         check(read_headers(partial), parameters, partial)
         tokenizer.save(partial)
         hashes = {file.name: file.sha256 for file in audit.files.values()}
-        save_config(partial, config, {"source": source.name, "revision": source.revision, "sha256": hashes})
+        name, revision = identity(source, hashes)
+        save_config(partial, config, {"source": name, "revision": revision, "sha256": hashes})
         rows = _compare(parity or parity_check, source.folder, partial)
         _require_parity(rows)
         written = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != MARK}
@@ -187,12 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--revision", metavar="R", help=f"branch, tag or commit of a hub id ({RELEASE.repo}: {RELEASE.revision[:8]})"
     )
+    parser.add_argument("--upload-repo", metavar="NAME", help="hub id to publish the verified folder under")
     parser.add_argument("--llm", choices=LLM_FILES, default="base", help="language model: llm.pt, or rl for llm.rl.pt")
     options = parser.parse_args(arguments)
     try:
         refuse_existing(options.mlx_path)
         clear_leftover(options.mlx_path)
         _choose(options.device)
+        if options.upload_repo and not ID.fullmatch(options.upload_repo):
+            raise UsageError(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
         source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path)
         audit, rows = convert_folder(source, options.mlx_path)
     except UsageError as error:
@@ -205,7 +211,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"note: {line}")
     passed = sum(row["status"] == "PASS" for row in rows)
     print(f"{options.mlx_path}: {audit.verdict}; parity {passed} of {len(rows)} checkpoints pass")
-    return 0
+    return _upload(options.mlx_path, options.upload_repo) if options.upload_repo else 0
+
+
+def _upload(folder: Path, repo: str) -> int:
+    from convert.publish import main as publish
+
+    return publish(["--mlx-path", str(folder), "--upload-repo", repo])
 
 
 def _choose(device: str) -> None:

@@ -1,7 +1,8 @@
-"""Both sides ready to speak, shared by the test files that make speech."""
+"""Both sides ready to speak, and a hub on this machine, for the test files that share them."""
 
 import pytest
 
+from parity_tests.fake_hub import CHUNK, fake_hub
 from parity_tests.speech_support import sides, write_voice
 
 
@@ -24,3 +25,18 @@ def recordings(tmp_path_factory):
     """A prompt whose frames do not fit its tokens (110 mel frames at 16 kHz, 27 tokens and a half), and a source."""
     folder = tmp_path_factory.mktemp("recordings")
     return write_voice(folder / "prompt.wav", 1.1, 22050), write_voice(folder / "source.wav", 2.6, 16000, 190)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A fake hub in the place of huggingface.co, an empty cache, and a token that must never be shown."""
+    with fake_hub() as served:
+        constants = "huggingface_hub.constants"
+        monkeypatch.setattr(f"{constants}.ENDPOINT", served.url)
+        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(f"{constants}.DOWNLOAD_CHUNK_SIZE", CHUNK)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+        yield served

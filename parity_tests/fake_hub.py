@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+CHUNK = 1 << 16  # what a download writes at a time in tests
 LARGE = (".pt", ".onnx", ".safetensors")
 
 

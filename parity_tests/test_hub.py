@@ -14,7 +14,7 @@ import convert.hub
 from convert import run
 from convert.hub import RELEASE, Known, Release, needed_files, require_space
 from convert.partial import MARK, partial_folder
-from parity_tests.fake_hub import Repo, digest, fake_hub, read_folder, sha256
+from parity_tests.fake_hub import CHUNK, Repo, digest, read_folder, sha256
 from port.cosyvoice3 import CosyVoice3
 from port.hub import find_folder
 from port.storage import WeightsError
@@ -23,7 +23,6 @@ from reference.synthesize import synthesize
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).resolve().parents[1]
 REPO = "FunAudioLLM/Tiny-CosyVoice3"
-CHUNK = 1 << 16  # what a download writes at a time
 UNUSED = {"README.md": b"card", "config.json": b"{}", "flow.decoder.estimator.fp32.onnx": b"x" * 5000}
 
 
@@ -37,20 +36,6 @@ def official(tmp_path_factory):
     synthesize(folder, "tiny", seed=3)
     shutil.copy(folder / "llm.pt", folder / "llm.rl.pt")
     return read_folder(folder)
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with fake_hub() as served:
-        constants = "huggingface_hub.constants"
-        monkeypatch.setattr(f"{constants}.ENDPOINT", served.url)
-        template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(f"{constants}.DOWNLOAD_CHUNK_SIZE", CHUNK)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
-        yield served
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def look_up(repo: str, revision: str | None) -> Listing:
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except Exception as error:
-        raise _explained(error, repo, revision) from None
+        raise explained(error, repo, revision) from None
     files = info.siblings or []
     return Listing(
         str(info.sha),
@@ -119,14 +119,18 @@ def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
         try:
             return Path(snapshot_download(repo, revision=revision, allow_patterns=[escape(file) for file in files]))
         except Exception as error:
-            explained = _explained(error, repo, revision)
-            if attempt == ATTEMPTS or not isinstance(explained, UnreachableError):
-                raise explained from None
+            refusal = explained(error, repo, revision)
+            if attempt == ATTEMPTS or not isinstance(refusal, UnreachableError):
+                raise refusal from None
     raise AssertionError
 
 
-def _explained(error: Exception, repo: str, revision: str | None) -> HubError:
-    """The one line for an error of huggingface_hub or of the network below it; any other error is raised again."""
+def explained(error: Exception, repo: str, revision: str | None) -> HubError:
+    """The one line for an error of huggingface_hub or of the network below it; any other error is raised again.
+
+    Raises:
+        Exception: `error` itself, where it is neither.
+    """
     from huggingface_hub import errors
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -154,7 +158,7 @@ def _explained(error: Exception, repo: str, revision: str | None) -> HubError:
         return UnreachableError(f"{repo}: the hub cannot be reached ({type(error).__name__})")
     if isinstance(error, OSError):
         what = error.strerror or ("a file arrived with another size" if "Consistency" in str(error) else "I/O error")
-        return HubError(f"{repo}: not downloaded ({what}); run again to go on")
+        return HubError(f"{repo}: not transferred ({what}); run again to go on")
     raise error
 
 

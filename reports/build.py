@@ -1,5 +1,7 @@
 """The report page: `python -m reports.build RUN.json [--out DIR] [--against OLD.json] [--annotations]`.
 
+With `--card DIR` the model card of a converted folder instead, with the run's verdict if one is given.
+
 Writes report.html (one file, no outside links), report.md, summary.md (for a GitHub step summary) and report.json.
 Exit 0 when the verdict is PASS, 1 when it is not or when the file cannot be read, 2 for a usage error.
 """
@@ -17,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import drift, plots
+from reports.card import CARD_FILE, CardError, card
 from reports.model import ReportError, load, to_json, validate, write_atomically
 from reports.verdict import in_pipeline_order, isolated_of, status_of, worst_per_stage
 from reports.words import (
@@ -236,17 +239,24 @@ def build(report: Row, out: str | Path) -> dict[str, Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the suite's JSON file")
+    parser.add_argument("run", type=Path, nargs="?", help="the suite's JSON file")
+    parser.add_argument("--card", type=Path, metavar="DIR", help="write the model card of a converted folder instead")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write to (default: reports/out)")
     parser.add_argument("--against", type=Path, help="report.json of an earlier run: adds what changed since")
     parser.add_argument("--annotations", action="store_true", help="print failures as GitHub annotations too")
     options = parser.parse_args(arguments)
+    if options.run is None and options.card is None:
+        parser.error("give the suite's JSON file, or --card with a converted folder")
     try:
-        report = load(options.run)
+        report = load(options.run) if options.run else None
+        if options.card:
+            write_atomically(options.card / CARD_FILE, card(options.card, report))
+            print(f"card: {options.card / CARD_FILE}")
+            return 0
         if options.against:
             report |= {"drift": drift.compare(load(options.against), report)}
         paths = build(report, options.out)
-    except (ReportError, OSError) as error:
+    except (ReportError, CardError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     if options.annotations:

@@ -1,0 +1,144 @@
+"""Upload a converted folder to the hub: `python -m convert.publish --mlx-path DIR --upload-repo NAME [--report JSON]`.
+
+Only what the conversion wrote and verified goes there, with a model card; a folder that was changed since, or that did
+not pass, is refused. Exit codes: 0 done, 1 refused by us or by the hub, 2 wrong arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from convert.checkpoint import CheckpointError, sha256
+from port import hub
+from port.storage import WeightsError
+from reports.card import CARD_FILE, CardError, card, read_json
+
+AUDIT_FILE = "audit.json"
+SETTLED = ("PASS", "SKIP", "XFAIL", "REDUCED")
+
+
+class PublishError(ValueError):
+    """A folder that must not be published; one line."""
+
+
+REFUSALS = (PublishError, CardError, CheckpointError, WeightsError)
+
+
+def publish(folder: Path, repo: str, report: Path | None = None, private: bool = False) -> str:
+    """Write the model card into the folder and upload it.
+
+    Args:
+        folder: written by convert/run.py.
+        repo: hub id, made where it does not exist.
+        report: report.json of a run of the suite on this folder, for the card.
+        private: of a repository that is made.
+
+    Returns:
+        Address on the hub.
+
+    Raises:
+        PublishError, CardError, CheckpointError: the folder or the report must not be published.
+        HubError: the hub refuses.
+    """
+    audit = require_verified(folder)
+    run = require_report(report, audit) if report else None
+    _write(folder / CARD_FILE, card(folder, run, repo))
+    files = [*audit["written"], AUDIT_FILE, CARD_FILE]
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repo, exist_ok=True, private=private)
+        done = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[escape(file) for file in files],
+            commit_message="Upload a conversion to MLX",
+        )
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
+        raise hub.explained(cause, repo, None) from None
+    return str(done)
+
+
+def require_verified(folder: Path) -> dict[str, Any]:
+    """The folder's audit, if it passed and every file is still the one that it speaks of.
+
+    Raises:
+        PublishError, CardError, CheckpointError: otherwise.
+    """
+    audit = read_json(folder / AUDIT_FILE)
+    rows, written = audit.get("parity"), audit.get("written")
+    if not isinstance(rows, list) or not isinstance(written, dict) or not written:
+        raise PublishError(f"{folder / AUDIT_FILE}: does not say what was verified; convert again")
+    statuses = [row.get("status") if isinstance(row, dict) else None for row in rows]
+    if (failed := [status for status in statuses if status not in SETTLED]) or "PASS" not in statuses:
+        said = f"{len(failed)} of {len(rows)} checkpoints failed" if failed else "nothing was compared"
+        raise PublishError(f"{folder}: is not verified, {said}; it is not published")
+    for name, wanted in tqdm(written.items(), desc="check", unit="file", file=sys.stderr, disable=None):
+        if Path(name).name != name or sha256(folder / name) != wanted:
+            raise PublishError(f"{folder / name}: was changed since it was verified; convert again")
+    return audit
+
+
+def require_report(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
+    """A passed report on the same source files.
+
+    Raises:
+        PublishError, CardError: another verdict, or of other weights.
+    """
+    report = read_json(path)
+    try:
+        status = report["verdict"]["status"]
+        judged = {file["file"]: file["sha256"] for file in report["provenance"]["weights"]}
+        known = {file["name"]: file["sha256"] for file in audit["files"].values() if file["tensors"]}
+    except (KeyError, TypeError, AttributeError):
+        raise PublishError(f"{path}: is not a report of the suite") from None
+    if status != "PASS":
+        raise PublishError(f"{path}: its verdict is {status}; it is not published")
+    if judged != known:
+        raise PublishError(f"{path}: judges other weights than these; run the suite with --checkpoint and --mlx-path")
+    return report
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, "utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m convert.publish", description="Upload a converted folder.")
+    parser.add_argument("--mlx-path", required=True, type=Path, metavar="DIR", help="folder that convert/run.py wrote")
+    parser.add_argument("--upload-repo", required=True, metavar="NAME", help="hub id, such as me/CosyVoice3-mlx")
+    parser.add_argument("--report", type=Path, metavar="JSON", help="report.json of the suite on this folder")
+    parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    options = parser.parse_args(arguments)
+    if not hub.ID.fullmatch(options.upload_repo):
+        return _say(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx", 2)
+    try:
+        address = publish(options.mlx_path, options.upload_repo, options.report, options.private)
+    except (*REFUSALS, OSError) as error:
+        return _say(error, 1)
+    print(f"published: {address}")
+    return 0
+
+
+def _say(error: object, code: int) -> int:
+    print("publish: " + " ".join(str(error).split()), file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
