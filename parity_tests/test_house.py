@@ -30,6 +30,9 @@ ONE_SIDED = {
         "arguments.py": "the command line",
         "batch.py": "the command line",
         "speaking.py": "the command line",
+        "flow/incremental.py": "the flow decoder as a stream; the original computes the whole again",
+        "flow/state.py": "what a stream of the flow decoder keeps",
+        "streaming.py": "memory of streams, and prompts kept for later requests",
         "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
         "vocoder/state.py": "what a stream of the vocoder carries on",
         "frontend/text.py": "framework-free, both sides use it",
@@ -47,6 +50,7 @@ ONE_SIDED = {
 METHOD_DIFFERENCES = {
     ("llm/speech_lm.py", "CosyVoice3LM", "qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
     ("flow/dit.py", "DiT", "modulation"): "a fast path makes what a time steers once, for all norms",
+    ("model.py", "CosyVoice3Model", "tts"): "options of incremental streams",
     ("cosyvoice3.py", "CosyVoice3", "from_pretrained"): "a converted folder or hub id against the official files",
     ("vocoder/convolution.py", "", "causal_conv"): "the pitch predictor of the port calls it with float64 weights",
     ("vocoder/stft.py", "", "analyse"): "a stream transforms what it holds, without the edges",

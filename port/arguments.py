@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--causal-final", action="store_true", help="fix of the original: keep the mask in the last chunk"
     )
+    parser.add_argument(
+        "--no-incremental", action="store_true", help="compute all speech so far again for each chunk, as the original"
+    )
+    parser.add_argument(
+        "--max-cache-bytes",
+        type=_bytes,
+        metavar="SIZE",
+        help="what a stream may keep from chunk to chunk, such as 500M or 2G; a quarter of the device's memory",
+    )
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number of bytes such as 0, 500M or 2G")
+    return int(float(match[1]) * 1024 ** ("KMGT".find(match[2].upper() or "-") + 1))
 
 
 def _seed(text: str) -> int:

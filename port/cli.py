@@ -122,8 +122,8 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("stream", "speed", "reset_hop", "causal_final")
-    return {name: getattr(options, name) for name in names}
+    names = ("stream", "speed", "reset_hop", "causal_final", "max_cache_bytes")
+    return {name: getattr(options, name) for name in names} | {"incremental": not options.no_incremental}
 
 
 def _counting(progress: tqdm) -> Callable[..., int]:

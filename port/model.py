@@ -6,7 +6,7 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -15,21 +15,39 @@ import numpy as np
 
 from .config import CosyVoice3Config, StreamingConfig
 from .flow.decoder import CausalMaskedDiffWithDiT
+from .flow.incremental import StreamingFlow
+from .flow.state import Work
 from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
+from .streaming import StreamMemory
 from .vocoder.generator import CausalHiFTGenerator
+from .vocoder.incremental import StreamingVocoder
 
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 
 
 @dataclass
 class SynthesisCache:
-    """What one request has made so far: the mel of its chunks (1, n, C) and the number of samples given out."""
+    """What one request has made so far.
+
+    Attributes:
+        mel: of its chunks, (1, n, C).
+        speech_offset: samples given out.
+        incremental: let both networks go on from their own state instead of running over everything from the start.
+        max_cache_bytes: as for `CosyVoice3Model.tts`.
+        work: what the flow decoder's transformer has computed.
+        flow, vocoder: state of the networks, from the first chunk to the last.
+    """
 
     mel: mx.array | None = None
     speech_offset: int = 0
+    incremental: bool = False
+    max_cache_bytes: int | None = None
+    work: Work = field(default_factory=Work)
+    flow: StreamingFlow | None = None
+    vocoder: StreamingVocoder | None = None
 
 
 def drop_silence(tokens: Iterable[int], config: StreamingConfig) -> Iterator[int]:
@@ -66,6 +84,7 @@ class CosyVoice3Model(nn.Module):
     Attributes:
         token_hop_len: tokens in the next chunk. As in the original it grows while a request streams and is not reset,
             so that a second request starts with a longer chunk; see `reset_hop` of `tts`.
+        stream_memory: what streams hold, and the prompts kept for later ones; `clear` forgets those.
     """
 
     def __init__(self, config: CosyVoice3Config) -> None:
@@ -77,6 +96,7 @@ class CosyVoice3Model(nn.Module):
         self.speech_tokenizer = S3TokenizerV3(config.speech_tokenizer)
         self.speaker = CAMPPlus(config.speaker)
         self.token_hop_len = config.streaming.token_hop_len
+        self.stream_memory = StreamMemory()
 
     def llm_job(
         self,
@@ -109,7 +129,8 @@ class CosyVoice3Model(nn.Module):
     ) -> mx.array:
         """Audio of the tokens from `token_offset` on.
 
-        Both networks run over everything from the start; what the request already has is cut off afterwards.
+        Both networks run over everything from the start, and what the request already has is cut off afterwards; with
+        an `incremental` cache over what is new, but for the flow decoder without the chunk mask.
 
         Args:
             token: (1, T), all tokens of the request so far.
@@ -128,19 +149,28 @@ class CosyVoice3Model(nn.Module):
             ValueError: another `speed` than 1 in a chunk, or one that leaves no frame or too many; and what the two
                 inference methods raise.
         """
-        mel = self.flow.inference(
-            token, prompt_token, prompt_feat, embedding, streaming=stream, finalize=finalize, noise=noise
-        )
-        mel = mel[:, token_offset * self.config.flow.token_mel_ratio :]
-        if cache.mel is not None:
-            mel = mx.concatenate([cache.mel, mel], axis=1)
-        cache.mel = mel
+        voice = prompt_token, prompt_feat, embedding
+        if cache.incremental and stream and not finalize and cache.flow is None:
+            memory = self.stream_memory.within(cache.max_cache_bytes)
+            cache.flow = StreamingFlow(self.flow, *voice, noise, memory, cache.work)
+            cache.vocoder = StreamingVocoder(self.vocoder, sine_waves)
+        if cache.flow is not None and stream:
+            new = cache.flow.push(token, finalize)
+        else:
+            cache.flow = None  # the whole run can use its memory
+            new = self.flow.inference(token, *voice, streaming=stream, finalize=finalize, noise=noise)
+            cache.work.add(prompt_feat.shape[1] + new.shape[1], self.config.flow.dit.static_chunk_size if stream else 0)
+            new = new[:, token_offset * self.config.flow.token_mel_ratio :]
+        cache.mel = mel = new if cache.mel is None else mx.concatenate([cache.mel, new], axis=1)
         if speed != 1.0:
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
             mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[1], speed))
-        speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=sine_waves)
-        speech = speech[:, cache.speech_offset :]
+        if cache.vocoder is not None:
+            speech = cache.vocoder.push(new, finalize)
+        else:
+            speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=sine_waves)
+            speech = speech[:, cache.speech_offset :]
         cache.speech_offset += speech.shape[1]
         # A lazy array could be evaluated by this thread only; a server may ask for the next chunk from another.
         mx.eval(speech, cache.mel)
@@ -165,6 +195,8 @@ class CosyVoice3Model(nn.Module):
         strict_min_length: bool = False,
         reset_hop: bool = False,
         causal_final: bool = False,
+        incremental: bool = True,
+        max_cache_bytes: int | None = None,
     ) -> Iterator[dict[str, mx.array]]:
         """Speak a text, or say source tokens with another voice; yields `{"tts_speech": (1, s) float32}`.
 
@@ -184,6 +216,10 @@ class CosyVoice3Model(nn.Module):
             reset_hop: start with the shortest chunk and leave `token_hop_len` alone.
             causal_final: keep the chunk mask in the last chunk too, so that a stream's mel is that of one long
                 streaming run. The original drops it there.
+            incremental: compute only what is new in a chunk, the same up to rounding; otherwise both networks run over
+                everything again, as in the original. In the last chunk the flow decoder does, unless `causal_final`.
+            max_cache_bytes: what all streams of this model and the prompts kept for later ones may hold together, see
+                streaming.py; beyond it chunks are computed again. None takes a quarter of the device's memory.
 
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
@@ -209,7 +245,7 @@ class CosyVoice3Model(nn.Module):
             "prompt_token": nothing if flow_prompt_speech_token is None else flow_prompt_speech_token,
             "prompt_feat": prompt_speech_feat,
             "embedding": flow_embedding,
-            "cache": SynthesisCache(),
+            "cache": SynthesisCache(incremental=stream and incremental, max_cache_bytes=max_cache_bytes),
             "noise": noise,
             "sine_waves": sine_waves,
         }

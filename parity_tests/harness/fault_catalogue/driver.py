@@ -101,7 +101,7 @@ FAULTS = (
         "speech-swift 378",
     ),
     Fault(
-        "vocoder_sees_the_new_mel_only", "state", MODEL, edit(_WAV, "mx.concatenate([cache.mel, mel], axis=1)", "mel")
+        "vocoder_sees_the_new_mel_only", "state", MODEL, edit(_WAV, "mx.concatenate([cache.mel, new], axis=1)", "new")
     ),
     Fault(
         "requests_share_their_cache",

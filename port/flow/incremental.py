@@ -1,0 +1,236 @@
+"""The flow decoder as a stream: each call computes the new frames only.
+
+Under the chunk mask no frame sees beyond its own chunk, so whatever follows, a whole chunk keeps its keys, its values
+and its inputs to the position convolutions, at every Euler step. They are kept; a chunk that is not whole yet is
+computed on top of them and forgotten. Noise, chunks and rotary positions count from the first frame of the prompt.
+
+m new frames, n frames so far, P prompt tokens, F prompt frames, T tokens, C mel channels, d width of the transformer,
+w width of keys; 2 rows: the conditional and the unconditional half of the guidance
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..noise import rand_noise
+from ..ops import conv1d
+from ..precision import run
+from .decoder import CausalMaskedDiffWithDiT, count_frames
+from .layers import Attention, DiTBlock, Rope, rotary_tables
+from .lookahead import CONV2_KERNEL_SIZE
+from .matching import cosine_schedule
+from .modulation import Steering
+from .state import FlowState, Memory, StepState, Unbounded, Work, key_dtype, state_bytes
+
+GROWTH = 1.5  # of a full buffer; each frame is then copied twice on average, however long the stream
+
+
+class StreamingFlow:
+    """One utterance of the flow decoder, in pieces of any length.
+
+    All calls together give `CausalMaskedDiffWithDiT.inference(..., streaming=True)` up to rounding: each call the
+    frames that this would give for all tokens so far and that no earlier call gave.
+
+    Args:
+        flow: the decoder with its weights.
+        prompt_token: (1, P) integers, P may be 0.
+        prompt_feat: log-mel of the prompt, (1, F, C), F = ratio * P.
+        embedding: speaker x-vector, (1, spk_embed_dim).
+        noise: (1, at least n, C); None takes the original's fixed buffer.
+        memory: asked before anything is allocated. Chunks that it has no room for are computed again in each call.
+        work: counts what is computed.
+
+    Attributes:
+        frames: frames given out, the prompt's F included.
+    """
+
+    def __init__(
+        self,
+        flow: CausalMaskedDiffWithDiT,
+        prompt_token: mx.array | np.ndarray,
+        prompt_feat: mx.array,
+        embedding: mx.array,
+        noise: mx.array | None = None,
+        memory: Memory | None = None,
+        work: Work | None = None,
+    ) -> None:
+        self.flow = flow
+        self.prompt_token = np.asarray(prompt_token)
+        self.prompt_feat = prompt_feat
+        self.embedding = embedding
+        self.noise = noise
+        self.work = Work() if work is None else work
+        self.frames = prompt_feat.shape[1]
+        self._memory: Memory = Unbounded() if memory is None else memory
+        self._state: FlowState | None = FlowState.empty(flow)
+        self._chunk_size = flow.config.dit.static_chunk_size
+
+    def push(self, token: mx.array | np.ndarray, finalize: bool = False) -> mx.array:
+        """Take all tokens so far and give the new frames.
+
+        Args:
+            token: (1, T) integers: those of the last call and any number more.
+            finalize: no tokens follow; the stream ends and its memory is free.
+
+        Returns:
+            log-mel (1, m, C) float32, m >= 0. Until `finalize` the last `pre_lookahead_len` tokens give no frames.
+
+        Raises:
+            ValueError: as `CausalMaskedDiffWithDiT.inference`, or the stream has ended.
+        """
+        config, token = self.flow.config, np.asarray(token)
+        if self._state is None:
+            raise ValueError("the stream has ended; make another for another utterance")
+        known = self.prompt_token.shape[1] + token.shape[1]
+        if not finalize and config.token_mel_ratio * (known - config.pre_lookahead_len) <= self.frames:
+            return mx.zeros((1, 0, config.output_size))
+        n = count_frames(config, self.prompt_token.shape, token.shape, self.prompt_feat.shape[1], finalize)
+        if self._state.frames == 0:
+            self._begin(n)
+        if not finalize:
+            self._make_room(n)
+        start = self._state.frames
+        mel = self._compute(np.concatenate((self.prompt_token, token), axis=1), n, finalize)
+        mel, self.frames = mel[:, self.frames - start :], n
+        if finalize:
+            self.close()
+        return mel
+
+    def close(self) -> None:
+        """End the stream and free its memory."""
+        self._state = None
+        self._memory.reserve(self, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held between calls."""
+        return self._state.nbytes if self._state else 0
+
+    def bytes_for(self, frames: int) -> int:
+        """Memory of room for `frames` frames."""
+        return state_bytes(self.flow.config, frames, key_dtype(self.flow))
+
+    def noise_of(self, start: int, end: int) -> mx.array:
+        """Noise of the frames `start` to `end`, (1, m, C) float32.
+
+        Raises:
+            ValueError: the noise given is shorter.
+        """
+        if self.noise is None:
+            return mx.array(rand_noise(end)[:, :, start:]).swapaxes(1, 2)
+        if self.noise.shape[1] < end:
+            raise ValueError(f"noise holds {self.noise.shape[1]} frames, the mel needs {end}")
+        return self.noise[:, start:end].astype(mx.float32)
+
+    def _begin(self, n: int) -> None:
+        """The prompt's whole chunks that no later token can change: found, or computed apart and kept.
+
+        Apart even when nothing keeps them, so that a stream does not depend on what earlier ones left.
+        """
+        config = self.flow.config
+        heard = config.token_mel_ratio * (self.prompt_token.shape[1] - config.pre_lookahead_len)
+        frames = min(heard, self.prompt_feat.shape[1]) // self._chunk_size * self._chunk_size
+        if frames <= 0 or not (self._make_room(n) or self._make_room(frames)):
+            return
+        if (kept := self._memory.find(self, frames)) is not None:
+            self._state = kept.copy(self._state.capacity)
+            return
+        self._compute(self.prompt_token, frames, finalize=False)
+        self._memory.keep(self, self._state)
+
+    def _make_room(self, n: int) -> bool:
+        """Enlarge the buffers to hold `n` frames, unless the memory is used up."""
+        state, chunk = self._state, self._chunk_size
+        whole = -(-n // chunk) * chunk
+        if whole <= state.capacity:
+            return True
+        for capacity in (max(whole, int(GROWTH * state.capacity) // chunk * chunk), whole):
+            if self._memory.reserve(self, self.bytes_for(capacity)):
+                state.grow(capacity)
+                return True
+        return False
+
+    def _compute(self, token: np.ndarray, n: int, finalize: bool) -> mx.array:
+        """Mel (1, m, C) of the frames from the last whole chunk to `n`; those that fill whole chunks are kept."""
+        flow, state = self.flow, self._state
+        config, dit, start = flow.config, flow.decoder.estimator, state.frames
+        # Two tokens earlier than needed: the second look-ahead convolution sees as many of the past.
+        first = max(0, start // config.token_mel_ratio - (CONV2_KERNEL_SIZE - 1))
+        mu = flow.encode(token[:, first:], finalize)[:, start - first * config.token_mel_ratio :][:, : n - start]
+        cond = self.prompt_feat[:, start:n]
+        cond = mx.pad(cond, ((0, 0), (0, n - start - cond.shape[1]), (0, 0)))
+        spks = mx.broadcast_to(flow.speaker(self.embedding)[:, None], (1, n - start, config.output_size))
+        given = mx.concatenate([cond, mu, spks], axis=-1)
+        # The unconditional half has zeros for everything but the state (solve_euler).
+        given = mx.concatenate([given, mx.zeros_like(given)])
+        rope = rotary_tables(dit.rotary_embed(n - start, start))
+        x = self.noise_of(start, n)
+        t_span = cosine_schedule(config.cfm.n_timesteps)
+        t = t_span[0]
+        whole = min(n // self._chunk_size * self._chunk_size, state.capacity)
+        try:
+            for step, following in zip(state.steps, t_span[1:], strict=True):
+                dt = following - t
+                x = x + float(dt) * self._velocity(step, x, t, given, rope, whole - start)
+                mx.eval(x, step.arrays)
+                t = t + dt
+        except BaseException:
+            self.close()  # some steps are further than others
+            raise
+        state.frames = whole
+        self.work.add(n - start, self._chunk_size, start)
+        return x
+
+    def _velocity(
+        self, step: StepState, x: mx.array, t: np.floating, given: mx.array, rope: Rope, whole: int
+    ) -> mx.array:
+        """Guided velocity (1, m, C) float32 of the state `x` (1, m, C); `whole` of the m frames are kept in `step`."""
+        dit, rate = self.flow.decoder.estimator, self.flow.config.cfm.inference_cfg_rate
+        *steering, last = dit.modulation(t)
+        y = run(dit.input_embed.proj, mx.concatenate([mx.concatenate([x, x]), given], axis=-1))
+        x = (self._convolve(step, y, whole) + y).astype(mx.float32)
+        for layer, (block, steers) in enumerate(zip(dit.transformer_blocks, steering, strict=True)):
+            x = self._block(step, layer, block, x, steers, rope)
+        v = run(dit.proj_out, dit.norm_out(x, last)).astype(mx.float32)
+        return (1.0 + rate) * v[:1] - rate * v[1:]
+
+    def _convolve(self, step: StepState, x: mx.array, whole: int) -> mx.array:
+        """`CausalConvPositionEmbedding` of `x` (2, m, d), going on from the tails."""
+        embed = self.flow.decoder.estimator.input_embed.conv_pos_embed
+        for i, conv in enumerate((embed.conv1, embed.conv2)):
+            seen = mx.concatenate([step.tails[i].astype(x.dtype), x], axis=1)
+            tail = seen[:, whole : whole + embed.kernel_size - 1]
+            step.tails[i] = mx.contiguous(tail.astype(mx.float32))
+            x = nn.mish(conv1d(seen, conv.weight, conv.bias, groups=embed.groups))
+        return x
+
+    def _block(
+        self, step: StepState, layer: int, block: DiTBlock, x: mx.array, steers: Steering, rope: Rope
+    ) -> mx.array:
+        """`DiTBlock` of `x` (2, m, d), its attention going on from the kept keys and values."""
+        y, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.attn_norm(x, emb=steers)
+        q, k, v = block.attn.project(y, rope)
+        k, v = self._extend(step.keys[layer], k), self._extend(step.values[layer], v)
+        y = mx.concatenate(list(self._attend(block.attn, q, k, v)), axis=1)
+        x = x + gate_msa[:, None] * y
+        y = block.ff_norm(x) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
+        return x + gate_mlp[:, None] * block.ff(y)
+
+    def _extend(self, held: mx.array, new: mx.array) -> mx.array:
+        """Write `new` (2, m, w) into the buffer after the whole chunks, and give all n so far, (2, n, w)."""
+        start, n = self._state.frames, self._state.frames + new.shape[1]
+        room = min(n, held.shape[1])
+        if room > start:
+            held[:, start:room] = new[:, : room - start]
+        return held[:, :n] if room == n else mx.concatenate([held[:, :start], new], axis=1)
+
+    def _attend(self, attn: Attention, q: mx.array, k: mx.array, v: mx.array) -> Iterator[mx.array]:
+        """Each chunk of the queries (2, m, w) meets the keys (2, n, w) up to its own end."""
+        start = self._state.frames
+        for first in range(0, q.shape[1], self._chunk_size):
+            last = min(first + self._chunk_size, q.shape[1])
+            yield attn.attend(q[:, first:last], k[:, : start + last], v[:, : start + last])
