@@ -47,6 +47,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "flow": (
         ("test_edges.py", "-k", "time"),
         ("test_flow.py",),
+        ("test_flow_fast.py",),
         (_GOLDEN, "-k", "dit or cfm or flow or masks or rotary"),
         ("test_walks.py", "-k", "flow"),
     ),
@@ -86,6 +87,7 @@ MODULES = {
     "test_edges.py::test_speech": "llm.speech_lm.CosyVoice3LM",
     "test_edges.py::test_the_nucleus": "llm.sampling",
     "test_edges.py::test_time": "flow.layers.SinusPositionEmbedding",
+    "test_flow_fast.py": "flow.fast",
     "test_frontend_audio.py": "frontend.audio",
     "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
     "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",

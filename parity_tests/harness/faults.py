@@ -30,6 +30,7 @@ from parity_tests.harness.fault_catalogue import (
     driver,
     flow,
     flow_blocks,
+    flow_fast,
     flow_layers,
     frontend,
     llm,
