@@ -34,6 +34,7 @@ ONE_SIDED = {
         "flow/incremental.py": "the flow decoder as a stream; the original computes the whole again",
         "flow/state.py": "what a stream of the flow decoder keeps",
         "streaming.py": "memory of streams, and prompts kept for later requests",
+        "vocoder/fast.py": "fast paths of the port",
         "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
         "vocoder/state.py": "what a stream of the vocoder carries on",
         "frontend/text.py": "framework-free, both sides use it",

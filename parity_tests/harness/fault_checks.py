@@ -54,6 +54,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "vocoder": (
         ("test_edges.py", "-k", "phases"),
         ("test_vocoder.py",),
+        ("test_vocoder_fast.py",),
         (_GOLDEN, "-k", "causal or hift or sine"),
         ("test_walks.py", "-k", "vocoder"),
     ),
@@ -90,6 +91,7 @@ MODULES = {
     "test_edges.py::test_the_nucleus": "llm.sampling",
     "test_edges.py::test_time": "flow.layers.SinusPositionEmbedding",
     "test_flow_fast.py": "flow.fast",
+    "test_vocoder_fast.py": "vocoder.fast",
     "test_frontend_audio.py": "frontend.audio",
     "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
     "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",

@@ -3,8 +3,8 @@
     python -m parity_tests.harness.fuzz [--only GLOB] [--seconds 600 | --inputs N] [--seed N] [--keep DIR]
 
 A reader fails when it raises anything but the product's own errors, says more than one line, dies, takes longer than
-`TIME_LIMIT`, or grows the process by more than `MEMORY_LIMIT` at one input. Readers run in a process of their own, and the input at
-hand lies on disk before it is read, so that it survives a crash.
+`TIME_LIMIT`, or grows the process by more than `MEMORY_LIMIT` at one input. Readers run in a process of their own, and
+the input at hand lies on disk before it is read, so that it survives a crash.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..ops import conv1d, tap_order, uses_matmul
 from ..paths import active
+from .fast import weight_of
 from .state import Tail
 
 CausalType = Literal["left", "right"]
@@ -49,13 +50,6 @@ def causal_conv(
         context = _context(x, cache, frames)
         x = mx.concatenate([context, x] if causal_type == "left" else [x, context], axis=1)
     return conv1d(x, weight, bias, dilation=dilation)
-
-
-def weight_of(conv: nn.Conv1d) -> mx.array:
-    """The weight (O, K, C) of a module; where it will be read tap by tap it is first laid out so, once."""
-    if uses_matmul() and getattr(conv, "_in_tap_order", None) is not conv.weight:
-        conv.weight = conv._in_tap_order = tap_order(conv.weight)
-    return conv.weight
 
 
 class CausalConv1d(nn.Conv1d):

@@ -9,7 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..ops import conv_backend
-from .convolution import CausalConv1d, causal_conv, weight_of
+from .convolution import CausalConv1d, causal_conv
+from .fast import weight_of
 from .state import State, tail_of
 
 

@@ -12,43 +12,12 @@ import mlx.nn as nn
 
 from .. import noise
 from ..config import VocoderConfig
-from ..paths import active
 from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 from .f0 import CausalConvRNNF0Predictor
+from .fast import sine_squared
 from .source import SourceModuleHnNSF
 from .state import State, tail_of
 from .stft import istft, stft
-
-# sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
-# 7e-9, a ninth of a float32 rounding (test_vocoder_fast.py makes it again). Highest power first.
-SINE_SQUARED = (-3.53943322e-06, 0.000138705891, -0.00317073402, 0.0444412512, -0.333332115, 0.999999844)
-# pi = PI_HIGH + PI_LOW; multiples of PI_HIGH up to 2^15 are exact in float32.
-PI_HIGH, PI_LOW = 3.140625, 9.67653589793e-4
-ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to a whole number, in two vector instructions
-
-
-def sine_squared(y: mx.array) -> mx.array:
-    """sin(y)^2 of a float32 array without MLX's sine, which a CPU computes one number at a time.
-
-    The distance r of y from the nearest multiple of pi is found in two steps (Cody and Waite), so that it is as exact
-    as y; then a polynomial.
-    """
-    turns = (y * (1 / math.pi) + ROUNDER) - ROUNDER
-    r = (y - turns * PI_HIGH) - turns * PI_LOW
-    t = r * r
-    p = SINE_SQUARED[0]
-    for coefficient in SINE_SQUARED[1:]:
-        p = p * t + coefficient
-    return p * t
-
-
-def _snake(x: mx.array, alpha: mx.array) -> mx.array:
-    sine = mx.sin(x * alpha)
-    # The 1e-9 is the original's guard against alpha = 0. A product, since MLX's power is slow.
-    return x + (1.0 / (alpha + 1e-9)) * (sine * sine)
-
-
-_fused_snake, _fused_sine_squared = mx.compile(_snake), mx.compile(sine_squared)
 
 
 class Snake(nn.Module):
@@ -60,12 +29,8 @@ class Snake(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply to (b, n, C)."""
-        paths, on_cpu = active(), mx.default_device().type == mx.DeviceType.cpu
-        if not (paths.fast_snake and on_cpu and x.dtype == self.alpha.dtype == mx.float32):
-            return (_fused_snake if paths.compiled and not on_cpu else _snake)(x, self.alpha)
-        # Only what has the shape of `x` throughout is fused: a compiled loop over (C,) too is no vector code.
-        squared = (_fused_sine_squared if paths.compiled else sine_squared)(x * self.alpha)
-        return x + (1.0 / (self.alpha + 1e-9)) * squared
+        # The 1e-9 is the original's guard against alpha = 0.
+        return x + (1.0 / (self.alpha + 1e-9)) * sine_squared(x * self.alpha)
 
 
 class ResBlock(nn.Module):
