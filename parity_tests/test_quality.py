@@ -108,9 +108,9 @@ def test_bounds():
 
 @pytest.mark.meta
 def test_the_rounded_reference_holds_what_the_folder_holds(variant):
-    """Two ways to the same weights: written and loaded by the port, and put back into the reference."""
+    """Two ways to the same weights: written and loaded by the port, and rounded in the reference."""
     models = variant("bfloat16 and 4-bit and 8-bit")
-    rounded = round_reference(models.single, models.folder, precision_of(models.folder), ("llm",))
+    rounded = round_reference(models.single, models.folder, models.config, ("llm",))
     layer = rounded.llm.llm.model.model.layers[1].mlp.gate_proj
     port = models.port.llm.qwen2.layers[1].mlp.gate_proj
     mine = mx.dequantize(port.weight, port.scales, port.biases, port.group_size, port.bits)

@@ -3,9 +3,9 @@
 A ratio to float32's own error says nothing about four bits. Instead three runs of the reference bound the port, each
 fed the same tokens, noise and excitation:
 
-- rounding: the float32 reference with the folder's weights in it and, where those are half precision, what goes into
-  and comes out of each of their layers rounded too. It is what the precision itself costs. The port's error may be
-  BUDGET times that, as everywhere in the suite; more is a fault of the port, not of the precision.
+- rounding: the float32 reference with its own weights rounded as the folder's are and, where that is half precision,
+  what goes into and comes out of each of their layers too. It is what the precision itself costs. The port's error may
+  be BUDGET times that, as everywhere in the suite; more is a fault of the port, not of the precision.
 - variety: the float32 reference with other random numbers (noise of the flow, draws of the sampler; for the prompt's
   tokens another recording; for the divergence its own entropy). A port that is further from the original than the
   original is from itself speaks another take at best: refused.
@@ -117,7 +117,7 @@ def measure(models: Models, group: tuple[str, ...] | None = None) -> list[Qualit
         return []
     material = _material(models, group)
     original, other = (_reference(models.single, material, group, other) for other in (False, True))
-    rounded = _reference(round_reference(models.single, models.folder, found, group), material, group)
+    rounded = _reference(round_reference(models.single, models.folder, models.config, group), material, group)
     sides = {"value": _port(models.port, material, group), "rounding": rounded, "variety": other}
     fixed = material.get("spoken"), models.config
     numbers = {side: _numbers(original, results, *fixed) for side, results in sides.items()}

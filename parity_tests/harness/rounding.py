@@ -1,9 +1,9 @@
-"""The float32 reference with the weights of a converted folder of reduced precision: what the precision itself costs."""
+"""The float32 reference with the weights of a folder of reduced precision: what the precision itself costs."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -13,33 +13,48 @@ from torch import nn
 
 from convert.mapping import Step, plan
 from convert.parts import PARTS
-from convert.quantize import Found
+from convert.quantize import precision_of
 from parity_tests.harness.models import attribute
+from port.config import CosyVoice3Config
+from port.storage import DTYPES
 from port.weights import quantization_of
 
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def round_reference(model: nn.Module, folder: Path, found: Found, group: tuple[str, ...]) -> nn.Module:
-    """A copy of the float32 reference with the folder's weights where those are not float32.
+def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, group: Sequence[str]) -> nn.Module:
+    """A copy of the float32 reference, rounded as the folder says that its weights are.
 
-    What goes into and comes out of a layer of half precision is rounded too.
+    The folder tells dtypes and bits only; the values are the reference's own, so that wrong weights are told from
+    less exact ones. What goes into and comes out of a layer of half precision is rounded too.
+
+    Args:
+        model: its parts that the group names.
+        folder: a conversion, of any precision.
+        config: sizes of the model.
+        group: names of the parts to round.
     """
-    model, stored = copy.deepcopy(model), Stored(folder, found)
+    model, found, settings = copy.deepcopy(model), precision_of(folder), quantization_of(folder) or {}
     for part in PARTS:
         if attribute(part) not in group:
             continue
         module = model.get_submodule(attribute(part))
         state = module.state_dict()
+        arrays = {key: value.numpy() for key, value in state.items()}
         for step in plan(part.name, state):
             if step.target is None or found.tags[step.target] == "F32":
                 continue
-            _overwrite(state, step, stored.value(step.target))
+            layer, _, kind = step.target.rpartition(".")
+            tag = found.tags.get(f"{layer}.scales", found.tags[step.target])
+            value = mx.array(step.apply(arrays, config)).astype(DTYPES[tag][0])
+            if found.tags[step.target] == "U32":
+                own = {key: settings.get(layer, settings)[key] for key in ("group_size", "bits")}
+                value = mx.dequantize(*mx.quantize(value, **own), **own)
+            _overwrite(state, step, np.array(value.astype(mx.float32)))
             owner = module.get_submodule(step.sources[0].rpartition(".")[0])
-            dtype = TORCH.get(stored.compute_tag(step.target))
-            if dtype and isinstance(owner, nn.Linear) and step.target.endswith(".weight"):
-                owner.register_forward_pre_hook(lambda _, x, dtype=dtype: tuple(_round(v, dtype) for v in x))
-                owner.register_forward_hook(lambda _, x, y, dtype=dtype: _round(y, dtype))
+            if tag in TORCH and kind == "weight" and isinstance(owner, nn.Linear):
+                owner.register_forward_pre_hook(lambda _, x, dtype=TORCH[tag]: tuple(_round(v, dtype) for v in x))
+                owner.register_forward_hook(lambda _, x, y, dtype=TORCH[tag]: _round(y, dtype))
     return model
 
 
@@ -58,30 +73,3 @@ def _overwrite(state: Mapping[str, torch.Tensor], step: Step, value: np.ndarray)
         direction.copy_(new)
     else:
         state[step.sources[0]].copy_(new)
-
-
-class Stored:
-    """Values of a converted folder as float32, quantized ones as MLX reads them."""
-
-    def __init__(self, folder: Path, found: Found) -> None:
-        self._found = found
-        self._settings = quantization_of(folder) or {}
-        self._arrays: dict[str, mx.array] = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            self._arrays |= mx.load(str(file))
-
-    def value(self, name: str) -> np.ndarray:
-        """One parameter by the name it has when it is not quantized."""
-        array = self._arrays[name]
-        if self._found.tags[name] == "U32":
-            layer = name.removesuffix(".weight")
-            own = self._settings.get(layer, {})
-            group_size, bits = (own.get(key, self._settings[key]) for key in ("group_size", "bits"))
-            array = mx.dequantize(
-                array, self._arrays[f"{layer}.scales"], self._arrays[f"{layer}.biases"], group_size, bits
-            )
-        return np.array(array.astype(mx.float32))
-
-    def compute_tag(self, name: str) -> str:
-        """Dtype that the parameter's layer computes in."""
-        return self._found.tags.get(f"{name.removesuffix('.weight')}.scales", self._found.tags[name])
