@@ -140,12 +140,10 @@ def cfm(job: Job) -> Mapping[str, Any]:
     return {"y": y}
 
 
-@PARTS.offers("flow.decoder.CausalMaskedDiffWithDiT.inference")
-def decoder(job: Job) -> Mapping[str, Any]:
-    job.option("guidance", "batched")
-    config = from_dict(FlowConfig, dict(job.config))
+def flow_decoder(config: FlowConfig, noise: np.ndarray) -> flow.CausalMaskedDiffWithDiT:
+    """The whole flow decoder without weights; it starts from `noise` (1, C, n)."""
     width, ahead = config.input_size, config.pre_lookahead_len
-    model = flow.CausalMaskedDiffWithDiT(
+    return flow.CausalMaskedDiffWithDiT(
         input_size=width,
         output_size=config.output_size,
         spk_embed_dim=config.spk_embed_dim,
@@ -153,9 +151,15 @@ def decoder(job: Job) -> Mapping[str, Any]:
         token_mel_ratio=config.token_mel_ratio,
         pre_lookahead_len=ahead,
         pre_lookahead_layer=convolution.PreLookaheadLayer(width, config.pre_lookahead_channels, ahead),
-        decoder=matching(config, job.inputs["noise"]),
+        decoder=matching(config, noise),
         n_timesteps=config.cfm.n_timesteps,
     )
+
+
+@PARTS.offers("flow.decoder.CausalMaskedDiffWithDiT.inference")
+def decoder(job: Job) -> Mapping[str, Any]:
+    job.option("guidance", "batched")
+    model = flow_decoder(from_dict(FlowConfig, dict(job.config)), job.inputs["noise"])
     load(model, converted(job))
     arguments = inputs(job)
     sequences = {name: arguments[name] for name in ("token", "prompt_token", "prompt_feat")}

@@ -68,9 +68,8 @@ def spectra(job: Job) -> Mapping[str, Any]:
     return dict(zip(job.target.outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
 
-@PARTS.offers("vocoder.generator.CausalHiFTGenerator.decode", "vocoder.generator.CausalHiFTGenerator.inference")
-def generator(job: Job) -> Mapping[str, Any]:
-    c = from_dict(VocoderConfig, dict(job.config))
+def generator_model(c: VocoderConfig) -> hifigan.CausalHiFTGenerator:
+    """The whole vocoder without weights."""
     model = hifigan.CausalHiFTGenerator(
         in_channels=c.in_channels,
         base_channels=c.base_channels,
@@ -85,7 +84,12 @@ def generator(job: Job) -> Mapping[str, Any]:
     )
     # The package ties the pitch predictor's width to the generator's; both are 512 in the model.
     model.f0_predictor = hifigan.CausalConvRNNF0Predictor(1, c.in_channels, c.f0_cond_channels)
-    load(model, converted(job))
+    return model
+
+
+@PARTS.offers("vocoder.generator.CausalHiFTGenerator.decode", "vocoder.generator.CausalHiFTGenerator.inference")
+def generator(job: Job) -> Mapping[str, Any]:
+    model = load(generator_model(from_dict(VocoderConfig, dict(job.config))), converted(job))
     if job.target.path.endswith("decode"):
         return {"wav": model.decode(**inputs(job), **job.call)}
     with uniform_noise(job.inputs["sine_waves"]):

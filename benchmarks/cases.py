@@ -1,0 +1,277 @@
+"""What is measured: one row a case, with its size, the sides that run it and the small size at which they are checked.
+
+Only numbers and numpy: the parent and every worker read this file, whatever framework they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from port.config import CosyVoice3Config
+from port.noise import rand_noise, sine_waves
+from port.paths import PATHS
+
+# Which fast paths a kind of case meets; a path that no row has would never be measured (a test says so).
+FLOW_PATHS = ("modulation_tables", "fused_qkv", "hoisted_input", "fast_gelu", "fast_softmax", "compiled")
+PATHS_OF = {
+    "flow": FLOW_PATHS,
+    "chunks": ("chunked_attention",),
+    "vocoder": ("fast_snake", "polyphase", "padded_channels", "compiled"),
+    "decode": ("partition_top_k", "compiled"),
+}
+TOKEN_RATE = 25  # speech tokens a second
+SIDES = ("torch", "port", "mlx_audio_plus")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a case: a side, and what is changed about it.
+
+    Args:
+        name: of the column, such as `port.no_fast_gelu`.
+        side: worker that runs it: torch, port or mlx_audio_plus.
+        options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
+        repeats: at most so many, for a side known to be slow.
+        reduced: of less precision, so that its distance is told and judges nothing.
+    """
+
+    name: str
+    side: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    repeats: int | None = None
+    reduced: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement.
+
+    Args:
+        name: dotted, the stage first.
+        what: in words, for the table.
+        kind: function of the sides that runs it.
+        parts: weights that it needs, by the names of convert/mapping.py.
+        size: what is timed.
+        check: the smaller size at which every variant is judged by the suite's rule before anything is timed.
+        variants: columns, in the order of running.
+        repeats: timed runs of each variant.
+        limit_s: after so many seconds a variant is not repeated again.
+        warm: one untimed run of the full size first.
+    """
+
+    name: str
+    what: str
+    kind: str
+    parts: tuple[str, ...]
+    size: Mapping[str, Any]
+    check: Mapping[str, Any]
+    variants: tuple[Variant, ...]
+    repeats: int = 5
+    limit_s: float = 20.0
+    warm: bool = True
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of audio that the case makes, prompt left out; None where it makes none."""
+        if self.kind in ("flow", "token2wav", "stream"):
+            return self.size["tokens"] / TOKEN_RATE
+        return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
+
+
+TORCH, PORT, PLUS = (Variant(side, side) for side in SIDES)
+SLOW_PLUS = Variant("mlx_audio_plus", "mlx_audio_plus", repeats=2)
+SEPARATE = Variant("port.separate", "port", {"guidance": "separate"})
+OFFLINE = Variant("port.offline", "port", {"way": "offline"})
+CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
+RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
+
+
+def ablation(kind: str) -> tuple[Variant, ...]:
+    """The port with each path of a kind off, and with all off."""
+    single = (Variant(f"port.no_{path}", "port", {"off": [path]}) for path in PATHS_OF[kind])
+    return (*single, Variant("port.plain", "port", {"off": "all"}))
+
+
+def precisions(dtypes: tuple[str, ...], bits: tuple[int, ...]) -> tuple[Variant, ...]:
+    """The port with weights of other dtypes, and with quantized ones."""
+    named = [Variant(f"port.{dtype}", "port", {"dtype": dtype}, reduced=True) for dtype in dtypes]
+    return (*named, *(Variant(f"port.q{b}", "port", {"bits": b}, reduced=True) for b in bits))
+
+
+def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
+    """Every case of a size, `tiny` or `full`, in the order of running: cases with the same parts stand together.
+
+    Args:
+        dtypes, bits: further precisions of the port, for devices on which they make sense.
+    """
+    full = size == "full"
+    reduced, half = precisions(dtypes, bits), precisions(dtypes, ())
+    llm, flow, wave = ("llm",), ("flow",), ("flow", "hift")
+    sides = (TORCH, PORT, PLUS)
+    cases = [
+        Case(
+            "llm.prefill",
+            "language model, a prompt in one pass",
+            "prefill",
+            llm,
+            {"positions": 300 if full else 12},
+            {"positions": 24},
+            (*sides, Variant("port.plain", "port", {"off": "all"}), *reduced),
+        ),
+        Case(
+            "llm.decode",
+            "language model, speech tokens one by one",
+            "decode",
+            llm,
+            {"text": 60, "prompt": 50, "tokens": 50 if full else 4},
+            {"text": 12, "prompt": 5, "tokens": 6},
+            (*sides, *ablation("decode"), *reduced),
+        ),
+    ]
+    for frames in (250, 500, 1000) if full else (60,):
+        first = frames in (250, 60)
+        cases.append(
+            Case(
+                f"flow.dit.{frames}",
+                f"one DiT step, {frames} frames, batch 2",
+                "dit",
+                flow,
+                {"frames": frames},
+                {"frames": 60},
+                (*sides, *((*ablation("flow"), SEPARATE) if first else ()), *reduced),
+                limit_s=25.0,
+            )
+        )
+    prompt, second = (50, TOKEN_RATE) if full else (5, 10)
+    cases += [
+        Case(
+            "flow.ten_steps",
+            "flow decoder, 10 Euler steps, 250 frames" if full else "flow decoder, 10 Euler steps",
+            "flow",
+            flow,
+            {"prompt": prompt, "tokens": 3 * second, "streaming": False},
+            {"prompt": 5, "tokens": 10, "streaming": False},
+            (*sides, SEPARATE),
+            repeats=3,
+            limit_s=30.0,
+            warm=not full,
+        ),
+        Case(
+            "flow.chunks",
+            "flow decoder under the chunk mask",
+            "flow",
+            flow,
+            {"prompt": prompt, "tokens": 3 * second, "streaming": True},
+            {"prompt": 5, "tokens": 30, "streaming": True},
+            (TORCH, PORT, *ablation("chunks")),
+            repeats=2,
+            limit_s=20.0,
+            warm=not full,
+        ),
+        Case(
+            "vocoder.3s" if full else "vocoder",
+            "vocoder, 3 s of audio" if full else "vocoder",
+            "vocoder",
+            wave,
+            {"frames": 150 if full else 10},
+            {"frames": 30},
+            (TORCH, PORT, SLOW_PLUS, *ablation("vocoder"), *half),
+            limit_s=25.0,
+        ),
+        Case(
+            "token2wav.3s" if full else "token2wav",
+            "tokens to samples, prompt of 2 s, 3 s of audio" if full else "tokens to samples",
+            "token2wav",
+            wave,
+            {"prompt": prompt, "tokens": 3 * second},
+            {"prompt": 5, "tokens": 10},
+            (TORCH, PORT, SLOW_PLUS, *reduced),
+            repeats=3,
+            limit_s=40.0,
+            warm=False,
+        ),
+        Case(
+            "stream.first",
+            "time to the first audio of a stream",
+            "first",
+            wave,
+            {"prompt": prompt, "tokens": 8 * second},
+            {"prompt": 5, "tokens": 60},
+            (TORCH, PORT, Variant("port.one_hop", "port", {"way": "hop"}), SLOW_PLUS),
+            repeats=3,
+            limit_s=20.0,
+            warm=not full,
+        ),
+    ]
+    for length in (5, 10, 20, 30) if full else (2,):
+        short = length <= 10
+        cases.append(
+            Case(
+                f"stream.{length}s",
+                f"a stream of {length} s, all chunks",
+                "stream",
+                wave,
+                {"prompt": prompt, "tokens": length * TOKEN_RATE},
+                {"prompt": 5, "tokens": 60},
+                (PORT, OFFLINE, *((RECOMPUTE, TORCH) if short else ()), *((CAUSAL,) if length in (2, 10, 30) else ())),
+                repeats=2 if length in (2, 5) else 1,
+                limit_s=60.0,
+                warm=False,
+            )
+        )
+    return cases
+
+
+def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) -> dict[str, np.ndarray]:
+    """Inputs of a kind of case in the reference's layouts (channels first), the same in every process."""
+    rng = np.random.default_rng([ord(c) for c in kind])
+    mels = config.flow.output_size
+
+    def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
+        return (scale * rng.standard_normal(shape)).astype(np.float32)
+
+    def tokens(limit: int, count: int) -> np.ndarray:
+        return rng.integers(0, limit, (1, count)).astype(np.int32)
+
+    if kind == "prefill":
+        return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
+    if kind == "decode":
+        return {
+            "text": tokens(min(config.llm.qwen2.vocab_size, config.llm.end_of_prompt), size["text"]),
+            "prompt_text": np.array([[config.llm.end_of_prompt]], np.int32),
+            "prompt_speech_token": tokens(config.llm.speech_token_size, size["prompt"]),
+        }
+    if kind == "dit":
+        n = size["frames"]
+        return {"x": normal(1, mels, n), "mu": normal(1, mels, n), "cond": normal(1, mels, n)} | {
+            "spks": normal(1, mels, scale=0.3)
+        }
+    if kind == "vocoder":
+        n = size["frames"]
+        return {"speech_feat": normal(1, mels, n), "sine_waves": _sine_waves(config, n)}
+    ratio = config.flow.token_mel_ratio
+    frames = ratio * (size["prompt"] + size["tokens"])
+    found = {
+        "token": tokens(config.flow.vocab_size, size["tokens"]),
+        "prompt_token": tokens(config.flow.vocab_size, size["prompt"]),
+        "prompt_feat": normal(1, ratio * size["prompt"], mels),
+        "embedding": normal(1, config.flow.spk_embed_dim),
+        "noise": rand_noise(frames),
+    }
+    return found if kind == "flow" else found | {"sine_waves": _sine_waves(config, ratio * size["tokens"])}
+
+
+def _sine_waves(config: CosyVoice3Config, frames: int) -> np.ndarray:
+    return sine_waves(frames * config.vocoder.hop_samples)[None]
+
+
+def measured_paths() -> set[str]:
+    """Fast paths that some case switches off; all of them, or a path goes unmeasured."""
+    return {path for paths in PATHS_OF.values() for path in paths} & set(PATHS)

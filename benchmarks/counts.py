@@ -1,0 +1,83 @@
+"""Counts that hold on every device, from the graph that MLX traces: nothing is timed and little is computed.
+
+The graph is exported through `mx.export_function`, which names each primitive with the shapes of its inputs. Kernels
+that MLX fuses on one device and not on another appear as this device's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlx.core as mx
+
+# Moving and reshaping costs no arithmetic; the rest of the primitives do something to each element.
+LAYOUT = {"Broadcast", "ExpandDims", "Squeeze", "Reshape", "Flatten", "Unflatten", "Transpose", "Slice", "Split"}
+LAYOUT |= {"Contiguous", "AsStrided", "Copy"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one run of a graph takes.
+
+    Attributes:
+        matmul_flops: floating-point operations of matrix products and convolutions, two a multiplication.
+        weight_bytes: arrays that the graph reads beside its inputs: weights, and tables made from them.
+        primitives: operations of the graph, those that only change the layout left out.
+        layout_primitives: those.
+        by_name: operations by the name of their primitive.
+    """
+
+    matmul_flops: int
+    weight_bytes: int
+    primitives: int
+    layout_primitives: int
+    by_name: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
+    """Trace `function` and count; inside it nothing may be evaluated.
+
+    Raises:
+        ValueError: a primitive that multiplies matrices and is not known here.
+    """
+    events: list[dict[str, Any]] = []
+    mx.disable_compile()  # a compiled piece would be one primitive that tells nothing, and cannot be exported
+    try:
+        mx.export_function(events.append, function, *arguments)
+    finally:
+        mx.enable_compile()
+    constants = [array for event in events if event["type"] == "constants" for _, array in event["constants"]]
+    steps = [event for event in events if event["type"] == "primitive"]
+    names = Counter(step["name"] for step in steps)
+    moved = sum(n for name, n in names.items() if name in LAYOUT)
+    return Counts(
+        matmul_flops=sum(_flops(step) for step in steps),
+        weight_bytes=sum(array.nbytes for array in constants),
+        primitives=names.total() - moved,
+        layout_primitives=moved,
+        by_name=dict(sorted(names.items())),
+    )
+
+
+def _flops(step: dict[str, Any]) -> int:
+    name, (_, out, _) = step["name"], step["outputs"][0]
+    shapes = [shape for _, shape, _ in step["inputs"]]
+    if name in ("Matmul", "AddMM"):
+        return 2 * math.prod(out) * shapes[0][-1]
+    if name == "Convolution":
+        # Weights (O, ..., C / g): each output value is a sum over all but the first axis.
+        return 2 * math.prod(out) * math.prod(shapes[1][1:])
+    if name == "QuantizedMatmul":
+        return 2 * math.prod(out) * shapes[0][-1]
+    if name == "ScaledDotProductAttention":
+        return 2 * math.prod(out) * shapes[1][-2] * 2
+    if "matmul" in name.lower() or "mm" in name.lower().split("_"):
+        raise ValueError(f"counts: the primitive {name} multiplies matrices in a way that is not known here")
+    return 0

@@ -1,0 +1,105 @@
+"""The machine: which BLAS the workers get, how many threads, and what is written down about it.
+
+MLX's Linux wheel for the CPU brings netlib's reference BLAS, some 20 times slower than torch's. An OpenBLAS of the
+system is put before it for the MLX workers alone: torch would take it up too, and its attention becomes slower by it.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+SONAME = "libopenblas.so.0"
+PLACES = ("/usr/lib/*/openblas*/libopenblas.so.0", "/usr/lib*/libopenblas*.so.0", "/usr/local/lib/libopenblas.so.0")
+# Below this share of torch's matrix products MLX's own are so slow that no ratio says anything about either port.
+USABLE_SHARE = 0.5
+MEANINGLESS = (
+    "MLX runs on a slow BLAS here ({mlx:.0f} GFLOP/s in a matrix product, torch {torch:.0f}): its numbers below mean "
+    "nothing. Install OpenBLAS (Debian: libopenblas0-pthread) or name one with --blas PATH."
+)
+
+
+class BenchmarkError(ValueError):
+    """What the command line tells in one line."""
+
+
+def find_blas(wanted: str | None = None) -> str | None:
+    """The OpenBLAS for MLX's workers.
+
+    Args:
+        wanted: a path, `none`, or None to look for one.
+
+    Returns:
+        A path or soname; None off Linux, for `none`, and where there is none.
+
+    Raises:
+        BenchmarkError: `wanted` is no file.
+    """
+    if wanted == "none" or sys.platform != "linux":
+        return None
+    if wanted:
+        if not Path(wanted).is_file():
+            raise BenchmarkError(f"--blas {wanted}: no such file; name a libopenblas.so.0, or none")
+        return str(Path(wanted).resolve())
+    if not platform.machine():
+        return None
+    for pattern in PLACES:
+        for path in sorted(Path("/").glob(pattern.lstrip("/"))):
+            return str(path)
+    name = ctypes.util.find_library("openblas")
+    return name if name and name.startswith("libopenblas") else None
+
+
+def worker_environment(threads: int, blas: str | None, given: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment of a worker; `blas` is preloaded when given."""
+    found = dict(os.environ if given is None else given)
+    found |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    # A thread that waits for work must not spin while another worker is measured (the parent pauses besides).
+    found |= {"KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "20", "MLX_ENABLE_TF32": "0"}
+    if blas:
+        found["LD_PRELOAD"] = " ".join(filter(None, (blas, found.get("LD_PRELOAD"))))
+    return found
+
+
+def loaded_blas() -> list[str]:
+    """Names of the BLAS libraries that this process has in memory (Linux), as found, not as hoped."""
+    try:
+        maps = Path("/proc/self/maps").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    files = set(re.findall(r"\S*/((?:lib)?(?:open|c)?blas[^/\s]*|libmkl[^/\s]*|libtorch_cpu\.so)$", maps, re.MULTILINE))
+    return sorted(files)
+
+
+def peak_rss() -> int | None:
+    """Largest resident size of this process in bytes since `reset_peak_rss`; since its start where that cannot be."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+    except (OSError, TypeError):
+        import resource
+
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return size if sys.platform == "darwin" else 1024 * size
+
+
+def reset_peak_rss() -> None:
+    """Begin a new peak where the system can (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def has_gpu() -> bool:
+    """Whether MLX's default device is a GPU, asked of a process of its own, since the parent runs no model."""
+    import subprocess
+
+    script = "import mlx.core as mx; print(mx.default_device().type.name)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout.strip() == "gpu"

@@ -1,0 +1,216 @@
+"""Measuring: a process for each side, the check before the timing, and repeats that alternate between the sides."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import Case, Variant
+from benchmarks.process import Settings, WorkerError, WorkerProcess
+from parity_tests.harness.compare import Reading, compare
+
+# Longer than a BLAS or OpenMP thread spins for new work, so that none of another side's is awake when one is timed.
+PAUSE_S = 0.1
+NUDGES = (1, 2)
+# What changes the result, and not only the way to it; the reference is run the same way.
+MEANING = {"offline": "offline", "causal_final": "causal_final"}
+
+
+@dataclass
+class Bench:
+    """The workers of the moment and what has been measured with them.
+
+    Args:
+        settings: how to start workers.
+        sides: those to time; torch runs for the check in any case.
+        tell: called with each step's name, for the progress bar.
+    """
+
+    settings: Settings
+    sides: Sequence[str]
+    tell: Callable[[str], None] = lambda _: None
+    workers: dict[str, WorkerProcess] = field(default_factory=dict)
+
+    def worker(self, side: str, parts: Sequence[str]) -> WorkerProcess:
+        """The side's worker with these parts; one that holds others is ended first, so that they take no memory."""
+        found = self.workers.get(side)
+        if not found or not found.alive or set(found.parts) - set(parts):
+            self.close(side)
+            self.workers[side] = found = WorkerProcess(side, (), self.settings)
+        if set(parts) - set(found.parts):
+            self.tell(f"{side}: loading {', '.join(parts)}")
+            found.load(parts)
+        return found
+
+    def close(self, side: str | None = None) -> None:
+        """End one worker, or all."""
+        for name in [side] if side else list(self.workers):
+            if worker := self.workers.pop(name, None):
+                worker.close()
+
+    def about(self) -> dict[str, Any]:
+        """Versions, device, BLAS and matrix product of every side that starts; why the others do not."""
+        found = {}
+        for side in dict.fromkeys(("torch", *self.sides)):
+            try:
+                worker = self.worker(side, ())
+                found[side] = worker.ask("about") | {"matrix_flops": worker.ask("square", n=self.settings.matrix)}
+            except WorkerError as error:
+                found[side] = {"error": str(error)}
+        return found
+
+    def measure(self, case: Case, repeats: int | None = None) -> dict[str, Any]:
+        """Check and time one case; what fails is marked in its row and stops nothing else."""
+        variants = [v for v in case.variants if v.side in self.sides]
+        rows: dict[str, dict[str, Any]] = {v.name: self._checked(case, v) for v in variants}
+        running = [v for v in variants if rows[v.name]["status"] not in ("refused", "failed")]
+        limits = self._limits(case, running)
+        if case.warm:
+            self._round(case, running, rows, timed=False)
+        for turn in range(repeats or case.repeats):
+            due = [v for v in running if self._due(case, v, rows[v.name], turn)]
+            if not due:
+                break
+            self._round(case, due, rows)
+        again = self._limits(case, running)
+        limits = {side: max(speed, again.get(side, 0.0)) for side, speed in limits.items()}
+        for row in rows.values():
+            if row["seconds"]:
+                row |= {"median": statistics.median(row["seconds"]), "low": min(row["seconds"])}
+                row["high"] = max(row["seconds"])
+        return {
+            "name": case.name,
+            "what": case.what,
+            "kind": case.kind,
+            "size": dict(case.size),
+            "audio_seconds": case.seconds,
+            "variants": rows,
+            "ratios": ratios(rows),
+            "matrix_flops": limits,
+            "counts": self._counts(case, running),
+        }
+
+    def _due(self, case: Case, variant: Variant, row: Mapping[str, Any], turn: int) -> bool:
+        if row["status"] == "failed" or turn >= (variant.repeats or turn + 1):
+            return False
+        return sum(row["seconds"]) < case.limit_s or not turn
+
+    def _round(self, case: Case, variants: Sequence[Variant], rows: Mapping[str, Any], timed: bool = True) -> None:
+        before = None
+        for variant in variants:
+            row = rows[variant.name]
+            if row["status"] == "failed":
+                continue
+            if variant.side != before:
+                time.sleep(PAUSE_S)
+            before = variant.side
+            self.tell(f"{case.name}: {variant.name}")
+            try:
+                found = self._run(case, variant, case.size)
+                if not found["finite"]:
+                    raise WorkerError(f"{variant.name}: the result holds NaN or Inf")
+            except WorkerError as error:
+                row |= {"status": "failed", "message": str(error)}
+                continue
+            if timed:
+                row["seconds"] += found["seconds"]
+                row |= {key: found[key] for key in ("peak_bytes", "peak_rss_bytes", "marks") if found[key] is not None}
+
+    def _run(self, case: Case, variant: Variant, size: Mapping[str, Any], **further: Any) -> dict[str, Any]:
+        options = {**variant.options, **further.pop("options", {})}
+        worker = self.worker(variant.side, case.parts)
+        return worker.ask("run", kind=case.kind, size=dict(size), options=options, **further)
+
+    def _checked(self, case: Case, variant: Variant) -> dict[str, Any]:
+        """A fresh row with the verdict of the suite's rule on the small size."""
+        row: dict[str, Any] = {"side": variant.side, "status": "measured", "message": "", "seconds": [], "check": None}
+        if variant.side == "torch":
+            return row
+        self.tell(f"{case.name}: checking {variant.name}")
+        try:
+            reading = worst(self._readings(case, variant))
+        except WorkerError as error:
+            return row | {"status": "failed", "message": str(error)}
+        row["check"] = {"status": reading.status, "ratio": reading.ratio, "error_rms": reading.e_port_rms}
+        if variant.reduced and reading.status == "FAIL":
+            row["check"]["status"] = "REDUCED"
+        elif variant.side != "port" and reading.status == "FAIL":
+            row |= {"status": "differs", "message": f"not the original's result: {reading.message}"}
+        elif reading.status != "PASS":
+            row |= {"status": "refused", "message": f"wrong result, not timed: {reading.message}"}
+        return row
+
+    def _readings(self, case: Case, variant: Variant) -> list[Reading]:
+        reference = Variant("reference", "torch", {"way": MEANING.get(variant.options.get("way"))})
+        name = "-".join([case.kind, str(reference.options["way"]), *(f"{k}{v}" for k, v in case.check.items())])
+        runs = [{"double": False}, {"double": True}, *({"double": False, "nudge": n} for n in NUDGES)]
+        found = []
+        for i, run in enumerate(runs):
+            path = self.settings.logs / f"{name}-{i}.npz"
+            if not path.exists():
+                options = {"check": True, "double": run["double"]}
+                self._run(case, reference, case.check, options=options, nudge=run.get("nudge", 0), save=str(path))
+            found.append(arrays(path))
+        path = self.settings.logs / "variant.npz"
+        self._run(case, variant, case.check, options={"check": True}, save=str(path))
+        own = arrays(path)
+        single, double, *nudged = found
+        if missing := double.keys() - own.keys():
+            return [Reading("ERROR", f"{', '.join(missing)} is missing")]
+        return [compare(own[k], single[k], double[k], nudged=[run[k] for run in nudged]) for k in double]
+
+    def _limits(self, case: Case, variants: Sequence[Variant]) -> dict[str, float]:
+        found = {}
+        for side in dict.fromkeys(v.side for v in variants):
+            time.sleep(PAUSE_S)
+            try:
+                found[side] = self.worker(side, case.parts).ask("square", n=self.settings.matrix)
+            except WorkerError:
+                continue  # told where it was to be timed
+        return found
+
+    def _counts(self, case: Case, variants: Sequence[Variant]) -> dict[str, Any]:
+        found = {}
+        for variant in variants:
+            if variant.side == "port" and not variant.options.get("guidance"):
+                options = {"kind": case.kind, "size": dict(case.size), "options": dict(variant.options)}
+                try:
+                    counted = self.worker("port", case.parts).ask("counts", **options)
+                except WorkerError as error:
+                    counted = {"error": str(error)}
+                if counted:
+                    found[variant.name] = counted
+        return found
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """Outputs that a worker saved."""
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def worst(readings: Sequence[Reading]) -> Reading:
+    """The reading that decides: an error before a failure before the largest ratio."""
+    order = {"ERROR": 3, "VACUOUS": 2, "FAIL": 1}
+    return max(readings, key=lambda r: (order.get(r.status, 0), r.ratio or 0.0))
+
+
+def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Time of each variant over torch's and over the port's: the median of the ratios of each turn, and their range.
+
+    Two runs of one turn stand next to each other in time, so a slow spell of the machine hits both.
+    """
+    found = {}
+    for base in ("torch", "port"):
+        for name, row in rows.items():
+            if name == base or not row["seconds"] or not rows.get(base, {}).get("seconds"):
+                continue
+            turns = [a / b for a, b in zip(row["seconds"], rows[base]["seconds"], strict=False)]
+            found[f"{name}/{base}"] = {"median": statistics.median(turns), "low": min(turns), "high": max(turns)}
+    return found

@@ -1,0 +1,40 @@
+"""The port in half precision or quantized, from the float32 model in memory, as the converter would store it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from convert.quantize import Precision
+from port.model import CosyVoice3Model
+from port.weights import quantize
+
+QUANTIZED = ("llm", "flow")
+
+
+def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None, bits: int | None) -> CosyVoice3Model:
+    """A copy of the loaded parts `roots` in another precision; the other parts stay lazy.
+
+    Args:
+        exact: the model in float32.
+        roots: attributes of the model that hold weights.
+        dtype: float16 or bfloat16; None for float32.
+        bits: 8 or 4 for the big matrices of language model and flow; None for none.
+    """
+    precision = Precision(dtype or "float32", bits=dict.fromkeys(QUANTIZED, bits) if bits else {})
+    held = {
+        f"{root}.{name}": np.array(value)
+        for root in roots
+        for name, value in tree_flatten(getattr(exact, root).parameters())
+    }
+    pieces = {name: mx.array(piece) for given, value in held.items() for name, piece in precision.stored(given, value)}
+    model = CosyVoice3Model(exact.config)
+    if bits:
+        quantize(model, precision.quantization({name: value.shape for name, value in held.items()}), pieces)
+    model.load_weights(list(pieces.items()), strict=False)
+    model.eval()
+    mx.eval(pieces)
+    return model

@@ -1,0 +1,206 @@
+"""The port in MLX as one side of the benchmark, with its fast paths as asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from benchmarks.counts import Counts, count
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.weights import State
+from convert.mapping import PORT_ROOT, convert
+from port.config import CosyVoice3Config
+from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
+from port.model import CosyVoice3Model, SynthesisCache
+from port.paths import PLAIN, fast_paths
+
+CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
+FIRST_TIME = np.float32(0)  # of every schedule
+# Ways to make a stream: the port's, the original's (all over again for each chunk), without the original's last chunk.
+WAYS = {None: {}, "recompute": {"incremental": False}, "causal_final": {"causal_final": True}}
+Run = Callable[[], Outputs]
+
+
+@contextmanager
+def chosen_paths(off: list[str] | str) -> Iterator[None]:
+    """The fast paths without those of `off`, a list or "all"."""
+    with fast_paths(PLAIN) if off == "all" else fast_paths(**dict.fromkeys(off, False)):
+        yield
+
+
+class Side:
+    """The port with the loaded parts, in as many precisions as were asked for."""
+
+    name = "port"
+
+    def __init__(self, threads: int) -> None:
+        self.models: dict[Any, CosyVoice3Model] = {}
+        self.roots: list[str] = []
+
+    def load(self, part: str, config: CosyVoice3Config, state: State) -> None:
+        """Convert one part and fill it; the others stay lazy and take no memory."""
+        if not self.models:
+            self.models[None, None] = CosyVoice3Model(config)
+        root = PORT_ROOT[part]
+        fill(self.models[None, None], root, convert(part, state, config).tensors)
+        self.roots.append(root)
+        self.models = {(None, None): self.models[None, None]}
+
+    def prepare(
+        self, kind: str, inputs: Mapping[str, np.ndarray], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """What is timed, as a function without arguments; its results are evaluated when it returns."""
+        model = self._model(options)
+        arrays = {
+            k: mx.array(np.ascontiguousarray(v.swapaxes(1, 2)) if k in CHANNELS_FIRST else v) for k, v in inputs.items()
+        }
+        mx.eval(arrays)
+        off = options.get("off", [])
+        with chosen_paths(off):
+            run = getattr(self, f"_{kind}")(model, arrays, size, options)
+
+        def evaluated() -> Outputs:
+            with chosen_paths(off):
+                found = run()
+                mx.eval([value for value in found.values() if isinstance(value, mx.array)])
+            return found
+
+        return evaluated
+
+    def counts(
+        self, kind: str, inputs: Mapping[str, np.ndarray], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Counts | None:
+        """Counts of the graph of a kind whose graph is one piece; None for the others.
+
+        Of decoding one token is counted, of the vocoder the filter: pitch and source run partly on the host.
+        """
+        model, config = self._model(options), self.models[None, None].config
+        if kind in ("prefill", "decode"):
+
+            def run(x: mx.array) -> mx.array:
+                return model.llm.step(x, model.llm.qwen2.make_cache())
+
+            arguments = (mx.zeros((1, size.get("positions", 1), config.llm.qwen2.hidden_size)),)
+        elif kind == "dit":
+
+            def run(x: mx.array, mu: mx.array, cond: mx.array, spks: mx.array) -> mx.array:
+                return model.flow.decoder.velocity(x, FIRST_TIME, mu, None, spks, cond)[0]
+
+            arguments = (*(mx.array(inputs[k]).swapaxes(1, 2) for k in ("x", "mu", "cond")), mx.array(inputs["spks"]))
+        elif kind == "vocoder":
+            run = model.vocoder.decode
+            mel = mx.array(inputs["speech_feat"]).swapaxes(1, 2)
+            arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
+        else:
+            return None
+        with chosen_paths(options.get("off", [])):
+            mx.eval(run(*arguments))  # tables are made on first use
+            return count(run, *arguments)
+
+    @staticmethod
+    def to_numpy(value: Any) -> np.ndarray:
+        """One output, channels first."""
+        if not isinstance(value, mx.array):
+            return np.asarray(value)
+        found = np.array(value.astype(mx.float32))
+        return np.ascontiguousarray(found.swapaxes(1, 2)) if found.ndim == 3 else found
+
+    def square(self, n: int) -> Callable[[], Any]:
+        """A matrix product of `n` by `n` in float32."""
+        a, b = (mx.random.normal((n, n)) for _ in range(2))
+        mx.eval(a, b)
+        return lambda: mx.eval(a @ b)
+
+    def reset_peak(self) -> None:
+        mx.clear_cache()
+        mx.reset_peak_memory()
+
+    def peak(self) -> int:
+        return mx.get_peak_memory()
+
+    def about(self) -> dict[str, Any]:
+        return {"version": mx.__version__, "device": mx.default_device().type.name}
+
+    def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
+        """The model in the precision that is asked for; one at a time beside the float32 one."""
+        key = options.get("dtype"), options.get("bits")
+        if key not in self.models:
+            from benchmarks.precision import in_precision
+
+            exact = self.models[None, None]
+            self.models = {(None, None): exact, key: in_precision(exact, self.roots, *key)}
+        return self.models[key]
+
+    def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
+        return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}
+
+    def _decode(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
+        return take_tokens(job, size["tokens"])
+
+    def _dit(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        guidance = options.get("guidance", "batched")
+        return lambda: {"v": model.flow.decoder.velocity(t=FIRST_TIME, mask=None, **x, guidance=guidance)[0]}
+
+    def _flow(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        guidance = options.get("guidance", "batched")
+        return lambda: {"mel": model.flow.inference(**x, streaming=size["streaming"], guidance=guidance)}
+
+    def _vocoder(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
+        return lambda: {"wav": model.vocoder.inference(**x)[0]}
+
+    def _token2wav(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
+        return lambda: {
+            "wav": model.token2wav(**x, token_offset=0, cache=SynthesisCache(), stream=False, finalize=True)
+        }
+
+    def _first(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        if options.get("way") != "hop":
+            return self._stream(model, x, size, {**options, "chunks": 1})
+        # What the first chunk needs and no more: one hop through both networks, by their plain calls.
+        config = model.config
+        hop = config.streaming.token_hop_len
+        tokens = hop + -size["prompt"] % hop + config.flow.pre_lookahead_len
+
+        def run() -> Outputs:
+            ready = {**x, "token": x["token"][:, :tokens]}
+            sine_waves = ready.pop("sine_waves")
+            mel = model.flow.inference(**ready, streaming=True, finalize=False)
+            return {"wav": model.vocoder.inference(mel, finalize=False, sine_waves=sine_waves)[0]}
+
+        return run
+
+    def _stream(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        way = options.get("way")
+        if way == "offline":
+            return self._token2wav(model, x)
+        further = WAYS[way]
+
+        def run() -> Outputs:
+            chunks = model.tts(**voice_conversion(x), stream=True, reset_hop=True, **further)
+            return chunks_timed(chunks, mx.concatenate, options.get("chunks"))
+
+        return run
+
+
+def fill(model: CosyVoice3Model, root: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Load one part, every parameter once."""
+    module = getattr(model, root)
+    module.load_weights([(k.removeprefix(f"{root}."), mx.array(v)) for k, v in tensors.items()], strict=True)
+    module.eval()
+    mx.eval(module.parameters())

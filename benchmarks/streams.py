@@ -1,0 +1,50 @@
+"""What all sides do alike with iterators of tokens and chunks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+Outputs = dict[str, Any]
+
+
+def take_tokens(job: Iterator[int], count: int) -> Callable[[], Outputs]:
+    """A function that takes `count` more tokens of a language model; the prompt and the first token come before it.
+
+    Raises:
+        RuntimeError: when run, if the tokens end too early.
+    """
+    first = next(job)
+
+    def run() -> Outputs:
+        tokens = list(islice(job, count))
+        if len(tokens) != count:
+            raise RuntimeError(f"the language model ended after {len(tokens)} of {count} tokens")
+        return {"tokens": [first, *tokens]}
+
+    return run
+
+
+def voice_conversion(x: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `tts` that say given tokens with a given voice, without the language model."""
+    return {
+        "source_speech_token": x["token"],
+        "flow_prompt_speech_token": x["prompt_token"],
+        "prompt_speech_feat": x["prompt_feat"],
+        "flow_embedding": x["embedding"],
+        "noise": x["noise"],
+        "sine_waves": x["sine_waves"],
+    }
+
+
+def chunks_timed(
+    chunks: Iterable[Mapping[str, Any]], join: Callable[[list[Any], int], Any], count: int | None = None
+) -> Outputs:
+    """Take chunks (all, or the first `count`) and note when each came and how many samples it has."""
+    start, marks, found = time.perf_counter(), [], []
+    for chunk in islice(chunks, count):
+        found.append(chunk["tts_speech"])
+        marks.append((time.perf_counter() - start, found[-1].shape[1]))
+    return {"wav": join(found, 1), "marks": marks}

@@ -1,0 +1,199 @@
+"""The benchmark itself, at tiny size: what it writes is complete, its ratios follow from its times, and it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from benchmarks import cases, machine, measure, report, run, targets
+from benchmarks.process import Settings, WorkerProcess
+from parity_tests.harness.compare import BUDGET
+from port.paths import PATHS
+
+pytestmark = pytest.mark.meta
+SCHEMA = json.loads((Path(run.__file__).parent / "schema.json").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """One case with every kind of variant, measured twice on one thread without a BLAS of the system."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    words = ["--only", "flow.dit.*", "--repeats", "2", "--threads", "1", "--blas", "none", "--out", str(folder)]
+    code = run.main(words)
+    return code, folder, json.loads((folder / run.FILE).read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """Workers of the flow, one thread each."""
+    settings = Settings("tiny", 0, None, 1, None, None, tmp_path_factory.mktemp("logs"), 60.0, 64)
+    made = measure.Bench(settings, ["torch", "port"])
+    yield made
+    made.close()
+
+
+def dit(*variants, **changes):
+    found = next(case for case in cases.all_cases("tiny") if case.kind == "dit")
+    return cases.Case(**{**vars(found), "variants": variants or found.variants, "warm": False, **changes})
+
+
+def test_what_is_written_is_complete(measured):
+    code, folder, result = measured
+    jsonschema.validate(result, SCHEMA)
+    assert code == 0
+    (case,) = result["cases"]
+    assert list(case["variants"]) == [
+        "torch",
+        "port",
+        *(f"port.no_{path}" for path in cases.FLOW_PATHS),
+        "port.plain",
+        "port.separate",
+    ]
+    assert all(len(row["seconds"]) == 2 for row in case["variants"].values())
+    for row in case["variants"].values():
+        assert row["side"] == "torch" or row["check"]["ratio"] <= BUDGET
+    page = (folder / "benchmark.md").read_text("utf-8")
+    assert case["name"] in page and "ratios.svg" in page
+    assert (folder / "ratios.svg").stat().st_size > 1000 and (folder / "paths.svg").exists()
+
+
+def test_ratios_follow_from_the_times(measured):
+    (case,) = measured[2]["cases"]
+    for name, found in case["ratios"].items():
+        top, _, base = name.partition("/")
+        turns = [
+            a / b for a, b in zip(case["variants"][top]["seconds"], case["variants"][base]["seconds"], strict=True)
+        ]
+        assert found["low"] == min(turns) and found["high"] == max(turns)
+        assert found["low"] <= found["median"] <= found["high"]
+
+
+def test_counts_see_the_tables(measured):
+    """At 64 channels and 2 blocks the modulation's linears are known: 2 x (64 + 1) x 384 + (64 + 1) x 128 floats."""
+    (case,) = measured[2]["cases"]
+    fast, plain = (case["counts"][name] for name in ("port", "port.no_modulation_tables"))
+    assert plain["weight_bytes"] - fast["weight_bytes"] > 4 * (2 * 65 * 384 + 65 * 128) * 0.9
+    assert fast["matmul_flops"] < plain["matmul_flops"] and fast["primitives"] < plain["primitives"]
+
+
+def test_without_a_fast_blas_it_says_that_mlx_means_nothing(measured):
+    blas = measured[2]["blas"]
+    if not blas["meaningless"]:
+        pytest.skip("MLX's own matrix products are fast here")
+    assert "mean nothing" in blas["sentence"] and "--blas" in blas["sentence"]
+    assert blas["sentence"] in (measured[1] / "benchmark.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(("mlx", "meaningless"), [(4.8e9, True), (183e9, False)])
+def test_the_sentence_follows_from_measured_speeds(mlx, meaningless):
+    about = {"port": {"device": "cpu", "matrix_flops": mlx}, "torch": {"device": "cpu", "matrix_flops": 197e9}}
+    found = report.describe_blas(about, "libopenblas.so.0")
+    assert found["meaningless"] is meaningless
+    assert ("mean nothing" in found["sentence"]) is meaningless
+
+
+def test_a_wrong_result_is_refused_and_not_timed(bench, monkeypatch):
+    read = measure.arrays
+
+    def wrong(path):
+        scale = 1.001 if path.stem == "variant" else 1.0
+        return {name: scale * value for name, value in read(path).items()}
+
+    monkeypatch.setattr(measure, "arrays", wrong)
+    row = bench.measure(dit(cases.TORCH, cases.PORT), 1)["variants"]["port"]
+    assert row["status"] == "refused" and "wrong result" in row["message"] and row["seconds"] == []
+
+
+def test_another_port_that_differs_is_timed_and_marked(bench, monkeypatch):
+    monkeypatch.setattr(bench, "sides", ["torch", "port", "other"])
+    monkeypatch.setattr(
+        bench, "worker", lambda side, parts, own=bench.worker: own(side.replace("other", "port"), parts)
+    )
+    monkeypatch.setattr(measure, "worst", lambda found: found[0].__class__("FAIL", "9x", ratio_rms=9.0, ratio_max=9.0))
+    row = bench.measure(dit(cases.TORCH, cases.Variant("other", "other")), 1)["variants"]["other"]
+    assert row["status"] == "differs" and "not the original's" in row["message"] and len(row["seconds"]) == 1
+
+
+def test_a_worker_that_dies_marks_its_row_and_the_next_case_runs(bench):
+    case = dit(cases.TORCH, cases.PORT)
+    worker = bench.worker("port", case.parts)
+    worker.process.kill()
+    with pytest.raises(measure.WorkerError, match="port: the worker ended with -9"):
+        worker.ask("about")
+    assert bench.measure(case, 1)["variants"]["port"]["status"] == "measured"
+    broken = bench.measure(dit(cases.TORCH, cases.Variant("port", "port", {"guidance": "no"})), 1)
+    assert broken["variants"]["port"]["status"] == "failed" and "guidance" in broken["variants"]["port"]["message"]
+    assert broken["variants"]["torch"]["status"] == "measured"
+
+
+def test_an_answer_that_does_not_come_in_time(bench):
+    settings = Settings(**{**vars(bench.settings), "timeout_s": 0.0})
+    with pytest.raises(measure.WorkerError, match="within 0 s"):
+        WorkerProcess("port", ("hift",), settings)
+
+
+def test_resume_keeps_what_is_there_and_refuses_another_run(measured, capsys):
+    _, folder, result = measured
+    words = ["--only", "flow.dit.*", "--repeats", "2", "--threads", "1", "--blas", "none", "--out", str(folder)]
+    assert run.main([*words, "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cases"] == result["cases"]
+    assert run.main([*words, "--seed", "1", "--resume"]) == 2
+    assert "another run (options)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "nothing"], "no case has such a name"),
+        (["--against", "them"], "--against them: not known"),
+        (["--dtype", "float8"], "--dtype float8"),
+        (["--quantize", "3"], "--quantize 3"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(words, message, capsys):
+    assert run.main(words) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is preloaded elsewhere")
+def test_a_blas_that_is_not_there():
+    with pytest.raises(machine.BenchmarkError, match="no such file"):
+        machine.find_blas("/nowhere/libopenblas.so.0")
+    assert machine.find_blas("none") is None
+
+
+def test_every_fast_path_is_measured():
+    assert cases.measured_paths() == set(PATHS)
+    names = {variant.name for case in cases.all_cases("full") for variant in case.variants}
+    assert {f"port.no_{path}" for path in PATHS} <= names
+
+
+def test_targets_are_judged_by_their_limits():
+    def ratio(value):
+        return {"median": value, "low": value, "high": value}
+
+    def case(ratios):
+        return {"ratios": ratios, "variants": {}, "counts": {}}
+
+    good = {"flow.dit.250": case({"port/torch": ratio(1.0), "mlx_audio_plus/port": ratio(1.5)})}
+    bad = {"flow.dit.250": case({"port/torch": ratio(1.01), "mlx_audio_plus/port": ratio(1.49)})}
+    for found, status in ((good, "met"), (bad, "missed"), ({}, "not measured")):
+        rows = {target.what: target.status for target in targets.judge(found)}
+        assert rows["DiT step, 250 frames, against torch"] == status
+        assert rows["DiT step, 250 frames, mlx-audio-plus against the port"] == status
+
+
+def test_growth_of_a_stream_is_held_against_its_keys():
+    """Chunks of 4 s at 0, 4, 8 and 12 s and a last one; with no prompt the keys grow 16 / 4."""
+    for last, status in ((8.0, "met"), (40.0, "missed")):
+        elapsed, marks = 0.0, []
+        for cost in (4.0, 5.0, 6.0, last, 100.0):
+            elapsed += cost
+            marks.append([elapsed, 4 * targets.RATE])
+        stream = {"variants": {"port": {"marks": marks}}, "size": {"prompt": 0}, "ratios": {}, "counts": {}}
+        stream["variants"]["port"] |= {"status": "measured", "check": None}
+        (found,) = (t for t in targets.judge({"stream.30s": stream}) if t.what.startswith("growth"))
+        assert found.status == status and found.value == pytest.approx(last / 4.0 / 4.0)
