@@ -61,6 +61,8 @@ class Graph:
         graph, self._raw = read_graph(path)
         if len(graph.node) > MAX_NODES or graph.sparse_initializer:
             raise self.error(f"more than {MAX_NODES} nodes or sparse weights, unlike the official files")
+        if not all(node.output for node in graph.node):
+            raise self.error("a node has no output")
         self.nodes: list[NodeProto] = list(graph.node)
         self.producers = {output: node for node in self.nodes for output in node.output}
         self.stored = {tensor.name: tensor for tensor in graph.initializer}

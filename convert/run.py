@@ -39,6 +39,7 @@ from convert.mapping import ConversionError, Step, plan
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
 from convert.partial import MARK, beside, clear_leftover, refuse_existing
 from convert.parts import LLM_FILES, Part, Weights, official_parts
+from convert.quantize import FLOAT32, Precision, PrecisionError, add_flags, from_flags
 from port.config import ConfigError, CosyVoice3Config
 from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
@@ -47,7 +48,7 @@ from port.storage import MAX_SHARD_BYTES, TensorInfo, WeightsError, Writer, read
 from port.weights import check, save_config
 
 AUDIT_FILE = "audit.json"
-PASSED = ("PASS", "SKIP", "XFAIL")
+PASSED = ("PASS", "SKIP", "XFAIL", "REDUCED")
 
 Row = Mapping[str, Any]
 ParityCheck = Callable[[Path, Path], Sequence[Row]]
@@ -72,7 +73,11 @@ def parity_check(source: Path, folder: Path) -> Sequence[Row]:
 
 
 def convert_folder(
-    source: Source, out: Path, parity: ParityCheck | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+    source: Source,
+    out: Path,
+    parity: ParityCheck | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    precision: Precision = FLOAT32,
 ) -> tuple[Audit, Sequence[Row]]:
     """Convert, audit and verify; `out` appears complete or not at all.
 
@@ -81,9 +86,11 @@ def convert_folder(
         out: must not exist; its parents are made.
         parity: called with the source and the written folder; `parity_check` when None.
         max_shard_bytes: data in one weights file.
+        precision: dtype and quantization of what is written.
 
     Raises:
         UsageError: `out` exists.
+        PrecisionError: quantization that no layer can take.
         CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError: one line.
     """
     refuse_existing(out)
@@ -102,17 +109,19 @@ def convert_folder(
     config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
     parameters = port_shapes(config)
+    layout = precision.layout(parameters)
     shapes = {part: held.shapes for part, held in opened.items()}
     audit = prove(shapes, plans, parameters)
     audit = replace(audit, files=describe_files(source, parts, opened))
-    require_space({"to write": (out, 4 * audit.parameter_elements)})
+    require_space({"to write": (out, sum(info.nbytes for info in layout.values()))})
     with beside(out) as partial:
-        _write(partial, opened, plans, config, parameters, max_shard_bytes)
-        check(read_headers(partial), parameters, partial)
+        _write(partial, opened, plans, config, precision, layout, max_shard_bytes)
+        check(read_headers(partial), {name: info.shape for name, info in layout.items()}, partial)
         tokenizer.save(partial)
         hashes = {file.name: file.sha256 for file in audit.files.values()}
         name, revision = identity(source, hashes)
-        save_config(partial, config, {"source": name, "revision": revision, "sha256": hashes})
+        provenance = {"source": name, "revision": revision, "sha256": hashes}
+        save_config(partial, config, provenance, precision.quantization(parameters))
         rows = _compare(parity or parity_check, source.folder, partial)
         _require_parity(rows)
         written = {path.name: sha256(path) for path in sorted(partial.iterdir()) if path.name != MARK}
@@ -146,13 +155,13 @@ def _write(
     opened: dict[str, Weights],
     plans: Mapping[str, list[Step]],
     config: CosyVoice3Config,
-    parameters: Mapping[str, tuple[int, ...]],
+    precision: Precision,
+    layout: Mapping[str, TensorInfo],
     max_shard_bytes: int,
 ) -> None:
-    announced = {name: TensorInfo("F32", shape) for name, shape in parameters.items()}
     total = sum(len(steps) for steps in plans.values())
     with (
-        Writer(folder, announced, max_shard_bytes) as writer,
+        Writer(folder, layout, max_shard_bytes) as writer,
         tqdm(total=total, desc="convert", unit="tensor", file=sys.stderr, disable=None) as progress,
     ):
         for part, steps in plans.items():
@@ -160,7 +169,8 @@ def _write(
             for step in steps:
                 result = step.apply(held, config)
                 if step.target is not None and result is not None:
-                    writer.write(step.target, result)
+                    for name, array in precision.stored(step.target, result):
+                        writer.write(name, array)
                 progress.update()
 
 
@@ -174,7 +184,11 @@ def _compare(parity: ParityCheck, source: Path, folder: Path) -> Sequence[Row]:
 def _require_parity(rows: Sequence[Row]) -> None:
     failed = [row for row in rows if row["status"] not in PASSED]
     if failed:
-        raise ParityError(f"parity: {failed[0]['checkpoint']} is {failed[0]['status']} ({len(failed)} of {len(rows)})")
+        first = failed[0]
+        said = f" ({first['message']})" if first.get("message") else ""
+        raise ParityError(
+            f"parity: {first['checkpoint']} is {first['status']}{said}; {len(failed)} of {len(rows)} fail"
+        )
     if not any(row["status"] == "PASS" for row in rows):
         raise ParityError("parity: nothing was compared")
 
@@ -185,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--hf-path", "--model", required=True, metavar="ID_OR_DIR", help="checkpoint folder or hub id")
     parser.add_argument("--mlx-path", required=True, type=Path, metavar="OUT", help="folder to write; must not exist")
-    parser.add_argument("--dtype", choices=["float32"], default="float32", help="dtype of the written weights")
+    add_flags(parser)
     parser.add_argument("--device", default="auto", choices=DEVICES, help="where the written files are compared")
     parser.add_argument(
         "--revision", metavar="R", help=f"branch, tag or commit of a hub id ({RELEASE.repo}: {RELEASE.revision[:8]})"
@@ -199,9 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _choose(options.device)
         if options.upload_repo and not ID.fullmatch(options.upload_repo):
             raise UsageError(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
+        precision = from_flags(options)
         source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path)
-        audit, rows = convert_folder(source, options.mlx_path)
-    except UsageError as error:
+        audit, rows = convert_folder(source, options.mlx_path, precision=precision)
+    except (UsageError, PrecisionError) as error:
         return _say(error, 2)
     except (*REFUSALS, OSError) as error:
         return _say(error, 1)

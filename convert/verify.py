@@ -2,10 +2,14 @@
 
 One part is in memory at a time, its deep stack cut to the first layers, so that the official model can be held three
 times (port, float32 and float64) in little memory; that every other tensor is where it belongs is the audit's proof.
+
+Float32 is judged by the suite's ratio. Stages of reduced precision only inform there (REDUCED) and are judged by their
+quality against the float32 original instead: parity_tests/harness/quality.py.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,18 +19,22 @@ import mlx.core as mx
 from tqdm import tqdm
 
 from convert.official import load_config
-from convert.parts import converted_parts
+from convert.parts import Part, converted_parts
+from convert.quantize import precision_of
 from parity_tests.harness.chain import walk
-from parity_tests.harness.judge import Row
+from parity_tests.harness.judge import Row, reduced
 from parity_tests.harness.models import Models, attribute, shallow
+from parity_tests.harness.quality import GROUPS, Quality, measure
 from parity_tests.harness.walks import walks
+from port.config import CosyVoice3Config
 
 DEPTH = 2
+QUALITY_FILE = "quality.json"
 WALKS = ("walk.speech_tokenizer", "walk.speaker", "walk.llm", "walk.flow.chunked", "walk.vocoder.end")
 
 
 def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
-    """Walk through each stage of both models.
+    """Walk through each stage of both models, and write `quality.json` where a stage is not float32.
 
     Args:
         source: official checkpoint folder.
@@ -37,13 +45,39 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
     """
     config = shallow(load_config(source), DEPTH)
     plans, parts = walks(config), {attribute(part): part for part in converted_parts(folder)}
-    rows = []
+    precision, rows = precision_of(folder), []
     for name in tqdm(WALKS, desc="verify", unit="part", file=sys.stderr, disable=None):
         models = Models.load_part(source, folder, parts[plans[name].stage], config)
-        rows += [_row(row) for row in walk(models, plans[name], isolated=False)]
+        found = reduced(walk(models, plans[name], isolated=False), precision.label, precision.stages)
+        rows += [_row(row) for row in found]
         del models
         mx.clear_cache()
+    if precision.stages:
+        quality = _quality(source, folder, parts, config)
+        content = {"precision": precision.label, "layers": DEPTH, "metrics": [metric.to_dict() for metric in quality]}
+        (folder / QUALITY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        rows += [
+            {
+                "checkpoint": metric.metric,
+                "kind": "quality",
+                "status": metric.status,
+                "ratio": None,
+                "message": str(metric),
+            }
+            for metric in quality
+        ]
     return rows
+
+
+def _quality(source: Path, folder: Path, parts: Mapping[str, Part], config: CosyVoice3Config) -> list[Quality]:
+    found: list[Quality] = []
+    stages = precision_of(folder).stages
+    for group in tqdm(GROUPS, desc="quality", unit="group", file=sys.stderr, disable=None):
+        if stages & set(group):
+            first, *more = (parts[name] for name in group)
+            found += measure(Models.load_part(source, folder, first, config, *more), group)
+            mx.clear_cache()
+    return found
 
 
 def _row(row: Row) -> dict[str, Any]:

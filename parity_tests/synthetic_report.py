@@ -138,7 +138,7 @@ def _component(name: str, part: str, rows: list[dict[str, Any]]) -> dict[str, An
 
 def judged(report: dict[str, Any]) -> dict[str, Any]:
     """The report with the verdict that its rows give."""
-    sections = {k: report.get(k) for k in ("weights_audit", "liveness", "faults", "components")}
+    sections = {k: report.get(k) for k in ("weights_audit", "liveness", "faults", "components", "quality")}
     coverage = {"covered": 951, "total": 951} if report.get("liveness") else None
     verdict = verdict_of(report["checkpoints"], report["tests"], weight_coverage=coverage, **sections)
     return report | {"verdict": verdict}
@@ -196,6 +196,17 @@ def sections() -> dict[str, Any]:
             {
                 "name": "zero-shot", "sample_rate": 24000, "snr_db": 92.31, "log_mel_distance": 1.4e-4,
                 "reference_wav": _wav(0), "port_wav": _wav(1), "spectrogram_png": _png(),
+            }
+        ],
+        "quality": [
+            {
+                "precision": "4-bit", "layers": 2,
+                "metrics": [
+                    {
+                        "metric": "logits KL", "stage": "llm", "unit": "nats", "value": 0.0655, "rounding": 0.0656,
+                        "variety": 6.76, "limit": 1.05, "status": "PASS",
+                    }
+                ],
             }
         ],
         "faults": {"score": {"caught": 4, "total": 4}, "rows": faults},

@@ -66,7 +66,7 @@ def test_growth_is_found(tmp_path, monkeypatch):
 
     def read(folder):
         if (folder / "x").read_bytes() != b"valid":
-            held.append(np.ones(4 << 20))  # 32 MiB
+            held.append(np.ones(16 << 20))  # 128 MiB
 
     with pytest.raises(SystemExit):
         fuzz.work(broken("growth", read), tmp_path, seconds=10, inputs=100, seed=0)
@@ -91,7 +91,7 @@ def test_damage_is_repeatable_and_changes_something():
 def test_compressed_hours_of_silence_are_not_unpacked(tmp_path):
     path = tmp_path / "silence.flac"
     with soundfile.SoundFile(path, "w", 48000, channels=8, subtype="PCM_16") as file:
-        for _ in range(180):
+        for _ in range(60):
             file.write(np.zeros((48000, 8), np.int16))
     assert path.stat().st_size < 1 << 20
     with pytest.raises(AudioError, match="cut it"):

@@ -17,6 +17,7 @@ ONE_SIDED = {
         "noise.py": "the original's noise without torch; the reference draws from torch",
         "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
+        "flow/fast.py": "fast forms of layers",
         "flow/modulation.py": "a fast path of the port",
         "precision.py": "arithmetic of half-precision and quantized weights; the reference has float weights only",
         "ops.py": "back ends of a convolution for kinds of device",
@@ -33,6 +34,7 @@ ONE_SIDED = {
         "flow/incremental.py": "the flow decoder as a stream; the original computes the whole again",
         "flow/state.py": "what a stream of the flow decoder keeps",
         "streaming.py": "memory of streams, and prompts kept for later requests",
+        "vocoder/fast.py": "fast paths of the port",
         "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
         "vocoder/state.py": "what a stream of the vocoder carries on",
         "frontend/text.py": "framework-free, both sides use it",
@@ -49,6 +51,8 @@ ONE_SIDED = {
 # Functions and methods that differ between twin files, each with the reason.
 METHOD_DIFFERENCES = {
     ("llm/speech_lm.py", "CosyVoice3LM", "qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
+    ("flow/matching.py", "CausalConditionalCFM", "halves"): "a fast path makes once what no step changes",
+    ("flow/matching.py", "CausalConditionalCFM", "velocity"): "it may be given those halves",
     ("flow/dit.py", "DiT", "modulation"): "a fast path makes what a time steers once, for all norms",
     ("model.py", "CosyVoice3Model", "tts"): "options of incremental streams",
     ("cosyvoice3.py", "CosyVoice3", "from_pretrained"): "a converted folder or hub id against the official files",

@@ -23,11 +23,11 @@ from port import ops
 def test_the_device_decides(monkeypatch, device, metal, groups, matmul):
     monkeypatch.setattr(ops.mx, "default_device", lambda: mx.Device(device))
     monkeypatch.setattr(ops.mx.metal, "is_available", lambda: metal)
-    assert ops._uses_matmul(groups) is matmul
+    assert ops.uses_matmul(groups) is matmul
     with ops.conv_backend("native"):
-        assert ops._uses_matmul(groups) is False
+        assert ops.uses_matmul(groups) is False
     with ops.conv_backend("matmul"):
-        assert ops._uses_matmul(groups) is True
+        assert ops.uses_matmul(groups) is True
 
 
 @pytest.mark.parametrize("backend", ["matmul", "native"])

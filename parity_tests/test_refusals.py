@@ -75,7 +75,7 @@ def test_a_converted_folder_speaks(parity, voices, recordings, tmp_path, monkeyp
     assert loaded.sample_rate == 24000
     assert loaded.list_available_spks() == []
     found, expected = (
-        [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=0)]
+        [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=1)]
         for v in (loaded, voices.port)
     )
     assert found == expected
@@ -91,7 +91,7 @@ def test_the_official_folder_speaks_through_the_reference(parity, voices, record
         loaded = Reference.from_pretrained(parity.models.source, expected.model.config, onnx, dtype)
         loaded.frontend.normalizer = None
         one, other = (
-            [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=0)]
+            [r["tts_speech"].tolist() for r in v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=1)]
             for v in (loaded, expected)
         )
         assert one == other

@@ -50,7 +50,7 @@ def test_builds_all_files(tmp_path, capsys, broken, extra):
     assert model.load(tmp_path / "out" / "report.json") == report
     assert report["verdict"]["sentence"] in capsys.readouterr().out
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    for section in ("weights", "llm", "audio", "faults", "liveness", "coverage"):
+    for section in ("weights", "llm", "audio", "quality", "faults", "liveness", "coverage"):
         assert (f'id="{section}"' in page) == any(extra.values()), section
     assert ("2 of 3 tensors move the result, 1 cannot" in page) == any(extra.values())
 
@@ -69,8 +69,8 @@ def test_page_shows_the_numbers_of_the_json(broken):
 
 def test_page_order_and_self_containment():
     page = build.render_html(make(broken=True, **sections()))
-    order = "verdict provenance strip ratios errors checkpoints failures modules llm audio weights components faults"
-    ids = [page.index(f'id="{name}"') for name in f"{order} liveness coverage not-checked".split()]
+    order = "verdict provenance strip ratios errors checkpoints failures modules llm audio quality weights components"
+    ids = [page.index(f'id="{name}"') for name in f"{order} faults liveness coverage not-checked".split()]
     assert ids == sorted(ids)
     assert not re.search(r'(?:src|href)="(?!data:|#)', page)
     assert not re.search(r"https?:|url\(|@import", re.sub(r'="data:[^"]*"', "", page))

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Literal
 
 import mlx.core as mx
 
-# Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one after another (through `addmm` all taps too):
-# a sum over 1024 channels was 6 times the reference's error.
+from .paths import active
+
+# Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one after another: a sum over 1024 channels was 6
+# times the reference's error.
 LONGEST_SUM = 256
+# Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
+FEW_IN, FEW_OUT, STEP = 4, 16, 16
 
 ConvBackend = Literal["auto", "native", "matmul"]
 _backend: ContextVar[ConvBackend] = ContextVar("conv_backend", default="auto")
@@ -68,13 +73,24 @@ def conv1d(
         raise ValueError(f"conv1d: weight {weight.shape} with {groups} groups does not fit {channels} channels")
     if n <= dilation * (taps - 1):
         raise ValueError(f"conv1d: {n} frames are fewer than the {dilation * (taps - 1) + 1} the kernel spans")
-    if _uses_matmul(groups):
+    if uses_matmul(groups):
         return _conv1d_matmul(x, weight, bias, stride, dilation, groups)
-    y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)
+    if active().padded_channels and groups == 1:
+        x, weight = _padded(x, weight)
+    y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)[..., :out_channels]
     return y if bias is None else y + bias
 
 
-def _uses_matmul(groups: int) -> bool:
+def tap_order(weight: mx.array) -> mx.array:
+    """The same weight (O, K, C), laid out in memory as the sum of products reads it: by tap, then channel in.
+
+    Read in another layout, each tap is copied at each call.
+    """
+    return mx.contiguous(weight.transpose(1, 2, 0)).transpose(2, 0, 1)
+
+
+def uses_matmul(groups: int = 1) -> bool:
+    """Whether `conv1d` is a sum of shifted matrix products here and now; see `conv_backend`."""
     name = _backend.get()
     if name != "auto":
         return name == "matmul"
@@ -93,14 +109,39 @@ def _conv1d_matmul(
         x = x.reshape(b, n, groups, group_channels).swapaxes(1, 2)  # (b, g, n, C/g)
         weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
     weight = mx.moveaxis(weight, -2, 0).swapaxes(-1, -2)  # (K, [g,] C/g, O/g)
-    y = None
+    y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
+    if y is not None and groups > 1:
+        y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
+    whole = _adds_whole_products(mx.default_device().type)
     for tap in range(taps):
         start = tap * dilation
         frames = x[..., start : start + (m - 1) * stride + 1 : stride, :]
         for first in range(0, group_channels, LONGEST_SUM):
             part = slice(first, first + LONGEST_SUM)
-            product = frames[..., part] @ weight[tap][..., part, :]
-            y = product if y is None else y + product
-    if groups > 1:
-        y = y.swapaxes(1, 2).reshape(b, m, out_channels)
-    return y if bias is None else y + bias
+            factors = frames[..., part], weight[tap][..., part, :]
+            if y is None:
+                y = factors[0] @ factors[1]
+            else:
+                y = mx.addmm(y, *factors) if whole else y + factors[0] @ factors[1]
+    return y.swapaxes(1, 2).reshape(b, m, out_channels) if groups > 1 else y
+
+
+def _padded(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
+    """Zeros in place of missing channels, where Metal would otherwise unfold the input in memory."""
+    (out_channels, _, channels) = weight.shape
+    more_in = -channels % STEP if channels > FEW_IN else 0
+    more_out = -out_channels % STEP if out_channels > FEW_OUT else 0
+    if more_in:
+        x = mx.pad(x, [(0, 0), (0, 0), (0, more_in)])
+    return x, mx.pad(weight, [(0, more_out), (0, 0), (0, more_in)]) if more_in or more_out else weight
+
+
+@lru_cache(maxsize=2)
+def _adds_whole_products(device: mx.DeviceType) -> bool:
+    """Whether `addmm` forms a product first and then adds it, as an exact sum over taps needs.
+
+    The reference BLAS in MLX's Linux wheel adds term after term to what is there, so that small terms drown: of these
+    256, each half a unit in the last place of 1, none would be left.
+    """
+    one, terms = mx.ones((STEP, STEP)), mx.full((STEP, LONGEST_SUM), 2.0**-25)
+    return mx.addmm(one, terms, mx.ones((LONGEST_SUM, STEP)), stream=mx.Device(device)).min().item() > 1

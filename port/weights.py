@@ -37,7 +37,7 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     config = CosyVoice3Config.load(folder)
     found = read_headers(folder)
     model = CosyVoice3Model(config)
-    if quantization := _quantization(folder):
+    if quantization := quantization_of(folder):
         quantize(model, quantization, found)
     check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
     weights: dict[str, mx.array] = {}
@@ -94,7 +94,13 @@ def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Map
         raise WeightsError(f"config.json: quantization {settings} is not known ({error!s:.160})") from None
 
 
-def _quantization(folder: Path) -> dict[str, Any] | None:
+def quantization_of(folder: Path) -> dict[str, Any] | None:
+    """The settings of a folder's `config.json`, None for one that is not quantized.
+
+    Raises:
+        ConfigError: settings that are no object.
+        WeightsError: no `config.json` that can be read.
+    """
     content = read_json(folder / "config.json")
     quantization = content.get("quantization") or content.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):

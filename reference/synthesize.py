@@ -114,10 +114,10 @@ def tiny_config() -> CosyVoice3Config:
     text_vocab = TINY_TEXT_VOCAB + len({*BASE_SPECIAL_TOKENS, *ADDITIONAL_SPECIAL_TOKENS})
     qwen2 = Qwen2Config(
         vocab_size=text_vocab,
-        hidden_size=48,
+        hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=2,
-        num_attention_heads=6,
+        num_attention_heads=8,
         num_key_value_heads=2,
     )
     return CosyVoice3Config(

@@ -37,7 +37,7 @@ from reports.words import (
 
 HERE = Path(__file__).parent
 PANELS, OPEN_PANELS = 100, 5  # failures with a panel of their own; those that are open at first
-OPTIONAL = ("weights_audit", "llm", "audio", "faults", "liveness", "coverage", "drift")
+OPTIONAL = ("weights_audit", "llm", "audio", "quality", "faults", "liveness", "coverage", "drift")
 SUMMARY_BYTES = 1024 * 1024  # what a GitHub step summary takes
 ANNOTATIONS = 10  # what GitHub shows of one step
 
@@ -147,6 +147,7 @@ def _environment(kind: str) -> Environment:
         "padded": lambda value, budget=BUDGET_RATIO: "-" if value is None else ratio_text(value, budget, padded=True),
         "number": number_text,
         "sci": lambda value: "-" if value is None else f"{value:.2e}",
+        "brief": lambda value: "not finite" if value is None else f"{value:.3g}",
         "shape": lambda value: "-" if value is None else "×".join(map(str, value)) or "scalar",
         "bytes": _bytes,
         "duration": lambda s: f"{s:.1f} s" if s < 60 else f"{int(s // 60)} min {int(s % 60)} s",

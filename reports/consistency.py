@@ -93,6 +93,7 @@ def _of_verdict(report: Row) -> Iterator[str]:
         liveness=report.get("liveness"),
         faults=report.get("faults"),
         components=report["components"],
+        quality=report.get("quality"),
     )
     for field in ("status", "counts", "test_counts", "worst", "first_over_budget", "fault_score"):
         if said[field] != true[field]:

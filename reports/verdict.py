@@ -20,10 +20,12 @@ def verdict_of(
     faults: Row | None = None,
     components: Sequence[Row] | None = None,
     weight_coverage: Row | None = None,
+    quality: Sequence[Row] | None = None,
 ) -> dict[str, Any]:
     """The verdict that follows from the rows.
 
-    FAIL when anything failed: a checkpoint, a test, a vacuous case, an unproved weight, a surviving fault, a component.
+    FAIL when anything failed: a checkpoint, a test, a vacuous case, an unproved weight, a surviving fault, a component,
+    a limit of quality.
     ERROR when nothing failed but something could not be compared, or when nothing was compared at all.
     """
     counts = {status: sum(row["status"] == status for row in checkpoints) for status in STATUSES}
@@ -33,6 +35,7 @@ def verdict_of(
     parts = {status: sum(row["status"] == status for row in components or ()) for status in STATUSES}
     survivors = faults["score"]["total"] - faults["score"]["caught"] if faults else 0
     unproved = len(weights_audit["unused"]) + len(weights_audit["missing"]) if weights_audit else 0
+    poor = sum(metric["status"] == "FAIL" for variant in quality or () for metric in variant["metrics"])
     failing = {
         "checkpoints over budget": counts["FAIL"],
         "vacuous checkpoints": counts["VACUOUS"],
@@ -41,6 +44,7 @@ def verdict_of(
         "faults survived": survivors,
         "weights unproved": unproved,
         "components failed": parts["FAIL"] + parts["VACUOUS"],
+        "limits of quality broken": poor,
     }
     broken = {
         "checkpoints not comparable": counts["ERROR"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.findings import BROKEN, Findings
 from parity_tests.harness import regime
 from parity_tests.harness.compare import BUDGET, FLOOR
-from parity_tests.harness.judge import Row
+from parity_tests.harness.judge import Row, reduced
 from reports import model as report_model
 from reports.verdict import in_pipeline_order, status_of
 from reports.words import ratio_text
@@ -32,7 +31,7 @@ def report(
         ReportError: the report contradicts itself.
     """
     if about["dtype"] != "float32":
-        rows = [_reduced(row, about["dtype"]) for row in rows]
+        rows = reduced(rows, about["dtype"])
     stale = [
         {"what": f"finding: {title}", "why": "its cases pass now; take it off the list"}
         for title in findings.stale(rows)
@@ -97,13 +96,6 @@ def _component(module: str, rows: list[dict[str, Any]], findings: Findings) -> d
         "evidence": [row["name"] for row in rows if row["status"] != "SKIP"],
         "issues": list(causes),
     }
-
-
-def _reduced(row: Row, dtype: str) -> Row:
-    reading = row.reading
-    if reading.status != "FAIL":
-        return row
-    return replace(row, reading=replace(reading, status="REDUCED", message=f"in {dtype}: {reading.message}"))
 
 
 def _checkpoint(row: Row, module: str) -> dict[str, Any]:

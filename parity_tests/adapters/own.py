@@ -11,10 +11,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from convert.mapping import convert
+from convert.quantize import FLOAT32, Precision
 from parity_tests.adapters.base import Adapter
 from parity_tests.harness.targets import Target
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
+from port.storage import DTYPES
 
 
 class OwnPort(Adapter):
@@ -22,17 +24,19 @@ class OwnPort(Adapter):
 
     name = "own"
 
-    def __init__(self, dtype: mx.Dtype = mx.float32) -> None:
-        self.dtype = dtype
+    def __init__(self, precision: Precision = FLOAT32) -> None:
+        self.precision = precision
 
     def build(self, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
         """The port's class with the official weights in it, or the port's function."""
         built = target.build("port", config)
-        if isinstance(built, nn.Module):
-            if target.at:
-                load_part(built, target, config, state)
-            built.set_dtype(self.dtype)
+        if isinstance(built, nn.Module) and target.at:
+            root = load_part(built, target, config, state)
+            built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
         return built
+
+    def _stored(self, name: str, value: mx.array) -> mx.array:
+        return value.astype(DTYPES[self.precision.tag(name)][0])
 
     def run(
         self,
@@ -65,10 +69,10 @@ class OwnPort(Adapter):
 
 def make(dtype: str = "float32") -> OwnPort:
     """The adapter for weights of `dtype`: float32, float16 or bfloat16."""
-    return OwnPort(getattr(mx, dtype))
+    return OwnPort(Precision(dtype))
 
 
-def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
+def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
     """Carry official weights into one part of the port through the conversion table.
 
     Args:
@@ -76,6 +80,9 @@ def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], stat
         target: the part; `target.at` is its place in the official checkpoint, `file:prefix`.
         config: its sizes; the rotary table depends on `dim_head`.
         state: official keys relative to the prefix.
+
+    Returns:
+        what the part's parameter names start with inside the whole model.
 
     Raises:
         ValueError: the table's keys are not exactly the part's parameters.
@@ -93,6 +100,7 @@ def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], stat
         raise ValueError(f"{target.at}: the table gives {sorted(converted)}, the port has {sorted(wanted)}")
     module.load_weights([(k.removeprefix(root), mx.array(v)) for k, v in converted.items()], strict=True)
     module.eval()
+    return root
 
 
 def to_mlx(array: np.ndarray) -> mx.array:
@@ -104,4 +112,4 @@ def to_numpy(value: Any) -> np.ndarray:
     """A tensor, or a list of tensors of one shape, as an array."""
     if isinstance(value, list):
         return np.stack([to_numpy(item) for item in value])
-    return np.array(value)
+    return np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value)

@@ -181,6 +181,7 @@ CASES = (
     ),
     _dit("full", False),
     _dit("chunked", True),
+    _dit("all_valid", True, mask=valid(23, 23, 23)),
     _dit("one_time", True, t=np.float32(0.4) * np.ones((), np.float32)),
     _dit(
         "exact_chunks", True, x=normal(2, 12, 24), mask=valid(24, 24, 16), mu=normal(2, 16, 24), cond=normal(2, 12, 24)

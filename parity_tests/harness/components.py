@@ -113,6 +113,12 @@ PLAN: tuple[Component, ...] = (
         ("test_flow.py::test_decoder*", "test_flow.py::test_a_streamed*"),
     ),
     Component(
+        "Streaming",
+        "any cut of the input against whole recomputation by the reference; memory, kept prompts, overlapping requests",
+        ("walk.flow.stream*", "walk.vocoder.stream*"),
+        ("test_streaming.py::*", "test_vocoder_streaming.py::*"),
+    ),
+    Component(
         "Causal padding",
         "left, right, down, up, caches, both back ends, drawn shapes",
         ("vocoder.conv*", "golden.causal*"),

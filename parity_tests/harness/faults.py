@@ -30,7 +30,9 @@ from parity_tests.harness.fault_catalogue import (
     driver,
     flow,
     flow_blocks,
+    flow_fast,
     flow_layers,
+    flow_stream,
     frontend,
     llm,
     source,
@@ -42,7 +44,7 @@ from parity_tests.harness.fault_catalogue import (
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError
 from parity_tests.harness.fault_checks import Finding
 
-PARTS = (frontend, text, llm, flow_layers, flow_blocks, flow)
+PARTS = (frontend, text, llm, flow_layers, flow_blocks, flow, flow_fast, flow_stream)
 PARTS += (vocoder, vocoder_stream, source, driver, conversion, unseen)
 FAULTS: tuple[Fault, ...] = tuple(fault for part in PARTS for fault in part.FAULTS)
 # One of each family, cheap to catch: for the ordinary run of the suite.

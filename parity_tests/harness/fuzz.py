@@ -3,8 +3,8 @@
     python -m parity_tests.harness.fuzz [--only GLOB] [--seconds 600 | --inputs N] [--seed N] [--keep DIR]
 
 A reader fails when it raises anything but the product's own errors, says more than one line, dies, takes longer than
-`TIME_LIMIT`, or grows the process by more than `MEMORY_LIMIT`. Readers run in a process of their own, and the input at
-hand lies on disk before it is read, so that it survives a crash.
+`TIME_LIMIT`, or grows the process by more than `MEMORY_LIMIT` at one input. Readers run in a process of their own, and
+the input at hand lies on disk before it is read, so that it survives a crash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
 
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT = 20  # seconds for one input; valid ones take some milliseconds
-MEMORY_LIMIT = 512 << 20  # bytes above what a valid input needs
+MEMORY_LIMIT = 512 << 20  # bytes
 CURRENT, FAILURE, TALLY = "current.bin", "failure.txt", "tally.txt"
 NUMBERS = ("0", "-1", "1", "255", "65536", "2147483648", "18446744073709551616", "1e309", "-0.0", "NaN", "9" * 400)
 WORDS = (
@@ -107,7 +107,7 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
     target = folder / reader.file
     valid = target.read_bytes()
     assert attempt(reader, folder)[0] == "read", f"{reader.name} refuses a valid file: {attempt(reader, folder)[1]}"
-    before, started = _peak(), time.monotonic()
+    started = time.monotonic()
     tally = {"read": 0, "refused": 0}
     while sum(tally.values()) < inputs and time.monotonic() - started < seconds:
         content = damage(valid, rng)
@@ -115,6 +115,7 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
         target.write_bytes(content)
         (state / CURRENT).write_bytes(content)
         signal.alarm(TIME_LIMIT)
+        before = _peak()
         try:
             tally[attempt(reader, folder)[0]] += 1
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
@@ -89,6 +89,25 @@ def compare_all(port: Arrays, single: Arrays, double: Arrays, nudged: Sequence[A
                 message = f"the port's {name} is the reference's {holds}, and the other way round: exchanged names"
                 readings[name] = replace(readings[name], status="ERROR", message=message)
     return readings
+
+
+def reduced(rows: Iterable[Row], precision: str, stages: Collection[str] | None = None) -> list[Row]:
+    """Rows of a port whose weights are not float32: over budget they inform, with their numbers, and judge nothing.
+
+    A row that could not be compared (another shape, NaN) stays an error in any precision.
+
+    Args:
+        precision: named in the message.
+        stages: parts of the model that are not float32, as in `Found.stages`; all when None.
+    """
+    if stages is not None and set(stages) & {"flow", "vocoder"}:
+        stages = {*stages, "whole"}
+    return [
+        replace(row, reading=replace(row.reading, status="REDUCED", message=f"in {precision}: {row.reading.message}"))
+        if row.reading.status == "FAIL" and (stages is None or row.stage in stages)
+        else row
+        for row in rows
+    ]
 
 
 def failures(rows: Iterable[Row]) -> list[str]:

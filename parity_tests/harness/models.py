@@ -85,28 +85,30 @@ class Models:
         return cls(source, folder, config, single, double, weights.load(folder), audit)
 
     @classmethod
-    def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config) -> Models:
-        """Load one part of both sides, for models too large to hold three times; the other parts hold nothing of use.
+    def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config, *more: Part) -> Models:
+        """Load some parts of both sides, for models too large to hold three times; the others hold nothing of use.
 
         Args:
             source, folder: as for `load`.
-            part: what to load.
+            part, more: what to load.
             config: of the source, or `shallow`: layers beyond it are not read.
 
         Raises:
             CheckpointError, KeyError: files that cannot be used, or that lack a tensor.
         """
-        name = attribute(part)
-        single = torch.nn.Module()
-        single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
+        single, parts = torch.nn.Module(), {attribute(part): part for part in (part, *more)}
+        for name, part in parts.items():
+            single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
         single.eval()
         port = PortModel(config).eval()
         held = {}
         for file in sorted(folder.glob("*.safetensors")):
             held |= mx.load(str(file))  # arrays are read when they are used, those of deeper layers never
-        module = port[name]
-        names = [key for key, _ in tree_flatten(module.parameters())]
-        module.load_weights([(key, held[f"{name}.{key}"]) for key in names], strict=True)
+        if quantization := weights.quantization_of(folder):
+            weights.quantize(port, quantization, held)
+        for name in parts:
+            keys = [key for key, _ in tree_flatten(port[name].parameters())]
+            port[name].load_weights([(key, held[f"{name}.{key}"]) for key in keys], strict=True)
         return cls(source, folder, config, single, exact(single), port, {})
 
     @property

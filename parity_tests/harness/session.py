@@ -14,16 +14,19 @@ from typing import Any, ClassVar
 
 import pytest
 
+from convert.quantize import FLOAT32, Found, Precision, precision_of
 from convert.run import Source, convert_folder
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
 from parity_tests.harness import regime
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
-from parity_tests.harness.judge import Row, failures, judge
+from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.models import Models
 from reference.synthesize import synthesize
 from reports import model as report_model
+
+STAGES = ("llm", "flow")  # that `--dtype` makes less precise
 
 
 class Session:
@@ -55,8 +58,14 @@ class Session:
     @cached_property
     def models(self) -> Models:
         """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
-        option = self.config.getoption
-        return prepare_models(option("--checkpoint"), option("--mlx-path"), Path(self._scratch.name), option("--seed"))
+        option, scratch = self.config.getoption, Path(self._scratch.name)
+        precision = Precision(option("--dtype"))
+        return prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
+
+    @cached_property
+    def precision(self) -> Found:
+        """Precision of the converted folder."""
+        return precision_of(self.models.folder)
 
     def check(self, case: Case) -> None:
         """Judge an isolated case and fail the running test on any row over budget."""
@@ -64,7 +73,7 @@ class Session:
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep rows under the running test and fail it when one of them does not pass."""
-        rows = list(rows)
+        rows = self._reduced(rows)
         assert rows, "nothing was compared"
         nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
         self.rows += [(row, nodeid) for row in rows]
@@ -72,6 +81,19 @@ class Session:
             pytest.skip(rows[0].reading.message)
         if broken := failures(rows):
             pytest.fail("\n".join(broken), pytrace=False)
+
+    def _reduced(self, rows: Iterable[Row]) -> list[Row]:
+        """Rows over budget as REDUCED where the port's weights are not float32.
+
+        Single parts have the weights of `--dtype`, walks those of the converted folder.
+        """
+        dtype, found = self.config.getoption("--dtype"), []
+        for row in rows:
+            if row.case.startswith("walk."):
+                found += reduced([row], self.precision.label, self.precision.stages)
+            else:
+                found += reduced([row], dtype, () if dtype == "float32" else STAGES)
+        return found
 
     def log(self, report: pytest.TestReport) -> None:
         """Keep the outcome of every test; a failure outside the call phase counts as an error."""
@@ -110,6 +132,7 @@ class Session:
             components=parts,
             liveness=self.sections.get("liveness"),
             faults=self.sections.get("faults"),
+            quality=self.sections.get("quality"),
         )
         return {
             "schema_version": report_model.SCHEMA_VERSION,
@@ -168,13 +191,16 @@ def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
     return report_model.checkpoint(test=nodeid, **fields)
 
 
-def prepare_models(source: Path | None, folder: Path | None, scratch: Path, seed: int) -> Models:
-    """Load a checkpoint and its conversion, making whichever is not given below `scratch`."""
+def prepare_models(
+    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
+) -> Models:
+    """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
     if source is None:
         source = scratch / "checkpoint"
         synthesize(source, "tiny", seed)
     if folder is None:
         folder = scratch / "mlx"
         # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
-        convert_folder(Source(source, str(source)), folder, parity=lambda *_: [{"checkpoint": "", "status": "PASS"}])
+        judged = [{"checkpoint": "", "status": "PASS"}]
+        convert_folder(Source(source, str(source)), folder, lambda *_: judged, precision=precision)
     return Models.load(source, folder)

@@ -5,6 +5,8 @@ b batch, n frames, d width, C mel channels
 
 from __future__ import annotations
 
+import itertools
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -12,10 +14,12 @@ import numpy as np
 from ..config import DiTConfig
 from ..paths import active
 from ..precision import run
+from .fast import Chunks
 from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
     DiTBlock,
+    Rope,
     RotaryEmbedding,
     TimestepEmbedding,
     rotary_tables,
@@ -33,12 +37,30 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Linear(mel_dim * 2 + text_dim + spk_dim, out_dim)
         self.conv_pos_embed = CausalConvPositionEmbedding(out_dim, kernel_size, groups)
+        self._kept: tuple[tuple[tuple[mx.array, ...], mx.array], ...] = ()
 
     def __call__(self, x: mx.array, cond: mx.array, text_embed: mx.array, spks: mx.array) -> mx.array:
         """Embed `x`, `cond` (b, n, mel_dim), `text_embed` (b, n, text_dim) and `spks` (b, spk_dim) as (b, n, d)."""
-        spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
-        y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
+        if active().hoisted_input and type(self.proj) is nn.Linear:
+            to_x = self.proj.weight[:, : x.shape[-1]]
+            y = x.astype(to_x.dtype) @ to_x.T + self._hoisted(cond, text_embed, spks)
+        else:
+            spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
+            y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
         return self.conv_pos_embed(y) + y
+
+    def _hoisted(self, cond: mx.array, text_embed: mx.array, spks: mx.array) -> mx.array:
+        """The projection of what no Euler step changes, (b, n, d), kept as long as the arrays are the same."""
+        made_of = cond, text_embed, spks, self.proj.weight, self.proj.bias
+        for kept in self._kept:
+            if all(a is b for a, b in zip(kept[0], made_of, strict=True)):
+                return kept[1]
+        cond, text_embed, spks = (value.astype(self.proj.weight.dtype) for value in (cond, text_embed, spks))
+        ends = itertools.accumulate((cond.shape[-1], cond.shape[-1], text_embed.shape[-1]))
+        _, to_cond, to_text, to_spks = mx.split(self.proj.weight, list(ends), axis=-1)
+        made = cond @ to_cond.T + text_embed @ to_text.T + (spks @ to_spks.T + self.proj.bias)[:, None]
+        self._kept = ((made_of, made), *self._kept[:1])  # guidance may take the halves in turn
+        return made
 
 
 class DiT(nn.Module):
@@ -63,6 +85,7 @@ class DiT(nn.Module):
         self.norm_out = AdaLayerNormZero_Final(config.dim)
         self.proj_out = nn.Linear(config.dim, config.mel_dim)
         self.modulation_tables = ModulationTables()
+        self._rope: tuple[np.ndarray, Rope] | None = None  # the angles, and their tables
 
     def modulation(self, t: mx.array | np.ndarray | float, rows: int = 1) -> list[Steering]:
         """What steers the norm of each block and, last, `norm_out`: their `emb` at time `t`.
@@ -81,15 +104,19 @@ class DiT(nn.Module):
         emb = self.time_embed(np.broadcast_to(times, (rows,)) if times.ndim == 0 else times)
         return [emb] * (len(self.transformer_blocks) + 1)
 
-    def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | None:
+    def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | Chunks | None:
         """Queries by keys, (b or 1, 1, n or 1, n) bool, from the valid frames (b, n); None where every frame sees all.
+
+        The path `chunked_attention` needs no mask where all frames are valid, only the chunks.
 
         Streaming lets a frame see the past and its own chunk of `static_chunk_size` frames, else every frame sees all.
         """
         chunk_size = self.config.static_chunk_size if streaming else 0
-        if mask is None:
+        if mask is None or mask.all():
             if not 0 < chunk_size < n:
                 return None
+            if active().chunked_attention:
+                return Chunks(chunk_size)
             mask = mx.ones((1, n), dtype=mx.bool_)
         return add_optional_chunk_mask(mask[:, None], chunk_size)[:, None]
 
@@ -122,8 +149,15 @@ class DiT(nn.Module):
         *steering, last = self.modulation(t, b)
         # A sum over all blocks, which outgrows float16: it stays float32, whatever the weights are.
         x = self.input_embed(x, cond, mu, spks).astype(mx.float32)
-        rope = rotary_tables(self.rotary_embed(n))
+        rope = self._rotary(n)
         mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), n, streaming)
         for block, steers in zip(self.transformer_blocks, steering, strict=True):
             x = block(x, steers, mask=mask, rope=rope)
         return run(self.proj_out, self.norm_out(x, last))
+
+    def _rotary(self, n: int) -> Rope:
+        angles = self.rotary_embed(n)
+        if self._rope is None or self._rope[0] is not angles:
+            self._rope = angles, rotary_tables(angles)
+            mx.eval(self._rope[1])
+        return self._rope[1]

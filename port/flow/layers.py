@@ -6,6 +6,7 @@ b batch, n frames, d width, h heads, c channels per head, f time frequencies, K 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 import mlx.core as mx
@@ -13,7 +14,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..ops import conv1d
+from ..paths import active
 from ..precision import attention_dtype, run
+from .fast import TANH_CUBE, TANH_SCALE, Chunks, FusedLinear, attention, fused, gelu_tanh, on_cpu
 from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
@@ -99,8 +102,15 @@ class RotaryEmbedding(nn.Module):
 
     def __call__(self, seq_len: int, offset: int = 0) -> np.ndarray:
         """Angles (1, n, dim) float32 of the `seq_len` positions from `offset` on, each pair's angle standing twice."""
-        positions = np.arange(offset, offset + seq_len, dtype=np.float32)
-        return np.repeat(positions[:, None] * rotary_frequencies(self.dim), 2, axis=-1)[None]
+        return _rotary_angles(self.dim, offset, offset + seq_len)
+
+
+@lru_cache(maxsize=16)
+def _rotary_angles(dim: int, start: int, end: int) -> np.ndarray:
+    positions = np.arange(start, end, dtype=np.float32)
+    angles = np.repeat(positions[:, None] * rotary_frequencies(dim), 2, axis=-1)[None]
+    angles.setflags(write=False)
+    return angles
 
 
 def rotary_tables(freqs: np.ndarray | mx.array) -> Rope:
@@ -202,8 +212,14 @@ class AdaLayerNormZero_Final(nn.Module):
 def _gelu(x: mx.array, approximate: Literal["none", "tanh"]) -> mx.array:
     if approximate == "none":
         return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
+    if active().fast_gelu and x.dtype == mx.float32 and on_cpu():
+        return fused(gelu_tanh, x)
+    return fused(_gelu_by_tanh, x)
+
+
+def _gelu_by_tanh(x: mx.array) -> mx.array:
     # mx.power (nn.gelu_approx cubes with it) is some fifty times slower than products on a CPU.
-    return 0.5 * x * (1 + mx.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * (x * x * x))))
+    return 0.5 * x * (1 + mx.tanh(TANH_SCALE * (x + TANH_CUBE * (x * x * x))))
 
 
 class FeedForward(nn.Module):
@@ -230,37 +246,40 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, heads * dim_head)
         self.to_v = nn.Linear(dim, heads * dim_head)
         self.to_out = nn.Linear(heads * dim_head, dim)
+        self._to_qkv = FusedLinear()
 
     def project(self, x: mx.array, rope: Rope | None = None) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values of `x` (b, n, d), (b, n, h * c) each."""
-        q, k, v = run(self.to_q, x), run(self.to_k, x), run(self.to_v, x)
+        layers = self.to_q, self.to_k, self.to_v
+        q, k, v = self._to_qkv(x, layers) if active().fused_qkv else (run(layer, x) for layer in layers)
         if rope is not None:
             # On flat projections only the first head's channels turn; the other heads know no positions.
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
         """Attend with flat queries, keys and values, (b, n, h * c); shapes of `mask` as in `__call__`."""
         q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
         q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
-        if mask is not None and mask.ndim == 2:
+        if isinstance(mask, mx.array) and mask.ndim == 2:
             mask = mask[:, None, None]
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-        if mask is not None:
+        y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        if isinstance(mask, mx.array):
             # Where a query may see nothing torch gives zeros, MLX the mean of all values.
             y = mx.where(mask.any(axis=-1, keepdims=True), y, 0.0)
         return run(self.to_out, y.swapaxes(1, 2).flatten(-2))
 
-    def __call__(self, x: mx.array, mask: mx.array | None = None, rope: Rope | None = None) -> mx.array:
+    def __call__(self, x: mx.array, mask: mx.array | Chunks | None = None, rope: Rope | None = None) -> mx.array:
         """Attend within `x` (b, n, d).
 
         Args:
             x: (b, n, d).
-            mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend.
+            mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend; or chunks, where
+                all frames are valid.
             rope: cosines and sines, (1, n, c) each.
         """
         y = self.attend(*self.project(x, rope), mask)
-        if mask is None:
+        if not isinstance(mask, mx.array):
             return y
         # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
         frames = mask if mask.ndim == 2 else mask[:, 0, -1]
@@ -277,7 +296,9 @@ class DiTBlock(nn.Module):
         self.ff_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
         self.ff = FeedForward(dim, mult=ff_mult, approximate="tanh")
 
-    def __call__(self, x: mx.array, t: Steering, mask: mx.array | None = None, rope: Rope | None = None) -> mx.array:
+    def __call__(
+        self, x: mx.array, t: Steering, mask: mx.array | Chunks | None = None, rope: Rope | None = None
+    ) -> mx.array:
         """Map `x` (b, n, d) to (b, n, d); `t` is the time embedding (b, d), the rest as in `Attention`."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.attn_norm(x, emb=t)
         x = x + gate_msa[:, None] * self.attn(y, mask=mask, rope=rope)

@@ -18,6 +18,8 @@ from .dit import DiT
 from .modulation import step_times
 
 Guidance = Literal["batched", "separate"]
+# mu, mask, spks and cond of each call of the estimator.
+Halves = list[tuple[mx.array, mx.array | None, mx.array, mx.array]]
 
 
 def cosine_schedule(n_timesteps: int, dtype: type[np.floating] = np.float32) -> np.ndarray:
@@ -48,11 +50,13 @@ class CausalConditionalCFM(nn.Module):
         cond: mx.array,
         streaming: bool = False,
         guidance: Guidance = "batched",
+        halves: Halves | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Guided velocity of the state and the two velocities it mixes; shapes as in `__call__`, `t` one number.
 
         Args:
             guidance: `batched` runs both halves as one batch, as the original; `separate` runs them in turn.
+            halves: what `halves` makes of the same arguments, where it is at hand.
 
         Returns:
             guided, conditional and unconditional velocity, (b, n, C) float32 each.
@@ -60,27 +64,34 @@ class CausalConditionalCFM(nn.Module):
         Raises:
             ValueError: any other guidance.
         """
-        # The unconditional half keeps state and mask, and has zeros for everything else (solve_euler).
-        if guidance == "batched":
-            v = self.estimator(
-                mx.concatenate((x, x)),
-                None if mask is None else mx.concatenate((mask, mask)),
-                mx.concatenate((mu, mx.zeros_like(mu))),
-                t,
-                mx.concatenate((spks, mx.zeros_like(spks))),
-                mx.concatenate((cond, mx.zeros_like(cond))),
-                streaming,
-            )
-            v_cond, v_uncond = mx.split(v.astype(mx.float32), 2)
-        elif guidance == "separate":
-            v_cond = self.estimator(x, mask, mu, t, spks, cond, streaming).astype(mx.float32)
-            v_uncond = self.estimator(
-                x, mask, mx.zeros_like(mu), t, mx.zeros_like(spks), mx.zeros_like(cond), streaming
-            ).astype(mx.float32)
-        else:
-            raise ValueError(f"guidance {guidance!r} is unknown; choose batched or separate")
+        halves = halves or self.halves(mu, mask, spks, cond, guidance)
+        parts = [
+            self.estimator(mx.concatenate([x] * (2 // len(halves))), mask, mu, t, spks, cond, streaming)
+            for mu, mask, spks, cond in halves
+        ]
+        v_cond, v_uncond = mx.split(mx.concatenate(parts).astype(mx.float32), 2)
         rate = self.config.inference_cfg_rate
         return (1.0 + rate) * v_cond - rate * v_uncond, v_cond, v_uncond
+
+    def halves(self, mu: mx.array, mask: mx.array | None, spks: mx.array, cond: mx.array, guidance: Guidance) -> Halves:
+        """What the estimator gets beside the state, for both halves at once or for each; no Euler step changes it.
+
+        Raises:
+            ValueError: a guidance that `velocity` does not know.
+        """
+        # The unconditional half keeps state and mask, and has zeros for everything else (solve_euler).
+        if guidance == "batched":
+            return [
+                (
+                    mx.concatenate((mu, mx.zeros_like(mu))),
+                    None if mask is None else mx.concatenate((mask, mask)),
+                    mx.concatenate((spks, mx.zeros_like(spks))),
+                    mx.concatenate((cond, mx.zeros_like(cond))),
+                )
+            ]
+        if guidance == "separate":
+            return [(mu, mask, spks, cond), (mx.zeros_like(mu), mask, mx.zeros_like(spks), mx.zeros_like(cond))]
+        raise ValueError(f"guidance {guidance!r} is unknown; choose batched or separate")
 
     def solve_euler(
         self,
@@ -103,10 +114,11 @@ class CausalConditionalCFM(nn.Module):
         """
         if active().modulation_tables:
             self.estimator.modulation_tables.add(self.estimator, step_times(t_span))
+        halves = self.halves(mu, mask, spks, cond, guidance) if active().hoisted_input else None
         t, dt = t_span[0], t_span[1] - t_span[0]
         yield x, t
         for following in (*t_span[2:], None):
-            x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance)[0]
+            x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance, halves)[0]
             mx.eval(x)
             # Each step is measured from the running sum of the steps, not from the schedule (solve_euler).
             t = t + dt

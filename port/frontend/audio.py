@@ -18,7 +18,7 @@ import soundfile
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
-MAX_SAMPLES = 1 << 26  # of all channels: ten minutes of stereo at 48 kHz
+MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 kHz
 
 
 class AudioError(ValueError):

@@ -101,7 +101,12 @@ class CosyVoice3LM(nn.Module):
         Args:
             ignore_eos: the text is not yet spoken, so the end should not come.
             strict_min_length: make `ignore_eos` forbid every stop token, `keep` excepted.
+
+        Raises:
+            ValueError: scores that are no numbers.
         """
+        if np.isnan(scores).any():
+            raise ValueError("the language model's scores are no numbers; convert it again with another --dtype")
         if ignore_eos and strict_min_length:
             kept = None if keep is None else float(scores[keep])
             scores[self.config.speech_token_size :] = -np.inf

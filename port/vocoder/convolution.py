@@ -11,8 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d
+from ..ops import conv1d, tap_order, uses_matmul
 from ..paths import active
+from .fast import weight_of
 from .state import Tail
 
 CausalType = Literal["left", "right"]
@@ -93,7 +94,7 @@ class CausalConv1d(nn.Conv1d):
             ValueError: `cache` has another number of frames.
         """
         return causal_conv(
-            x, self.weight, self.get("bias"), dilation=self.dilation, causal_type=self.causal_type, cache=cache
+            x, weight_of(self), self.get("bias"), dilation=self.dilation, causal_type=self.causal_type, cache=cache
         )
 
 
@@ -126,7 +127,7 @@ class CausalConv1dDownSample(nn.Conv1d):
             cache.keep(x[:, results * self.stride :])
         else:
             x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)
-        return conv1d(x, self.weight, self.bias, stride=self.stride)
+        return conv1d(x, weight_of(self), self.bias, stride=self.stride)
 
 
 class CausalConv1dUpsample(nn.Conv1d):
@@ -152,14 +153,15 @@ class CausalConv1dUpsample(nn.Conv1d):
         """
         (b, n, _), stride = x.shape, self.upsample_stride
         if active().polyphase and not isinstance(cache, mx.array):  # a cache need not be made of repeated frames
-            return causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1) + self.bias
+            bias = mx.tile(self.bias, stride)
+            return causal_conv(x, self._phase_weight(), bias, cache=cache).reshape(b, n * stride, -1)
         if isinstance(cache, Tail):
             frames = -(-self.causal_padding // stride)
             x = cache.extend(x, frames)
             cache.keep(x[:, x.shape[1] - frames :])
             cache = mx.repeat(x[:, :frames], stride, axis=1)[:, frames * stride - self.causal_padding :]
             x = x[:, frames:]
-        return causal_conv(mx.repeat(x, stride, axis=1), self.weight, self.bias, cache=cache)
+        return causal_conv(mx.repeat(x, stride, axis=1), weight_of(self), self.bias, cache=cache)
 
     def _phase_weight(self) -> mx.array:
         """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""
@@ -171,7 +173,8 @@ class CausalConv1dUpsample(nn.Conv1d):
             meets = frame[:, None, :] == np.arange(frame.min(), 1)[:, None]  # (stride, input taps, taps)
             phases = mx.array(meets).astype(self.weight.dtype) @ self.weight.transpose(1, 0, 2).reshape(taps, -1)
             phases = phases.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
-            self._phases = self.weight, mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
+            phases = mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
+            self._phases = self.weight, tap_order(phases) if uses_matmul() else phases
         return self._phases[1]
 
 

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from ..ops import conv_backend
 from .convolution import CausalConv1d, causal_conv
+from .fast import weight_of
 from .state import State, tail_of
 
 
@@ -47,7 +48,7 @@ class CausalConvRNNF0Predictor(nn.Module):
                 x, cache = x[:, : -self.look_right], x[:, -self.look_right :]
             for i, conv in enumerate(self.condnet):
                 cache = tail_of(state, conv) if i else cache
-                weight, bias = conv.weight.astype(mx.float64), conv.bias.astype(mx.float64)
+                weight, bias = weight_of(conv).astype(mx.float64), conv.bias.astype(mx.float64)
                 x = causal_conv(x, weight, bias, causal_type=conv.causal_type, cache=cache)
                 x = mx.where(x > 0, x, mx.expm1(x))
             weight, bias = self.classifier.weight.astype(mx.float64), self.classifier.bias.astype(mx.float64)

@@ -14,6 +14,7 @@ from .. import noise
 from ..config import VocoderConfig
 from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 from .f0 import CausalConvRNNF0Predictor
+from .fast import sine_squared
 from .source import SourceModuleHnNSF
 from .state import State, tail_of
 from .stft import istft, stft
@@ -28,9 +29,8 @@ class Snake(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Apply to (b, n, C)."""
-        sine = mx.sin(x * self.alpha)
-        # The 1e-9 is the original's guard against alpha = 0. A product, since MLX's power is slow.
-        return x + (1.0 / (self.alpha + 1e-9)) * (sine * sine)
+        # The 1e-9 is the original's guard against alpha = 0.
+        return x + (1.0 / (self.alpha + 1e-9)) * sine_squared(x * self.alpha)
 
 
 class ResBlock(nn.Module):

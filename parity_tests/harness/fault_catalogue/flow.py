@@ -16,7 +16,7 @@ FAULTS = (
         "condition_before_state",
         "order",
         INPUT,
-        edit(f"{_INPUT}.__call__", "(x, cond, text_embed,", "(cond, x, text_embed,"),
+        edit(f"{_INPUT}._hoisted", "_, to_cond, to_text", "to_cond, _, to_text"),
     ),
     Fault(
         "position_convolution_without_residual",
@@ -139,14 +139,14 @@ FAULTS = (
         "unconditional_half_keeps_mu",
         "guidance",
         VELOCITY,
-        edit(f"{_CFM}.velocity", "mx.concatenate((mu, mx.zeros_like(mu)))", "mx.concatenate((mu, mu))"),
+        edit(f"{_CFM}.halves", "mx.concatenate((mu, mx.zeros_like(mu)))", "mx.concatenate((mu, mu))"),
         "speech-core 101",
     ),
     Fault(
         "unconditional_half_keeps_the_speaker",
         "guidance",
         VELOCITY,
-        edit(f"{_CFM}.velocity", "mx.concatenate((spks, mx.zeros_like(spks)))", "mx.concatenate((spks, spks))"),
+        edit(f"{_CFM}.halves", "mx.concatenate((spks, mx.zeros_like(spks)))", "mx.concatenate((spks, spks))"),
         "speech-core 101",
     ),
     Fault(
@@ -154,9 +154,9 @@ FAULTS = (
         "guidance",
         VELOCITY,
         edit(
-            f"{_CFM}.velocity",
-            "mx.zeros_like(spks), mx.zeros_like(cond), streaming",
-            "mx.zeros_like(spks), cond, streaming",
+            f"{_CFM}.halves",
+            "mx.zeros_like(spks), mx.zeros_like(cond))]",
+            "mx.zeros_like(spks), cond)]",
         ),
     ),
     Fault(
@@ -165,8 +165,8 @@ FAULTS = (
         VELOCITY,
         edit(
             f"{_CFM}.velocity",
-            "mx.zeros_like(spks), mx.zeros_like(cond), streaming",
-            "mx.zeros_like(spks), mx.zeros_like(cond), False",
+            "t, spks, cond, streaming)",
+            "t, spks, cond, streaming and (len(halves) == 1 or cond is halves[0][3]))",
         ),
     ),
     Fault("temperature_ignored", "missing step", CFM, edit(f"{_CFM}.__call__", "mu.shape) * temperature", "mu.shape)")),

@@ -89,7 +89,10 @@ FAULTS = (
         edit(_GELU, 'if approximate == "none"', 'if approximate == "exact"'),
     ),
     Fault(
-        "gelu_constant_off_by_a_thousandth", "constant", f"{LAYERS}.FeedForward", edit(_GELU, "0.044715", "0.044760")
+        "gelu_constant_off_by_a_thousandth",
+        "constant",
+        f"{LAYERS}.FeedForward",
+        constant("flow.fast:TANH_CUBE", 0.044760),
     ),
     Fault(
         "block_with_erf_gelu",

@@ -196,16 +196,16 @@ FAULTS = (
         "off by one",
         f"{LAYERS}.RotaryEmbedding",
         edit(
-            "flow.layers:RotaryEmbedding.__call__",
-            "np.arange(offset, offset + seq_len,",
-            "np.arange(offset + 1, offset + seq_len + 1,",
+            "flow.layers:_rotary_angles",
+            "np.arange(start, end,",
+            "np.arange(start + 1, end + 1,",
         ),
     ),
     Fault(
         "rope_ignores_the_offset",
         "cache",
         f"{LAYERS}.RotaryEmbedding",
-        edit("flow.layers:RotaryEmbedding.__call__", "np.arange(offset, offset + seq_len,", "np.arange(0, seq_len,"),
+        edit("flow.layers:RotaryEmbedding.__call__", "self.dim, offset, offset + seq_len", "self.dim, 0, seq_len"),
         "mlx 3494",
     ),
 )

@@ -110,14 +110,25 @@ FAULTS = (
         ),
     ),
     # snake, residual blocks
-    Fault("snake_without_square", "activation", SNAKE, edit(_SNAKE, "(sine * sine)", "sine")),
+    Fault(
+        "snake_without_square",
+        "activation",
+        SNAKE,
+        edit(_SNAKE, "sine_squared(", "mx.sin("),
+    ),
     Fault(
         "snake_alpha_as_logarithm",
         "constant",
         SNAKE,
-        edit(_SNAKE, "mx.sin(x * self.alpha)", "mx.sin(x * mx.exp(self.alpha))"),
+        edit(_SNAKE, "(x * self.alpha)", "(x * mx.exp(self.alpha))"),
     ),
     Fault("snake_guard_of_a_thousandth", "epsilon", SNAKE, edit(_SNAKE, "self.alpha + 1e-9", "self.alpha + 1e-3")),
+    Fault(
+        "snake_reduced_by_a_rounded_pi",
+        "precision",
+        "vocoder.fast",
+        edit("vocoder.fast:polynomial", "(y - turns * PI_HIGH) - turns * PI_LOW", "y - turns * math.pi"),
+    ),
     Fault("snake_of_the_magnitude", "activation", SNAKE, edit(_SNAKE, "return x +", "return abs(x) +")),
     Fault(
         "resblock_without_residual",

@@ -1,0 +1,229 @@
+"""Precision of a converted folder: what is float16, bfloat16 or quantized, and what stays float32.
+
+Half precision and quantization are for the big matrix products: the language model's layers and tables and the blocks
+of the diffusion transformer, 95 % of what speaking reads. Whatever is small, sums over many terms or feeds a phase
+stays float32: norms, time and input embedding, the head over speech tokens, the pitch and the source of the vocoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from convert.mapping import ConversionError
+from port.storage import DTYPES, Shape, TensorInfo, read_headers
+from port.weights import quantization_of
+
+TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+NAMES = {tag: name for name, tag in TAGS.items()}
+BITS = (4, 8)
+GROUP_SIZES = (32, 64, 128)
+MODE = "affine"
+# The parameters of each part that may leave float32.
+PARTS = {
+    "llm": r"llm\.qwen2\.layers\.\d+\.(self_attn|mlp)\..*\.(weight|bias)",
+    "embeddings": r"llm\.(qwen2\.embed_tokens|speech_embedding)\.weight",
+    "flow": r"flow\.decoder\.estimator\.transformer_blocks\.\d+\..*\.(weight|bias)",
+    "vocoder": r"vocoder\.(?!f0_predictor|m_source).*\.(weight|bias)",
+    "speech_tokenizer": r"speech_tokenizer\.blocks\.\d+\.(attn\.(query|key|value|out)|mlp\..*)\.(weight|bias)",
+}
+QUANTIZED_PARTS = ("llm", "embeddings", "flow", "speech_tokenizer")  # MLX has no quantized convolution
+HALF_BY_DEFAULT = ("llm", "embeddings", "flow")
+QUANTIZED_BY_DEFAULT = ("llm",)
+
+
+class PrecisionError(ValueError):
+    """A precision that cannot be had; one line."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How parameters are stored.
+
+    Args:
+        dtype: `float32`, `float16` or `bfloat16`: of the weights of `parts`, and of their scales where quantized.
+        parts: names of `PARTS` that take it; everything else is float32.
+        bits: names of `QUANTIZED_PARTS` -> bits of their layers.
+        group_size: columns that share a scale. A layer whose width it does not divide stays as it is.
+
+    Raises:
+        PrecisionError: a name or number that is not known.
+    """
+
+    dtype: str = "float32"
+    parts: tuple[str, ...] = HALF_BY_DEFAULT
+    bits: Mapping[str, int] = field(default_factory=dict)
+    group_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.dtype not in TAGS:
+            raise PrecisionError(f"dtype {self.dtype!r} is unknown; choose {', '.join(TAGS)}")
+        for given, known in ((self.parts, tuple(PARTS)), (self.bits, QUANTIZED_PARTS)):
+            if unknown := sorted(set(given) - set(known)):
+                raise PrecisionError(f"part {unknown[0]!r} is unknown here; the parts are {', '.join(known)}")
+        if not set(self.bits.values()) <= set(BITS) or self.group_size not in GROUP_SIZES:
+            raise PrecisionError(
+                f"{sorted(set(self.bits.values()))} bits in groups of {self.group_size}: choose bits from {BITS}, "
+                f"groups from {GROUP_SIZES}"
+            )
+
+    def tag(self, name: str) -> str:
+        """Dtype of a parameter in the files, before quantization."""
+        return TAGS[self.dtype] if any(re.fullmatch(PARTS[part], name) for part in self.parts) else "F32"
+
+    def bits_of(self, name: str, shape: Shape) -> int | None:
+        """Bits of a parameter, None when it is not quantized."""
+        if not name.endswith(".weight") or shape[-1] % self.group_size:
+            return None
+        return next((bits for part, bits in self.bits.items() if re.fullmatch(PARTS[part], name)), None)
+
+    def layout(self, parameters: Mapping[str, Shape]) -> dict[str, TensorInfo]:
+        """Every tensor of the folder, from names and shapes of the model's parameters.
+
+        Raises:
+            PrecisionError: quantization that no layer can take.
+        """
+        found = {}
+        for name, shape in parameters.items():
+            tag, bits = self.tag(name), self.bits_of(name, shape)
+            if bits is None:
+                found[name] = TensorInfo(tag, shape)
+                continue
+            layer, (*rows, width) = name.removesuffix(".weight"), shape
+            found[name] = TensorInfo("U32", (*rows, width * bits // 32))
+            for key in ("scales", "biases"):
+                found[f"{layer}.{key}"] = TensorInfo(tag, (*rows, width // self.group_size))
+        if self.bits and len(found) == len(parameters):
+            raise PrecisionError(
+                f"no layer of {', '.join(self.bits)} has a width that {self.group_size} divides; "
+                f"choose another --q-group-size from {GROUP_SIZES}"
+            )
+        return found
+
+    def stored(self, name: str, array: np.ndarray) -> Iterator[tuple[str, mx.array | np.ndarray]]:
+        """The tensors of the folder that one parameter (float32, finite) becomes.
+
+        Raises:
+            ConversionError: a value that the dtype cannot hold.
+        """
+        tag, bits = self.tag(name), self.bits_of(name, array.shape)
+        if tag == "F32" and bits is None:
+            yield name, array
+            return
+        rounded = mx.array(array).astype(DTYPES[tag][0])
+        pieces = {name: rounded}
+        if bits is not None:
+            layer = name.removesuffix(".weight")
+            packed, scales, biases = mx.quantize(rounded, self.group_size, bits, mode=MODE)
+            pieces = {name: packed, f"{layer}.scales": scales, f"{layer}.biases": biases}
+        for piece in pieces.values():
+            if piece.dtype != mx.uint32 and not mx.isfinite(piece).all().item():
+                raise ConversionError(
+                    f"{name}: {np.abs(array).max():g} leaves the range of {self.dtype}; choose bfloat16 or float32"
+                )
+        yield from pieces.items()
+
+    def quantization(self, parameters: Mapping[str, Shape]) -> dict[str, Any] | None:
+        """The entry of `config.json` as mlx_lm writes it, layers of other bits than the first part's by their path."""
+        if not self.bits:
+            return None
+        first = next(iter(self.bits.values()))
+        chosen = {name: self.bits_of(name, shape) for name, shape in parameters.items()}
+        others = {
+            name.removesuffix(".weight"): {"group_size": self.group_size, "bits": bits}
+            for name, bits in chosen.items()
+            if bits not in (None, first)
+        }
+        return {"group_size": self.group_size, "bits": first, "mode": MODE, **others}
+
+
+FLOAT32 = Precision()
+
+
+@dataclass(frozen=True)
+class Found:
+    """Precision of a folder as its files have it, whoever wrote them.
+
+    Args:
+        tags: dtype of every tensor by name.
+        bits: numbers of bits that occur.
+    """
+
+    tags: Mapping[str, str]
+    bits: tuple[int, ...]
+
+    @cached_property
+    def stages(self) -> frozenset[str]:
+        """Parts of the model (`llm`, `flow`, ...) with a weight that is not float32."""
+        return frozenset(name.split(".")[0] for name, tag in self.tags.items() if tag != "F32")
+
+    @property
+    def label(self) -> str:
+        """`float32`, `float16`, `4-bit`, `bfloat16 and 8-bit`, ..."""
+        halves = sorted({NAMES[tag] for tag in self.tags.values() if tag in ("F16", "BF16")})
+        return " and ".join([*halves, *(f"{bits}-bit" for bits in self.bits)]) or "float32"
+
+
+def precision_of(folder: Path) -> Found:
+    """Look at the headers of a converted folder.
+
+    Raises:
+        WeightsError: files that cannot be read.
+    """
+    settings = quantization_of(folder) or {}
+    bits = {settings.get("bits"), *(own.get("bits") for own in settings.values() if isinstance(own, dict))}
+    return Found(
+        {name: info.dtype for name, (_, info) in read_headers(folder).items()},
+        tuple(sorted(b for b in bits if isinstance(b, int))),
+    )
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `mlx_lm.convert`, and the choice of parts."""
+    parser.add_argument("--dtype", choices=list(TAGS), default="float32", help="dtype of the written weights")
+    parser.add_argument(
+        "--dtype-parts",
+        metavar="P,P",
+        help=f"parts that take it (default {','.join(HALF_BY_DEFAULT)}): {', '.join(PARTS)}",
+    )
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantize; the language model alone by default")
+    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight (default 4)")
+    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights a scale (default 64)")
+    parser.add_argument(
+        "--q-parts",
+        metavar="P,P:BITS",
+        help=f"parts to quantize, with bits of their own perhaps (default llm): {', '.join(QUANTIZED_PARTS)}",
+    )
+
+
+def from_flags(options: argparse.Namespace) -> Precision:
+    """What the command line asks for.
+
+    Raises:
+        PrecisionError: parts without a dtype or `-q` to take, or a part that is unknown.
+    """
+    for name in ("q_bits", "q_group_size", "q_parts"):
+        if not options.quantize and getattr(options, name) is not None:
+            raise PrecisionError(f"--{name.replace('_', '-')} goes with -q")
+    if options.dtype_parts is not None and options.dtype == "float32":
+        raise PrecisionError("--dtype-parts goes with --dtype float16 or bfloat16")
+    bits = {}
+    for item in _listed(options.q_parts, QUANTIZED_BY_DEFAULT) if options.quantize else ():
+        part, _, own = item.partition(":")
+        if own and not own.isdigit():
+            raise PrecisionError(f"--q-parts {item}: expected PART or PART:BITS")
+        bits[part] = int(own) if own else options.q_bits or BITS[0]
+    parts = tuple(_listed(options.dtype_parts, HALF_BY_DEFAULT))
+    return Precision(options.dtype, parts, bits, options.q_group_size or 64)
+
+
+def _listed(text: str | None, default: Sequence[str]) -> list[str]:
+    return list(default) if text is None else [item.strip() for item in text.split(",")]

@@ -1,0 +1,60 @@
+"""Faults of the flow decoder's fast paths: what is made once and kept, joined, split or computed in another way."""
+
+from __future__ import annotations
+
+from parity_tests.harness.fault_catalogue.base import Fault, constant, edit
+
+FAST = "flow.fast"
+_TABLES = "flow.modulation:ModulationTables.add"
+
+FAULTS = (
+    Fault("exponential_of_degree_three", "constant", "flow.layers.FeedForward", constant("flow.fast:EXP_DEGREE", 3)),
+    Fault(
+        "exponential_with_a_short_logarithm",
+        "constant",
+        "flow.layers.FeedForward",
+        constant("flow.fast:LN2_LOW", 0.0),
+    ),
+    Fault(
+        "keys_joined_before_queries",
+        "order",
+        "flow.layers.Attention",
+        edit("flow.fast:_join", "([layer[name] for layer in layers])", "([layer[name] for layer in layers[::-1]])"),
+    ),
+    Fault(
+        "chunk_without_its_last_key",
+        "off by one",
+        "flow.dit.DiT",
+        edit("flow.fast:attention", "k[:, :, :end], v[:, :, :end]", "k[:, :, : end - 1], v[:, :, : end - 1]"),
+    ),
+    Fault(
+        "tables_in_reverse",
+        "order",
+        "flow.dit.DiT",
+        edit(_TABLES, "in enumerate(missing)}", "in enumerate(missing[::-1])}"),
+    ),
+    Fault(
+        "hoisted_input_of_the_other_half",
+        "cache",
+        "flow.matching.CausalConditionalCFM.velocity",
+        edit("flow.dit:InputEmbedding._hoisted", "if all(a is b for", "if all(a.shape == b.shape for"),
+    ),
+    Fault(
+        "tables_of_old_weights",
+        "cache",
+        FAST,
+        edit(_TABLES, "any(a is not b for", "any(a.shape != b.shape for"),
+    ),
+    Fault(
+        "joined_weights_of_old",
+        "cache",
+        FAST,
+        edit("flow.fast:FusedLinear.__call__", "any(a is not b for", "any(a.shape != b.shape for"),
+    ),
+    Fault(
+        "rotary_tables_of_another_length",
+        "cache",
+        FAST,
+        edit("flow.dit:DiT._rotary", "self._rope[0] is not angles", "self._rope[0].shape < angles.shape"),
+    ),
+)

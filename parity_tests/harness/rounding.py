@@ -1,0 +1,75 @@
+"""The float32 reference with the weights of a folder of reduced precision: what the precision itself costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import torch
+from torch import nn
+
+from convert.mapping import Step, plan
+from convert.parts import PARTS
+from convert.quantize import precision_of
+from parity_tests.harness.models import attribute
+from port.config import CosyVoice3Config
+from port.storage import DTYPES
+from port.weights import quantization_of
+
+TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, group: Sequence[str]) -> nn.Module:
+    """A copy of the float32 reference, rounded as the folder says that its weights are.
+
+    The folder tells dtypes and bits only; the values are the reference's own, so that wrong weights are told from
+    less exact ones. What goes into and comes out of a layer of half precision is rounded too.
+
+    Args:
+        model: its parts that the group names.
+        folder: a conversion, of any precision.
+        config: sizes of the model.
+        group: names of the parts to round.
+    """
+    model, found, settings = copy.deepcopy(model), precision_of(folder), quantization_of(folder) or {}
+    for part in PARTS:
+        if attribute(part) not in group:
+            continue
+        module = model.get_submodule(attribute(part))
+        state = module.state_dict()
+        arrays = {key: value.numpy() for key, value in state.items()}
+        for step in plan(part.name, state):
+            if step.target is None or found.tags[step.target] == "F32":
+                continue
+            layer, _, kind = step.target.rpartition(".")
+            tag = found.tags.get(f"{layer}.scales", found.tags[step.target])
+            value = mx.array(step.apply(arrays, config)).astype(DTYPES[tag][0])
+            if found.tags[step.target] == "U32":
+                own = {key: settings.get(layer, settings)[key] for key in ("group_size", "bits")}
+                value = mx.dequantize(*mx.quantize(value, **own), **own)
+            _overwrite(state, step, np.array(value.astype(mx.float32)))
+            owner = module.get_submodule(step.sources[0].rpartition(".")[0])
+            if tag in TORCH and kind == "weight" and isinstance(owner, nn.Linear):
+                owner.register_forward_pre_hook(lambda _, x, dtype=TORCH[tag]: tuple(_round(v, dtype) for v in x))
+                owner.register_forward_hook(lambda _, x, y, dtype=TORCH[tag]: _round(y, dtype))
+    return model
+
+
+def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype).to(x.dtype)
+
+
+def _overwrite(state: Mapping[str, torch.Tensor], step: Step, value: np.ndarray) -> None:
+    """Put a port parameter back where it came from; the transforms of the table in reverse."""
+    if value.ndim > 2:
+        value = np.moveaxis(value, -1, 1)
+    new = torch.from_numpy(np.ascontiguousarray(value))
+    if len(step.sources) == 2:  # weight norm: length and direction
+        length, direction = (state[key] for key in step.sources)
+        length.copy_(new.flatten(1).norm(dim=1).reshape(length.shape))
+        direction.copy_(new)
+    else:
+        state[step.sources[0]].copy_(new)

@@ -1,0 +1,296 @@
+"""Conversion to half precision and quantized weights: what is stored how, what is refused, and what overflows."""
+
+import json
+import re
+import shutil
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+from mlx.utils import tree_flatten
+
+from convert import run
+from convert.mapping import ConversionError
+from convert.quantize import PARTS, Precision, PrecisionError, precision_of
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness.cases import case, normal, valid
+from parity_tests.harness.compare import BUDGET, Reading, agreement
+from parity_tests.harness.judge import Row, failures, reduced
+from parity_tests.harness.oracle import reference_state, run_reference
+from port import weights
+from port.config import CosyVoice3Config
+from port.model import CosyVoice3Model
+from port.storage import read_headers
+from reference.synthesize import synthesize
+
+pytestmark = pytest.mark.meta
+
+HALVES = ("float16", "bfloat16")
+OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("official") / "tiny"
+    synthesize(folder, "tiny", seed=5)
+    return run.find_source(str(folder))
+
+
+def passing(source, folder):
+    return [{"checkpoint": "stand-in", "status": "PASS"}]
+
+
+def converted(source, out, precision, parity=passing):
+    run.convert_folder(source, out, parity, precision=precision)
+    return out
+
+
+# ---- what is stored how
+
+
+def test_what_stays_float32():
+    """By name, at the official sizes: sums, phases and what is small."""
+    precision = Precision("float16", tuple(PARTS), {"llm": 4, "embeddings": 8, "flow": 8, "speech_tokenizer": 8})
+    kept = {name for name, info in precision.layout(OFFICIAL).items() if info.dtype == "F32"}
+    assert {name for name in OFFICIAL if "norm" in name.lower() and "attn_norm.linear" not in name} <= kept
+    assert {
+        name for name in OFFICIAL if name.startswith(("vocoder.f0_predictor", "vocoder.m_source", "speaker."))
+    } <= kept
+    assert {
+        name for name in OFFICIAL if "time_embed" in name or "input_embed." in name or "_out.linear" in name
+    } <= kept
+    assert "llm.llm_decoder.weight" in kept
+    assert sum(np.prod(OFFICIAL[name]) for name in kept & OFFICIAL.keys() if name.startswith(("llm", "flow"))) < 16e6
+
+
+def test_quantized_by_default():
+    """The 168 linear layers of the language model, nothing else, as mlx_lm does."""
+    layout = Precision(bits={"llm": 4}).layout(OFFICIAL)
+    packed = [name for name, info in layout.items() if info.dtype == "U32"]
+    assert len(packed) == 168
+    assert all(name.startswith("llm.qwen2.layers.") for name in packed)
+    assert layout["llm.qwen2.layers.0.mlp.gate_proj.weight"].shape == (4864, 896 // 8)
+    assert layout["llm.qwen2.layers.0.mlp.gate_proj.scales"].shape == (4864, 896 // 64)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision(source, tmp_path, dtype):
+    out = converted(source, tmp_path / "out", Precision(dtype))
+    exact = converted(source, tmp_path / "exact", Precision())
+    found, plain = precision_of(out), mx.load(str(exact / "model.safetensors"))
+    assert found.label == dtype
+    assert found.stages == {"llm", "flow"}
+    for name, value in mx.load(str(out / "model.safetensors")).items():
+        assert mx.array_equal(value, plain[name].astype(value.dtype)), name
+    model = weights.load(out)
+    assert model.flow.decoder.estimator.transformer_blocks[0].attn.to_q.weight.dtype == getattr(mx, dtype)
+    assert precision_of(exact).label == "float32"
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_quantized(source, tmp_path, bits, dtype):
+    out = converted(source, tmp_path / "out", Precision(dtype, bits={"llm": bits, "flow": 8}, group_size=32))
+    content = json.loads((out / "config.json").read_text())
+    assert content["quantization"] == content["quantization_config"]
+    assert {k: content["quantization"][k] for k in ("bits", "group_size", "mode")} == {
+        "bits": bits,
+        "group_size": 32,
+        "mode": "affine",
+    }
+    layer = weights.load(out).flow.decoder.estimator.transformer_blocks[1].attn.to_v
+    assert isinstance(layer, nn.QuantizedLinear)
+    assert (layer.bits, layer.group_size, layer.scales.dtype) == (8, 32, getattr(mx, dtype))
+    llm = weights.load(out).llm.qwen2.layers[0].mlp.down_proj
+    assert llm.bits == bits
+    assert weights.load(out).llm.qwen2.embed_tokens.weight.dtype == getattr(mx, dtype)
+
+
+def test_every_part_can_be_reduced(source, tmp_path):
+    bits = {"llm": 4, "embeddings": 8, "flow": 4, "speech_tokenizer": 8}
+    out = converted(source, tmp_path / "out", Precision("float16", tuple(PARTS), bits, 32))
+    model = weights.load(out)
+    assert isinstance(model.llm.qwen2.embed_tokens, nn.QuantizedEmbedding)
+    assert model.llm.embed_text(np.array([[3, 4]], np.int32)).shape == (1, 2, 64)
+    assert isinstance(model.speech_tokenizer.blocks[0].attn.query, nn.QuantizedLinear)
+    assert model.vocoder.conv_pre.weight.dtype == mx.float16
+    mel = mx.random.normal((1, 12, 80), key=mx.random.key(0))
+    assert mx.isfinite(model.vocoder.inference(mel)[0]).all().item()
+
+
+def test_shards_of_quantized_weights(source, tmp_path):
+    whole = converted(source, tmp_path / "whole", Precision(bits={"llm": 4}, group_size=32))
+    run.convert_folder(
+        source, tmp_path / "out", passing, max_shard_bytes=1 << 19, precision=Precision(bits={"llm": 4}, group_size=32)
+    )
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    one, other = (dict(tree_flatten(weights.load(folder).parameters())) for folder in (whole, tmp_path / "out"))
+    assert one.keys() == other.keys()
+    assert all(mx.array_equal(one[name], other[name]) for name in one)
+
+
+# ---- the command
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--q-bits", "4"], "--q-bits goes with -q"),
+        (["--q-parts", "flow"], "--q-parts goes with -q"),
+        (["--dtype-parts", "flow"], "--dtype-parts goes with --dtype"),
+        (["-q", "--q-parts", "llm,nose"], "part 'nose' is unknown"),
+        (["-q", "--q-parts", "vocoder"], "part 'vocoder' is unknown"),
+        (["-q", "--q-parts", "llm:3"], r"3\] bits"),
+        (["-q", "--q-parts", "llm:x"], "expected PART or PART:BITS"),
+        (["-q", "--q-group-size", "128"], "no layer of llm has a width that 128 divides"),
+    ],
+)
+def test_flags_that_cannot_work(source, tmp_path, capsys, flags, said):
+    code = run.main(["--hf-path", str(source.folder), "--mlx-path", str(tmp_path / "out"), *flags])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("convert:")]
+    assert code == 2
+    assert re.search(said, line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_verifies_what_it_writes(source, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ["-q", "--q-bits", "8", "--q-group-size", "32", "--dtype", "float16"]
+    assert run.main(["--hf-path", str(source.folder), "--mlx-path", str(out), *flags]) == 0
+    assert "checkpoints pass" in capsys.readouterr().out
+    quality = json.loads((out / "quality.json").read_text())
+    assert quality["precision"] == "float16 and 8-bit"
+    assert {metric["status"] for metric in quality["metrics"]} == {"PASS"}
+    parity = json.loads((out / "audit.json").read_text())["parity"]
+    assert {"PASS", "REDUCED"} == {row["status"] for row in parity}
+    assert not [row for row in parity if row["status"] == "REDUCED" and row["checkpoint"].startswith("walk.vocoder")]
+
+
+def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
+    """Scales written 20 % too large: what eight bits may cost comes from the source, not from the folder."""
+    stored = Precision.stored
+
+    def louder(self, name, array):
+        for key, value in stored(self, name, array):
+            yield key, value * 1.2 if key.endswith("to_v.scales") else value
+
+    monkeypatch.setattr(Precision, "stored", louder)
+    with pytest.raises(run.ParityError, match="SNR is FAIL"):
+        converted(source, tmp_path / "out", Precision(bits={"flow": 8}, group_size=32), run.parity_check)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [7e4, -7e4])
+def test_weights_that_leave_the_range(source, tmp_path, value):
+    folder = shutil.copytree(source.folder, tmp_path / "loud")
+    state = torch.load(folder / "flow.pt", weights_only=True)
+    state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
+    torch.save(state, folder / "flow.pt")
+    with pytest.raises(ConversionError, match=r"linear_2.weight: 70000 leaves the range of float16; choose bfloat16"):
+        converted(run.find_source(str(folder)), tmp_path / "out", Precision("float16"))
+    assert not (tmp_path / "out").exists()
+    converted(run.find_source(str(folder)), tmp_path / "out", Precision("bfloat16"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"dtype": "float8"}, {"parts": ("all",)}, {"bits": {"llm": 3}}, {"group_size": 48}, {"bits": {"vocoder": 8}}],
+)
+def test_precisions_that_do_not_exist(settings):
+    with pytest.raises(PrecisionError):
+        Precision(**settings)
+
+
+# ---- loud inputs
+
+
+def expected_error(dtype, module):
+    """BUDGET times a random walk of roundings: each linear layer rounds its input, its weights and its result."""
+    layers = sum(isinstance(layer, torch.nn.Linear) for layer in module.modules())
+    return BUDGET * float(torch.finfo(getattr(torch, dtype)).eps) / 2 * np.sqrt(3 * layers)
+
+
+DIT = dict(dim=64, depth=3, heads=4, dim_head=16)
+
+
+def loud_dit(factor):
+    """A transformer whose residual sum outgrows float16: inputs or gates `factor` times as large as usual."""
+    frames = 20
+    inputs = {k: normal(1, 80, frames, scale=factor) for k in ("x", "mu", "cond")}
+    inputs |= {"spks": normal(1, 80), "mask": valid(frames, frames), "t": np.array([0.4], np.float32)}
+    return case("flow.dit.loud", "flow.dit.DiT", DIT, **inputs)
+
+
+@pytest.mark.parametrize("how", ["inputs", "gates"])
+def test_the_transformer_does_not_overflow_where_a_plain_cast_does(how):
+    """The residual sum leaves float16's range; here it is float32, and so are the sums around it."""
+    loud = loud_dit(3e4 if how == "inputs" else 1.0)
+    state, inputs = reference_state(loud), loud.draw()
+    if how == "gates":
+        bias = state["transformer_blocks.0.attn_norm.linear.bias"]
+        bias[5 * DIT["dim"] :] += 4e4 / 8  # the gate of the first block's MLP
+        state["transformer_blocks.0.ff.ff.2.bias"] += 20
+    arguments = (loud.target, loud.config, state, inputs, loud.call)
+    truth = run_reference(*arguments, torch.float64)["y"]
+    naive = {k: torch.from_numpy(v) for k, v in inputs.items()}
+    module = loud.target.build("reference", loud.config)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    module.half()
+    with torch.inference_mode():
+        cast = module(**{k: v.half() if v.is_floating_point() else v for k, v in naive.items()}).numpy()
+    assert not np.isfinite(cast).all(), "the plain cast holds: the test proves nothing"
+    for dtype in HALVES:
+        ours = OwnPort(Precision(dtype)).run(*arguments)["y"]
+        assert np.isfinite(ours).all()
+        assert agreement(ours, truth) < expected_error(dtype, module)
+
+
+def test_the_language_model_does_not_overflow_where_a_plain_cast_does():
+    loud = case(
+        "llm.loud",
+        "llm.qwen2.Qwen2Model",
+        dict(vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2),
+        inputs_embeds=normal(1, 9, 64, scale=4e4),
+    )  # fmt: skip
+    state, inputs = reference_state(loud), loud.draw()
+    arguments = (loud.target, loud.config, state, inputs, loud.call)
+    truth = run_reference(*arguments, torch.float64)["hidden"]
+    assert np.abs(inputs["inputs_embeds"]).max() > np.finfo(np.float16).max
+    for dtype in HALVES:
+        ours = OwnPort(Precision(dtype)).run(*arguments)["hidden"]
+        assert np.isfinite(ours).all()
+        assert agreement(ours, truth) < expected_error(dtype, loud.target.build("reference", loud.config))
+
+
+# ---- REDUCED
+
+
+def reading(status):
+    return Reading(status, "9x the reference's own float32 error")
+
+
+def test_reduced_rows_inform_and_errors_stay():
+    rows = [Row(f"{stage}.{status}", stage, "chained", "m", "c", reading(status))
+            for stage in ("llm", "whole", "vocoder") for status in ("PASS", "FAIL", "ERROR", "VACUOUS")]  # fmt: skip
+    found = {row.name: row.reading.status for row in reduced(rows, "4-bit", {"llm"})}
+    assert found["llm.FAIL"] == "REDUCED"
+    assert found["whole.FAIL"] == found["vocoder.FAIL"] == "FAIL"
+    assert {found[f"llm.{status}"] for status in ("ERROR", "VACUOUS", "PASS")} == {"ERROR", "VACUOUS", "PASS"}
+    assert {row.name: row.reading.status for row in reduced(rows, "float16", {"flow"})}["whole.FAIL"] == "REDUCED"
+    assert all(row.reading.status != "FAIL" for row in reduced(rows, "float16"))
+    assert len(failures(reduced(rows, "float16"))) == 6
+    assert "in 4-bit: 9x" in next(r for r in reduced(rows, "4-bit", {"llm"}) if r.name == "llm.FAIL").reading.message
+
+
+def test_precision_of_a_folder_by_others(source, tmp_path):
+    out = converted(source, tmp_path / "out", Precision())
+    model = weights.load(out)
+    model.set_dtype(mx.float16)
+    weights.save(tmp_path / "half", model, model.config)
+    found = precision_of(tmp_path / "half")
+    assert found.label == "float16"
+    assert "speaker" in found.stages
+    assert len(read_headers(tmp_path / "half")) == len(found.tags)

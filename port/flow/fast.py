@@ -1,0 +1,179 @@
+"""Fast forms of what the transformer's plain layers compute; `port/paths.py` chooses, and the result is the same.
+
+MLX's CPU back end takes exp and tanh one number at a time; here one polynomial serves both, in operations that every
+device runs side by side.
+
+b batch, h heads, n frames (m of them keys), c channels per head
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..paths import active
+from ..precision import layer_dtype, run
+
+EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
+LOG2_E = math.log2(math.e)
+# ln 2 in two parts: whole multiples of the first, up to 127, are exact in float32.
+LN2_HIGH = round(math.log(2) * 512) / 512
+LN2_LOW = math.log(2) - LN2_HIGH
+ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in a float32's last bits
+MANTISSA_BITS, ONE_BITS = 23, 127 << 23
+EXP_RANGE = 87.0  # beyond, e^x or its inverse is no normal float32
+MAX_KERNELS = 512  # compiled functions kept, one a shape
+MASKED = -1e30  # a score that counts for nothing, finite so that no row is all infinite
+TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # torch.nn.functional.gelu, approximate="tanh"
+
+
+def on_cpu() -> bool:
+    """Whether the default device, at the time of the call, is a CPU."""
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+@lru_cache(maxsize=1)
+def _has_compiler() -> bool:
+    # MLX compiles for a CPU with it, and without it stays as it was, silently.
+    return shutil.which("g++") is not None
+
+
+@lru_cache(maxsize=MAX_KERNELS)
+def _compiled(function: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
+    # A function of its own for each shape: MLX keeps what it compiled as long as the function lives.
+    return mx.compile(lambda x: function(x))
+
+
+def fused(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """`function`, which works element by element, of `x`: in few kernels where the path `compiled` is on.
+
+    Compiled for the one shape: without shapes MLX fuses less, and a view not at all.
+    """
+    return _compiled(function, x.shape)(x) if active().compiled else function(x)
+
+
+@lru_cache(maxsize=1)
+def _exp_coefficients() -> tuple[float, ...]:
+    """Of e^r for |r| <= ln 2 / 2, highest power first: interpolation at Chebyshev's points."""
+    half = math.log(2) / 2
+    fit = np.polynomial.Chebyshev.interpolate(np.exp, EXP_DEGREE, domain=[-half, half])
+    return tuple(map(float, fit.convert(kind=np.polynomial.Polynomial).coef[::-1]))
+
+
+def exp(x: mx.array) -> mx.array:
+    """e^x to 2e-7, float32, at +-EXP_RANGE where `x` is beyond: 2^k e^r with r = x - k ln 2, 2^k made of its bits."""
+    x = mx.minimum(mx.maximum(x, -EXP_RANGE), EXP_RANGE)
+    shifted = x * LOG2_E + ROUNDER
+    power = mx.view((mx.view(shifted, mx.int32) << MANTISSA_BITS) + ONE_BITS, mx.float32)
+    k = shifted - ROUNDER
+    rest = x - k * LN2_HIGH - k * LN2_LOW
+    first, second, *others = _exp_coefficients()
+    y = first * rest + second
+    for coefficient in others:
+        y = y * rest + coefficient
+    return y * power
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU by its tanh, x (1 + tanh u) / 2, as x / (1 + e^-2u); float32."""
+    return x / (1 + exp((-2 * TANH_SCALE) * (x + TANH_CUBE * (x * x * x))))
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A mask that need not be built: each query sees the keys up to the end of its own chunk of `size` frames."""
+
+    size: int
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | Chunks | None = None) -> mx.array:
+    """Softmax attention.
+
+    Args:
+        q, k, v: (b, h, n, c), (b, h, m, c) twice.
+        mask: which keys a query sees, bool, of a shape that fits (b, h, n, m); or chunks, then n = m.
+
+    Returns:
+        (b, h, n, c); without meaning where a query sees no key.
+    """
+    if isinstance(mask, Chunks):
+        n = q.shape[2]
+        ends = [min(start + mask.size, n) for start in range(0, n, mask.size)]
+        parts = [
+            attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale)
+            for start, end in zip(range(0, n, mask.size), ends, strict=True)
+        ]
+        return mx.concatenate(parts, axis=2)
+    if active().fast_softmax and q.dtype == mx.float32 and on_cpu() and _has_compiler():
+        return _attention_by_exp(q, k, v, scale, mask)
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+def _attention_by_exp(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
+    scores = (q * scale) @ k.swapaxes(-1, -2)
+    if mask is not None:
+        scores = mx.where(mask, scores, MASKED)
+    weights = fused(exp, scores - scores.max(axis=-1, keepdims=True))
+    return (weights @ v) / weights.sum(axis=-1, keepdims=True)
+
+
+class FusedLinear:
+    """Linears that read the same input as one product.
+
+    Their parameters become views of one array, so that nothing is held twice. Parameters that somebody sets later are
+    joined again; layers of unlike kinds are called one by one.
+    """
+
+    def __init__(self) -> None:
+        self._joined: tuple[nn.Module, list[mx.array]] | None = None
+
+    def __call__(self, x: mx.array, layers: Sequence[nn.Module]) -> list[mx.array]:
+        """What each of `layers` makes of `x` (b, n, d)."""
+        if not _alike(layers):
+            return [run(layer, x) for layer in layers]
+        joined = self._joined
+        if joined is None or any(a is not b for a, b in zip(_parameters(layers), joined[1], strict=True)):
+            joined = self._joined = _join(layers)
+        widths = np.cumsum([layer.weight.shape[0] for layer in layers[:-1]])
+        return mx.split(run(joined[0], x), widths.tolist(), axis=-1)
+
+
+def _alike(layers: Sequence[nn.Module]) -> bool:
+    """Plain linears with the same parameters, or quantized ones of the same kind."""
+    first = layers[0]
+    if type(first) not in (nn.Linear, nn.QuantizedLinear):
+        return False
+    kinds = [
+        (
+            type(layer),
+            layer.keys(),
+            layer_dtype(layer),
+            *(getattr(layer, n, None) for n in ("group_size", "bits", "mode")),
+        )
+        for layer in layers
+    ]
+    return all(kind == kinds[0] for kind in kinds)
+
+
+def _parameters(layers: Sequence[nn.Module]) -> list[mx.array]:
+    return [layer[name] for layer in layers for name in layer]
+
+
+def _join(layers: Sequence[nn.Module]) -> tuple[nn.Module, list[mx.array]]:
+    whole = copy.copy(layers[0])
+    ends = np.cumsum([layer.weight.shape[0] for layer in layers]).tolist()
+    for name in layers[0]:
+        whole[name] = mx.concatenate([layer[name] for layer in layers])
+        mx.eval(whole[name])
+        for layer, start, end in zip(layers, [0, *ends], ends, strict=False):
+            layer[name] = whole[name][start:end]
+            mx.eval(layer[name])
+    return whole, _parameters(layers)

@@ -1,0 +1,55 @@
+"""Fast forms of what the vocoder's plain layers compute; `port/paths.py` chooses, and the result is the same.
+
+b batch, n frames, C channels in, O channels out, K taps
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..ops import tap_order, uses_matmul
+from ..paths import active
+
+# sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
+# 7e-9, a ninth of a float32 rounding (test_vocoder_fast.py makes it again). Highest power first.
+SINE_SQUARED = (-3.53943322e-06, 0.000138705891, -0.00317073402, 0.0444412512, -0.333332115, 0.999999844)
+# pi = PI_HIGH + PI_LOW; multiples of PI_HIGH up to 2^15 are exact in float32.
+PI_HIGH, PI_LOW = 3.140625, 9.67653589793e-4
+ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to a whole number, in two vector instructions
+
+
+def sine_squared(y: mx.array) -> mx.array:
+    """sin(y)^2, of any shape; by a polynomial where the path `fast_snake` is on and a CPU computes in float32."""
+    paths, on_cpu = active(), mx.default_device().type == mx.DeviceType.cpu
+    if paths.fast_snake and on_cpu and y.dtype == mx.float32:
+        return (_fused if paths.compiled else polynomial)(y)
+    sine = mx.sin(y)
+    return sine * sine  # a product, since MLX's power is slow
+
+
+def polynomial(y: mx.array) -> mx.array:
+    """sin(y)^2 of a float32 array without MLX's sine, which a CPU computes one number at a time.
+
+    The distance r of y from the nearest multiple of pi is found in two steps (Cody and Waite), so that it is as exact
+    as y; then a polynomial.
+    """
+    turns = (y * (1 / math.pi) + ROUNDER) - ROUNDER
+    r = (y - turns * PI_HIGH) - turns * PI_LOW
+    t = r * r
+    p = SINE_SQUARED[0]
+    for coefficient in SINE_SQUARED[1:]:
+        p = p * t + coefficient
+    return p * t
+
+
+_fused = mx.compile(polynomial)
+
+
+def weight_of(conv: nn.Conv1d) -> mx.array:
+    """The weight (O, K, C) of a module; where it will be read tap by tap it is first laid out so, once."""
+    if uses_matmul() and getattr(conv, "_in_tap_order", None) is not conv.weight:
+        conv.weight = conv._in_tap_order = tap_order(conv.weight)
+    return conv.weight
