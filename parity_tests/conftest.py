@@ -34,9 +34,13 @@ def hub(tmp_path, monkeypatch):
         constants = "huggingface_hub.constants"
         monkeypatch.setattr(f"{constants}.ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, "huggingface_hub.file_download"):  # where a version of it keeps its own copy
+            monkeypatch.setattr(f"{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(f"{constants}.DOWNLOAD_CHUNK_SIZE", CHUNK)
+        monkeypatch.setattr(
+            f"{constants}.HF_HUB_DISABLE_XET", True
+        )  # another protocol, which the fake hub does not speak
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
         yield served

@@ -174,23 +174,27 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, {"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha})
 
     def _info(self) -> None:
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/revision/(.+))?", unquote(urlsplit(self.path).path))
+        asked = unquote(urlsplit(self.path).path)
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(?:/(revision|tree)/(.+))?", asked)
         if not found:
             return self._answer(404)
-        name, revision = found[1], found[2] or "main"
+        name, kind, revision = found[1], found[2], found[3] or "main"
         if not self._admitted(name):
             return None
         sha = self.hub.repos[name].find(revision)
         if sha is None:
             return self._answer(404, code="RevisionNotFound")
-        siblings = []
-        for path, data in self.hub.repos[name].commits[sha].items():
-            size = self.hub.listed.get(path, len(data))
-            entry = {"rfilename": path, "size": size, "blobId": blob_id(data)}
-            if path.endswith(LARGE):
-                entry["lfs"] = {"sha256": sha256(data), "size": size, "pointerSize": 130}
-            siblings.append(entry)
-        return self._answer(200, {"id": name, "modelId": name, "sha": sha, "siblings": siblings})
+        files = [self._entry(path, data) for path, data in self.hub.repos[name].commits[sha].items()]
+        if kind == "tree":
+            return self._answer(200, [{"type": "file", "path": f["rfilename"], "oid": f["blobId"], **f} for f in files])
+        return self._answer(200, {"id": name, "modelId": name, "sha": sha, "siblings": files})
+
+    def _entry(self, path: str, data: bytes) -> dict[str, Any]:
+        size = self.hub.listed.get(path, len(data))
+        entry: dict[str, Any] = {"rfilename": path, "size": size, "blobId": blob_id(data)}
+        if path.endswith(LARGE):
+            entry["lfs"] = {"sha256": sha256(data), "oid": sha256(data), "size": size, "pointerSize": 130}
+        return entry
 
     def _file(self) -> None:
         path = unquote(urlsplit(self.path).path)

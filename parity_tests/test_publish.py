@@ -158,7 +158,7 @@ def test_upload(hub, converted, command):
     (converted / "spk2info.safetensors").write_bytes(b"somebody's voice")
     code, line, said = command()
     assert code == 0, line
-    assert f"{hub.url}/{NAME}/tree/main" in said
+    assert f"{hub.url}/{NAME}/" in said
     repo = hub.repos[NAME]
     sent = repo.commits[repo.branches["main"]]
     local = read_folder(converted)

@@ -62,7 +62,7 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
     try:
         names = look_up(path_or_hf_repo, revision).sizes
     except UnreachableError as error:
-        if held := in_cache(path_or_hf_repo, revision):
+        if held := in_cache(path_or_hf_repo, revision, ["config.json"]):
             return held
         raise HubError(f"{error}, and the cache does not hold it") from None
     files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
@@ -92,16 +92,17 @@ def look_up(repo: str, revision: str | None) -> Listing:
     )
 
 
-def in_cache(repo: str, revision: str | None, files: Iterable[str] = ()) -> Path | None:
+def in_cache(repo: str, revision: str | None, files: Iterable[str]) -> Path | None:
     """The folder of a revision in the cache if it holds all `files`; None otherwise. Uses no network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub import try_to_load_from_cache
 
-    try:
-        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return folder if all((folder / file).is_file() for file in files) else None
+    folder = None
+    for file in files:
+        held = try_to_load_from_cache(repo, file, revision=revision)
+        if not isinstance(held, str):
+            return None
+        folder = Path(held.removesuffix(file))
+    return folder
 
 
 def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
@@ -167,5 +168,6 @@ def _of_network(error: Any) -> bool:
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.split(".")[0] in (
         "requests",
         "httpx",
+        "httpx2",
         "urllib3",
     )
