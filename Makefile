@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT := reports/out
+LAST := build/last_report.json
 EMBEDDED := build/checkpoint
 CHECKPOINT ?= $(EMBEDDED)
 # cpu or gpu; auto is MLX's own choice.
@@ -11,7 +12,7 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: verify test lint audit clean
+.PHONY: verify test lint faults audit clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
@@ -21,14 +22,16 @@ $(STAMP): pyproject.toml constraints.txt
 
 # From nothing to a verdict: write the embedded checkpoint, convert it, judge the conversion, write the report.
 # A refused conversion does not end it: the suite then converts on the fly and says which part is to blame.
+# What the run before it left in reports/out is what the page compares with.
 verify: $(STAMP)
+	@mkdir -p build; test ! -f $(OUT)/report.json || cp $(OUT)/report.json $(LAST)
 	rm -rf $(EMBEDDED) $(MLX) $(OUT)
 	test "$(CHECKPOINT)" != "$(EMBEDDED)" || $(BIN)/python -m reference.synthesize --size tiny --seed 0 $(EMBEDDED)
 	@status=0; \
 	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) --device $(DEVICE) || status=1; \
 	given=$$(test -d $(MLX) && echo "--mlx-path $(MLX)"); \
-	$(BIN)/python -m pytest parity_tests --quiet -m "not meta" --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
-	$(BIN)/python -m reports.build $(OUT)/report.json || status=1; \
+	$(BIN)/python -m parity_tests.harness.branches -m "not meta" --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
+	$(BIN)/python -m reports.build $(OUT)/report.json --last $(LAST) --ledger build/ledger.jsonl || status=1; \
 	exit $$status
 
 test: lint
@@ -37,6 +40,10 @@ test: lint
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The whole catalogue of faults, some minutes; the score is kept, and each report shows it until the code changes.
+faults: $(STAMP)
+	$(BIN)/python -m parity_tests.harness.faults --json parity_tests/data/fault_score.json --signatures parity_tests/data/fault_signatures.json
 
 # Another port: make audit PORT=mlx_audio_plus
 audit: $(STAMP)

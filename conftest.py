@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
@@ -15,6 +16,8 @@ from parity_tests.harness.session import Session
 from port.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no fault of the port
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_addoption(parser):
@@ -75,5 +78,6 @@ def _folder(value):
 
 
 def _command():
-    words = [Path(sys.argv[0]).stem, *sys.argv[1:]]
-    return " ".join("pytest" if word == "__main__" else word for word in words)
+    names = {"__main__": "pytest", "branches": "python -m parity_tests.harness.branches"}
+    first = Path(sys.argv[0]).stem
+    return " ".join([names.get(first, first), *sys.argv[1:]])

@@ -210,6 +210,15 @@ def sections() -> dict[str, Any]:
             }
         ],
         "faults": {"score": {"caught": 4, "total": 4}, "rows": faults},
+        "fault_catalogue": {
+            "score": {"caught": 4, "total": 5},
+            "rows": [*faults, fault | {"name": "fault 5", "caught": False, "by": None, "first_failing": None}],
+            "fresh": False,
+            "recorded": {
+                "started": "2026-08-01T12:00:00+00:00", "duration_s": 301.5, "commit": "0123abc", "mlx": "0.32.4",
+                "device": "Device(cpu, 0)", "fingerprint": "0123456789abcdef",
+            },
+        },
         "liveness": [
             alive | {"case": "flow.grn", "tensor": "x"},
             alive | {"case": "flow.grn"},

@@ -1,40 +1,42 @@
 """The catalogue of faults: a selection applied in every run, its score, and a runner that cannot be fooled.
 
-The whole catalogue takes some minutes: `python -m parity_tests.harness.faults --json reports/out/faults.json`.
+The whole catalogue takes some minutes: `make faults`.
 """
 
-import json
-from pathlib import Path
+import signal
 
 import numpy as np
 import pytest
 
-from parity_tests.harness import fault_checks, faults
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness import fault_checks, faults, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
 from parity_tests.harness.faults import FAULTS, QUICK, section
+from parity_tests.harness.judge import judge
 
-ROOT = Path(__file__).parents[1]
-OUTPUT = ROOT / "reports" / "out" / "faults.json"
 BY_NAME = {fault.name: fault for fault in FAULTS}
 
 
 @pytest.fixture(scope="module")
-def runner():
+def runner(parity):
+    """Examines a fault. Where the port is wrong by itself, a planted fault proves nothing."""
+    if parity.config.getoption("--adapter") != "own":
+        pytest.skip("faults are planted in this repository's port")
     fault_checks.warm()
-    assert fault_checks.baseline() is None
+    if (broken := fault_checks.baseline()) is not None:
+        pytest.skip(f"the port fails without any fault, at {broken.first_failing}")
     return faults.examine
 
 
 @pytest.fixture(scope="module")
 def verdicts(parity):
-    """Verdicts of the tests below; they reach the report together unless the whole catalogue is there."""
+    """Verdicts of the tests below; they reach the report together."""
     found = []
     yield found
     if found:
-        parity.sections.setdefault("faults", section(found))
+        parity.sections["faults"] = section(found)
 
 
-@pytest.mark.meta
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fault_is_caught_in_its_own_module(runner, verdicts, name):
     verdicts.append(runner(BY_NAME[name]))
@@ -88,7 +90,7 @@ def test_an_edit_that_only_crashes_is_no_merit(runner):
 @pytest.mark.meta
 def test_a_test_that_fails_anyway_catches_nothing(runner, monkeypatch):
     monkeypatch.setattr(fault_checks, "look", lambda module: fault_checks.Finding("test_x.py::test", "x", module, "no"))
-    monkeypatch.setattr(fault_checks, "_passes", lambda nodeid: False)
+    monkeypatch.setattr(fault_checks, "_seconds", lambda by: None)
     verdict = runner(Fault("nothing", "test", "noise", edit("noise:rand_noise", "_FIXED.lock", "_FIXED.lock")))
     assert not verdict.caught
     assert "fails without the fault too" in verdict.problem
@@ -124,9 +126,75 @@ def test_state_of_the_port_does_not_outlive_a_fault(runner):
 
 
 def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
-    """Found apart; older than the code or the cases, it counts for nothing."""
-    folders = ("port", "convert", "parity_tests/cases", "parity_tests/harness")
-    newest = max(path.stat().st_mtime for folder in folders for path in (ROOT / folder).rglob("*.py"))
-    if not OUTPUT.is_file() or OUTPUT.stat().st_mtime < newest:
-        pytest.skip("no score for this code: run python -m parity_tests.harness.faults --json reports/out/faults.json")
-    parity.sections["faults"] = json.loads(OUTPUT.read_text("utf-8"))
+    """As it was last recorded, by `make faults`; the report says when, and whether the code has changed since."""
+    found = faults.catalogue_section()
+    assert found is not None, "no score was recorded: make faults"
+    parity.sections["fault_catalogue"] = found
+
+
+# ---- faults that never end
+
+ENDLESS = edit("flow.masks:make_pad_mask", "np.asarray(lengths)", "all(iter(lambda: 1, 0)) and np.asarray(lengths)")
+PAD_MASK = Fault("endless", "test", "flow.masks.make_pad_mask", ENDLESS)
+
+
+@pytest.mark.meta
+def test_a_fault_that_never_ends_is_caught_by_the_time_limit(runner, monkeypatch):
+    monkeypatch.setattr(fault_checks, "LIMIT", 5.0)
+    verdict = runner(PAD_MASK)
+    assert verdict.caught, verdict.problem
+    assert verdict.right_module and verdict.finding.endless
+    assert verdict.to_dict()["by"] == f"{verdict.finding.by} (did not end)"
+    assert verdict.seconds < 30
+
+
+@pytest.mark.meta
+def test_a_check_that_takes_as_long_without_the_fault_catches_nothing(runner, monkeypatch):
+    monkeypatch.setattr(fault_checks, "LIMIT", 1.0)
+    monkeypatch.setattr(fault_checks, "_seconds", lambda by: 0.5)
+    verdict = runner(PAD_MASK)
+    assert not verdict.caught and "takes 0 s without the fault too" in verdict.problem
+
+
+@pytest.mark.meta
+def test_a_test_that_never_ends_is_stopped(runner, monkeypatch):
+    """Inside pytest the time limit is a failure of the test that runs, and the next fault finds the clock stopped."""
+    monkeypatch.setattr(fault_checks, "LIMIT", 2.0)
+    monkeypatch.setattr(fault_checks, "_seconds", lambda by: 0.1)
+    endless = edit("noise:rand_noise", "_FIXED.lock", "(all(iter(lambda: 1, 0)) and _FIXED.lock)")
+    verdict = runner(Fault("endless", "test", "noise", endless))
+    assert verdict.finding.endless and "test_noise.py::" in verdict.finding.by, verdict
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+# ---- the nearest known fault
+
+
+@pytest.fixture(scope="module")
+def known(runner):
+    """Signatures of the faults that the ordinary run plants in the networks."""
+    chosen = [fault for fault in FAULTS if fault.stage in ("flow", "vocoder") and fault.name in QUICK]
+    found = faults.signatures_of(chosen)
+    return signatures.Known({n: s for n, (_, s) in found.items()}, {n: f for n, (f, _) in found.items()}, True)
+
+
+def nearest(fault, known):
+    """What the report calls the failures under a fault."""
+    with fault_checks.clean(), fault.patch():
+        rows = [row.to_dict() for case in fault_checks.cases(fault.module) for row in judge(case, OwnPort())]
+    signatures.name_nearest(rows, known)
+    failing = [row for row in rows if row["status"] != "PASS"]
+    assert failing and not any(row.get("nearest_fault") for row in rows if row["status"] == "PASS")
+    return {row["nearest_fault"] for row in failing}
+
+
+@pytest.mark.meta
+@pytest.mark.parametrize(
+    ("unseen", "wanted"),
+    [
+        (edit("flow.layers:AdaLayerNormZero.__init__", "eps=LAYER_NORM_EPS", "eps=1e-4"), "adaln_eps_1e-5 (epsilon)"),
+    ],
+)
+def test_an_unseen_variation_of_a_known_fault_is_named_after_it(known, unseen, wanted):
+    for words in nearest(Fault("unseen", "test", "flow.layers.AdaLayerNormZero", unseen), known):
+        assert words.startswith(wanted), words

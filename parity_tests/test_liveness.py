@@ -1,6 +1,5 @@
 """Is the suite awake: every weight and input matters, every branch is reached, and no wrong comparison passes."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-import port
 from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import liveness
-from parity_tests.harness.branches import OUTPUT
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.cases import all_cases, case, normal
 from parity_tests.harness.golden import GoldenFile
@@ -155,14 +152,6 @@ def test_sizes_on_both_sides_of_a_chunk_edge():
 def test_a_repeated_token_triggers_the_second_stage_of_sampling_and_others_do_not():
     triggered = GoldenFile.read(GOLDEN / "sampling_ras.safetensors").out["triggered"]
     assert 0 < triggered.sum() < triggered.size
-
-
-def test_branch_coverage_goes_into_the_report(parity):
-    """Measured apart, `python -m parity_tests.harness.branches`; older than the code, the numbers count for nothing."""
-    newest = max(path.stat().st_mtime for path in Path(port.__file__).parent.rglob("*.py"))
-    if not OUTPUT.is_file() or OUTPUT.stat().st_mtime < newest:
-        pytest.skip("no coverage of this code: run python -m parity_tests.harness.branches")
-    parity.sections["coverage"] = json.loads(OUTPUT.read_text("utf-8"))
 
 
 # ---- comparisons that prove nothing are errors

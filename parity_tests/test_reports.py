@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import random
 import re
 import shutil
@@ -17,7 +18,8 @@ from reports import build, drift, model
 
 pytestmark = pytest.mark.meta
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSERS = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 HOSTILE = '</script><script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>|`*_\n& 😀'
 
 
@@ -167,13 +169,22 @@ form.dispatchEvent(new Event("input")); found.filtered = names();
 found.count = form.querySelector("output").textContent;
 const closed = document.querySelector("#failures details:not([open])");
 closed.querySelector("summary").click(); found.opened = closed.open;
+const shown = (row) => [...row.querySelectorAll("td.num")].map((cell) => cell.dataset.v);
+const label = (row) => row.cells[2].textContent + " " + row.cells[3].textContent;
+found.rows = Object.fromEntries([...table.tBodies[0].rows].map((r) => [label(r), shown(r)]));
+found.panel = {
+  name: closed.querySelector("summary .name").textContent, kind: closed.querySelector("summary .kind").textContent,
+  numbers: [...closed.querySelectorAll("summary .num, dl.facts dd .num")].map((e) => e.dataset.v),
+  worst: [...closed.querySelectorAll("table tbody tr")].map(shown), text: closed.innerText,
+};
+found.open = [...document.querySelectorAll("#failures details")].map((d) => d.open);
 found.plots = document.querySelectorAll("svg.plot").length;
 found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
 document.body.dataset.found = JSON.stringify(found);
 </script>"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH, and CHROMIUM names none")
 def test_page_in_a_browser(tmp_path):
     report = make(broken=True, **sections())
     path = tmp_path / "report.html"
@@ -193,3 +204,48 @@ def test_page_in_a_browser(tmp_path):
     wanted = [r["name"] for r in report["checkpoints"] if r["kind"] == "isolated" and "blocks.2" in r["name"]]
     assert sorted(found["filtered"]) == sorted(wanted) and found["count"] == f"{len(wanted)} of {len(ratios)}"
     assert found["opened"] and found["plots"] > 2 and not found["wide"]
+    assert found["open"][: build.OPEN_PANELS + 1] == [True] * (build.OPEN_PANELS + 1)  # the last one by the click
+
+    def numbers(row, *keys):
+        return ["" if row[key] is None else row[key] for key in keys]
+
+    def read(values):
+        return [float(v) if v else "" for v in values]
+
+    keys = ("ratio", "e_ref_rms", "e_port_rms", "ratio_rms", "e_ref_max", "e_port_max", "ratio_max")
+    for order, row in enumerate(report["checkpoints"], 1):
+        assert read(found["rows"][f"{row['name']} {row['kind']}"]) == [*numbers(row, *keys), order]
+    panel = found["panel"]
+    (row,) = (r for r in report["checkpoints"] if (r["name"], r["kind"]) == (panel["name"], panel["kind"]))
+    errors = ("e_port_rms", "e_ref_rms", "ratio_rms", "e_port_max", "e_ref_max", "ratio_max")
+    assert read(panel["numbers"])[:7] == numbers(row, "ratio", *errors)
+    assert [read(at) for at in panel["worst"]] == [
+        numbers(at, "port", "oracle", "reference") for at in row["worst_positions"]
+    ]
+    assert row["nearest_fault"] in panel["text"] and row["reproduce"] in panel["text"]
+
+
+def test_the_catalogue_is_shown_with_its_age_and_its_survivors_first():
+    report = make(**sections())
+    page, text = build.render_html(report), build.render_markdown(report)
+    assert "4 of 4 caught in this run" in page and "4 of 5 caught" in page and "STALE" in page and "STALE" in text
+    table = page.partition("Whole catalogue, survivors first")[2]
+    assert re.search(r'class="name">(fault \d)', table)[1] == "fault 5"
+    report["fault_catalogue"]["fresh"] = True
+    page, text = build.render_html(report), build.render_markdown(report)
+    assert "on the very code of this run" in page and "STALE" not in page + text
+    assert report["verdict"]["status"] == "PASS", "what was not measured in this run judges nothing"
+
+
+def test_a_run_is_compared_with_the_last_one_where_there_is_one(tmp_path, capsys):
+    run, last, ledger = write(tmp_path, make()), tmp_path / "last.json", tmp_path / "ledger.jsonl"
+    command = [str(run), "--out", str(tmp_path / "out"), "--last", str(last), "--ledger", str(ledger)]
+    assert build.main(command) == 0 and not capsys.readouterr().err
+    assert model.load(tmp_path / "out" / "report.json").get("drift") is None
+    last.write_text("{}")
+    assert build.main(command) == 0 and "compared with no earlier run" in capsys.readouterr().err
+    write(tmp_path, make(broken=True), "last.json")
+    assert build.main(command) == 0
+    found = model.load(tmp_path / "out" / "report.json")["drift"]
+    assert found["fixed"] and not found["regressions"]
+    assert len(ledger.read_text().splitlines()) == 1

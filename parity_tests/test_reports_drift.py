@@ -142,3 +142,11 @@ def test_page_shows_drift(tmp_path):
     assert model.load(out / "report.json")["drift"] == drift.compare(good, bad)
     page = (out / "report.html").read_text("utf-8")
     assert 'id="drift"' in page and f"New failures ({bad['verdict']['counts']['FAIL']})" in page
+
+
+def test_a_long_list_is_cut_in_the_table_only():
+    found = drift.compare(make(), make(broken=True))
+    found["moved"] = found["new_failures"] * 30
+    lines = drift.table(found).splitlines()
+    first = lines.index(next(line for line in lines if line.startswith("Ratio moved")))
+    assert lines[first + drift.SHOWN + 1] == f"  and {len(found['moved']) - drift.SHOWN} more: --json FILE lists all"

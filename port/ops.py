@@ -108,17 +108,20 @@ def _conv1d_matmul(
     if groups > 1:
         x = x.reshape(b, n, groups, group_channels).swapaxes(1, 2)  # (b, g, n, C/g)
         weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
-    weight = mx.moveaxis(weight, -2, 0).swapaxes(-1, -2)  # (K, [g,] C/g, O/g)
     y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
     if y is not None and groups > 1:
         y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
     whole = _adds_whole_products(mx.default_device().type)
     for tap in range(taps):
         start = tap * dilation
+        # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
+        mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
+        # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
+        mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
         frames = x[..., start : start + (m - 1) * stride + 1 : stride, :]
         for first in range(0, group_channels, LONGEST_SUM):
             part = slice(first, first + LONGEST_SUM)
-            factors = frames[..., part], weight[tap][..., part, :]
+            factors = frames[..., part], mixing[..., part, :]
             if y is None:
                 y = factors[0] @ factors[1]
             else:

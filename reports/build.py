@@ -1,4 +1,6 @@
-"""The report page: `python -m reports.build RUN.json [--out DIR] [--against OLD.json] [--annotations]`.
+"""The report page from a run of the suite, for people and for GitHub.
+
+    python -m reports.build RUN.json [--out DIR] [--against OLD.json | --last OLD.json] [--ledger FILE] [--annotations]
 
 With `--card DIR` the model card of a converted folder instead, with the run's verdict if one is given.
 
@@ -37,7 +39,17 @@ from reports.words import (
 
 HERE = Path(__file__).parent
 PANELS, OPEN_PANELS = 100, 5  # failures with a panel of their own; those that are open at first
-OPTIONAL = ("weights_audit", "llm", "audio", "quality", "faults", "liveness", "coverage", "drift")
+OPTIONAL = (
+    "weights_audit",
+    "llm",
+    "audio",
+    "quality",
+    "faults",
+    "fault_catalogue",
+    "liveness",
+    "coverage",
+    "drift",
+)
 SUMMARY_BYTES = 1024 * 1024  # what a GitHub step summary takes
 ANNOTATIONS = 10  # what GitHub shows of one step
 
@@ -71,6 +83,7 @@ def view_of(report: Row) -> dict[str, Any]:
         "unrun_tests": [test for test in report["tests"] if test["outcome"] in ("skipped", "xfailed", "xpassed")],
         "unjudged": [row for row in rows if row["status"] in ("SKIP", "XFAIL")],
         "faults": _faults(report.get("faults")),
+        "catalogue": _faults(report.get("fault_catalogue")),
         "liveness": _liveness(report.get("liveness")),
     }
 
@@ -119,7 +132,7 @@ def _faults(faults: Row | None) -> dict[str, Any] | None:
         found = families.setdefault(row["family"], dict.fromkeys(rank, 0) | {"right": 0})
         found[what] += 1
         found["right"] += what == "caught" and row["right_module"] is True
-    return {"score": faults["score"], "rows": rows, "families": families}
+    return {**faults, "rows": rows, "families": families}
 
 
 def _liveness(rows: Sequence[Row] | None) -> dict[str, Any] | None:
@@ -243,7 +256,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path, nargs="?", help="the suite's JSON file")
     parser.add_argument("--card", type=Path, metavar="DIR", help="write the model card of a converted folder instead")
     parser.add_argument("--out", type=Path, default=HERE / "out", help="folder to write to (default: reports/out)")
-    parser.add_argument("--against", type=Path, help="report.json of an earlier run: adds what changed since")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--against", type=Path, help="report.json of an earlier run: adds what changed since")
+    earlier.add_argument("--last", type=Path, help="the same, but does without where that file cannot be read")
+    parser.add_argument("--ledger", type=Path, help="JSON-lines file to enter the run in, once")
     parser.add_argument("--annotations", action="store_true", help="print failures as GitHub annotations too")
     options = parser.parse_args(arguments)
     if options.run is None and options.card is None:
@@ -254,9 +270,12 @@ def main(arguments: list[str] | None = None) -> int:
             write_atomically(options.card / CARD_FILE, card(options.card, report))
             print(f"card: {options.card / CARD_FILE}")
             return 0
-        if options.against:
-            report |= {"drift": drift.compare(load(options.against), report)}
-        paths = build(report, options.out)
+        shown = report
+        if earlier := _earlier(options):
+            shown = report | {"drift": drift.compare(earlier, report)}
+        paths = build(shown, options.out)
+        if options.ledger:
+            drift.enter(options.ledger, [report])
     except (ReportError, CardError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
@@ -265,6 +284,19 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"report: {paths['report.html']}")
     print(report["verdict"]["sentence"])
     return 0 if report["verdict"]["status"] == "PASS" else 1
+
+
+def _earlier(options: argparse.Namespace) -> Row | None:
+    """The report to compare with: one that was asked for must be readable, the last one need not be there."""
+    if options.against:
+        return load(options.against)
+    if options.last is None or not options.last.is_file():
+        return None
+    try:
+        return load(options.last)
+    except ReportError as error:
+        print(f"build: compared with no earlier run: {error}", file=sys.stderr)
+        return None
 
 
 if __name__ == "__main__":

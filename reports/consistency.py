@@ -17,9 +17,10 @@ def contradictions(report: Row) -> list[str]:
     found = list(_duplicates(report["checkpoints"]))
     for i, row in enumerate(report["checkpoints"]):
         found += (f"checkpoints[{i}] ({row['name']}): {what}" for what in _of_checkpoint(row, report["budget"]))
-    for row in (report.get("faults") or {"rows": ()})["rows"]:
-        if row["caught"] and row.get("equivalent"):
-            found.append(f"faults: {row['name']} is caught, so it cannot be equivalent")
+    for section in ("faults", "fault_catalogue"):
+        for row in (report.get(section) or {"rows": ()})["rows"]:
+            if row["caught"] and row.get("equivalent"):
+                found.append(f"{section}: {row['name']} is caught, so it cannot be equivalent")
     return found + list(_of_sums(report)) + list(_of_verdict(report))
 
 
@@ -64,11 +65,12 @@ def _of_checkpoint(row: Row, budget: Row) -> Iterator[str]:
 
 
 def _of_sums(report: Row) -> Iterator[str]:
-    if faults := report.get("faults"):
+    for section in ("faults", "fault_catalogue"):
+        faults = report.get(section) or {"rows": (), "score": {"caught": 0, "total": 0}}
         counted = [row for row in faults["rows"] if not row.get("equivalent")]
         true = {"caught": sum(row["caught"] for row in counted), "total": len(counted)}
         if faults["score"] != true:
-            yield f"faults: score says {faults['score']}, the rows {true}"
+            yield f"{section}: score says {faults['score']}, the rows {true}"
     if audit := report.get("weights_audit"):
         used = audit["sources"] - len(audit["unused"])
         if used not in (audit["consumed"], audit["consumed"] + len(audit["dropped"])):

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from reports.model import ReportError, load, write_atomically
 from reports.words import BAD, Row, ratio_text
 
 MOVED = 2.0
+SHOWN = 20  # rows of a list in the table; the JSON file has all
 _WORDS = {
     "new_failures": "New failures",
     "weakened": "No longer verified",
@@ -157,10 +158,16 @@ def table(drift: Row) -> str:
     for key, words in _WORDS.items():
         if drift[key]:
             lines += ["", f"{words} ({len(drift[key])})"]
-            lines += [f"  {_line(row)}" for row in drift[key]]
+            lines += [f"  {_line(row)}" for row in drift[key][:SHOWN]]
+            lines += _rest(drift[key])
     n = len(drift["regressions"])
     lines += ["", f"{n} regression{'s' * (n != 1)}" + (":" if n else ".")]
-    return "\n".join(lines + [f"  {_one_line(text)}" for text in drift["regressions"]])
+    lines += [f"  {_one_line(text)}" for text in drift["regressions"][:SHOWN]]
+    return "\n".join(lines + _rest(drift["regressions"]))
+
+
+def _rest(entries: Sequence[Any]) -> list[str]:
+    return [f"  and {len(entries) - SHOWN} more: --json FILE lists all"] if len(entries) > SHOWN else []
 
 
 def _line(row: Row) -> str:

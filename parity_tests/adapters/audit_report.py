@@ -11,6 +11,7 @@ from parity_tests.adapters.findings import BROKEN, Findings
 from parity_tests.harness import regime
 from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.judge import Row, reduced
+from parity_tests.harness.signatures import name_nearest
 from reports import model as report_model
 from reports.verdict import in_pipeline_order, status_of
 from reports.words import ratio_text
@@ -37,6 +38,7 @@ def report(
         for title in findings.stale(rows)
     ]
     checkpoints = [_checkpoint(findings.explain(row), module) for row in rows]
+    name_nearest(checkpoints)
     parts = components(checkpoints, findings)
     return report_model.validate(
         {

@@ -1,13 +1,13 @@
-"""Measure which lines and branches of `port/` the suite runs.
+"""Run the suite and measure which lines and branches of `port/` it reaches; runs under a planted fault do not count.
 
     python -m parity_tests.harness.branches [PYTEST ARGUMENT ...]
 
-Runs the suite in this process under coverage.py and writes reports/out/coverage.json in the shape of the report's
-section `coverage`; the next run of the suite puts it into its report if the code has not changed since.
+With `--report DIR` the measurement becomes the section `coverage` of DIR/report.json. Exit code: pytest's.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-OUTPUT = ROOT / "reports" / "out" / "coverage.json"
 
 
 def section(measured: dict[str, Any]) -> dict[str, Any]:
@@ -46,17 +45,25 @@ def main(arguments: list[str] | None = None) -> int:
     import coverage
     import pytest
 
+    from reports.model import load, save
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--report", type=Path)
+    folder = parser.parse_known_args(arguments)[0].report
     os.chdir(ROOT)
     measure = coverage.Coverage(branch=True, source=["port"], data_file=None)
     with measure.collect():
-        code = pytest.main(["parity_tests", "--quiet", *(sys.argv[1:] if arguments is None else arguments)])
+        code = pytest.main(["parity_tests", "--quiet", *arguments])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(code)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "coverage.json"
         measure.json_report(outfile=str(path))
         found = section(json.loads(path.read_text("utf-8")))
-    OUTPUT.parent.mkdir(parents=True, exist_ok=True)
-    OUTPUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(f"{found['line_percent']} % of lines, {found['branch_percent']} % of branches of port/: {OUTPUT}")
+    if folder:
+        save(load(folder / "report.json") | {"coverage": found}, folder / "report.json")
+    print(f"reached {found['line_percent']} % of the lines and {found['branch_percent']} % of the branches of port/")
     return int(code)
 
 

@@ -6,6 +6,8 @@ The reference does not change under a fault of the port, so its results are comp
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -18,98 +20,19 @@ import torch
 
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import Case, all_cases
+from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
-from parity_tests.harness.golden_table import find
+from parity_tests.harness.fault_tests import TESTS, module_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from parity_tests.harness.signatures import Signature, strength
+from parity_tests.harness.time_limit import TimeLimit, limited
 from port import noise
 
 ROOT = Path(__file__).parents[2]
-
-_GOLDEN = "test_golden.py::test_the_port_is_the_original"
-# What runs after the isolated cases, by the longest path that the fault's module starts with.
-TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "frontend.text": (("test_text.py",),),
-    "frontend.tokenizer": (("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
-    "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
-    "llm.sampling": (
-        (_GOLDEN, "-k", "sampling"),
-        ("test_llm.py", "-k", "sampling"),
-        ("test_edges.py", "-k", "scores or nucleus"),
-        ("test_llm.py",),
-    ),
-    "llm": (
-        ("test_llm.py",),
-        ("test_edges.py", "-k", "cache or speech"),
-        (_GOLDEN, "-k", "llm or sampling"),
-        ("test_walks.py", "-k", "llm or tokens"),
-    ),
-    "flow": (
-        ("test_edges.py", "-k", "time"),
-        ("test_flow.py",),
-        ("test_flow_fast.py",),
-        (_GOLDEN, "-k", "dit or cfm or flow or masks or rotary"),
-        ("test_walks.py", "-k", "flow"),
-    ),
-    "vocoder": (
-        ("test_edges.py", "-k", "phases"),
-        ("test_vocoder.py",),
-        ("test_vocoder_fast.py",),
-        (_GOLDEN, "-k", "causal or hift or sine"),
-        ("test_walks.py", "-k", "vocoder"),
-    ),
-    "vocoder.incremental": (("test_vocoder_streaming.py",),),
-    "flow.incremental": (("test_streaming.py", "-k", "not memory and not prompt and not driver"),),
-    "streaming": (("test_streaming.py", "-k", "memory or prompt or weights"),),
-    "noise": (("test_noise.py",), (_GOLDEN, "-k", "noise")),
-    "model": (
-        (_GOLDEN, "-k", "silent"),
-        ("test_driver.py", "-k", "silences or interpolation or speed"),
-        ("test_edges.py", "-k", "request"),
-        ("test_driver.py",),
-        ("test_cosyvoice3.py",),
-    ),
-    "convert": (("test_convert.py",), ("test_weights.py",), ("test_walks.py", "-k", "test_walk or tokens")),
-}
-# What a failing test says about the place of a fault, by the longest beginning of its name.
-MODULES = {
-    "test_golden.py::test_the_port_is_the_original[llm_bistream": "llm.speech_lm.CosyVoice3LM",
-    "test_golden.py::test_the_port_is_the_original[llm_greedy": "llm.speech_lm.CosyVoice3LM",
-    "test_golden.py::test_the_port_is_the_original[model_tts_vc": "model.CosyVoice3Model",
-    "test_golden.py::test_the_port_is_the_original[sampling": "llm.sampling",
-    "test_golden.py::test_the_port_is_the_original[silent": "model.drop_silence",
-    "test_golden.py::test_the_port_is_the_original[upstream_noise": "noise",
-    "test_llm.py": "llm.speech_lm.CosyVoice3LM",
-    "test_llm.py::test_qwen2": "llm.qwen2.Qwen2Model",
-    "test_llm.py::test_sampling": "llm.sampling",
-    "test_edges.py::test_a_cache": "llm.qwen2.Qwen2Model",
-    "test_edges.py::test_a_request": "model.CosyVoice3Model",
-    "test_edges.py::test_digits": "frontend.tokenizer",
-    "test_edges.py::test_equal_scores": "llm.sampling",
-    "test_edges.py::test_phases": "vocoder.source.SineGen2",
-    "test_edges.py::test_speech": "llm.speech_lm.CosyVoice3LM",
-    "test_edges.py::test_the_nucleus": "llm.sampling",
-    "test_edges.py::test_time": "flow.layers.SinusPositionEmbedding",
-    "test_flow_fast.py": "flow.fast",
-    "test_vocoder_fast.py": "vocoder.fast",
-    "test_frontend_audio.py": "frontend.audio",
-    "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
-    "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",
-    "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
-    "test_noise.py": "noise",
-    "test_text.py": "frontend.text",
-    "test_streaming.py": "flow.incremental.StreamingFlow",
-    "test_streaming.py::test_a_second": "streaming",
-    "test_streaming.py::test_each_thing": "streaming",
-    "test_streaming.py::test_memory": "streaming",
-    "test_streaming.py::test_other_weights": "streaming",
-    "test_tokenizer.py": "frontend.tokenizer",
-    "test_driver.py": "model.CosyVoice3Model",
-    "test_driver.py::test_interpolation": "model.interpolate",
-    "test_driver.py::test_long_silences": "model.drop_silence",
-    "test_convert.py": "convert",
-    "test_weights.py": "convert",
-}
+# What one case or test may take under a fault, in seconds; one that does not end counts as a failure if it takes less
+# than a tenth of that without the fault.
+LIMIT = 300.0
 
 
 @dataclass(frozen=True)
@@ -121,13 +44,28 @@ class Finding:
     module: str
     message: str
 
+    @property
+    def endless(self) -> bool:
+        """It did not end within the limit."""
+        return TimeLimit.__name__ in self.message
+
 
 def look(module: str) -> Finding | None:
     """The first failure of the isolated cases of a module's stage, then of the tests that go with it."""
-    stage = module.split(".")[0]
-    cases = [case for case in all_cases() if case.target.path.startswith(f"{stage}.")]
     beginning = max((prefix for prefix in TESTS if module.startswith(prefix)), key=len)
-    return _isolated(cases) or _tests(TESTS[beginning])
+    return _isolated(cases(module)) or _tests(TESTS[beginning])
+
+
+def signature(module: str) -> Signature:
+    """How wrong each isolated checkpoint of a module's stage is; of all stages for what they share."""
+    found = {name: strength(reading.status, reading.ratio) for _, name, reading in _readings(cases(module))}
+    return {name: value for name, value in found.items() if value}
+
+
+def cases(module: str) -> list[Case]:
+    """The isolated cases of a module's stage; of all stages for the converter, which they all go through."""
+    stage = module.split(".")[0]
+    return [case for case in all_cases() if stage == "convert" or case.target.path.startswith(f"{stage}.")]
 
 
 def look_everywhere() -> Finding | None:
@@ -141,9 +79,19 @@ def baseline() -> Finding | None:
         return _isolated(all_cases())
 
 
-def holds_otherwise(finding: Finding) -> bool:
-    """Whether the test that failed under a fault passes without it; isolated cases are known to, from `baseline`."""
-    return "::" not in finding.by or _passes(finding.by)
+def objection(finding: Finding) -> str:
+    """Why a failure proves nothing about the fault it was found under; '' when it does.
+
+    Isolated cases are known to pass without a fault, from `baseline`.
+    """
+    if "::" not in finding.by and not finding.endless:
+        return ""
+    seconds = _seconds(finding.by)
+    if seconds is None:
+        return f"{finding.by} fails without the fault too"
+    if finding.endless and seconds > LIMIT / 10:
+        return f"{finding.by} takes {seconds:.0f} s without the fault too"
+    return ""
 
 
 @contextmanager
@@ -151,11 +99,16 @@ def clean() -> Iterator[None]:
     """Tables and noise made under a fault must not outlive it, nor those made before hide it."""
     kept, noise._FIXED = noise._FIXED, noise._FixedNoise()
     clear_caches()
+    measure = coverage.current() if (coverage := getattr(sys.modules.get("coverage"), "Coverage", None)) else None
+    if measure:
+        measure.stop()  # what runs under a fault is not covered by that
     try:
         yield
     finally:
         noise._FIXED = kept
         clear_caches()
+        if measure:
+            measure.start()
 
 
 @dataclass(frozen=True)
@@ -190,25 +143,32 @@ def warm() -> None:
 
 
 def _isolated(cases: Sequence[Case]) -> Finding | None:
+    for case, name, reading in _readings(cases):
+        if reading.status != "PASS":
+            return Finding(case.name, name, case.target.path, f"{reading.status}: {reading.message}")
+    return None
+
+
+def _readings(cases: Sequence[Case]) -> Iterator[tuple[Case, str, Reading]]:
+    """Every checkpoint of some cases, one after another, with its name in the report."""
     port = OwnPort()
     for case in cases:
         truth = _truth(case)
         try:
-            found = port.run(case.target, case.config, truth.state, truth.inputs, case.call)
-        except Exception as error:
-            return Finding(case.name, case.name, case.target.path, f"ERROR: {type(error).__name__}: {error}")
+            with limited(LIMIT):
+                found = port.run(case.target, case.config, truth.state, truth.inputs, case.call)
+        except (Exception, TimeLimit) as error:
+            yield case, case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
+            continue
         for output, reading in compare_all(found, truth.single, truth.double).items():
-            if reading.status != "PASS":
-                message = f"{reading.status}: {reading.message}"
-                return Finding(case.name, f"{case.name}.{output}", case.target.path, message)
-    return None
+            yield case, f"{case.name}.{output}", reading
 
 
 def _tests(selections: Sequence[Sequence[str]]) -> Finding | None:
     for selection in selections:
         if (failed := _pytest(selection)) is not None:
             nodeid, message = failed
-            return Finding(nodeid, nodeid, _module_of(nodeid), message)
+            return Finding(nodeid, nodeid, module_of(nodeid), message)
     return None
 
 
@@ -217,6 +177,11 @@ class _FirstFailure:
 
     found: tuple[str, str] | None = None
     ran = 0
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self) -> Iterator[object]:
+        with limited(LIMIT):
+            return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.ran += report.when == "call" and not report.skipped
@@ -257,16 +222,9 @@ def _pytest(selection: Sequence[str]) -> tuple[str, str] | None:
 
 
 @cache
-def _passes(nodeid: str) -> bool:
+def _seconds(by: str) -> float | None:
+    """What a case or test takes without a fault; None when it fails."""
+    start = time.perf_counter()
     with clean():
-        return _pytest((nodeid,)) is None
-
-
-def _module_of(nodeid: str) -> str:
-    name = nodeid.removeprefix("parity_tests/")
-    known = [beginning for beginning in MODULES if name.startswith(beginning)]
-    if known:
-        return MODULES[max(known, key=len)]
-    file = name.partition("[")[2].removesuffix("]")
-    golden = find(file) if name.startswith(_GOLDEN) else None
-    return golden.runs[0].target if golden else name.partition("::")[0]
+        failed = _pytest((by,)) if "::" in by else _isolated([case for case in all_cases() if case.name == by])
+    return None if failed else time.perf_counter() - start

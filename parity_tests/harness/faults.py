@@ -1,11 +1,13 @@
 """Apply every fault of the catalogue to the port, one at a time, and see whether the ordinary suite notices.
 
-    python -m parity_tests.harness.faults [--only NAME] [--quick] [--json FILE]
+    python -m parity_tests.harness.faults [--only NAME] [--quick] [--json FILE] [--signatures FILE]
 
 A fault is caught when a case or test of the suite fails under it that passes without it. The checks run in the order of
 the pipeline, smallest parts first, and stop at the first failure. That failure names the right module when it belongs
 to the very module of the fault; a module that merely contains it counts as wrong. Code with no isolated case (sampling,
 text, noise, driver) is named by its module path.
+
+`make faults` runs all and records score and signatures (see signatures.py) in parity_tests/data, for the report.
 """
 
 from __future__ import annotations
@@ -17,14 +19,16 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("MLX_ENABLE_TF32", "0")  # before MLX is imported: see conftest.py
 
 import torch
+from tqdm import tqdm
 
-from parity_tests.harness import fault_checks
+from parity_tests.harness import fault_checks, regime, signatures
 from parity_tests.harness.fault_catalogue import (
     conversion,
     driver,
@@ -43,7 +47,12 @@ from parity_tests.harness.fault_catalogue import (
 )
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError
 from parity_tests.harness.fault_checks import Finding
+from parity_tests.harness.fingerprint import ROOT, fingerprint
+from parity_tests.harness.signatures import Signature
+from reports.model import write_atomically
 
+SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
+CODE = ("port", "convert", "reference", "parity_tests")  # what the score depends on
 PARTS = (frontend, text, llm, flow_layers, flow_blocks, flow, flow_fast, flow_stream)
 PARTS += (vocoder, vocoder_stream, source, driver, conversion, unseen)
 FAULTS: tuple[Fault, ...] = tuple(fault for part in PARTS for fault in part.FAULTS)
@@ -103,7 +112,7 @@ class Verdict:
             "module": fault.module,
             "seen_in": fault.seen_in,
             "caught": self.caught,
-            "by": finding and finding.by,
+            "by": finding and finding.by + (" (did not end)" if finding.endless else ""),
             "first_failing": finding and finding.first_failing,
             "right_module": self.right_module,
             "equivalent": fault.equivalent,
@@ -117,6 +126,28 @@ def section(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"score": score, "rows": [v.to_dict() for v in verdicts]}
 
 
+def recorded(found: dict[str, Any], started: datetime) -> dict[str, Any]:
+    """A section with the circumstances it was measured in, for the report's section `fault_catalogue`."""
+    return found | {
+        "recorded": {
+            "started": started.isoformat(timespec="seconds"),
+            "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
+            "commit": regime.commit(ROOT)[0],
+            "mlx": regime.versions()["mlx"],
+            "device": regime.machine()["device"],
+            "fingerprint": fingerprint(CODE),
+        }
+    }
+
+
+def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
+    """The report's section `fault_catalogue`: the recorded score, and whether the code has not changed since."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    return found | {"fresh": found["recorded"]["fingerprint"] == fingerprint(CODE)}
+
+
 def examine(fault: Fault) -> Verdict:
     """Apply one fault, run the suite until something fails, undo it."""
     start = time.perf_counter()
@@ -126,13 +157,22 @@ def examine(fault: Fault) -> Verdict:
             finding = fault_checks.look(fault.module)
             if finding is None and fault.equivalent is None:  # before it may count as survived
                 finding = fault_checks.look_everywhere()
-        if finding is not None and not fault_checks.holds_otherwise(finding):
-            finding, problem = None, f"{finding.by} fails without the fault too"
-        elif finding is not None and any(name in finding.message for name in BROKEN):
-            finding, problem = None, f"the edit is broken: {finding.message}"
+        if finding is not None:
+            problem = fault_checks.objection(finding)
+            if any(name in finding.message for name in BROKEN):
+                problem = f"the edit is broken: {finding.message}"
     except FaultError as error:
         problem = str(error)
-    return Verdict(fault, finding, time.perf_counter() - start, problem)
+    return Verdict(fault, None if problem else finding, time.perf_counter() - start, problem)
+
+
+def signatures_of(faults: Sequence[Fault]) -> dict[str, tuple[str, Signature]]:
+    """Family and signature of each fault, by name."""
+    found = {}
+    for fault in tqdm(faults, desc="signatures", unit="fault", file=sys.stderr, disable=None):
+        with fault_checks.clean(), fault.patch():
+            found[fault.name] = fault.family, fault_checks.signature(fault.module)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -142,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="NAME", help="faults whose name or family holds this")
     parser.add_argument("--quick", action="store_true", help="the selection that the ordinary suite runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report's section `faults`")
+    parser.add_argument("--signatures", type=Path, metavar="FILE", help="record what fails under each fault as well")
     options = parser.parse_args(argv)
     faults = [f for f in FAULTS if not options.quick or f.name in QUICK]
     if options.only:
@@ -151,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     if not faults:
         print(f"faults: no fault is named {options.only}", file=sys.stderr)
         return 2
+    started = datetime.now(UTC)
     torch.set_num_threads(1)
     fault_checks.warm()
     if (broken := fault_checks.baseline()) is not None:
@@ -162,7 +204,10 @@ def main(argv: list[str] | None = None) -> int:
         print(_line(verdicts[-1]), flush=True)
     print(_summary(verdicts))
     if options.json:
-        options.json.write_text(json.dumps(section(verdicts), indent=1) + "\n", encoding="utf-8")
+        write_atomically(options.json, json.dumps(recorded(section(verdicts), started), indent=1) + "\n")
+    if options.signatures:
+        caught = [v.fault for v in verdicts if v.caught]
+        write_atomically(options.signatures, signatures.record(signatures_of(caught)))
     wrong = any(v.problem for v in verdicts) or any(v.caught for v in verdicts if v.fault.equivalent)
     score = section(verdicts)["score"]
     return 0 if score["caught"] == score["total"] and not wrong else 1

@@ -23,6 +23,7 @@ from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.models import Models
+from parity_tests.harness.signatures import name_nearest
 from reference.synthesize import synthesize
 from reports import model as report_model
 
@@ -120,6 +121,7 @@ class Session:
 
     def _build(self, root: Path) -> dict[str, Any]:
         checkpoints = [_checkpoint(row, nodeid) for row, nodeid in sorted(self.rows, key=_smallest_first)]
+        name_nearest(checkpoints)
         compared = {nodeid for _, nodeid in self.rows}
         tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
         prepared: Models | None = self.__dict__.get("models")

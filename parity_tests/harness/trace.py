@@ -19,6 +19,7 @@ from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.judge import Row, judge
 from parity_tests.harness.session import prepare_models
+from parity_tests.harness.signatures import name_nearest
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from reports.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
@@ -70,6 +71,10 @@ def divergence(first: Row, rows: Sequence[Row]) -> list[str]:
     twins = [row for row in rows if row.name == first.name]
     lines = [failure_sentence(first.to_dict())]
     lines += [f"{row.kind}: {ratio_text(row.reading.ratio)} ({row.reading.status})" for row in twins]
+    described = {id(row): row.to_dict() for row in rows}
+    name_nearest(list(described.values()))
+    if alike := described[id(first)].get("nearest_fault"):
+        lines.append(f"looks like {alike}")
     reading = first.reading
     if len(reading.worst_positions) > 1:
         lines.append("worst elements: index, port, float64, float32 reference")

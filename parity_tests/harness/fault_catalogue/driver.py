@@ -107,7 +107,11 @@ FAULTS = (
         "requests_share_their_cache",
         "state",
         MODEL,
-        edit(_TTS, '"cache": SynthesisCache()', '"cache": self.__dict__.setdefault("shared", SynthesisCache())'),
+        edit(
+            _TTS,
+            '"cache": SynthesisCache(incremental=stream and incremental, max_cache_bytes=max_cache_bytes)',
+            '"cache": self.__dict__.setdefault("shared", SynthesisCache(incremental=stream and incremental))',
+        ),
         "CosyVoice PR 1849",
     ),
     Fault(

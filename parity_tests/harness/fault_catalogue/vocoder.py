@@ -74,8 +74,8 @@ FAULTS = (
         UP,
         edit(
             f"{_UP}.__call__",
-            ".reshape(b, n * stride, -1) +",
-            ".reshape(b, n, stride, -1).swapaxes(1, 2).reshape(b, n * stride, -1) +",
+            "cache=cache).reshape(b, n * stride, -1)",
+            "cache=cache).reshape(b, n, stride, -1).swapaxes(1, 2).reshape(b, n * stride, -1)",
         ),
     ),
     Fault(
@@ -95,9 +95,9 @@ FAULTS = (
         UP,
         edit(
             f"{_UP}.__call__",
-            "return causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1) + self.bias",
-            "return mx.roll(causal_conv(x, self._phase_weight(), cache=cache).reshape(b, n * stride, -1), 1, axis=1)"
-            " + self.bias",
+            "return causal_conv(x, self._phase_weight(), bias, cache=cache).reshape(b, n * stride, -1)",
+            "y = causal_conv(x, self._phase_weight(), bias, cache=cache)\n"
+            "            return mx.roll(y.reshape(b, n * stride, -1), 1, axis=1)",
         ),
         "mlx-audio 858",
     ),

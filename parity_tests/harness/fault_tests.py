@@ -1,0 +1,101 @@
+"""Which tests go with a module, beyond its isolated cases, and which module a failing test speaks of."""
+
+from __future__ import annotations
+
+from parity_tests.harness.golden_table import find
+
+_GOLDEN = "test_golden.py::test_the_port_is_the_original"
+# What runs after the isolated cases, by the longest path that the fault's module starts with.
+TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "frontend.text": (("test_text.py",),),
+    "frontend.tokenizer": (("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
+    "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
+    "llm.sampling": (
+        (_GOLDEN, "-k", "sampling"),
+        ("test_llm.py", "-k", "sampling"),
+        ("test_edges.py", "-k", "scores or nucleus"),
+        ("test_llm.py",),
+    ),
+    "llm": (
+        ("test_llm.py",),
+        ("test_edges.py", "-k", "cache or speech"),
+        (_GOLDEN, "-k", "llm or sampling"),
+        ("test_walks.py", "-k", "llm or tokens"),
+    ),
+    "flow": (
+        ("test_edges.py", "-k", "time"),
+        ("test_flow.py",),
+        ("test_flow_fast.py",),
+        (_GOLDEN, "-k", "dit or cfm or flow or masks or rotary"),
+        ("test_walks.py", "-k", "flow"),
+    ),
+    "vocoder": (
+        ("test_edges.py", "-k", "phases"),
+        ("test_vocoder.py",),
+        ("test_vocoder_fast.py",),
+        (_GOLDEN, "-k", "causal or hift or sine"),
+        ("test_walks.py", "-k", "vocoder"),
+    ),
+    "vocoder.incremental": (("test_vocoder_streaming.py",),),
+    "flow.incremental": (("test_streaming.py", "-k", "not memory and not prompt and not driver"),),
+    "streaming": (("test_streaming.py", "-k", "memory or prompt or weights"),),
+    "noise": (("test_noise.py",), (_GOLDEN, "-k", "noise")),
+    "model": (
+        (_GOLDEN, "-k", "silent"),
+        ("test_driver.py", "-k", "silences or interpolation or speed"),
+        ("test_edges.py", "-k", "request"),
+        ("test_driver.py",),
+        ("test_cosyvoice3.py",),
+    ),
+    "convert": (("test_convert.py",), ("test_weights.py",), ("test_walks.py", "-k", "test_walk or tokens")),
+}
+# What a failing test says about the place of a fault, by the longest beginning of its name.
+MODULES = {
+    "test_golden.py::test_the_port_is_the_original[llm_bistream": "llm.speech_lm.CosyVoice3LM",
+    "test_golden.py::test_the_port_is_the_original[llm_greedy": "llm.speech_lm.CosyVoice3LM",
+    "test_golden.py::test_the_port_is_the_original[model_tts_vc": "model.CosyVoice3Model",
+    "test_golden.py::test_the_port_is_the_original[sampling": "llm.sampling",
+    "test_golden.py::test_the_port_is_the_original[silent": "model.drop_silence",
+    "test_golden.py::test_the_port_is_the_original[upstream_noise": "noise",
+    "test_llm.py": "llm.speech_lm.CosyVoice3LM",
+    "test_llm.py::test_qwen2": "llm.qwen2.Qwen2Model",
+    "test_llm.py::test_sampling": "llm.sampling",
+    "test_edges.py::test_a_cache": "llm.qwen2.Qwen2Model",
+    "test_edges.py::test_a_request": "model.CosyVoice3Model",
+    "test_edges.py::test_digits": "frontend.tokenizer",
+    "test_edges.py::test_equal_scores": "llm.sampling",
+    "test_edges.py::test_phases": "vocoder.source.SineGen2",
+    "test_edges.py::test_speech": "llm.speech_lm.CosyVoice3LM",
+    "test_edges.py::test_the_nucleus": "llm.sampling",
+    "test_edges.py::test_time": "flow.layers.SinusPositionEmbedding",
+    "test_frontend_audio.py": "frontend.audio",
+    "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
+    "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",
+    "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
+    "test_noise.py": "noise",
+    "test_flow_fast.py": "flow.fast",
+    "test_vocoder_fast.py": "vocoder.fast",
+    "test_text.py": "frontend.text",
+    "test_streaming.py": "flow.incremental.StreamingFlow",
+    "test_streaming.py::test_a_second": "streaming",
+    "test_streaming.py::test_each_thing": "streaming",
+    "test_streaming.py::test_memory": "streaming",
+    "test_streaming.py::test_other_weights": "streaming",
+    "test_tokenizer.py": "frontend.tokenizer",
+    "test_driver.py": "model.CosyVoice3Model",
+    "test_driver.py::test_interpolation": "model.interpolate",
+    "test_driver.py::test_long_silences": "model.drop_silence",
+    "test_convert.py": "convert",
+    "test_weights.py": "convert",
+}
+
+
+def module_of(nodeid: str) -> str:
+    """Path below `port` that a failing test points at; its file where it points at none."""
+    name = nodeid.removeprefix("parity_tests/")
+    known = [beginning for beginning in MODULES if name.startswith(beginning)]
+    if known:
+        return MODULES[max(known, key=len)]
+    file = name.partition("[")[2].removesuffix("]")
+    golden = find(file) if name.startswith(_GOLDEN) else None
+    return golden.runs[0].target if golden else name.partition("::")[0]

@@ -1,0 +1,35 @@
+"""What code a recorded result belongs to: a hash of Python files that comments, docstrings and layout do not change."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def fingerprint(places: Iterable[str]) -> str:
+    """Hash of all Python files at some places.
+
+    Args:
+        places: files and folders below the repository's root; a folder stands for all files in it.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    found = hashlib.sha256()
+    for place in places:
+        path = ROOT / place
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(f"{file.relative_to(ROOT).as_posix()}\n{_code(file)}\n".encode())
+    return found.hexdigest()[:16]
+
+
+def _code(file: Path) -> str:
+    tree = ast.parse(file.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.dump(tree)
