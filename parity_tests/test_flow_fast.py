@@ -220,3 +220,21 @@ def test_every_frame_valid_needs_no_mask(cfm):
         assert dit.attention_mask(mask, 23, streaming=True) == fast.Chunks(8)
         with fast_paths(chunked_attention=False):
             assert dit.attention_mask(mask, 23, streaming=True).shape == (1, 1, 23, 23)
+
+
+@pytest.mark.parametrize("guidance", ["batched", "separate"])
+@pytest.mark.parametrize("paths", [PLAIN, ALL_FAST], ids=["plain", "fast"])
+def test_a_baked_decoder_gives_the_same_without_the_weights(cfm, guidance, paths):
+    def mel(**more):
+        with fast_paths(paths):
+            return np.array(cfm(**request(3), guidance=guidance, streaming=True, **more))
+
+    with fast_paths(replace(paths, modulation_tables=True)):
+        expected = np.array(cfm(**request(3), guidance=guidance, streaming=True))
+    before = sum(value.size for _, value in tree_flatten(cfm.parameters()))
+    cfm.bake()
+    after = sum(value.size for _, value in tree_flatten(cfm.parameters()))
+    np.testing.assert_array_equal(mel(), expected)
+    assert after < 0.75 * before
+    with pytest.raises(ValueError, match="not among the timesteps that were baked"):
+        mel(n_timesteps=4)

@@ -50,6 +50,8 @@ ONE_SIDED = {
 }
 # Functions and methods that differ between twin files, each with the reason.
 METHOD_DIFFERENCES = {
+    ("flow/dit.py", "DiT", "bake"): "a fast path of the port",
+    ("flow/matching.py", "CausalConditionalCFM", "bake"): "a fast path of the port",
     ("llm/speech_lm.py", "CosyVoice3LM", "qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
     ("flow/matching.py", "CausalConditionalCFM", "halves"): "a fast path makes once what no step changes",
     ("flow/matching.py", "CausalConditionalCFM", "velocity"): "it may be given those halves",

@@ -71,7 +71,11 @@ class CosyVoice3:
 
     @classmethod
     def from_pretrained(
-        cls, path_or_hf_repo: str | Path, revision: str | None = None, lazy: bool = False
+        cls,
+        path_or_hf_repo: str | Path,
+        revision: str | None = None,
+        lazy: bool = False,
+        bake_timesteps: bool = False,
     ) -> CosyVoice3:
         """Load a converted model.
 
@@ -79,12 +83,16 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one.
             revision: branch, tag or commit of a hub id.
             lazy: leave weights on disk until they are used; then use the model from this thread only.
+            bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
+                with the same result; frees 0.55 GB at the official size in float32.
 
         Raises:
             WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
         """
         folder = find_folder(str(path_or_hf_repo), revision)
         model = weights.load(folder, lazy)
+        if bake_timesteps:
+            model.flow.decoder.bake()
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
             model.speech_tokenizer,

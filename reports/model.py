@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+MAX_DIGITS = 19  # of a whole number
 
 
 class ReportError(ValueError):
@@ -147,8 +148,13 @@ def load(path: str | Path) -> dict[str, Any]:
     def refuse(name: str) -> None:
         raise ReportError(f"{path}: holds {name}, which is no JSON; a value that was not measured must be null")
 
+    def count(digits: str) -> int:
+        if len(digits) > MAX_DIGITS:
+            raise ReportError(f"{path}: holds a whole number of {len(digits)} digits, which nothing measures")
+        return int(digits)
+
     try:
-        report = json.loads(Path(path).read_text("utf-8"), parse_constant=refuse)
+        report = json.loads(Path(path).read_text("utf-8"), parse_constant=refuse, parse_int=count)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); run the parity suite first") from None
     except UnicodeDecodeError:

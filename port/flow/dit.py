@@ -6,6 +6,7 @@ b batch, n frames, d width, C mel channels
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,7 +26,7 @@ from .layers import (
     rotary_tables,
 )
 from .masks import add_optional_chunk_mask
-from .modulation import ModulationTables, Steering
+from .modulation import ModulationTables, Steering, bake
 
 
 class InputEmbedding(nn.Module):
@@ -99,10 +100,17 @@ class DiT(nn.Module):
             for each time, (b, d) or (1, d) each; without it the time embedding (b, d).
         """
         times = np.asarray(t, dtype=np.float32)
-        if active().modulation_tables:
+        if active().modulation_tables or self.modulation_tables.baked:
             return self.modulation_tables(self, times.reshape(-1).tolist())
         emb = self.time_embed(np.broadcast_to(times, (rows,)) if times.ndim == 0 else times)
         return [emb] * (len(self.transformer_blocks) + 1)
+
+    def bake(self, times: Sequence[float]) -> None:
+        """Keep the modulations at `times` and let go of the weights that make them, 42 % of the official model's.
+
+        Whatever else asks for another time ends in a ValueError from then on.
+        """
+        bake(self, self.modulation_tables, times)
 
     def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | Chunks | None:
         """Queries by keys, (b or 1, 1, n or 1, n) bool, from the valid frames (b, n); None where every frame sees all.

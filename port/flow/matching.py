@@ -125,6 +125,10 @@ class CausalConditionalCFM(nn.Module):
             dt = following - t if following is not None else dt
             yield x, t
 
+    def bake(self, n_timesteps: int | None = None) -> None:
+        """`DiT.bake` for the times of `n_timesteps` Euler steps, by default the configuration's."""
+        self.estimator.bake(step_times(cosine_schedule(n_timesteps or self.config.n_timesteps)))
+
     def __call__(
         self,
         mu: mx.array,

@@ -9,7 +9,7 @@ N times, d width
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 # Times kept at once, 0.5 MB each at the official size; more than any schedule in use has steps.
 MAX_TIMES = 64
+NOT_BAKED = "{} is not among the timesteps that were baked; load the model without bake_timesteps"
 # What steers a norm: the time embedding (b, d), or the vectors made of it before, (b or 1, d) each.
 Steering = mx.array | tuple[mx.array, ...]
 
@@ -52,6 +53,7 @@ class ModulationTables:
     """Vectors of every norm at the times that were asked for, as long as the weights stay the same."""
 
     def __init__(self) -> None:
+        self.baked = False
         self._weights: list[mx.array] = []
         self._rows: dict[float, list[tuple[mx.array, ...]]] = {}  # by time: (1, d) vectors of each norm
 
@@ -64,7 +66,15 @@ class ModulationTables:
         return [tuple(map(mx.concatenate, zip(*norm, strict=True))) for norm in zip(*rows, strict=True)]
 
     def add(self, dit: Estimator, times: Sequence[float]) -> None:
-        """Make what is missing for `times`, in one product a norm."""
+        """Make what is missing for `times`, in one product a norm.
+
+        Raises:
+            ValueError: a time that a baked model does not know.
+        """
+        if self.baked:
+            if unknown := [t for t in times if t not in self._rows]:
+                raise ValueError(NOT_BAKED.format(f"time {unknown[0]:.4f}"))
+            return
         weights = [value for part in (dit.time_embed, *norms(dit)) for _, value in tree_flatten(part.parameters())]
         if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._weights, self._rows = weights, {}
@@ -79,6 +89,27 @@ class ModulationTables:
         # Evaluated here, so that another thread may use them.
         mx.eval(*found.values())
         self._rows = rows | found
+
+
+class Baked(nn.Module):
+    """Stands where a part of the DiT was whose results are in the tables."""
+
+    def __call__(self, *arguments: mx.array | np.ndarray) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ValueError: always; a time was asked for that is not in the tables.
+        """
+        raise ValueError(NOT_BAKED.format("this time"))
+
+
+def bake(dit: Estimator, tables: ModulationTables, times: Sequence[float]) -> None:
+    """Put the vectors of all norms at `times` in place of the weights that make them, which are let go."""
+    tables.add(dit, times)
+    tables.baked = True
+    dit.time_embed = Baked()
+    for norm in norms(dit):
+        norm.linear = Baked()
 
 
 def tabulate(dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
