@@ -6,7 +6,7 @@ Only numbers and numpy: the parent and every worker read this file, whatever fra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ PATHS_OF = {
     "decode": ("partition_top_k", "compiled"),
 }
 TOKEN_RATE = 25  # speech tokens a second
+BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
 SIDES = ("torch", "port", "mlx_audio_plus")
 
 
@@ -37,6 +38,7 @@ class Variant:
         options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `baked`, `way` (of a stream).
         repeats: at most so many, for a side known to be slow.
         reduced: of less precision, so that its distance is told and judges nothing.
+        further: loaded after the parts of the case: `BAKED`.
     """
 
     name: str
@@ -44,9 +46,7 @@ class Variant:
     options: Mapping[str, Any] = field(default_factory=dict)
     repeats: int | None = None
     reduced: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    further: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,9 @@ SEPARATE = Variant("port.separate", "port", {"guidance": "separate"})
 BAKED = Variant("port.baked", "port", {"baked": True})
 OFFLINE = Variant("port.offline", "port", {"way": "offline"})
 CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
+BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
+ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
+KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
 
 
@@ -193,7 +196,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             wave,
             {"prompt": prompt, "tokens": 3 * second},
             {"prompt": 5, "tokens": 10},
-            (TORCH, PORT, SLOW_PLUS, *reduced),
+            (TORCH, PORT, BAKED_TABLES, SLOW_PLUS, *reduced),
             repeats=3,
             limit_s=40.0,
             warm=False,
@@ -205,7 +208,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             wave,
             {"prompt": prompt, "tokens": 8 * second},
             {"prompt": 5, "tokens": 60},
-            (TORCH, PORT, Variant("port.one_hop", "port", {"way": "hop"}), SLOW_PLUS),
+            (TORCH, PORT, ONE_HOP, KNOWN_VOICE, SLOW_PLUS),
             repeats=3,
             limit_s=20.0,
             warm=not full,

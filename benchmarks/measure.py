@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case, Variant
+from benchmarks.cases import BAKED, Case, Variant
 from benchmarks.process import Settings, WorkerError, WorkerProcess
 from parity_tests.harness.compare import Reading, compare
 
@@ -38,20 +38,24 @@ class Bench:
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
 
     def worker(self, side: str, parts: Sequence[str]) -> WorkerProcess:
-        """The side's worker with these parts; one that holds others is ended first, so that they take no memory."""
-        found = self.workers.get(side)
+        """The side's worker with these parts; one that holds others is ended first, so that they take no memory.
+
+        A model with its timesteps baked is another model, and has a worker of its own.
+        """
+        name = f"{side}.{BAKED}" if BAKED in parts else side
+        found = self.workers.get(name)
         if not found or not found.alive or set(found.parts) - set(parts):
-            self.close(side)
-            self.workers[side] = found = WorkerProcess(side, (), self.settings)
+            self.close(name)
+            self.workers[name] = found = WorkerProcess(side, (), self.settings)
         if set(parts) - set(found.parts):
-            self.tell(f"{side}: loading {', '.join(parts)}")
+            self.tell(f"{name}: loading {', '.join(parts)}")
             found.load(parts)
         return found
 
-    def close(self, side: str | None = None) -> None:
+    def close(self, name: str | None = None) -> None:
         """End one worker, or all."""
-        for name in [side] if side else list(self.workers):
-            if worker := self.workers.pop(name, None):
+        for key in [name] if name else list(self.workers):
+            if worker := self.workers.pop(key, None):
                 worker.close()
 
     def about(self) -> dict[str, Any]:
@@ -124,7 +128,7 @@ class Bench:
 
     def _run(self, case: Case, variant: Variant, size: Mapping[str, Any], **further: Any) -> dict[str, Any]:
         options = {**variant.options, **further.pop("options", {})}
-        worker = self.worker(variant.side, case.parts)
+        worker = self.worker(variant.side, (*case.parts, *variant.further))
         return worker.ask("run", kind=case.kind, size=dict(size), options=options, **further)
 
     def _checked(self, case: Case, variant: Variant) -> dict[str, Any]:
@@ -178,7 +182,7 @@ class Bench:
     def _counts(self, case: Case, variants: Sequence[Variant]) -> dict[str, Any]:
         found = {}
         for variant in variants:
-            if variant.side == "port" and not variant.options.get("guidance"):
+            if variant.side == "port" and not variant.options.get("guidance") and not variant.further:
                 options = {"kind": case.kind, "size": dict(case.size), "options": dict(variant.options)}
                 try:
                     counted = self.worker("port", case.parts).ask("counts", **options)

@@ -160,5 +160,5 @@ def _check(row: Mapping[str, Any]) -> str:
     if not check:
         return ""
     if check["status"] == "REDUCED":
-        return f"error {check['error_rms']:.1e}"
+        return "other tokens" if check["error_rms"] is None else f"error {check['error_rms']:.1e}"
     return check["status"] if check["ratio"] is None else f"{check['status']} {check['ratio']:.3g}x"

@@ -116,6 +116,7 @@ def _growth(case: Mapping[str, Any]) -> Target:
 def _correct(cases: Cases) -> Target:
     rows = [(f"{n}: {v}", row) for n, case in cases.items() for v, row in case["variants"].items() if v[:4] == "port"]
     wrong = [name for name, row in rows if row["status"] == "refused"]
+    rows = [(name, row) for name, row in rows if (row["check"] or {}).get("status") != "REDUCED"]
     passed = sum((row["check"] or {}).get("status") == "PASS" for _, row in rows)
     note = f"{passed} of {len(rows)} runs of the port pass the suite's rule" + (f"; not {wrong[0]}" if wrong else "")
     status = "not measured" if not rows else "missed" if wrong else "met"

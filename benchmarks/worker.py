@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import SIDES, make_inputs
+from benchmarks.cases import BAKED, SIDES, make_inputs
 from benchmarks.machine import loaded_blas, peak_rss, reset_peak_rss
 from benchmarks.weights import receive
 
@@ -45,7 +45,10 @@ class Worker:
         return {**self.side.about(), "python": sys.version.split()[0], "blas": loaded_blas()}
 
     def load(self, part: str) -> dict[str, Any]:
-        """Fetch and fill one part."""
+        """Fetch and fill one part, or bake what is loaded."""
+        if part == BAKED:
+            self.side.bake()
+            return {}
         given = self.options
         words = ["--size", given.size, "--seed", str(given.seed)]
         words += ["--checkpoint", str(given.checkpoint)] if given.checkpoint else []

@@ -128,6 +128,13 @@ def test_a_worker_that_dies_marks_its_row_and_the_next_case_runs(bench):
     assert broken["variants"]["torch"]["status"] == "measured"
 
 
+def test_a_baked_model_has_a_worker_of_its_own_and_less_memory(bench):
+    (case,) = (case for case in cases.all_cases("tiny") if case.name == "flow.ten_steps")
+    rows = bench.measure(cases.Case(**{**vars(case), "variants": (cases.PORT, cases.BAKED_TABLES)}), 1)["variants"]
+    assert [row["status"] for row in rows.values()] == ["measured", "measured"]
+    assert rows["port.baked"]["peak_bytes"] < rows["port"]["peak_bytes"]
+
+
 def test_an_answer_that_does_not_come_in_time(bench):
     settings = Settings(**{**vars(bench.settings), "timeout_s": 0.0})
     with pytest.raises(measure.WorkerError, match="within 0 s"):
