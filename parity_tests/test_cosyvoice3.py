@@ -196,14 +196,18 @@ def test_pieces_share_one_stream_of_numbers(voice, recordings):
 
 def test_without_a_seed_every_request_is_new(voice, recordings):
     lengths = {
-        sum(r["tts_speech"].shape[1] for r in voice.inference_zero_shot(WORDS, SYSTEM, recordings[0])) for _ in range(8)
+        sum(
+            r["tts_speech"].shape[1]
+            for r in voice.inference_zero_shot(WORDS, SYSTEM, recordings[0], strict_min_length=True)
+        )
+        for _ in range(8)
     }
     assert len(lengths) > 1
 
 
 def test_an_interrupted_request_leaves_the_object_usable(voice, recordings):
     def say():
-        return voice.inference_zero_shot(WORDS, SYSTEM, recordings[0], stream=True, seed=0, reset_hop=True)
+        return voice.inference_zero_shot(WORDS, SYSTEM, recordings[0], stream=True, seed=1, reset_hop=True)
 
     expected = [r["tts_speech"].tolist() for r in say()]
     broken = say()
