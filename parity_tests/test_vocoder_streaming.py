@@ -84,6 +84,16 @@ def test_the_plain_paths_stream_too(generator, frames):
     assert reading.status == "PASS", reading.message
 
 
+def test_a_stream_is_limited_as_the_whole():
+    """At a limit that this utterance reaches; the limit is the last step, so the truth is only cut."""
+    about, config = truth(12), dict(HIFT, audio_limit=0.02)
+    loud = OwnPort().build(INFERENCE, config, reference_state(case("vocoder.stream", INFERENCE.path, config)))
+    found = stream(StreamingVocoder(loud, mx.array(about["noise"])), about["mel"], [9, 1])
+    reading = compare(found, *(about[precision].clip(-0.02, 0.02) for precision in ("single", "double")))
+    assert reading.status == "PASS", reading.message
+    assert 0 < (np.abs(found) >= np.float32(0.02)).mean() < 1
+
+
 @pytest.mark.parametrize("cuts", [[], [1] * 24, [10, 1, 5]], ids=["one", "singly", "uneven"])
 def test_the_checkpoint_streams(parity, cuts):
     """As the walk `walk.vocoder.end`, in pieces."""
