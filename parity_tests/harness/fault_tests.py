@@ -73,6 +73,7 @@ MODULES = {
     "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",
     "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
     "test_noise.py": "noise",
+    "test_flow.py::test_a_streamed": "flow.dit.DiT",
     "test_flow_fast.py": "flow.fast",
     "test_vocoder_fast.py": "vocoder.fast",
     "test_text.py": "frontend.text",

@@ -107,6 +107,7 @@ def bake(dit: Estimator, tables: ModulationTables, times: Sequence[float]) -> No
     """Put the vectors of all norms at `times` in place of the weights that make them, which are let go."""
     tables.add(dit, times)
     tables.baked = True
+    tables._weights = []  # kept to see that they change, they would stay in memory
     dit.time_embed = Baked()
     for norm in norms(dit):
         norm.linear = Baked()

@@ -54,7 +54,7 @@ FAULTS = (
     Fault(
         "rotary_tables_of_another_length",
         "cache",
-        FAST,
+        "flow.dit.DiT",
         edit("flow.dit:DiT._rotary", "self._rope[0] is not angles", "self._rope[0].shape < angles.shape"),
     ),
 )
