@@ -35,7 +35,7 @@ class Variant:
     Args:
         name: of the column, such as `port.no_fast_gelu`.
         side: worker that runs it: torch, port or mlx_audio_plus.
-        options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `baked`, `way` (of a stream).
+        options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
         repeats: at most so many, for a side known to be slow.
         reduced: of less precision, so that its distance is told and judges nothing.
         further: loaded after the parts of the case: `BAKED`.
@@ -88,7 +88,6 @@ class Case:
 TORCH, PORT, PLUS = (Variant(side, side) for side in SIDES)
 SLOW_PLUS = Variant("mlx_audio_plus", "mlx_audio_plus", repeats=2)
 SEPARATE = Variant("port.separate", "port", {"guidance": "separate"})
-BAKED = Variant("port.baked", "port", {"baked": True})
 OFFLINE = Variant("port.offline", "port", {"way": "offline"})
 CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
 BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
@@ -230,21 +229,6 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 warm=False,
             )
         )
-    # The last of all: what it lets go of does not come back.
-    cases.append(
-        Case(
-            "token2wav.baked.3s" if full else "token2wav.baked",
-            "tokens to samples, modulations of the fixed times baked",
-            "token2wav",
-            wave,
-            {"prompt": prompt, "tokens": 3 * second},
-            {"prompt": 5, "tokens": 10},
-            (BAKED,),
-            repeats=2,
-            limit_s=40.0,
-            warm=False,
-        )
-    )
     return cases
 
 

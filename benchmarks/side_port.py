@@ -139,8 +139,6 @@ class Side:
     def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
         """The model in the precision that is asked for; one at a time beside the float32 one."""
         key = options.get("dtype"), options.get("bits")
-        if options.get("baked") and not self.models[key].flow.decoder.estimator.modulation_tables.baked:
-            self.models[key].flow.decoder.bake()
         if key not in self.models:
             from benchmarks.precision import in_precision
 
