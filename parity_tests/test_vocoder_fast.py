@@ -12,6 +12,7 @@ from port import ops
 from port.ops import conv1d, conv_backend, tap_order
 from port.paths import ALL_FAST, PLAIN, fast_paths
 from port.vocoder import fast
+from port.vocoder.convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 
 ITS = ("fast_snake", "polyphase", "padded_channels", "compiled")
 SETTINGS = {
@@ -86,3 +87,26 @@ def test_padded_channels_change_nothing_but_the_sizes(channels, out, monkeypatch
 def test_tap_order_is_a_layout():
     weight = mx.array(np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32))
     np.testing.assert_array_equal(np.array(tap_order(weight)), np.array(weight))
+
+
+@pytest.mark.parametrize("change", ["value", "load_weights", "dtype"])
+def test_rearranged_weights_follow_a_change(change):
+    """What a fast path made of old weights must not outlive them."""
+    rng = np.random.default_rng(0)
+    layers = [CausalConv1dUpsample(12, 8, 7, 3), CausalConv1d(12, 8, 5), CausalConv1dDownSample(12, 8, 6, 3)]
+    x = mx.array(rng.standard_normal((1, 20, 12)).astype(np.float32))
+    for layer in layers:
+        before = np.array(layer(x))
+        other = mx.array(rng.standard_normal(layer.weight.shape).astype(np.float32))
+        if change == "value":
+            layer.weight = other
+        elif change == "load_weights":
+            layer.load_weights([("weight", other), ("bias", layer.bias)])
+        else:
+            layer.set_dtype(mx.float16)
+        found = np.array(layer(x).astype(mx.float32))
+        with fast_paths(PLAIN):
+            plain = np.array(layer(x).astype(mx.float32))
+        np.testing.assert_allclose(found, plain, rtol=0, atol=1e-5 if change != "dtype" else 2e-2)
+        assert change == "dtype" or np.abs(found - before).max() > 0.1
+        assert change != "dtype" or layer.weight.dtype == mx.float16

@@ -109,6 +109,16 @@ FAULTS = (
             f"{_UP}._phase_weight", "+ np.arange(taps) - (taps - 1)) // stride", "+ np.arange(taps) - taps) // stride"
         ),
     ),
+    Fault(
+        "upsampling_keeps_old_weights",
+        "state leak",
+        "vocoder.fast",
+        edit(
+            f"{_UP}._phase_weight",
+            "self._phases is None or self._phases[0] is not self.weight",
+            "self._phases is None",
+        ),
+    ),
     # snake, residual blocks
     Fault(
         "snake_without_square",
