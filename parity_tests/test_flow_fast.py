@@ -64,6 +64,14 @@ def check(parity, part: str, setting: str, paths: FastPaths) -> None:
         parity.check(replace(row, name=f"{row.name}.{setting}"))
 
 
+@pytest.mark.parametrize("at_once", [1, 40, 1200], ids=["one query", "a few queries", "two heads"])
+@pytest.mark.parametrize("part", ["flow.attention", "flow.attention.chunked", "flow.attention.blind"])
+def test_parity_of_attention_in_blocks(parity, part, at_once, monkeypatch):
+    """Blocks that end inside a row of heads and inside the queries; at real sizes they follow from the length."""
+    monkeypatch.setattr(fast, "SCORES_AT_ONCE", at_once)
+    check(parity, part, f"blocks.{at_once}", ALL_FAST)
+
+
 @pytest.mark.parametrize("n", [1, 49, 50, 51, 130])
 def test_parity_at_the_official_chunk(parity, n):
     """Fifty frames a chunk, as in the model; lengths that do not end with a chunk."""

@@ -31,6 +31,7 @@ ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in a float32's l
 MANTISSA_BITS, ONE_BITS = 23, 127 << 23
 EXP_RANGE = 87.0  # beyond, e^x or its inverse is no normal float32
 MAX_KERNELS = 512  # compiled functions kept, one a shape
+SCORES_AT_ONCE = 1 << 17  # half a megabyte: fewer are small products, more leave the CPU's cache (2 to 3 times slower)
 MASKED = -1e30  # a score that counts for nothing, finite so that no row is all infinite
 TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # torch.nn.functional.gelu, approximate="tanh"
 
@@ -118,7 +119,26 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
 
 
 def _attention_by_exp(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    scores = (q * scale) @ k.swapaxes(-1, -2)
+    """Attention by heads, and by queries where one head's scores are too many to stay in the cache."""
+    (b, h, n, _), m = q.shape, k.shape[2]
+    heads = min(h, max(1, SCORES_AT_ONCE // (n * m)))
+    rows = n if heads > 1 else min(n, max(1, SCORES_AT_ONCE // m))
+    if mask is not None:
+        mask = mx.broadcast_to(mask, (b, h, n, m))
+
+    def block(i: int, j: int, start: int) -> mx.array:
+        batch, head, row = slice(i, i + 1), slice(j, j + heads), slice(start, start + rows)
+        seen = None if mask is None else mask[batch, head, row]
+        return _softmax_product(q[batch, head, row] * scale, k[batch, head], v[batch, head], seen)
+
+    def along(axis: int, end: int, step: int, part: Callable[[int], mx.array]) -> mx.array:
+        return mx.concatenate([part(start) for start in range(0, end, step)], axis=axis)
+
+    return along(0, b, 1, lambda i: along(1, h, heads, lambda j: along(2, n, rows, lambda r: block(i, j, r))))
+
+
+def _softmax_product(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+    scores = q @ k.swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, MASKED)
     weights = fused(exp, scores - scores.max(axis=-1, keepdims=True))

@@ -28,6 +28,12 @@ FAULTS = (
         edit("flow.fast:attention", "k[:, :, :end], v[:, :, :end]", "k[:, :, : end - 1], v[:, :, : end - 1]"),
     ),
     Fault(
+        "block_of_scores_with_the_first_mask",
+        "mask",
+        "flow.layers.Attention",
+        edit("flow.fast:_attention_by_exp", "mask[batch, head, row]", "mask[batch, head, :1]"),
+    ),
+    Fault(
         "tables_in_reverse",
         "order",
         "flow.dit.DiT",
