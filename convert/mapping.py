@@ -16,7 +16,17 @@ from itertools import chain
 import numpy as np
 
 from convert.mapping_onnx import ONNX_ROWS
-from convert.transforms import CONSTANT, CONV, FOLD, IDENTITY, TIED, Shape, Transform
+from convert.transforms import (
+    CONSTANT,
+    CONV,
+    CONV_AND_NOTHING,
+    FOLD,
+    FOLD_EXACTLY,
+    IDENTITY,
+    TIED,
+    Shape,
+    Transform,
+)
 from port.config import CosyVoice3Config
 
 # Where each part's parameters live in the port.
@@ -113,13 +123,13 @@ def _row(part: str, source: str, target: str | None, transform: Transform = IDEN
     return Row(part, (source,), target, transform, **details)
 
 
-def _weight_normed(source: str, target: str) -> tuple[Row, ...]:
+def _weight_normed(source: str, target: str, fold: Transform = FOLD, plain: Transform = CONV) -> tuple[Row, ...]:
     """A convolution of hift.pt: new-style or old-style weight norm, or already folded; and its bias."""
     new = (f"{source}.parametrizations.weight.original0", f"{source}.parametrizations.weight.original1")
     return (
-        Row("hift", new, f"{target}.weight", FOLD),
-        Row("hift", (f"{source}.weight_g", f"{source}.weight_v"), f"{target}.weight", FOLD),
-        _row("hift", f"{source}.weight", f"{target}.weight", CONV),
+        Row("hift", new, f"{target}.weight", fold),
+        Row("hift", (f"{source}.weight_g", f"{source}.weight_v"), f"{target}.weight", fold),
+        _row("hift", f"{source}.weight", f"{target}.weight", plain),
         _row("hift", f"{source}.bias", f"{target}.bias"),
     )
 
@@ -172,7 +182,10 @@ TABLE: tuple[Row, ...] = (
     *_weight_normed("(resblocks|source_resblocks).#.(convs1|convs2).#", "vocoder.$1.$2.$3.$4"),
     # Activations take the odd places of the original's nn.Sequential.
     *chain.from_iterable(
-        _weight_normed(f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}") for i in range(5)
+        _weight_normed(
+            f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}", FOLD_EXACTLY, CONV_AND_NOTHING
+        )
+        for i in range(5)
     ),
     _row("hift", "(resblocks|source_resblocks).#.(activations1|activations2).#.alpha", "vocoder.$1.$2.$3.$4.alpha"),
     _row("hift", "source_downs.#.weight", "vocoder.source_downs.$1.weight", CONV),

@@ -40,7 +40,7 @@ def _folded(gain: Shape, direction: Shape) -> Shape:
 
 
 def fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Weight of a weight-normed convolution, in float32 throughout.
+    """Weight of a weight-normed convolution, in the precision of its parts (float32, as the original folds most).
 
     Args:
         gain: (O, 1, 1), `original0` or `weight_g`.
@@ -57,6 +57,20 @@ def fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
     if not norm.all():
         raise ValueError("weight norm of a channel that is all zeros")
     return gain * (direction / norm)
+
+
+def fold_exactly(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """The same in float64, (2, O, I/g, K) float32: the weight rounded to float32, and what the rounding left out.
+
+    For the pitch predictor, which the original folds and runs in float64: a weight rounded once turns the phase of
+    every later sample.
+
+    Raises:
+        ValueError: an output channel of norm zero.
+    """
+    weight = fold_weight_norm(gain.astype(np.float64), direction.astype(np.float64))
+    rounded = weight.astype(np.float32)
+    return np.stack([rounded, (weight - rounded).astype(np.float32)])
 
 
 def _equal_to_witness(arrays: list[np.ndarray], _: CosyVoice3Config) -> None:
@@ -89,6 +103,16 @@ FOLD = Transform(
     "weight norm folded, input channels last",
     _folded,
     lambda arrays, _: np.moveaxis(fold_weight_norm(*arrays), 1, -1),
+)
+FOLD_EXACTLY = Transform(
+    "weight norm folded in float64 to two summands, input channels last",
+    lambda *shapes: (2, *_folded(*shapes)),
+    lambda arrays, _: np.moveaxis(fold_exactly(*arrays), 2, -1),
+)
+CONV_AND_NOTHING = Transform(
+    "convolution and a second summand of zeros, input channels last",
+    lambda shape: (2, *_channels_last(shape)),
+    lambda arrays, _: np.moveaxis(np.stack([arrays[0], np.zeros_like(arrays[0])]), 2, -1),
 )
 TIED = Transform("tied duplicate, compared and dropped", _dropped_pair, _equal_to_witness)
 CONSTANT = Transform("constant, compared with its formula and dropped", _dropped_vector, _rotary_constant)

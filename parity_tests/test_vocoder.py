@@ -3,6 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +11,7 @@ from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
 from parity_tests.harness.cases import Case, case, normal, uniform, voiced_and_unvoiced
 from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import failures, judge
-from parity_tests.harness.oracle import reference_state
+from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
 from port.ops import conv_backend
 from port.paths import fast_paths
@@ -92,6 +93,16 @@ def test_istft_undoes_stft(parity):
     np.testing.assert_allclose(np.array(back), np.array(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_pitch_is_rounded_once(parity, seed):
+    """The original folds and runs the predictor in float64: what is left is the rounding of its result to float32."""
+    sizes = dict(num_class=1, in_channels=80, cond_channels=48)
+    drawn = case(f"vocoder.f0.bits.{seed}", "vocoder.f0.CausalConvRNNF0Predictor", sizes, x=normal(1, 80, 40))
+    arguments = drawn.target, drawn.config, reference_state(drawn), drawn.draw(), drawn.call
+    truth = run_reference(*arguments, torch.float64)["f0"]
+    np.testing.assert_array_max_ulp(parity.adapter.run(*arguments)["f0"], truth.astype(np.float32), maxulp=1)
+
+
 def generator(parity) -> object:
     target = TARGETS[f"{GENERATOR}.inference"]
     return parity.adapter.build(target, HIFT, reference_state(case("vocoder.built", target.path, HIFT)))
@@ -148,8 +159,6 @@ class _Given:
 @pytest.mark.parametrize("seconds", [2, 30])
 def test_phases_follow_the_original_roundings(seconds):
     """A float32 accumulator would be off by 5e-3 after 2 s and by more than 1 after 30 s (SineGen2 on a CPU)."""
-    import torch
-
     from port.vocoder.source import SineGen2 as Port
     from reference.vocoder.source import SineGen2 as Reference
 

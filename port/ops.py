@@ -116,8 +116,6 @@ def _conv1d_matmul(
         start = tap * dilation
         # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
         mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
-        # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
-        mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
         frames = x[..., start : start + (m - 1) * stride + 1 : stride, :]
         for first in range(0, group_channels, LONGEST_SUM):
             part = slice(first, first + LONGEST_SUM)

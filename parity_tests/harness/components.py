@@ -131,7 +131,12 @@ PLAN: tuple[Component, ...] = (
     ),
     Component("Snake", "alpha on a linear scale", ("vocoder.snake*", "golden.snake*")),
     Component("Residual blocks", "three kernels, three dilations", ("vocoder.resblock*", "golden.resblock*")),
-    Component("Pitch predictor", "in float64, both finalize modes", ("vocoder.f0*", "golden.f0*")),
+    Component(
+        "Pitch predictor",
+        "in float64, both finalize modes",
+        ("vocoder.f0*", "golden.f0*"),
+        ("test_vocoder.py::test_the_pitch*",),
+    ),
     Component(
         "SineGen2 and source",
         "phases by the original's roundings up to 30 s, voiced and unvoiced, uniform noise",

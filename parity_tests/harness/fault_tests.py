@@ -71,6 +71,7 @@ MODULES = {
     "test_frontend_audio.py": "frontend.audio",
     "test_vocoder.py::test_polyphase": "vocoder.convolution.CausalConv1dUpsample",
     "test_vocoder_streaming.py": "vocoder.incremental.StreamingVocoder",
+    "test_vocoder.py::test_the_pitch": "vocoder.f0.CausalConvRNNF0Predictor",
     "test_vocoder.py::test_phases": "vocoder.source.SineGen2",
     "test_noise.py": "noise",
     "test_flow.py::test_a_streamed": "flow.dit.DiT",

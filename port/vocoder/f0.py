@@ -8,16 +8,17 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops import conv_backend
+from ..ops import conv_backend, tap_order
 from .convolution import CausalConv1d, causal_conv
-from .fast import weight_of
 from .state import State, tail_of
 
 
 class CausalConvRNNF0Predictor(nn.Module):
     """Five causal convolutions and a linear layer (the name is the original's; nothing in it is recurrent).
 
-    The first convolution looks `look_right` frames ahead, the others see the past only.
+    The first convolution looks `look_right` frames ahead, the others see the past only. Their weights are float64, as
+    the original folds its weight norm in float64: kept as two float32 summands (2, O, K, C), which every file and
+    device can hold.
     """
 
     def __init__(self, num_class: int, in_channels: int, cond_channels: int, look_right: int = 3) -> None:
@@ -25,6 +26,8 @@ class CausalConvRNNF0Predictor(nn.Module):
         self.look_right = look_right
         self.condnet = [CausalConv1d(in_channels, cond_channels, look_right + 1, causal_type="right")]
         self.condnet += [CausalConv1d(cond_channels, cond_channels, 3, causal_type="left") for _ in range(4)]
+        for conv in self.condnet:
+            conv.weight = mx.stack([conv.weight, mx.zeros_like(conv.weight)])
         self.classifier = nn.Linear(cond_channels, num_class)
 
     def __call__(self, x: mx.array, finalize: bool = True, state: State | None = None) -> mx.array:
@@ -48,8 +51,17 @@ class CausalConvRNNF0Predictor(nn.Module):
                 x, cache = x[:, : -self.look_right], x[:, -self.look_right :]
             for i, conv in enumerate(self.condnet):
                 cache = tail_of(state, conv) if i else cache
-                weight, bias = weight_of(conv).astype(mx.float64), conv.bias.astype(mx.float64)
+                weight, bias = _in_float64(conv), conv.bias.astype(mx.float64)
                 x = causal_conv(x, weight, bias, causal_type=conv.causal_type, cache=cache)
                 x = mx.where(x > 0, x, mx.expm1(x))
             weight, bias = self.classifier.weight.astype(mx.float64), self.classifier.bias.astype(mx.float64)
             return mx.abs((x @ weight.T + bias).squeeze(-1)).astype(mx.float32)
+
+
+def _in_float64(conv: CausalConv1d) -> mx.array:
+    """The weight (O, K, C) of a convolution as one float64 array, made once."""
+    held = getattr(conv, "_double", None)
+    if held is None or held[0] is not conv.weight:
+        summands = conv.weight.astype(mx.float64)
+        held = conv._double = conv.weight, tap_order(summands[0] + summands[1])
+    return held[1]

@@ -199,6 +199,12 @@ FAULTS = (
         ),
     ),
     Fault(
+        "pitch_weights_rounded_to_float32",
+        "precision",
+        F0,
+        edit("vocoder.f0:_in_float64", "summands[0] + summands[1]", "summands[0]"),
+    ),
+    Fault(
         "pitch_in_float32",
         "precision",
         F0,
