@@ -36,7 +36,7 @@ class Variant:
         name: of the column, such as `port.no_fast_gelu`.
         side: worker that runs it: torch, port or mlx_audio_plus.
         options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
-        repeats: at most so many, for a side known to be slow.
+        repeats: at most so many, and none untimed, for a side known to be slow.
         reduced: of less precision, so that its distance is told and judges nothing.
         further: loaded after the parts of the case: `BAKED`.
     """
@@ -133,7 +133,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             "language model, speech tokens one by one",
             "decode",
             llm,
-            {"text": 60, "prompt": 50, "tokens": 50 if full else 4},
+            {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
             (*sides, *ablation("decode"), *reduced),
         ),
@@ -149,7 +149,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 {"frames": frames},
                 {"frames": 60},
                 (*sides, *((*ablation("flow"), SEPARATE) if first else ()), *reduced),
-                limit_s=25.0,
+                repeats=4,
+                limit_s=15.0,
             )
         )
     prompt, second = (50, TOKEN_RATE) if full else (5, 10)
@@ -161,9 +162,9 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             flow,
             {"prompt": prompt, "tokens": 3 * second, "streaming": False},
             {"prompt": 5, "tokens": 10, "streaming": False},
-            (*sides, SEPARATE),
-            repeats=3,
-            limit_s=30.0,
+            sides,
+            repeats=2,
+            limit_s=10.0,
             warm=not full,
         ),
         Case(
@@ -173,7 +174,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             flow,
             {"prompt": prompt, "tokens": 3 * second, "streaming": True},
             {"prompt": 5, "tokens": 30, "streaming": True},
-            (TORCH, PORT, *ablation("chunks")),
+            (TORCH, PORT, *ablation("chunks")[:1]),
             repeats=2,
             limit_s=20.0,
             warm=not full,
@@ -196,8 +197,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"prompt": prompt, "tokens": 3 * second},
             {"prompt": 5, "tokens": 10},
             (TORCH, PORT, BAKED_TABLES, SLOW_PLUS, *reduced),
-            repeats=3,
-            limit_s=40.0,
+            repeats=2,
+            limit_s=30.0,
             warm=False,
         ),
         Case(
@@ -208,13 +209,14 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"prompt": prompt, "tokens": 8 * second},
             {"prompt": 5, "tokens": 60},
             (TORCH, PORT, ONE_HOP, KNOWN_VOICE, SLOW_PLUS),
-            repeats=3,
+            repeats=2 if full else 3,
             limit_s=20.0,
             warm=not full,
         ),
     ]
-    for length in (5, 10, 20, 30) if full else (2,):
-        short = length <= 10
+    # Streams cost most of a full run: each further way is measured at one length, and once.
+    streams = {5: (OFFLINE, TORCH), 10: (OFFLINE, RECOMPUTE, CAUSAL), 20: (), 30: (OFFLINE,)}
+    for length, further in streams.items() if full else [(2, (OFFLINE, TORCH, RECOMPUTE, CAUSAL))]:
         cases.append(
             Case(
                 f"stream.{length}s",
@@ -223,8 +225,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 wave,
                 {"prompt": prompt, "tokens": length * TOKEN_RATE},
                 {"prompt": 5, "tokens": 60},
-                (PORT, OFFLINE, *((RECOMPUTE, TORCH) if short else ()), *((CAUSAL,) if length in (2, 10, 30) else ())),
-                repeats=2 if length in (2, 5) else 1,
+                (PORT, *further),
+                repeats=1 if full else 2,
                 limit_s=60.0,
                 warm=False,
             )

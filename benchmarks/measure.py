@@ -76,7 +76,7 @@ class Bench:
         running = [v for v in variants if rows[v.name]["status"] not in ("refused", "failed")]
         limits = self._limits(case, running)
         if case.warm:
-            self._round(case, running, rows, timed=False)
+            self._round(case, [v for v in running if v.repeats is None], rows, timed=False)
         for turn in range(repeats or case.repeats):
             due = [v for v in running if self._due(case, v, rows[v.name], turn)]
             if not due:
