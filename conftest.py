@@ -45,11 +45,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--full"):
-        return
+    reasons = {}
+    if not config.getoption("--full"):
+        reasons["full"] = "real sizes: run with --full"
+    if (label := config.stash[Session.key].label) != "float32":
+        reasons["float32"] = f"equal numbers need float32, this run is {label}: test_quality.py judges it"
     for item in items:
-        if item.get_closest_marker("full"):
-            item.add_marker(pytest.mark.skip(reason="real sizes: run with --full"))
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_runtest_logreport(report):

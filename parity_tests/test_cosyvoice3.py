@@ -81,6 +81,7 @@ def request(voice, mode, recordings, flow_noise, **options):
     return {"tokens": tokens, "mel": mel, "wav": wav, "chunks": np.array([[c.shape[1] for c in chunks]])}
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("mode", REQUESTS)
 def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, stream):
@@ -115,6 +116,7 @@ def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, st
     parity.add(rows)
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("mode", ["zero_shot", "cross_lingual", "instruct2"])
 def test_tokens_are_equal_for_many_seeds(voices, recordings, mode):
     for seed in range(1, 4):

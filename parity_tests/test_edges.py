@@ -24,6 +24,7 @@ from reference.llm.speech_lm import CosyVoice3LM
 from reference.vocoder.source import SineGen2 as ReferenceSines
 
 
+@pytest.mark.float32
 def test_a_cache_that_grows_keeps_what_it_held(parity):
     """The buffers of keys and values are enlarged every 256 positions; short inputs never come there."""
     target = TARGETS["llm.qwen2.Qwen2Model"]

@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -27,6 +30,7 @@ from reference.synthesize import synthesize
 
 pytestmark = pytest.mark.meta
 
+ROOT = Path(__file__).parents[1]
 HALVES = ("float16", "bfloat16")
 OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}
 
@@ -294,3 +298,28 @@ def test_precision_of_a_folder_by_others(source, tmp_path):
     assert found.label == "float16"
     assert "speaker" in found.stages
     assert len(read_headers(tmp_path / "half")) == len(found.tags)
+
+
+@pytest.mark.parametrize("spoilt", [False, True], ids=["as converted", "spoilt"])
+def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
+    """Walks over budget inform; what fails the run is a limit of quality that is broken."""
+    out = converted(source, tmp_path / "out", Precision(bits={"llm": 4}, group_size=32))
+    if spoilt:
+        arrays = mx.load(str(out / "model.safetensors"))
+        arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays.items()}
+        mx.save_safetensors(str(out / "model.safetensors"), arrays, {"format": "mlx"})
+    tests = ["test_walks.py::test_walk[walk.llm]", "test_walks.py::test_seeded_speech_tokens_are_equal"]
+    tests += ["test_quality.py::test_quality_of_this_run"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"parity_tests/{t}" for t in tests)]
+    command += ["--checkpoint", str(source.folder), "--mlx-path", str(out), "--report", str(tmp_path / "report")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == spoilt, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    counts = report["verdict"]["counts"]
+    assert counts["REDUCED"] > 5
+    assert counts["FAIL"] == counts["ERROR"] == 0
+    assert report["verdict"]["test_counts"]["skipped"] == 3
+    assert report["provenance"]["dtype"] == "4-bit"
+    failed = {m["metric"] for m in report["quality"][0]["metrics"] if m["status"] == "FAIL"}
+    assert bool(failed) == spoilt
+    assert report["verdict"]["status"] == ("FAIL" if spoilt else "PASS")

@@ -24,6 +24,8 @@ from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
+from port.config import ConfigError
+from port.storage import WeightsError
 from reference.synthesize import synthesize
 from reports import model as report_model
 
@@ -62,6 +64,17 @@ class Session:
         option, scratch = self.config.getoption, Path(self._scratch.name)
         precision = Precision(option("--dtype"))
         return prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
+
+    @property
+    def label(self) -> str:
+        """Precision of the run: that of `--dtype`, else of the folder that `--mlx-path` names."""
+        dtype, folder = self.config.getoption("--dtype"), self.config.getoption("--mlx-path")
+        if dtype != "float32" or folder is None:
+            return dtype
+        try:
+            return precision_of(folder).label
+        except (ConfigError, WeightsError) as error:
+            raise pytest.UsageError(f"--mlx-path: {error}") from None
 
     @cached_property
     def precision(self) -> Found:
@@ -168,7 +181,7 @@ class Session:
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
             "precision": regime.precision(),
-            "dtype": option("--dtype"),
+            "dtype": self.label,
             "seed": option("--seed"),
             "started": self.started.isoformat(timespec="seconds"),
             "duration_s": round(time.monotonic() - self._clock, 1),
