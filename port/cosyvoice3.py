@@ -25,7 +25,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import weights
+from . import community, weights
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.special_tokens import END_OF_PROMPT
 from .frontend.text import load_normalizer
@@ -80,7 +80,8 @@ class CosyVoice3:
         """Load a converted model.
 
         Args:
-            path_or_hf_repo: folder written by convert/run.py, or the hub id of one.
+            path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
+                (see community.py).
             revision: branch, tag or commit of a hub id.
             lazy: leave weights on disk until they are used; then use the model from this thread only.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
@@ -90,7 +91,7 @@ class CosyVoice3:
             WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
         """
         folder = find_folder(str(path_or_hf_repo), revision)
-        model = weights.load(folder, lazy)
+        model = community.load(folder, lazy)[0] if community.recognises(folder) else weights.load(folder, lazy)
         if bake_timesteps:
             model.flow.decoder.bake()
         frontend = CosyVoiceFrontEnd(

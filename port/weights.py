@@ -6,7 +6,7 @@ Loading is strict: every parameter of the model filled once with its own shape, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,26 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     if quantization := quantization_of(folder):
         quantize(model, quantization, found)
     check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
-    weights: dict[str, mx.array] = {}
-    for file in sorted({file for file, _ in found.values()}):
-        try:
-            weights |= mx.load(str(file), format="safetensors")
-        except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
-    model.load_weights(list(weights.items()), strict=True)
+    model.load_weights(list(read_arrays(file for file, _ in found.values()).items()), strict=True)
     model.eval()
     if not lazy:
         mx.eval(model.parameters())
     return model
+
+
+def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:
+    """The arrays of some safetensors files, left on disk until they are used.
+
+    Raises:
+        WeightsError: a file that MLX cannot read.
+    """
+    arrays: dict[str, mx.array] = {}
+    for file in sorted(set(files)):
+        try:
+            arrays |= mx.load(str(file), format="safetensors")
+        except (RuntimeError, ValueError) as error:
+            raise WeightsError(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
+    return arrays
 
 
 def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str, Shape], folder: Path) -> None:

@@ -1,0 +1,238 @@
+"""Folders of mlx-community (Fun-CosyVoice3-0.5B-2512-fp16, -8bit, -4bit), as mlx-audio-plus converts them.
+
+The same model under other names, so a table of names reads it; all arrays have MLX's layout already. Two parts are not
+the official ones: the speech tokenizer stands in a repository of its own (S3TokenizerV3; its files may lie in the
+subfolder of that name), and the speaker encoder comes from Chatterbox, its batch norms not folded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from .config import CosyVoice3Config, SpeakerConfig, from_dict
+from .model import CosyVoice3Model
+from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
+from .weights import check, quantize, read_arrays
+
+TOKENIZER_FOLDER = "S3TokenizerV3"
+DROPPED = ("flow.decoder.estimator.rotary_embed.inv_freq",)  # a formula, which the port computes
+HEAD_DIM = 64  # of the speech tokenizer, whose width the files show and whose heads they do not
+
+logger = logging.getLogger(__name__)
+
+# Names there -> names here; the first that fits. A pitch convolution keeps the place it has among the activations.
+_CONV = r"((?:conv_pre|conv_post|ups\.\d+|source_downs\.\d+|(?:source_)?resblocks\.\d+\.convs[12]\.\d+))"
+_XVECTOR = "speaker.xvector"
+_TDNN = rf"{_XVECTOR}\.blocks\.(\d+)\.layers\.(\d+)\."
+NAMES: tuple[tuple[str, str], ...] = (
+    (r"qwen2\.model\.(.*)", r"llm.qwen2.\1"),
+    (r"llm\.((?:speech_embedding|llm_decoder)\.weight)", r"llm.\1"),
+    (r"(flow\.decoder\.estimator\.time_embed)\.time_mlp_0\.(.*)", r"\1.linear_1.\2"),
+    (r"(flow\.decoder\.estimator\.time_embed)\.time_mlp_2\.(.*)", r"\1.linear_2.\2"),
+    (r"(flow\..*\.attn)\.to_out_0\.(.*)", r"\1.to_out.\2"),
+    (r"(flow\..*\.ff)\.ff_0_0\.(.*)", r"\1.linear_1.\2"),
+    (r"(flow\..*\.ff)\.ff_2\.(.*)", r"\1.linear_2.\2"),
+    (r"(flow\..*)", r"\1"),
+    (rf"hifigan\.{_CONV}\.conv\.(.*)", r"vocoder.\1.\2"),
+    *(
+        (rf"hifigan\.f0_predictor\.condnet_{2 * i}\.conv\.(.*)", rf"vocoder.f0_predictor.condnet.{i}.\1")
+        for i in range(5)
+    ),
+    (r"hifigan\.(.*)", r"vocoder.\1"),
+    (r"campplus\.head\.(layer\d)\.(\d+)\.shortcut\.(\d+)\.(.*)", r"speaker.head.\1.layers.\2.shortcut.layers.\3.\4"),
+    (r"campplus\.head\.(layer\d)\.(\d+)\.(.*)", r"speaker.head.\1.layers.\2.\3"),
+    (r"campplus\.head\.(.*)", r"speaker.head.\1"),
+    (r"campplus\.(.*)", rf"{_XVECTOR}.\1"),
+    (r"encoder\.(.*)", r"speech_tokenizer.\1"),
+    (r"quantizer\.fsq_codebook\.project_down\.(.*)", r"speech_tokenizer.quantizer.project_in.\1"),
+)
+# Batch norms that follow a convolution: their place there -> the convolution, both as renamed.
+FOLDED: tuple[tuple[str, str], ...] = (
+    (r"(speaker\.head\.(?:layer\d\.layers\.\d+\.)?)bn([12])", r"\1conv\2"),
+    (r"(speaker\.head\.layer\d\.layers\.\d+\.shortcut)\.layers\.1", r"\1.layers.0"),
+    (rf"({_XVECTOR}\.tdnn)\.nonlinear\.0", r"\1.linear"),
+    (rf"({_XVECTOR}\.block\d+\.tdnnd\d+)\.nonlinear2\.0", r"\1.linear1"),
+)
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+class Lacking(nn.Module):
+    """A part whose files are not there; it says so when it is needed."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__()
+        self.sentence = sentence
+
+    def __call__(self, *arguments: Any) -> NoReturn:
+        """Refuse.
+
+        Raises:
+            ValueError: what is missing and what to do.
+        """
+        raise ValueError(self.sentence)
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What became of every tensor.
+
+    Args:
+        used: tensor there -> parameter here that it fills, alone or with others.
+        dropped: tensors that nothing needs.
+        lacking: parameters here that no file fills.
+    """
+
+    used: Mapping[str, str]
+    dropped: tuple[str, ...]
+    lacking: tuple[str, ...]
+
+
+def recognises(folder: str | Path) -> bool:
+    """Whether the folder's `config.json` is of this layout."""
+    path = Path(folder) / "config.json"
+    return path.is_file() and "hifigan" in read_json(path)
+
+
+def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inventory]:
+    """Build the model and fill it; warns, in one line, of what the files lack.
+
+    Args:
+        folder: `config.json`, `model.safetensors` and perhaps a subfolder `S3TokenizerV3` with that repository's files.
+        lazy: leave the arrays on disk until they are first used.
+
+    Raises:
+        ConfigError: sizes that no model has.
+        WeightsError: files missing or damaged, a tensor missing, unknown, given twice or of the wrong shape.
+    """
+    folder = Path(folder)
+    headers, settings = read_headers(folder), read_json(folder / "config.json")
+    complete = (folder / TOKENIZER_FOLDER).is_dir()
+    if complete:
+        headers |= read_headers(folder / TOKENIZER_FOLDER)
+    used = rename(headers)
+    arrays = read_arrays(file for file, _ in headers.values())
+    tensors = fold({new: arrays[name] for name, new in used.items()})
+    model = CosyVoice3Model(_config(settings, tensors))
+    lacking: tuple[str, ...] = ()
+    if not complete:
+        lacking = tuple(f"speech_tokenizer.{name}" for name, _ in tree_flatten(model.speech_tokenizer.parameters()))
+        model.speech_tokenizer = Lacking(
+            f"{folder} has no speech tokenizer, so no recording can be heard; put the files of "
+            f"mlx-community/{TOKENIZER_FOLDER} into {folder / TOKENIZER_FOLDER}"
+        )
+    if isinstance(quantization := settings.get("quantization"), dict):
+        quantize(model, quantization, tensors)
+    parameters = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    check({name: (folder, describe(name, array)) for name, array in tensors.items()}, parameters, folder)
+    model.load_weights(list(tensors.items()), strict=True)
+    model.eval()
+    if not lazy:
+        mx.eval(model.parameters())
+    said = "no speech tokenizer, so no recording can be heard; " if lacking else ""
+    logger.warning("%s: %sa speaker encoder that is not CosyVoice's own; no parity is claimed", folder, said)
+    return model, Inventory(used, tuple(sorted(headers.keys() - used.keys())), lacking)
+
+
+def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
+    """Name there -> name here, batch norms that will be folded included.
+
+    Raises:
+        WeightsError: a tensor that the table does not know, or two of one name.
+    """
+    used: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for name, (file, _) in headers.items():
+        if name in DROPPED:
+            continue
+        new = next((re.sub(old, new, name) for old, new in NAMES if re.fullmatch(old, name)), None)
+        if new is None:
+            raise WeightsError(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
+        # Blocks and transits of the speaker encoder count from one here, and the norms that stay have names.
+        new = re.sub(_TDNN, lambda m: f"{_XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
+        new = re.sub(r"\.transits\.(\d+)\.", lambda m: f".transit{int(m[1]) + 1}.", new)
+        new = re.sub(r"(\.transit\d+\.nonlinear|\.nonlinear1|\.dense\.nonlinear)\.0\.", r"\1.batchnorm.", new)
+        if new in taken:
+            raise WeightsError(f"{file}: {name!r:.120} and {taken[new]!r:.120} are both {new}")
+        used[name], taken[new] = new, name
+    return used
+
+
+def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Multiply batch norms into the convolutions before them, in float32.
+
+    Raises:
+        WeightsError: a norm without its convolution or one of its four vectors.
+    """
+    transits = [name for name in tensors if re.fullmatch(rf"{_XVECTOR}\.transit\d+\.linear\.weight", name)]
+    last = max(transits, default="").removesuffix(".weight")
+    layers = sorted({name.rpartition(".")[0] for name in tensors})
+    for norm in layers:
+        conv = next((re.sub(old, new, norm) for old, new in FOLDED if re.fullmatch(old, norm)), None)
+        conv = last if norm == f"{_XVECTOR}.out_nonlinear.0" else conv
+        if conv is None:
+            continue
+        if absent := [name for name in (f"{conv}.weight", *(f"{norm}.{k}" for k in STATISTICS)) if name not in tensors]:
+            raise WeightsError(f"{absent[0]} is missing: {norm} cannot be folded")
+        gamma, beta, mean, variance = (tensors.pop(f"{norm}.{kind}").astype(mx.float32) for kind in STATISTICS)
+        weight = tensors[f"{conv}.weight"].astype(mx.float32)
+        scale = gamma * mx.rsqrt(variance + SpeakerConfig.norm_eps)
+        tensors[f"{conv}.weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        tensors[f"{conv}.bias"] = beta - mean * scale
+    return tensors
+
+
+def _config(settings: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> CosyVoice3Config:
+    """The model's sizes: as `config.json` has them where it has them, those of the encoders as the arrays show them."""
+    llm, flow, hifigan = (settings.get(key) or {} for key in ("llm", "flow", "hifigan"))
+    default = CosyVoice3Config()
+    content: dict[str, Any] = {
+        "llm": _known(default.llm, llm) | {"qwen2": _known(default.llm.qwen2, llm)},
+        "flow": _known(default.flow, flow) | {"dit": _known(default.flow.dit, flow.get("dit") or {})},
+        "vocoder": _known(default.vocoder, hifigan),
+        "speaker": _speaker(tensors),
+        "speech_tokenizer": _tokenizer(tensors),
+    }
+    if "extended_vocab_size" in llm:
+        content["llm"]["num_special_tokens"] = llm["extended_vocab_size"]
+    return from_dict(CosyVoice3Config, content)
+
+
+def _known(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: given[field.name] for field in fields(default) if field.name in given}
+
+
+def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
+    first, local = f"{_XVECTOR}.block1.tdnnd1", "cam_layer.linear_local.weight"
+    needed = ("speaker.head.conv1.weight", f"{_XVECTOR}.tdnn.linear.weight", f"{first}.{local}")
+    if absent := [name for name in needed if name not in tensors]:
+        raise WeightsError(f"{absent[0]} is missing")
+    layers = {int(m[1]) for name in tensors if (m := re.match(rf"{_XVECTOR}\.block(\d+)\.", name))}
+    counted = [
+        len([name for name in tensors if re.fullmatch(rf"{_XVECTOR}\.block{i}\.tdnnd\d+\.linear1\.weight", name)])
+        for i in sorted(layers)
+    ]
+    head, tdnn, mixed = (tensors[name].shape for name in needed)
+    return {
+        "head_channels": head[0],
+        "init_channels": tdnn[0],
+        "growth_rate": mixed[0],
+        "bottleneck_channels": mixed[-1],
+        "block_layers": counted,
+    }
+
+
+def _tokenizer(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
+    if "speech_tokenizer.conv2.weight" not in tensors:
+        return {}
+    dim = tensors["speech_tokenizer.conv2.weight"].shape[0]
+    depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
+    return {"dim": dim, "heads": max(1, dim // HEAD_DIM), "depth": depth}
