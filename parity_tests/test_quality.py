@@ -103,6 +103,7 @@ def test_bounds():
     assert bound("snr", 5.0, 3.0, 64) == 3.0
     assert bound("share", 0.95, 0.2, 64) == pytest.approx(1 - BUDGET * 0.05)
     assert bound("share", 1.0, 0.2, 64) == pytest.approx(1 - BUDGET / 64)
+    assert bound("share", 0.3, 0.2, 64) == pytest.approx(0.2 - 2 * 0.05)
     assert {kind for _, _, kind in METRICS.values()} == {"error", "divergence", "snr", "share"}
 
 

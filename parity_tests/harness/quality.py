@@ -86,8 +86,11 @@ def bound(kind: Kind, rounding: float, variety: float, count: int) -> float:
     """The limit of a metric: BUDGET times the error of rounding, and never past the original's own variety.
 
     Args:
-        count: of what a share counts; one of them may differ by chance.
+        count: of what a share counts. One of them may differ by chance, and a share that is as good as the variety is
+            found two standard errors of a count below it.
     """
+    if kind == "share":
+        variety -= 2 * math.sqrt(variety * (1 - variety) / count)
     budget = {
         "error": BUDGET * rounding,
         "divergence": BUDGET**2 * rounding,  # it grows with the square of the error
