@@ -160,6 +160,7 @@ def test_vc(run, model, wavs, tmp_path):
     assert lengths == [65 * 960 + 480, 65 * 960, 65 * 960]
 
 
+@pytest.mark.float32
 def test_saved_voices(run, model, wavs, tmp_path, voices):
     here = ("--model", model)
     prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + "How many people?")

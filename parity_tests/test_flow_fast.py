@@ -122,6 +122,7 @@ def close(one: mx.array, other: mx.array) -> bool:
     return np.abs(np.array(one - other)).max() < 2e-5 * np.abs(np.array(other)).max()
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("guidance", ["batched", "separate"])
 def test_a_second_request_sees_nothing_of_the_first(cfm, guidance):
     """What is kept between steps belongs to one request, one length and one number of steps."""
@@ -131,6 +132,7 @@ def test_a_second_request_sees_nothing_of_the_first(cfm, guidance):
             assert close(found, cfm(**request(seed, n), n_timesteps=steps, streaming=True, guidance=guidance))
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize(
     "name",
     [
@@ -196,6 +198,7 @@ def conditions(drawn: dict) -> dict:
     return {name: value for name, value in drawn.items() if name != "noise"}
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize(
     ("path", "where", "name"),
     [

@@ -110,6 +110,7 @@ def test_the_plain_paths_stream_too(flow):
         run(start(flow, about), about, [5, 4, 9])
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("cuts", [[], [4] * 8, [25, 4]], ids=["one", "evenly", "uneven"])
 def test_the_checkpoint_streams(parity, cuts):
     models, rng = parity.models, np.random.default_rng(3)
