@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.harness import chain
+from parity_tests.harness import chain, trace
+from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
+from parity_tests.harness.faults import FAULTS
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws
@@ -113,3 +115,30 @@ def test_a_port_that_raises_is_an_error(parity):
     short = dataclasses.replace(plan, to_port={"speech_feat": lambda x: np.zeros((1, 4, 3), np.float32)})
     (row,) = walk(parity.models, short)
     assert row.reading.status == "ERROR"
+
+
+@pytest.mark.meta
+def test_trace_says_where_and_what_a_fault_looks_like(monkeypatch, capsys):
+    """Through the command line: worst elements with their values, a map of the error in budgets, the nearest fault."""
+    assert trace.main(["flow.adaln_final"]) == 0
+    assert "none over budget" in capsys.readouterr().out
+    fault = next(fault for fault in FAULTS if fault.name == "adaln_final_shift_before_scale")
+    with fault.patch():
+        assert trace.main(["flow.adaln_final"]) == 1
+    lines = capsys.readouterr().out.split("first over budget:")[1].splitlines()
+    (case,) = (case for case in all_cases() if case.name == "flow.adaln_final")
+    rows, columns = (min(n, most) for n, most in zip(case.draw()["x"].shape[-2:], (8, 32), strict=True))
+    grid = [line.strip() for line in lines if line.strip().startswith("|")]
+    assert len(grid) == rows and {len(line) for line in grid} == {columns + 2}
+    assert any(digit in "".join(grid) for digit in "123456789"), "nothing ten budgets wrong"
+    text = "\n".join(lines)
+    for part in ("flow.adaln_final.y: ", "isolated: ", "worst elements: index, port", "looks like ", "(order)"):
+        assert part in text, part
+
+
+@pytest.mark.meta
+def test_trace_refuses_what_it_does_not_know(capsys):
+    assert trace.main(["no.such.case"]) == 2
+    assert "'list' prints all names" in capsys.readouterr().err
+    assert trace.main(["list"]) == 0
+    assert {"flow.adaln_final", "walk.whole"} <= set(capsys.readouterr().out.split())

@@ -1,16 +1,21 @@
 """What a fault looks like from outside, and which known one a failure looks like.
 
-The signature of a fault is the set of isolated checkpoints that fail under it, each with log10 of its ratio. The
-likeness of two is the cosine between them, each checkpoint weighted by how few of the known faults it fails under
-(log of their inverse share, as words are in text retrieval): 1 where the same ones fail in the same proportion, 0 where
-none is shared; a whole stage that fails under every fault inside it says little.
-`python -m parity_tests.harness.faults --signatures FILE` records those of the catalogue.
+The signature of a fault is the set of isolated checkpoints that fail under it, each with log10 of its ratio. The same
+mistake at another size multiplies all errors alike, so two signatures are compared after a shift: with t the median
+difference over the checkpoints that fail under both, what is left of each difference has the rms r, in decades, and
+
+    likeness = 1 / (1 + r + |t| / 4)
+
+A checkpoint that fails under one alone counts by how far over budget the other, shifted, says it should be. Each is
+weighted by how few of the known faults it fails under (log of their inverse share): that a whole stage is wrong says
+little. `python -m parity_tests.harness.faults --signatures FILE` records the signatures of the catalogue.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +23,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from parity_tests.harness.compare import BUDGET
 from parity_tests.harness.fingerprint import fingerprint
 
 FILE = Path(__file__).parents[1] / "data" / "fault_signatures.json"
 CODE = ("port", "convert", "parity_tests/cases", "parity_tests/harness/fault_catalogue")
-MOST = 6.0  # of a logarithm: further wrong is not more alike; also of what has no ratio
+LEAST, MOST = math.log10(BUDGET), 6.0  # of a logarithm: the budget; beyond the other, or without a ratio, all is lost
+DECADES_OF_SIZE = 4.0  # that weigh as much as one decade of shape
 JUDGED = ("PASS", "FAIL", "ERROR", "VACUOUS")
 NAMED = 3  # faults that look alike
 
@@ -88,14 +95,20 @@ def weights(signatures: Collection[Signature]) -> Signature:
 
 
 def likeness(one: Signature, other: Signature, weight: Signature) -> float:
-    """From 0 to 1, see above; checkpoints without a weight count as much as the rarest."""
+    """From 0 (nothing in common) to 1, see above; a checkpoint without a weight counts as much as the rarest."""
+    both = [name for name in one if name in other]
+    if not both:
+        return 0.0
+    shift = statistics.median(one[name] - other[name] for name in both)
     rarest = max(weight.values(), default=1.0)
-
-    def product(a: Signature, b: Signature) -> float:
-        return sum(a[name] * b[name] * weight.get(name, rarest) ** 2 for name in a if name in b)
-
-    length = math.sqrt(product(one, one) * product(other, other))
-    return min(product(one, other) / length, 1.0) if length else 0.0
+    total = spread = 0.0
+    for name in {*one, *other}:
+        found = one.get(name, LEAST)
+        expected = min(other[name] + shift, MOST) if name in other else LEAST + shift
+        unseen = (name not in one and expected < LEAST) or (name not in other and found < expected)
+        total += weight.get(name, rarest)
+        spread += 0.0 if unseen else weight.get(name, rarest) * (found - expected) ** 2
+    return 1.0 / (1.0 + math.sqrt(spread / total) + abs(shift) / DECADES_OF_SIZE)
 
 
 def name_nearest(rows: Sequence[dict[str, Any]], faults: Known | None = None) -> None:
