@@ -2,8 +2,10 @@
 
 import pytest
 
+from parity_tests.driver_support import SIDES, Speaker
 from parity_tests.fake_hub import CHUNK, fake_hub
-from parity_tests.speech_support import sides, write_voice
+from parity_tests.speech_support import sides, small_models, write_voice
+from parity_tests.stream_support import small_flow
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,24 @@ def recordings(tmp_path_factory):
     """A prompt whose frames do not fit its tokens (110 mel frames at 16 kHz, 27 tokens and a half), and a source."""
     folder = tmp_path_factory.mktemp("recordings")
     return write_voice(folder / "prompt.wav", 1.1, 22050), write_voice(folder / "source.wav", 2.6, 16000, 190)
+
+
+@pytest.fixture(scope="session")
+def models():
+    """Both sides of a model that is just enough for the driver."""
+    return dict(zip(SIDES, small_models(), strict=True))
+
+
+@pytest.fixture(params=SIDES)
+def speaker(request, models):
+    """The driver of one side, as a fresh object has it."""
+    return Speaker(request.param, models[request.param])
+
+
+@pytest.fixture(scope="session")
+def flow():
+    """The small flow decoder, for tests that leave its weights alone."""
+    return small_flow()
 
 
 @pytest.fixture

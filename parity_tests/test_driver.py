@@ -1,7 +1,5 @@
-"""The model driver on both sides: chunks, what is kept between requests and what is not, tempo, silence."""
+"""The model driver on both sides: chunks, tempo, silence, text that still arrives."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import mlx.core as mx
@@ -11,80 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parity_tests.driver_support import SAMPLES, SIDES, Speaker, joined, scripted, some_tokens
 from parity_tests.harness.compare import compare
-from parity_tests.harness.golden_file import Kit
 from parity_tests.harness.targets import swap
-from parity_tests.speech_support import SMALL, small_models
+from parity_tests.speech_support import SMALL
 from port import model as port_driver
-from port.llm.sampling import SeededDraws
 from reference import model as reference_driver
-
-SIDES = ("reference", "port")
-SAMPLES = 960  # of a token
-EOS = SMALL.llm.eos
-
-
-@pytest.fixture(scope="module")
-def models():
-    return dict(zip(SIDES, small_models(), strict=True))
-
-
-class Speaker:
-    """One side, a fixed prompt, and requests in numpy."""
-
-    def __init__(self, side, model, prompt_tokens=10):
-        self.kit, self.model = Kit(side), model
-        model.token_hop_len = SMALL.streaming.token_hop_len  # what a fresh object has
-        rng = np.random.default_rng(prompt_tokens)
-        prompt = {
-            "flow_prompt_speech_token": rng.integers(0, 81, (1, prompt_tokens)).astype(np.int32),
-            "prompt_speech_feat": rng.standard_normal((1, 2 * prompt_tokens, 80)).astype(np.float32),
-            "flow_embedding": rng.standard_normal((1, 8)).astype(np.float32),
-        }
-        self.prompt = {k: self.kit.tensor(v) for k, v in prompt.items()}
-
-    def stream(self, tokens=None, text=None, **options):
-        if tokens is not None:
-            options["source_speech_token"] = self.kit.tensor(some_tokens(tokens))
-        if text is not None:
-            options["text"] = self.kit.tensor(np.full((1, text), 5, np.int32))
-            options["prompt_text"] = self.kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
-        for result in self.model.tts(**self.prompt, **options):
-            yield np.array(self.kit.array(result["tts_speech"]))
-
-    def say(self, *args, **options):
-        return list(self.stream(*args, **options))
-
-    def lengths(self, *args, **options):
-        return [speech.shape[1] for speech in self.say(*args, **options)]
-
-
-@pytest.fixture(params=SIDES)
-def speaker(request, models):
-    return Speaker(request.param, models[request.param])
-
-
-def some_tokens(count):
-    """Speech tokens (1, count), none of them silent."""
-    return np.random.default_rng(count).integers(30, 54, (1, count)).astype(np.int32)
-
-
-def scripted(tokens, seen=None):
-    """A sampler that says these tokens, then the end."""
-    script = iter([*tokens, EOS])
-
-    def sample(scores, decoded_tokens, draws, config):
-        token = next(script)
-        if seen is not None:
-            seen.append(token)
-        return int(token)
-
-    return sample
-
-
-def joined(chunks):
-    return np.concatenate(chunks, axis=1)
-
 
 # ---- chunks
 
@@ -208,82 +138,6 @@ def reference_mel(model, arguments, dtype):
     return swap(feat.numpy())
 
 
-# ---- requests do not touch each other
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_two_requests_equal_two_on_fresh_objects(stream):
-    options = {"stream": stream, "reset_hop": True, "strict_min_length": True}
-    requests = [{"text": 16, "seed": 3}, {"text": 24, "seed": 4}]
-    for side in range(2):
-        one = small_models()[side]
-        shared = [seeded(Speaker(SIDES[side], one), options, **r) for r in requests]
-        fresh = [seeded(Speaker(SIDES[side], small_models()[side]), options, **r) for r in requests]
-        assert all(np.array_equal(joined(a), joined(b)) for a, b in zip(shared, fresh, strict=True))
-        assert not np.array_equal(joined(shared[0])[:, :9600], joined(shared[1])[:, :9600])
-
-
-def seeded(speaker, options, text, seed):
-    return speaker.say(text=text, draws=SeededDraws(seed), **options)
-
-
-def test_an_interrupted_stream_leaves_the_object_usable(speaker):
-    expected = speaker.say(120, stream=True, reset_hop=True)
-    for chunks in (0, 1, 2):
-        stream = speaker.stream(120, stream=True, reset_hop=True)
-        for _ in range(chunks):
-            next(stream)
-        stream.close()
-        assert np.array_equal(joined(speaker.say(120, stream=True, reset_hop=True)), joined(expected))
-
-
-def test_requests_in_other_threads_change_nothing(speaker):
-    options = {"stream": True, "reset_hop": True, "strict_min_length": True}
-
-    def request(seed):
-        return joined(seeded(speaker, options, text=24, seed=seed))
-
-    expected = [request(seed) for seed in range(4)]
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(request, range(4)))
-    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-def test_a_stream_may_move_between_threads(speaker):
-    """As a web server has it that asks for each chunk from whichever thread is free."""
-    options = {"text": 24, "stream": True, "reset_hop": True, "strict_min_length": True}
-    expected = joined(speaker.say(**options, draws=SeededDraws(5)))
-    stream, chunks = speaker.stream(**options, draws=SeededDraws(5)), []
-
-    def advance():
-        try:
-            chunks.append(next(stream))
-        except StopIteration:
-            chunks.append(None)
-        except Exception as error:
-            chunks.append(error)
-
-    while not chunks or isinstance(chunks[-1], np.ndarray):
-        thread = threading.Thread(target=advance)
-        thread.start()
-        thread.join()
-    assert chunks.pop() is None
-    assert np.array_equal(joined(chunks), expected)
-
-
-def test_other_draws_from_torch_and_numpy_do_not_disturb(speaker):
-    options = {"text": 12, "stream": True, "reset_hop": True, "strict_min_length": True}
-    expected = joined(speaker.say(**options, draws=SeededDraws(6)))
-    stream, chunks = speaker.stream(**options, draws=SeededDraws(6)), []
-    for chunk in stream:
-        chunks.append(chunk)
-        torch.manual_seed(0)
-        mx.random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 (the point is the global state)
-        torch.rand(3)
-    assert np.array_equal(joined(chunks), expected)
-
-
 # ---- tempo
 
 
@@ -361,7 +215,5 @@ def test_both_sides_speak_alike(models):
     """Seeded text to samples: lengths equal, which means tokens too."""
     options = {"stream": True, "reset_hop": True}
     for seed in range(8):
-        lengths = [
-            [c.shape[1] for c in seeded(Speaker(side, models[side]), options, text=12, seed=seed)] for side in SIDES
-        ]
+        lengths = [Speaker(side, models[side]).lengths(text=12, seed=seed, **options) for side in SIDES]
         assert lengths[0] == lengths[1]

@@ -1,169 +1,20 @@
-"""The flow decoder as a stream: any cut gives the frames of the whole run, within its memory; streams do not mix."""
+"""Streams of one model: their memory stays within its limit, prompts are kept for later requests, none mix."""
 
 import gc
 import threading
-from functools import cache
-from itertools import accumulate
 
 import mlx.core as mx
 import numpy as np
 import pytest
-import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parity_tests.adapters.own import OwnPort
-from parity_tests.cases.flow import FLOW
-from parity_tests.harness.cases import case, normal, tokens
-from parity_tests.harness.compare import compare
-from parity_tests.harness.judge import Row
-from parity_tests.harness.oracle import reference_state, run_reference
-from parity_tests.harness.targets import TARGETS, swap
+from parity_tests.harness.targets import swap
 from parity_tests.speech_support import small_models
+from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, run, small_flow, start, utterance
 from port import streaming
-from port.flow.incremental import StreamingFlow
 from port.flow.state import Work, state_bytes
-from port.paths import PLAIN, fast_paths
 from port.streaming import StreamMemory, default_cache_bytes
-
-INFERENCE = TARGETS["flow.decoder.CausalMaskedDiffWithDiT.inference"]
-STREAM = "flow.incremental.StreamingFlow"
-AHEAD, RATIO, CHUNK = 3, 2, 8  # tokens, frames a token, frames of a chunk in the small model
-TOKENS = 23
-
-
-@pytest.fixture(scope="module")
-def flow():
-    return OwnPort().build(INFERENCE, FLOW, reference_state(case("flow.stream", INFERENCE.path, FLOW)))
-
-
-@cache
-def utterance(prompt: int) -> dict[str, np.ndarray]:
-    """Inputs of the flow decoder; `prompt_feat` is (1, F, C) on both sides, `noise` (1, C, n)."""
-    drawn = case(
-        "flow.stream",
-        INFERENCE.path,
-        FLOW,
-        token=tokens(1, TOKENS, high=61),
-        prompt_token=tokens(1, prompt, high=61),
-        prompt_feat=normal(1, RATIO * prompt, 12),
-        embedding=normal(1, 24),
-        noise=normal(1, 12, RATIO * (prompt + TOKENS)),
-    )
-    return drawn.draw()
-
-
-@cache
-def truth(prompt: int, have: int, finalize: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What the original would give for the first `have` tokens, (1, n, C), in both precisions."""
-    inputs = utterance(prompt)
-    inputs = {**inputs, "token": inputs["token"][:, :have]}
-    state = reference_state(case("flow.stream", INFERENCE.path, FLOW))
-    call = dict(streaming=True, finalize=finalize)
-    return tuple(
-        swap(run_reference(INFERENCE, FLOW, state, inputs, call, dtype)["feat"])
-        for dtype in (torch.float32, torch.float64)
-    )
-
-
-def start(flow, about, **options):
-    arrays = {name: mx.array(about[name]) for name in ("prompt_feat", "embedding")}
-    return StreamingFlow(flow, about["prompt_token"], noise=mx.array(swap(about["noise"])), **arrays, **options)
-
-
-def run(stream, about, cuts, finalize=True, truth=truth):
-    """Push tokens cut at the lengths `cuts`, then the rest; each piece is what the original's whole run ends with."""
-    prompt, count = about["prompt_token"].shape[1], about["token"].shape[1]
-    given_frames, pieces = 0, []
-    for have, last in [*((min(have, count), False) for have in accumulate(cuts)), (count, finalize)]:
-        piece = np.array(stream.push(about["token"][:, :have], finalize=last))
-        pieces.append(piece)
-        frames = RATIO * have if last else max(0, RATIO * (have - AHEAD))
-        assert piece.shape[1] == frames - given_frames
-        if piece.size and truth:
-            reading = compare(piece, *(t[:, given_frames:].copy() for t in truth(prompt, have, last)))
-            assert reading.status == "PASS", reading.message
-        given_frames = frames
-    return np.concatenate(pieces, axis=1)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(prompt=st.sampled_from((0, 1, 4, 6, 15)), cuts=st.lists(st.integers(0, 9), max_size=8))
-@example(prompt=6, cuts=[1] * TOKENS)
-@example(prompt=0, cuts=[1] * TOKENS)
-@example(prompt=15, cuts=[])
-@example(prompt=15, cuts=[0, 0, 23])
-def test_any_cut_gives_the_whole(flow, prompt, cuts):
-    about = utterance(prompt)
-    run(start(flow, about), about, cuts)
-
-
-def test_a_stream_that_is_not_over_gives_what_the_original_gives(flow):
-    about = utterance(6)
-    stream = start(flow, about)
-    run(stream, about, [5, 4, 1], finalize=False)
-
-
-def test_the_plain_paths_stream_too(flow):
-    about = utterance(6)
-    with fast_paths(PLAIN):
-        run(start(flow, about), about, [5, 4, 9])
-
-
-@pytest.mark.float32
-@pytest.mark.parametrize("cuts", [[], [4] * 8, [25, 4]], ids=["one", "evenly", "uneven"])
-def test_the_checkpoint_streams(parity, cuts):
-    models, rng = parity.models, np.random.default_rng(3)
-    config = models.config.flow
-    prompt, count = 12, 34
-    about = {
-        "token": rng.integers(0, config.vocab_size, (1, count)).astype(np.int32),
-        "prompt_token": rng.integers(0, config.vocab_size, (1, prompt)).astype(np.int32),
-        "prompt_feat": rng.standard_normal((1, RATIO * prompt, config.output_size)).astype(np.float32),
-        "embedding": rng.standard_normal((1, config.spk_embed_dim)).astype(np.float32),
-        "noise": rng.standard_normal((1, config.output_size, RATIO * (prompt + count))).astype(np.float32),
-    }
-
-    def truth(_, have, last):
-        return tuple(reference(model, dtype, have, last) for model, dtype in
-                     ((models.single, torch.float32), (models.double, torch.float64)))  # fmt: skip
-
-    def reference(model, dtype, have, last):
-        arrays = {**about, "token": about["token"][:, :have]}
-        tensors = {k: torch.from_numpy(v) if k.endswith("token") else torch.from_numpy(v).to(dtype)
-                   for k, v in arrays.items()}  # fmt: skip
-        with torch.inference_mode():
-            return swap(model.flow.inference(**tensors, streaming=True, finalize=last).numpy())
-
-    found = run(start(models.port.flow, about), about, cuts, truth=truth)
-    if not cuts:
-        name = "walk.flow.stream"
-        parity.add([Row(f"{name}.feat", "flow", "chained", STREAM, name, compare(found, *truth(prompt, count, True)))])
-
-
-# ---- work and memory
-
-
-def test_each_frame_is_computed_once_and_a_partial_chunk_again(flow):
-    about, work = utterance(0), Work()
-    run(start(flow, about, work=work), about, [4 + AHEAD, 4, 4, 4])
-    assert work.frames == RATIO * TOKENS  # every push ends where a chunk does
-    assert work.pairs == sum(CHUNK * (i + 1) * CHUNK for i in range(5)) + 6 * 46
-    work = Work()
-    run(start(flow, about, work=work), about, [6 + AHEAD])
-    assert work.frames == RATIO * TOKENS + 4  # half a chunk was computed and forgotten
-
-
-def test_no_room_means_the_same_frames_with_more_work(flow):
-    about = utterance(6)
-    for frames in (0, CHUNK, 3 * CHUNK):
-        memory, work = StreamMemory(), Work()
-        limit = state_bytes(flow.config, frames) if frames else 0
-        stream = start(flow, about, memory=memory.within(limit), work=work)
-        run(stream, about, [1] * 20)
-        unbounded = Work()
-        run(start(flow, about, work=unbounded), about, [1] * 20)
-        assert work.frames > unbounded.frames
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)
@@ -232,7 +83,7 @@ def test_each_thing_that_a_prompt_depends_on_is_in_its_key(flow):
 
 
 def test_other_weights_make_another_prompt():
-    flow = OwnPort().build(INFERENCE, FLOW, reference_state(case("flow.stream", INFERENCE.path, FLOW)))
+    flow = small_flow()
     about, memory, work = utterance(15), StreamMemory(), Work()
     before = run(start(flow, about, memory=memory.within(1 << 30)), about, [])
     flow.input_embedding.weight = flow.input_embedding.weight * 1.5

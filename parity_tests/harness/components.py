@@ -116,7 +116,7 @@ PLAN: tuple[Component, ...] = (
         "Streaming",
         "any cut of the input against whole recomputation by the reference; memory, kept prompts, overlapping requests",
         ("walk.flow.stream*", "walk.vocoder.stream*"),
-        ("test_streaming.py::*", "test_vocoder_streaming.py::*"),
+        ("test_streaming.py::*", "test_flow_streaming.py::*", "test_vocoder_streaming.py::*"),
     ),
     Component(
         "Causal padding",
@@ -160,7 +160,7 @@ PLAN: tuple[Component, ...] = (
         "Driver and every synthesis mode",
         "hop schedule, chunk lengths, zero-shot, cross-lingual, instruct, voice conversion, streamed and whole",
         ("golden.model_tts_vc*", "golden.silent*", "speech.*"),
-        ("test_driver.py::*", "test_cosyvoice3.py::*"),
+        ("test_driver.py::*", "test_driver_requests.py::*", "test_cosyvoice3.py::*"),
     ),
 )
 

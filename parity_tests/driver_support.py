@@ -1,0 +1,75 @@
+"""The driver of either side with a fixed prompt, and a language model that says what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity_tests.harness.golden_file import Kit
+from parity_tests.speech_support import SMALL
+from port.llm.sampling import SeededDraws
+
+SIDES = ("reference", "port")
+SAMPLES = 960  # of a token
+
+
+class Speaker:
+    """One side, a fixed prompt, and requests in numpy."""
+
+    def __init__(self, side: str, model: Any, prompt_tokens: int = 10) -> None:
+        self.kit, self.model = Kit(side), model
+        model.token_hop_len = SMALL.streaming.token_hop_len  # what a fresh object has
+        rng = np.random.default_rng(prompt_tokens)
+        prompt = {
+            "flow_prompt_speech_token": rng.integers(0, 81, (1, prompt_tokens)).astype(np.int32),
+            "prompt_speech_feat": rng.standard_normal((1, 2 * prompt_tokens, 80)).astype(np.float32),
+            "flow_embedding": rng.standard_normal((1, 8)).astype(np.float32),
+        }
+        self.prompt = {k: self.kit.tensor(v) for k, v in prompt.items()}
+
+    def stream(
+        self, tokens: int | None = None, text: int | None = None, seed: int | None = None, **options: Any
+    ) -> Iterator[np.ndarray]:
+        """Chunks (1, L) of a request for so many given tokens, or for so long a text; `seed` is of its draws."""
+        if tokens is not None:
+            options["source_speech_token"] = self.kit.tensor(some_tokens(tokens))
+        if text is not None:
+            options["text"] = self.kit.tensor(np.full((1, text), 5, np.int32))
+            options["prompt_text"] = self.kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
+        if seed is not None:
+            options["draws"] = SeededDraws(seed)
+        for result in self.model.tts(**self.prompt, **options):
+            yield np.array(self.kit.array(result["tts_speech"]))
+
+    def say(self, *args: Any, **options: Any) -> list[np.ndarray]:
+        """All chunks of `stream`."""
+        return list(self.stream(*args, **options))
+
+    def lengths(self, *args: Any, **options: Any) -> list[int]:
+        """Samples of each chunk of `stream`."""
+        return [speech.shape[1] for speech in self.say(*args, **options)]
+
+
+def some_tokens(count: int) -> np.ndarray:
+    """Speech tokens (1, count), none of them silent."""
+    return np.random.default_rng(count).integers(30, 54, (1, count)).astype(np.int32)
+
+
+def scripted(tokens: Sequence[int], seen: list[int] | None = None) -> Callable[..., int]:
+    """A sampler that says these tokens, then the end, and notes them in `seen`."""
+    script = iter([*tokens, SMALL.llm.eos])
+
+    def sample(*_: Any) -> int:
+        token = next(script)
+        if seen is not None:
+            seen.append(token)
+        return int(token)
+
+    return sample
+
+
+def joined(chunks: Sequence[np.ndarray]) -> np.ndarray:
+    """One array (1, L) of chunks."""
+    return np.concatenate(chunks, axis=1)

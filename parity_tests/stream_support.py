@@ -1,0 +1,86 @@
+"""The small flow decoder, an utterance for it, and its stream held to what the original gives for the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import accumulate
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import torch
+
+from parity_tests.adapters.own import OwnPort
+from parity_tests.cases.flow import FLOW
+from parity_tests.harness.cases import case, normal, tokens
+from parity_tests.harness.compare import compare
+from parity_tests.harness.oracle import reference_state, run_reference
+from parity_tests.harness.targets import TARGETS, swap
+from port.flow.incremental import StreamingFlow
+
+INFERENCE = TARGETS["flow.decoder.CausalMaskedDiffWithDiT.inference"]
+AHEAD, RATIO, CHUNK = 3, 2, 8  # tokens, frames a token, frames of a chunk in the small model
+TOKENS = 23
+
+
+def small_flow() -> Any:
+    """The port's flow decoder with live random weights."""
+    return OwnPort().build(INFERENCE, FLOW, reference_state(case("flow.stream", INFERENCE.path, FLOW)))
+
+
+@cache
+def utterance(prompt: int) -> dict[str, np.ndarray]:
+    """Inputs of the flow decoder; `prompt_feat` is (1, F, C) on both sides, `noise` (1, C, n)."""
+    drawn = case(
+        "flow.stream",
+        INFERENCE.path,
+        FLOW,
+        token=tokens(1, TOKENS, high=61),
+        prompt_token=tokens(1, prompt, high=61),
+        prompt_feat=normal(1, RATIO * prompt, 12),
+        embedding=normal(1, 24),
+        noise=normal(1, 12, RATIO * (prompt + TOKENS)),
+    )
+    return drawn.draw()
+
+
+@cache
+def truth(prompt: int, have: int, finalize: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What the original would give for the first `have` tokens, (1, n, C), in both precisions."""
+    inputs = utterance(prompt)
+    inputs = {**inputs, "token": inputs["token"][:, :have]}
+    state = reference_state(case("flow.stream", INFERENCE.path, FLOW))
+    call = dict(streaming=True, finalize=finalize)
+    return tuple(
+        swap(run_reference(INFERENCE, FLOW, state, inputs, call, dtype)["feat"])
+        for dtype in (torch.float32, torch.float64)
+    )
+
+
+def start(flow: Any, about: dict[str, np.ndarray], **options: Any) -> StreamingFlow:
+    """A stream of an utterance."""
+    arrays = {name: mx.array(about[name]) for name in ("prompt_feat", "embedding")}
+    return StreamingFlow(flow, about["prompt_token"], noise=mx.array(swap(about["noise"])), **arrays, **options)
+
+
+def run(
+    stream: StreamingFlow,
+    about: dict[str, np.ndarray],
+    cuts: Sequence[int],
+    finalize: bool = True,
+    truth: Callable[[int, int, bool], tuple[np.ndarray, np.ndarray]] | None = truth,
+) -> np.ndarray:
+    """Push tokens cut at the lengths `cuts`, then the rest; each piece is what the original's whole run ends with."""
+    prompt, count = about["prompt_token"].shape[1], about["token"].shape[1]
+    given_frames, pieces = 0, []
+    for have, last in [*((min(have, count), False) for have in accumulate(cuts)), (count, finalize)]:
+        piece = np.array(stream.push(about["token"][:, :have], finalize=last))
+        pieces.append(piece)
+        frames = RATIO * have if last else max(0, RATIO * (have - AHEAD))
+        assert piece.shape[1] == frames - given_frames
+        if piece.size and truth:
+            reading = compare(piece, *(t[:, given_frames:].copy() for t in truth(prompt, have, last)))
+            assert reading.status == "PASS", reading.message
+        given_frames = frames
+    return np.concatenate(pieces, axis=1)

@@ -1,0 +1,93 @@
+"""The flow decoder as a stream: any cut gives the frames of the whole run, each computed once."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from parity_tests.harness.compare import compare
+from parity_tests.harness.judge import Row
+from parity_tests.harness.targets import swap
+from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, run, start, utterance
+from port.flow.state import Work, state_bytes
+from port.paths import PLAIN, fast_paths
+from port.streaming import StreamMemory
+
+STREAM = "flow.incremental.StreamingFlow"
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(prompt=st.sampled_from((0, 1, 4, 6, 15)), cuts=st.lists(st.integers(0, 9), max_size=8))
+@example(prompt=6, cuts=[1] * TOKENS)
+@example(prompt=0, cuts=[1] * TOKENS)
+@example(prompt=15, cuts=[])
+@example(prompt=15, cuts=[0, 0, 23])
+def test_any_cut_gives_the_whole(flow, prompt, cuts):
+    about = utterance(prompt)
+    run(start(flow, about), about, cuts)
+
+
+def test_a_stream_that_is_not_over_gives_what_the_original_gives(flow):
+    about = utterance(6)
+    stream = start(flow, about)
+    run(stream, about, [5, 4, 1], finalize=False)
+
+
+def test_the_plain_paths_stream_too(flow):
+    about = utterance(6)
+    with fast_paths(PLAIN):
+        run(start(flow, about), about, [5, 4, 9])
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("cuts", [[], [4] * 8, [25, 4]], ids=["one", "evenly", "uneven"])
+def test_the_checkpoint_streams(parity, cuts):
+    models, rng = parity.models, np.random.default_rng(3)
+    config = models.config.flow
+    prompt, count = 12, 34
+    about = {
+        "token": rng.integers(0, config.vocab_size, (1, count)).astype(np.int32),
+        "prompt_token": rng.integers(0, config.vocab_size, (1, prompt)).astype(np.int32),
+        "prompt_feat": rng.standard_normal((1, RATIO * prompt, config.output_size)).astype(np.float32),
+        "embedding": rng.standard_normal((1, config.spk_embed_dim)).astype(np.float32),
+        "noise": rng.standard_normal((1, config.output_size, RATIO * (prompt + count))).astype(np.float32),
+    }
+
+    def truth(_, have, last):
+        return tuple(reference(model, dtype, have, last) for model, dtype in
+                     ((models.single, torch.float32), (models.double, torch.float64)))  # fmt: skip
+
+    def reference(model, dtype, have, last):
+        arrays = {**about, "token": about["token"][:, :have]}
+        tensors = {k: torch.from_numpy(v) if k.endswith("token") else torch.from_numpy(v).to(dtype)
+                   for k, v in arrays.items()}  # fmt: skip
+        with torch.inference_mode():
+            return swap(model.flow.inference(**tensors, streaming=True, finalize=last).numpy())
+
+    found = run(start(models.port.flow, about), about, cuts, truth=truth)
+    if not cuts:
+        name = "walk.flow.stream"
+        parity.add([Row(f"{name}.feat", "flow", "chained", STREAM, name, compare(found, *truth(prompt, count, True)))])
+
+
+def test_each_frame_is_computed_once_and_a_partial_chunk_again(flow):
+    about, work = utterance(0), Work()
+    run(start(flow, about, work=work), about, [4 + AHEAD, 4, 4, 4])
+    assert work.frames == RATIO * TOKENS  # every push ends where a chunk does
+    assert work.pairs == sum(CHUNK * (i + 1) * CHUNK for i in range(5)) + 6 * 46
+    work = Work()
+    run(start(flow, about, work=work), about, [6 + AHEAD])
+    assert work.frames == RATIO * TOKENS + 4  # half a chunk was computed and forgotten
+
+
+def test_no_room_means_the_same_frames_with_more_work(flow):
+    about = utterance(6)
+    for frames in (0, CHUNK, 3 * CHUNK):
+        memory, work = StreamMemory(), Work()
+        limit = state_bytes(flow.config, frames) if frames else 0
+        stream = start(flow, about, memory=memory.within(limit), work=work)
+        run(stream, about, [1] * 20)
+        unbounded = Work()
+        run(start(flow, about, work=unbounded), about, [1] * 20)
+        assert work.frames > unbounded.frames
