@@ -48,6 +48,7 @@ class Audit:
     parameter_elements: int
     parameters_by_part: dict[str, int]
     files: dict[str, SourceFile] = field(default_factory=dict)  # by part, then the text files by name
+    baked: dict[str, int] = field(default_factory=dict)  # timesteps, the parameters that became tables, and the tables
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -55,9 +56,15 @@ class Audit:
     @property
     def verdict(self) -> str:
         """One line for people."""
+        baked = (
+            "; {parameters} of them baked into tables of {timesteps} timesteps".format(**self.baked)
+            if self.baked
+            else ""
+        )
         return (
             f"{self.sources} source tensors: {self.consumed} consumed, {len(self.dropped)} dropped with a reason, "
             f"none left over; {self.parameters} port parameters ({self.parameter_elements:,} numbers), each filled once"
+            f"{baked}"
         )
 
 

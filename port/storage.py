@@ -100,7 +100,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise WeightsError(f"{path}: its header is not JSON") from None
     if not isinstance(header, dict):
         raise WeightsError(f"{path}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", None) or {}  # null is what mx.save_safetensors writes for none
     if not isinstance(metadata, dict) or not all(map(_is_text, [*header, *metadata, *metadata.values()])):
         raise WeightsError(f"{path}: its metadata or a name is no valid text")
     infos = {name: _entry(path, name, entry) for name, entry in header.items()}

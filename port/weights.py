@@ -6,6 +6,7 @@ Loading is strict: every parameter of the model filled once with its own shape, 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from .config import ConfigError, CosyVoice3Config
+from .flow.modulation import make_room
 from .model import CosyVoice3Model
 from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, WeightsError, Writer, describe, read_headers, read_json
 
 _FLOATS = ("F32", "F16", "BF16")
+BAKED_TIMES = "flow.decoder.estimator.time_embed.times"
 
 
 def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
@@ -37,6 +40,7 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     config = CosyVoice3Config.load(folder)
     found = read_headers(folder)
     model = CosyVoice3Model(config)
+    expect_baked(model, found, folder)
     if quantization := quantization_of(folder):
         quantize(model, quantization, found)
     check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
@@ -78,6 +82,21 @@ def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str,
             raise WeightsError(f"{path}: {name} has shape {list(info.shape)}, the model needs {list(shape)}")
         if info.dtype not in _FLOATS and f"{name.removesuffix('.weight')}.scales" not in found:
             raise WeightsError(f"{path}: {name} holds {info.dtype}, expected floating point")
+
+
+def expect_baked(model: CosyVoice3Model, found: Mapping[str, tuple[Path, TensorInfo]], folder: Path) -> None:
+    """Make room for the tables of `--bake-timesteps` where a folder has them.
+
+    Raises:
+        WeightsError: a number of times that no model has.
+    """
+    if BAKED_TIMES not in found:
+        return
+    shape = found[BAKED_TIMES][1].shape
+    try:
+        make_room(model.flow.decoder.estimator, math.prod(shape))
+    except ValueError as error:
+        raise WeightsError(f"{folder}: {BAKED_TIMES}: {error}") from None
 
 
 def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Mapping[str, Any]) -> None:

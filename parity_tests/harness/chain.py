@@ -7,7 +7,7 @@ shows in both; drift that only grows shows in the first. What the parts received
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from parity_tests.harness.models import Models
 from parity_tests.harness.oracle import to_numpy, to_torch
 from parity_tests.harness.spool import Spool
 from parity_tests.harness.targets import Change
+from port.flow.modulation import is_baked
 from port.paths import fast_paths
 
 ABOVE = ("FAIL", "ERROR", "VACUOUS")
@@ -58,6 +59,16 @@ SPELLED = {
     "speaker.head.layer1.": "speaker.head.layer1.layers.",
     "speaker.head.layer2.": "speaker.head.layer2.layers.",
 }
+
+# What a port with baked timesteps has no weights for, alone: inside the whole its tables stand for them.
+BY_TIME = (
+    "flow.layers.SinusPositionEmbedding",
+    "flow.layers.TimestepEmbedding",
+    "flow.layers.AdaLayerNormZero",
+    "flow.layers.AdaLayerNormZero_Final",
+    "flow.layers.DiTBlock",
+)
+BAKED = Reading("SKIP", "the folder holds tables of the fixed timesteps in place of these weights")
 
 Key = tuple[str, str, int]
 
@@ -110,7 +121,8 @@ def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
             _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32, spool)  # type: ignore[misc]
             for run in range(plan.nudges)
         ]
-        rows = _compare_calls(plan, spool, single, double, port, nudged, isolated)
+        by_time = BY_TIME if is_baked(models.port.flow.decoder.estimator) else ()
+        rows = _compare_calls(plan, spool, single, double, port, nudged, isolated, by_time)
     results = [side.results for side in nudged]
     for name, reading in compare_all(port.results, single.results, double.results, results).items():
         rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
@@ -141,18 +153,30 @@ def _run_port(model: Any, plan: Walk, spool: Spool) -> Side:
 
 
 def _compare_calls(
-    plan: Walk, spool: Spool, single: Side, double: Side, port: Side, nudged: list[Side], isolated: bool
+    plan: Walk,
+    spool: Spool,
+    single: Side,
+    double: Side,
+    port: Side,
+    nudged: list[Side],
+    isolated: bool,
+    by_time: Sequence[str],
 ) -> list[Row]:
-    """One chained and one isolated row for each part and output: the worst of its calls stands for all."""
+    """One chained and one isolated row for each part and output: the worst of its calls stands for all.
+
+    Args:
+        by_time: parts that the port cannot run alone, or has not at all.
+    """
     calls, port_calls, double_calls = single.by_key(), port.by_key(), double.by_key()
     further = [side.by_key() for side in nudged]
     rows: dict[tuple[str, str], Row] = {}
     for key in dict.fromkeys([*calls, *port_calls]):
         path, name, index = key
         if key not in calls or key not in port_calls:
-            reading = Reading(
-                "ERROR", f"call {index} was made by the {'port' if key in port_calls else 'reference'} only"
-            )
+            alone = "port" if key in port_calls else "reference"
+            reading = Reading("ERROR", f"call {index} was made by the {alone} only")
+            if path in by_time and alone == "reference":
+                reading = BAKED
             name = f"{plan.name}/{name}"
             rows.setdefault((name, "chained"), _row(plan, name, path, "chained", reading))
             continue
@@ -162,7 +186,10 @@ def _compare_calls(
         results = {k: call.target.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
         others = [spool.load(side[key].results) for side in further]
         _keep_worst(rows, plan, key, "chained", compare_all(results, call.results, truth.results, others))
-        if isolated:
+        if isolated and path in by_time:
+            name = f"{plan.name}/{name}"
+            rows.setdefault((name, "isolated"), _row(plan, name, path, "isolated", BAKED))
+        elif isolated:
             call = replace(call, arguments=spool.load(call.arguments))
             _keep_worst(rows, plan, key, "isolated", _isolated(call, truth, mine))
     return list(rows.values())

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import torch
 from mlx.utils import tree_flatten
 
@@ -18,6 +17,7 @@ from convert.parts import Part, converted_parts
 from port import weights
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model as PortModel
+from port.storage import read_headers
 from reference.flow.decoder import CausalMaskedDiffWithDiT
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3
@@ -101,9 +101,9 @@ class Models:
             single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
         single.eval()
         port = PortModel(config).eval()
-        held = {}
-        for file in sorted(folder.glob("*.safetensors")):
-            held |= mx.load(str(file))  # arrays are read when they are used, those of deeper layers never
+        weights.expect_baked(port, headers := read_headers(folder), folder)
+        # Arrays are read when they are used, those of deeper layers never.
+        held = weights.read_arrays(file for file, _ in headers.values())
         if quantization := weights.quantization_of(folder):
             weights.quantize(port, quantization, held)
         for name in parts:

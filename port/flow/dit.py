@@ -26,7 +26,7 @@ from .layers import (
     rotary_tables,
 )
 from .masks import add_optional_chunk_mask
-from .modulation import ModulationTables, Steering, bake
+from .modulation import ModulationTables, Steering, bake, is_baked
 
 
 class InputEmbedding(nn.Module):
@@ -100,9 +100,12 @@ class DiT(nn.Module):
             for each time, (b, d) or (1, d) each; without it the time embedding (b, d).
         """
         times = np.asarray(t, dtype=np.float32)
-        if active().modulation_tables or self.modulation_tables.baked:
+        if active().modulation_tables:
             return self.modulation_tables(self, times.reshape(-1).tolist())
-        emb = self.time_embed(np.broadcast_to(times, (rows,)) if times.ndim == 0 else times)
+        times = np.broadcast_to(times, (rows,)) if times.ndim == 0 else times
+        if is_baked(self):
+            return self.modulation_tables(self, times.tolist())
+        emb = self.time_embed(times)
         return [emb] * (len(self.transformer_blocks) + 1)
 
     def bake(self, times: Sequence[float]) -> None:
@@ -110,7 +113,7 @@ class DiT(nn.Module):
 
         Whatever else asks for another time ends in a ValueError from then on.
         """
-        bake(self, self.modulation_tables, times)
+        bake(self, times)
 
     def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | Chunks | None:
         """Queries by keys, (b or 1, 1, n or 1, n) bool, from the valid frames (b, n); None where every frame sees all.

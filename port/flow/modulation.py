@@ -1,9 +1,10 @@
 """Modulations of the diffusion transformer by time, made once: a step of the flow then runs no linear of a norm.
 
 Speech takes the same ten times for every request, and 42 % of the transformer's weights see nothing but the time. Their
-results can stand in place of the weights (`bake`): then the model knows these times only.
+results can stand in place of the weights (`bake`, or a folder of `convert/run.py --bake-timesteps`): then the model
+knows these times only.
 
-N times, d width
+N times, k vectors of a norm, d width
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from mlx.utils import tree_flatten
 
 # Times kept at once, 0.5 MB each at the official size; more than any schedule in use has steps.
 MAX_TIMES = 64
-NOT_BAKED = "{} is not among the timesteps that were baked; load the model without bake_timesteps"
+NOT_BAKED = "{} is not among the timesteps that were baked; load or convert the model without baking them"
+# Float32 steps round differently from machine to machine; the times of any schedule are much further apart.
+SAME_TIME = 1e-6
 # What steers a norm: the time embedding (b, d), or the vectors made of it before, (b or 1, d) each.
 Steering = mx.array | tuple[mx.array, ...]
 
@@ -29,6 +32,7 @@ class Estimator(Protocol):
     time_embed: nn.Module
     transformer_blocks: list[nn.Module]
     norm_out: nn.Module
+    modulation_tables: ModulationTables
 
 
 def step_times(t_span: np.ndarray) -> list[float]:
@@ -53,7 +57,6 @@ class ModulationTables:
     """Vectors of every norm at the times that were asked for, as long as the weights stay the same."""
 
     def __init__(self) -> None:
-        self.baked = False
         self._weights: list[mx.array] = []
         self._rows: dict[float, list[tuple[mx.array, ...]]] = {}  # by time: (1, d) vectors of each norm
 
@@ -71,10 +74,6 @@ class ModulationTables:
         Raises:
             ValueError: a time that a baked model does not know.
         """
-        if self.baked:
-            if unknown := [t for t in times if t not in self._rows]:
-                raise ValueError(NOT_BAKED.format(f"time {unknown[0]:.4f}"))
-            return
         weights = [value for part in (dit.time_embed, *norms(dit)) for _, value in tree_flatten(part.parameters())]
         if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._weights, self._rows = weights, {}
@@ -91,9 +90,7 @@ class ModulationTables:
         self._rows = rows | found
 
 
-class Baked(nn.Module):
-    """Stands where a part of the DiT was whose results are in the tables."""
-
+class _Baked(nn.Module):
     def __call__(self, *arguments: mx.array | np.ndarray) -> NoReturn:
         """Refuse.
 
@@ -103,17 +100,84 @@ class Baked(nn.Module):
         raise ValueError(NOT_BAKED.format("this time"))
 
 
-def bake(dit: Estimator, tables: ModulationTables, times: Sequence[float]) -> None:
-    """Put the vectors of all norms at `times` in place of the weights that make them, which are let go."""
-    tables.add(dit, times)
-    tables.baked = True
-    tables._weights = []  # kept to see that they change, they would stay in memory
-    dit.time_embed = Baked()
-    for norm in norms(dit):
-        norm.linear = Baked()
+class BakedTimes(_Baked):
+    """In place of the time embedding: the times of the tables.
+
+    Args:
+        times: (N,) float32.
+    """
+
+    def __init__(self, times: mx.array) -> None:
+        super().__init__()
+        self.times = times
+
+    def rows(self, times: Sequence[float]) -> mx.array:
+        """Where `times` stand in the tables.
+
+        Raises:
+            ValueError: a time that is not there.
+        """
+        apart = np.abs(np.array(self.times) - np.array(times, np.float32)[:, None])
+        if (unknown := apart.min(axis=1) > SAME_TIME).any():
+            raise ValueError(NOT_BAKED.format(f"time {times[int(unknown.argmax())]:.4f}"))
+        return mx.array(apart.argmin(axis=1))
+
+
+class BakedVectors(_Baked):
+    """In place of a norm's linear: what the norm's `modulation` returns at each time.
+
+    Args:
+        table: (N, k, d) float32.
+    """
+
+    def __init__(self, table: mx.array) -> None:
+        super().__init__()
+        self.table = table
+
+
+def is_baked(dit: Estimator) -> bool:
+    """Whether tables stand in place of the weights."""
+    return isinstance(dit.time_embed, BakedTimes)
+
+
+def bake(dit: Estimator, times: Sequence[float]) -> None:
+    """Put the vectors of all norms at `times` in place of the weights that make them, which are let go.
+
+    Raises:
+        ValueError: tables stand there already, and a time is not among theirs.
+    """
+    tables = [mx.stack(vectors, axis=1) for vectors in tabulate(dit, times)]
+    mx.eval(tables)
+    _put(dit, mx.array(times, mx.float32), tables)
+
+
+def make_room(dit: Estimator, count: int) -> None:
+    """Put empty tables for `count` times in place of the weights, to be loaded.
+
+    Raises:
+        ValueError: more times than are kept at once, or none.
+    """
+    if not 1 <= count <= MAX_TIMES:
+        raise ValueError(f"{count} baked timesteps; a model has 1 to {MAX_TIMES}")
+    shapes = [norm.linear.weight.shape for norm in norms(dit)]  # (k * d, d)
+    _put(dit, mx.zeros(count), [mx.zeros((count, outputs // d, d)) for outputs, d in shapes])
+
+
+def _put(dit: Estimator, times: mx.array, tables: Sequence[mx.array]) -> None:
+    dit.time_embed = BakedTimes(times)
+    for norm, table in zip(norms(dit), tables, strict=True):
+        norm.linear = BakedVectors(table)
+    dit.modulation_tables = ModulationTables()  # what it kept refers to the weights
 
 
 def tabulate(dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
-    """The vectors of each norm at `times`, (N, d) each."""
+    """The vectors of each norm at `times`, (N, d) each.
+
+    Raises:
+        ValueError: a time that a baked model does not know.
+    """
+    if is_baked(dit):
+        rows = dit.time_embed.rows(times)
+        return [tuple(mx.moveaxis(norm.linear.table[rows], 1, 0)) for norm in norms(dit)]
     emb = dit.time_embed(np.array(times, np.float32))
     return [norm.modulation(emb) for norm in norms(dit)]

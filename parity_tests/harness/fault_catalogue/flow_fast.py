@@ -40,6 +40,12 @@ FAULTS = (
         edit(_TABLES, "in enumerate(missing)}", "in enumerate(missing[::-1])}"),
     ),
     Fault(
+        "baked_table_of_the_time_after",
+        "off by one",
+        FAST,
+        edit("flow.modulation:BakedTimes.rows", "apart.argmin(axis=1)", "(apart.argmin(axis=1) + 1) % len(apart[0])"),
+    ),
+    Fault(
         "hoisted_input_of_the_other_half",
         "cache",
         "flow.matching.CausalConditionalCFM.velocity",
