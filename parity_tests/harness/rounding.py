@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -19,6 +20,7 @@ from port.config import CosyVoice3Config
 from port.storage import DTYPES
 from port.weights import quantization_of
 
+ROWS = 4096
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,20 +44,29 @@ def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, gr
         state = module.state_dict()
         arrays = {key: value.numpy() for key, value in state.items()}
         for step in plan(part.name, state):
-            if step.target is None or found.tags[step.target] == "F32":
+            # A parameter that is not there was baked into tables, which are float32.
+            if step.target is None or found.tags.get(step.target, "F32") == "F32":
                 continue
             layer, _, kind = step.target.rpartition(".")
             tag = found.tags.get(f"{layer}.scales", found.tags[step.target])
-            value = mx.array(step.apply(arrays, config)).astype(DTYPES[tag][0])
-            if found.tags[step.target] == "U32":
-                own = {key: settings.get(layer, settings)[key] for key in ("group_size", "bits")}
-                value = mx.dequantize(*mx.quantize(value, **own), **own)
-            _overwrite(state, step, np.array(value.astype(mx.float32)))
+            own = settings.get(layer, settings) if found.tags[step.target] == "U32" else {}
+            _overwrite(state, step, _as_stored(step.apply(arrays, config), DTYPES[tag][0], own))
             owner = module.get_submodule(step.sources[0].rpartition(".")[0])
             if tag in TORCH and kind == "weight" and isinstance(owner, nn.Linear):
                 owner.register_forward_pre_hook(lambda _, x, dtype=TORCH[tag]: tuple(_round(v, dtype) for v in x))
                 owner.register_forward_hook(lambda _, x, y, dtype=TORCH[tag]: _round(y, dtype))
     return model
+
+
+def _as_stored(value: np.ndarray, dtype: mx.Dtype, settings: Mapping[str, Any]) -> np.ndarray:
+    """Round a parameter to a dtype and to quantized levels, some rows at a time: the tables of tokens are large."""
+    rounded, levels = np.empty_like(value), {k: settings[k] for k in ("group_size", "bits") if settings}
+    for start in range(0, len(value), ROWS):
+        rows = mx.array(value[start : start + ROWS]).astype(dtype)
+        if levels:
+            rows = mx.dequantize(*mx.quantize(rows, **levels), **levels)
+        rounded[start : start + ROWS] = np.array(rows.astype(mx.float32))
+    return rounded
 
 
 def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
