@@ -1,11 +1,17 @@
-"""Both sides ready to speak, and a hub on this machine, for the test files that share them."""
+"""What several test files share: both sides ready to speak, small models, a checkpoint, a hub on this machine."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 
+from convert import run
+from parity_tests.convert_support import passing
 from parity_tests.driver_support import SIDES, Speaker
 from parity_tests.fake_hub import CHUNK, fake_hub
 from parity_tests.speech_support import sides, small_models, write_voice
 from parity_tests.stream_support import small_flow
+from reference.synthesize import synthesize
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +51,40 @@ def speaker(request, models):
 def flow():
     """The small flow decoder, for tests that leave its weights alone."""
     return small_flow()
+
+
+@pytest.fixture(scope="session")
+def official(tmp_path_factory):
+    """A small checkpoint in the official layout, not to be changed."""
+    folder = tmp_path_factory.mktemp("official") / "tiny"
+    synthesize(folder, "tiny", seed=3)
+    return folder
+
+
+@pytest.fixture
+def source(official, tmp_path):
+    """The same, to be spoiled."""
+    return Path(shutil.copytree(official, tmp_path / "source"))
+
+
+@pytest.fixture
+def conversion(tmp_path, monkeypatch, capsys):
+    """Run the command on a folder; gives the exit code and the one line on stderr, and checks that nothing is left."""
+
+    def call(folder, out=None, expect_left=()):
+        monkeypatch.setattr(run, "parity_check", passing)
+        results = tmp_path / "results"
+        results.mkdir(exist_ok=True)
+        code = run.main(["--hf-path", str(folder), "--mlx-path", str(out or results / "out")])
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.splitlines() if line and "%|" not in line and "it/s" not in line]
+        if code:
+            assert len(lines) == 1, captured.err
+            assert lines[0].startswith("convert: ")
+            assert sorted(p.name for p in results.iterdir()) == sorted(expect_left)
+        return code, lines[0] if lines else ""
+
+    return call
 
 
 @pytest.fixture

@@ -34,6 +34,9 @@ from reference import cosyvoice3 as reference_side
 from reference.model import CosyVoice3Model as ReferenceModel
 
 TOKENIZER_FOLDER = "CosyVoice-BlankEN"
+SYSTEM = "You are a helpful assistant.<|endofprompt|>"
+WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
+LONGER = "The morning train is late, and the rain stopped."  # for two chunks
 
 # Just enough of everything for the driver: the official frame rates and chunks, few tokens.
 SMALL = CosyVoice3Config(

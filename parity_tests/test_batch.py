@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.speech_support import copy_folder, write_voice
+from parity_tests.speech_support import SYSTEM, copy_folder, write_voice
 from port import batch, cli
 from port.batch import ManifestError, Utterance, read_manifest
 
 ROOT = Path(__file__).parents[1]
-PROMPT = "You are a helpful assistant.<|endofprompt|>"
 LINES = (
     dict(id="vc", source_wav="source.wav", prompt_wav="prompt.wav"),
-    dict(id="zero", mode="zero-shot", text="Hi.", prompt_text=f"{PROMPT}Hello.", prompt_wav="prompt.wav"),
+    dict(id="zero", mode="zero-shot", text="Hi.", prompt_text=f"{SYSTEM}Hello.", prompt_wav="prompt.wav"),
     dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
     dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
-    dict(id="seeded", text=f"{PROMPT}Hi.", prompt_wav="prompt.wav", seed=7),
+    dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
 )
 
 

@@ -9,16 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from parity_tests.speech_support import copy_folder, write_voice
+from parity_tests.cli_support import MODES, assert_one_line, heard, say
+from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
 from port import cli
 from port.arguments import EXAMPLES, PROGRAM
 from port.speakers import SPEAKERS_FILE, save_speakers
 
 ROOT = Path(__file__).parents[1]
-SYSTEM = "You are a helpful assistant.<|endofprompt|>"
-WORDS = "The morning train is late."
 
 
 @pytest.fixture(scope="module")
@@ -62,25 +60,6 @@ def voices(model):
     (model / SPEAKERS_FILE).unlink(missing_ok=True)
 
 
-def heard(path):
-    wave, rate = soundfile.read(path)
-    assert rate == 24000
-    assert wave.ndim == 1
-    assert np.abs(wave).max() > 0
-    return wave
-
-
-def say(model, wavs, *more, prompt="prompt"):
-    return ("say", "--model", model, "--prompt-wav", wavs[prompt], *more)
-
-
-MODES = {
-    "zero-shot": ("--text", WORDS, "--prompt-text", SYSTEM + "How many people?"),
-    "cross-lingual": ("--text", SYSTEM + WORDS),
-    "instruct": ("--text", WORDS, "--instruct", "Please speak slowly.<|endofprompt|>"),
-}
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_say(run, model, wavs, tmp_path, mode):
     waves = []
@@ -118,8 +97,9 @@ def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch)
             sizes.append([p.stat().st_size for p in tmp_path.glob(".*.wav")])
 
     monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", watched)
-    text = SYSTEM + "The morning train is late, and the rain stopped."
-    arguments = say(model, wavs, "--text", text, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav")
+    arguments = say(
+        model, wavs, "--text", SYSTEM + LONGER, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav"
+    )
     assert run(*arguments, "--stream")[0] == 0
     assert len(sizes) > 1
     assert all(len(found) == 1 for found in sizes)
@@ -163,7 +143,7 @@ def test_vc(run, model, wavs, tmp_path):
 @pytest.mark.float32
 def test_saved_voices(run, model, wavs, tmp_path, voices):
     here = ("--model", model)
-    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + "How many people?")
+    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
     assert run("spk", "list", *here) == (0, "", "")
     for name in ("bob", "anna"):
         code, out, err = run("spk", "add", *here, "--spk", name, *prompt)
@@ -193,15 +173,6 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, voices):
 
 
 # ---- what cannot be used
-
-
-def assert_one_line(result, code, words):
-    found, out, err = result
-    assert (found, out) == (code, "")
-    line = err.strip().splitlines()[-1]  # argparse puts its usage before it
-    assert words in line
-    assert "Traceback" not in err
-    assert code == 2 or err.count("\n") == 1
 
 
 REFUSED = {

@@ -11,13 +11,11 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import Row
 from parity_tests.harness.listening import listening
 from parity_tests.harness.targets import swap
+from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3
 from port.speakers import FIELDS
 
-SYSTEM = "You are a helpful assistant.<|endofprompt|>"
-WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
-LONGER = "The morning train is late, and the rain stopped."  # for two chunks
 SLOWLY = "Please say this sentence slowly.<|endofprompt|>"
 NOISE_FRAMES = 4000
 NUDGES = 3

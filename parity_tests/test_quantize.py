@@ -18,6 +18,7 @@ from convert import run
 from convert.mapping import ConversionError
 from convert.quantize import PARTS, Precision, PrecisionError, precision_of
 from parity_tests.adapters.own import OwnPort
+from parity_tests.convert_support import passing
 from parity_tests.harness.cases import case, normal, valid
 from parity_tests.harness.compare import BUDGET, Reading, agreement
 from parity_tests.harness.judge import Row, failures, reduced
@@ -40,10 +41,6 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official") / "tiny"
     synthesize(folder, "tiny", seed=5)
     return run.find_source(str(folder))
-
-
-def passing(source, folder):
-    return [{"checkpoint": "stand-in", "status": "PASS"}]
 
 
 def converted(source, out, precision, parity=passing):

@@ -8,16 +8,13 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
-from parity_tests.speech_support import copy_folder, write_voice
+from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
 from port.config import ConfigError
 from port.cosyvoice3 import CosyVoice3
 from port.frontend.audio import AudioError
 from port.speakers import FIELDS, SPEAKERS_FILE
 from port.storage import WeightsError
 from reference.cosyvoice3 import CosyVoice3 as Reference
-
-SYSTEM = "You are a helpful assistant.<|endofprompt|>"
-WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
 
 
 def refusals(tmp_path):

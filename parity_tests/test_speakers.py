@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
 from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
-
-SYSTEM = "You are a helpful assistant.<|endofprompt|>"
-WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
 
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):

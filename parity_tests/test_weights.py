@@ -10,20 +10,15 @@ import pytest
 from mlx.utils import tree_flatten
 
 from convert import run
+from parity_tests.convert_support import CONFIG, passing
 from port import weights
 from port.config import ConfigError, CosyVoice3Config
 from port.model import CosyVoice3Model
 from port.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
-from reference.synthesize import synthesize, tiny_config
+from reference.synthesize import synthesize
 
 pytestmark = pytest.mark.meta
-
-CONFIG = tiny_config()
 FILE = "model.safetensors"
-
-
-def passing(source, folder):
-    return [{"checkpoint": "stand-in", "status": "PASS"}]
 
 
 @pytest.fixture(scope="module")

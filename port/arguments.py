@@ -56,6 +56,9 @@ def parser() -> argparse.ArgumentParser:
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
+        made.add_argument(
+            "--revision", metavar="R", help="branch, tag or commit of a hub id (default: its main branch)"
+        )
         made.add_argument("--device", default="auto", choices=DEVICES, help="where to compute; auto: a GPU if any")
         made.set_defaults(run=run)
         return made

@@ -126,7 +126,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def run_batch(manifest: Path, out: Path, model: str, seed: int = 0) -> tuple[int, int]:
+def run_batch(manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None) -> tuple[int, int]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
     A line that fails is recorded and tried again by the next run.
@@ -136,6 +136,7 @@ def run_batch(manifest: Path, out: Path, model: str, seed: int = 0) -> tuple[int
         out: made when missing; ranks on several machines must see the same folder.
         model: as for `CosyVoice3.from_pretrained`.
         seed: utterances without a seed of their own get one from this and their id.
+        revision: of a hub id.
 
     Returns:
         How many lines failed, of how many, over all ranks.
@@ -148,7 +149,7 @@ def run_batch(manifest: Path, out: Path, model: str, seed: int = 0) -> tuple[int
     group = mx.distributed.init()
     records = out / RECORDS
     records.mkdir(parents=True, exist_ok=True)
-    voice = CosyVoice3.from_pretrained(model)
+    voice = CosyVoice3.from_pretrained(model, revision)
     weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
     own = lines[group.rank() :: group.size()]
     bar = tqdm(own, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)

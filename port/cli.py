@@ -12,7 +12,6 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from .batch import RESULTS_FILE, run_batch
 from .config import CosyVoice3Config
 from .cosyvoice3 import CosyVoice3, Speech
 from .device import use_device
+from .hub import find_folder
 from .llm.sampling import ras_sampling
 from .speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
 from .speaking import NOTHING_SPOKEN, UsageError, check_request, sound_file, speech
@@ -53,7 +53,7 @@ def _say(options: argparse.Namespace) -> None:
     _check_output(options)
     text = _text(options)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = CosyVoice3.from_pretrained(options.model)
+    voice = CosyVoice3.from_pretrained(options.model, options.revision)
     with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
@@ -67,7 +67,7 @@ def _say(options: argparse.Namespace) -> None:
 
 def _vc(options: argparse.Namespace) -> None:
     _check_output(options)
-    voice = CosyVoice3.from_pretrained(options.model)
+    voice = CosyVoice3.from_pretrained(options.model, options.revision)
     started = time.perf_counter()
     speech = voice.inference_vc(
         options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
@@ -76,20 +76,22 @@ def _vc(options: argparse.Namespace) -> None:
 
 
 def _spk_add(options: argparse.Namespace) -> None:
-    voice = CosyVoice3.from_pretrained(options.model, lazy=True)  # the language model stays on disk
+    voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
     voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
     voice.save_spkinfo()
     print(f"{options.spk}: saved in {voice.folder / SPEAKERS_FILE}")
 
 
 def _spk_list(options: argparse.Namespace) -> None:
-    for name in load_speakers(Path(options.model) / SPEAKERS_FILE, CosyVoice3Config.load(options.model)):
+    folder = find_folder(options.model, options.revision)
+    for name in load_speakers(folder / SPEAKERS_FILE, CosyVoice3Config.load(folder)):
         print(name)
 
 
 def _spk_remove(options: argparse.Namespace) -> None:
-    path = Path(options.model) / SPEAKERS_FILE
-    speakers = load_speakers(path, CosyVoice3Config.load(options.model))
+    folder = find_folder(options.model, options.revision)
+    path = folder / SPEAKERS_FILE
+    speakers = load_speakers(path, CosyVoice3Config.load(folder))
     if speakers.pop(options.spk, None) is None:
         raise SpeakerError(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
     save_speakers(path, speakers)
@@ -97,7 +99,7 @@ def _spk_remove(options: argparse.Namespace) -> None:
 
 
 def _batch(options: argparse.Namespace) -> None:
-    failed, total = run_batch(options.manifest, options.out, options.model, options.seed)
+    failed, total = run_batch(options.manifest, options.out, options.model, options.seed, options.revision)
     if failed:
         raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
     print(f"{options.out}: {total} utterances, {RESULTS_FILE}")

@@ -48,7 +48,12 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("test_driver_requests.py",),
         ("test_cosyvoice3.py",),
     ),
-    "convert": (("test_convert.py",), ("test_weights.py",), ("test_walks.py", "-k", "test_walk or tokens")),
+    "convert": (
+        ("test_mapping.py",),
+        ("test_convert.py",),
+        ("test_weights.py",),
+        ("test_walks.py", "-k", "test_walk or tokens"),
+    ),
 }
 # What a failing test says about the place of a fault, by the longest beginning of its name.
 MODULES = {
@@ -87,6 +92,7 @@ MODULES = {
     "test_driver.py::test_interpolation": "model.interpolate",
     "test_driver.py::test_long_silences": "model.drop_silence",
     "test_convert.py": "convert",
+    "test_mapping.py": "convert",
     "test_weights.py": "convert",
 }
 
