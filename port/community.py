@@ -95,6 +95,14 @@ class Inventory:
     dropped: tuple[str, ...]
     lacking: tuple[str, ...]
 
+    @property
+    def verdict(self) -> str:
+        """One line for people."""
+        return (
+            f"{len(self.used) + len(self.dropped)} tensors: {len(self.used)} used, {len(self.dropped)} dropped, "
+            f"{len(self.lacking)} parameters without one"
+        )
+
 
 def recognises(folder: str | Path) -> bool:
     """Whether the folder's `config.json` is of this layout."""
@@ -120,7 +128,7 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
         headers |= read_headers(folder / TOKENIZER_FOLDER)
     used = rename(headers)
     arrays = read_arrays(file for file, _ in headers.values())
-    tensors = fold({new: arrays[name] for name, new in used.items()})
+    tensors = with_remainders(fold({new: arrays[name] for name, new in used.items()}))
     model = CosyVoice3Model(_config(settings, tensors))
     lacking: tuple[str, ...] = ()
     if not complete:
@@ -137,9 +145,11 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
     model.eval()
     if not lazy:
         mx.eval(model.parameters())
+    inventory = Inventory(used, tuple(sorted(headers.keys() - used.keys())), lacking)
     said = "no speech tokenizer, so no recording can be heard; " if lacking else ""
-    logger.warning("%s: %sa speaker encoder that is not CosyVoice's own; no parity is claimed", folder, said)
-    return model, Inventory(used, tuple(sorted(headers.keys() - used.keys())), lacking)
+    said = f"{inventory.verdict}; {said}a speaker encoder that is not CosyVoice's own; no parity is claimed"
+    logger.warning("%s: %s", folder, said)
+    return model, inventory
 
 
 def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
@@ -187,6 +197,14 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
         scale = gamma * mx.rsqrt(variance + SpeakerConfig.norm_eps)
         tensors[f"{conv}.weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
         tensors[f"{conv}.bias"] = beta - mean * scale
+    return tensors
+
+
+def with_remainders(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """Give the pitch predictor's weights, rounded there, the second summand that they have here: zeros."""
+    for name, weight in tensors.items():
+        if re.fullmatch(r"vocoder\.f0_predictor\.condnet\.\d+\.weight", name):
+            tensors[name] = mx.stack([weight, mx.zeros_like(weight)])
     return tensors
 
 
