@@ -7,7 +7,6 @@ not pass, is refused. Exit codes: 0 done, 1 refused by us or by the hub, 2 wrong
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from glob import escape
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from convert.checkpoint import CheckpointError, sha256
 from port import hub
+from port.files import beside
 from port.storage import WeightsError
 from reports.card import CARD_FILE, CardError, card, read_json
 
@@ -50,7 +50,9 @@ def publish(folder: Path, repo: str, report: Path | None = None, private: bool =
     """
     audit = require_verified(folder)
     run = require_report(report, audit) if report else None
-    _write(folder / CARD_FILE, card(folder, run, repo))
+    text = card(folder, run, repo)
+    with beside(folder / CARD_FILE) as file:
+        file.write_text(text, "utf-8")
     files = [*audit["written"], AUDIT_FILE, CARD_FILE]
     from huggingface_hub import HfApi
 
@@ -107,15 +109,6 @@ def require_report(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
     if judged != known:
         raise PublishError(f"{path}: judges other weights than these; run the suite with --checkpoint and --mlx-path")
     return report
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, "utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """The house itself: the packages are twins, imports run one way, and the port stands without torch."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ ONE_SIDED = {
     "port": {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
+        "files.py": "framework-free, both sides use it",
         "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
         "flow/fast.py": "fast forms of layers",
@@ -154,6 +156,27 @@ def test_no_print_below_the_command_line():
 
 def _is_command(function: ast.FunctionDef) -> bool:
     return function.name in ("main", "_say")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "benchmarks.run",
+        "convert.run",
+        "parity_tests.adapters.audit",
+        "parity_tests.harness.trace",
+        "port.cli",
+        "reports.build",
+        "reports.drift",
+    ],
+)
+def test_the_help_of_each_command_teaches_by_an_example(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(command).main(["--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0
+    assert "example" in said
+    assert said.count("python -m") + said.count("python convert/run.py") > 1  # the example, beside the usage
 
 
 def test_the_port_runs_without_torch():

@@ -14,7 +14,7 @@ import pytest
 
 from parity_tests import synthetic_report
 from parity_tests.synthetic_report import judged, make, sections
-from reports import build, drift, model
+from reports import build, drift, model, view
 
 pytestmark = pytest.mark.meta
 
@@ -85,7 +85,7 @@ def test_failures_come_first_and_open():
     statuses = re.findall(r'<tr class="r-(\w+)"', body.split("</tbody>")[0])
     n = report["verdict"]["counts"]["FAIL"]
     assert set(statuses[:n]) == {"FAIL"} and "FAIL" not in statuses[n:]
-    assert page.count('<details class="panel is-FAIL" open>') == build.OPEN_PANELS
+    assert page.count('<details class="panel is-FAIL" open>') == view.OPEN_PANELS
     for row in report["checkpoints"]:
         if row["status"] == "FAIL":
             assert html.escape(row["reproduce"]) in page
@@ -134,7 +134,7 @@ def test_long_run_stays_small():
     report["components"] = []
     report = model.validate(judged(report))
     page, summary = build.render_html(report), build.render_markdown(report, summary=True)
-    assert len(page) < 8e6 and page.count('<details class="panel') == build.PANELS
+    assert len(page) < 8e6 and page.count('<details class="panel') == view.PANELS
     assert len(summary.encode()) < build.SUMMARY_BYTES and "980 more" in summary
     assert len(build.annotations(report)) == build.ANNOTATIONS + 1
 
@@ -204,7 +204,7 @@ def test_page_in_a_browser(tmp_path):
     wanted = [r["name"] for r in report["checkpoints"] if r["kind"] == "isolated" and "blocks.2" in r["name"]]
     assert sorted(found["filtered"]) == sorted(wanted) and found["count"] == f"{len(wanted)} of {len(ratios)}"
     assert found["opened"] and found["plots"] > 2 and not found["wide"]
-    assert found["open"][: build.OPEN_PANELS + 1] == [True] * (build.OPEN_PANELS + 1)  # the last one by the click
+    assert found["open"][: view.OPEN_PANELS + 1] == [True] * (view.OPEN_PANELS + 1)  # the last one by the click
 
     def numbers(row, *keys):
         return ["" if row[key] is None else row[key] for key in keys]

@@ -8,7 +8,6 @@ works for both packages, so nothing here depends on a framework.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .config import CosyVoice3Config
+from .files import beside
 
 SPEAKERS_FILE = "spk2info.safetensors"
 # Arguments of `CosyVoice3Model.tts`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).
@@ -91,14 +91,11 @@ def save_speakers(path: str | Path, speakers: Mapping[str, Mapping[str, np.ndarr
         for name, speaker in speakers.items()
         for field, array in speaker.items()
     }
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, beside)
-        beside.replace(path)
+        with beside(path) as file:
+            save_file(tensors, file)
     except (OSError, SafetensorError) as error:
         raise SpeakerError(f"{path}: cannot be written ({' '.join(str(error).split()):.160})") from None
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _problem(speaker: Speaker, config: CosyVoice3Config) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 import soundfile
 
 from .cosyvoice3 import CosyVoice3, Speech
+from .files import beside
 from .frontend.special_tokens import END_OF_PROMPT
 from .speakers import EMBEDDING
 
@@ -63,10 +63,8 @@ def speech(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any
 @contextmanager
 def sound_file(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
     """A 16-bit mono file that takes the place of `path` at the end, and goes away when anything fails."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
-            yield file
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with (
+        beside(path) as partial,
+        soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file,
+    ):
+        yield file

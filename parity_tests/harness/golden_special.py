@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils.parametrizations import weight_norm
 
-from convert.official import llm_config
 from parity_tests.adapters import own
-from parity_tests.harness import golden_driver
-from parity_tests.harness.capture import Recorder
+from parity_tests.harness import golden_driver, golden_llm
 from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit, Side
 from parity_tests.harness.targets import TARGETS, swap
 from port import noise
-from port.config import CFMConfig, DiTConfig, FlowConfig, LLMConfig, SamplingConfig
+from port.config import CFMConfig, DiTConfig, FlowConfig
 
 
 @dataclass(frozen=True)
@@ -169,124 +166,6 @@ def _source_noise() -> tuple[np.ndarray, np.ndarray]:
     return ini.numpy(), torch.rand(64, 9, generator=generator).numpy()
 
 
-def _scores(kit: Kit, row: np.ndarray) -> Any:
-    return row.copy() if kit.package == "port" else torch.from_numpy(row.copy())
-
-
-def _sampling_ras(file: GoldenFile, kit: Kit) -> Arrays:
-    """Each draw twice: from the torch seed and from the recorded numbers; both must give the same id."""
-    config = SamplingConfig(**file.config)
-    sample, nucleus = (kit.get(f"llm.sampling.{name}") for name in ("ras_sampling", "nucleus"))
-    plain, seeded, recorded = (
-        kit.get(f"llm.sampling.{name}") for name in ("nucleus_sampling", "SeededDraws", "RecordedDraws")
-    )
-    found: dict[str, list[Any]] = {k: [] for k in ("id", "nucleus_id", "triggered", "kept", "prob", "n_neg_inf_after")}
-    inputs = file.inputs
-    for k, row in enumerate(inputs["scores"]):
-        history = [int(i) for i in inputs["history"][k] if i >= 0]
-        scores = _scores(kit, row)
-        token = sample(scores, history, seeded(int(inputs["seed"][k])), config)
-        replayed = sample(_scores(kit, row), history, recorded([inputs["exp1"][k], inputs["exp2"][k]]), config)
-        if token != replayed:
-            raise ValueError(f"draw {k}: {token} from the seed, {replayed} from the recorded numbers")
-        probabilities, _ = nucleus(_scores(kit, row), config.top_p, config.top_k)
-        masked = int(np.isneginf(kit.array(scores)).sum())
-        found["id"].append(token)
-        found["nucleus_id"].append(plain(_scores(kit, row), seeded(int(inputs["seed"][k])), config.top_p, config.top_k))
-        found["n_neg_inf_after"].append(masked)
-        found["triggered"].append(masked > int(np.isneginf(row).sum()))
-        found["kept"].append(len(probabilities))
-        found["prob"].append(np.pad(kit.array(probabilities), (0, config.top_k - len(probabilities))))
-    return {k: np.array(v) for k, v in found.items()}
-
-
-def _sampling_chain(file: GoldenFile, kit: Kit) -> Arrays:
-    config = SamplingConfig(**file.config)
-    ras, nucleus, seeded = (
-        kit.get(f"llm.sampling.{name}") for name in ("ras_sampling", "nucleus_sampling", "SeededDraws")
-    )
-    draws, history = seeded(file.call["seed"]), []
-    for row in file.inputs["scores"]:
-        history.append(ras(_scores(kit, row), history, draws, config))
-    draws = seeded(file.call["seed"])
-    plain = [nucleus(_scores(kit, row), draws, config.top_p, config.top_k) for row in file.inputs["scores"]]
-    return {"ras_ids": np.array(history), "nucleus_ids": np.array(plain)}
-
-
-def language_model(file: GoldenFile, weights: Arrays, kit: Kit) -> tuple[Any, LLMConfig]:
-    """The language model of a golden file; only the embedding rows that its text uses were recorded."""
-    config = llm_config(dict(file.config))
-    state = dict(weights)
-    rows = state.pop("llm.model.model.embed_tokens.weight_rows")
-    table = np.zeros((config.qwen2.vocab_size, config.qwen2.hidden_size), np.float32)
-    table[file.inputs["embed_row_ids"]] = rows
-    state["llm.model.model.embed_tokens.weight"] = state["llm.model.lm_head.weight"] = table
-    model = kit.get("llm.speech_lm.CosyVoice3LM")(config)
-    if kit.package == "port":
-        own.load_part(model, TARGETS["llm.speech_lm.CosyVoice3LM.scores"], {}, state)
-    else:
-        model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-        model.to(kit.dtype)
-    return model, config
-
-
-class GreedyRecorder:
-    """A sampler that takes the best id, keeps the scores it saw, and can end the speech at a given call."""
-
-    def __init__(self, kit: Kit, limit: int | None, end_after: int | None = None, end: int | None = None) -> None:
-        self.kit, self.limit, self.end_after, self.end = kit, limit, end_after, end
-        self.seen: list[np.ndarray] = []
-
-    def __call__(self, scores: Any, decoded_tokens: Any, draws: Any, config: SamplingConfig) -> int:
-        self.seen.append(np.array(self.kit.array(scores)))
-        if self.end_after is not None and len(self.seen) > self.end_after:
-            return int(self.end)  # type: ignore[arg-type]
-        return int(self.seen[-1][: self.limit].argmax())
-
-
-def _logits(kit: Kit, model: Any, hidden: list[np.ndarray]) -> np.ndarray:
-    last = np.stack([h[0, -1] for h in hidden])
-    return kit.array(model.llm_decoder(kit.tensor(last)))
-
-
-def _llm_greedy(file: GoldenFile, kit: Kit) -> Arrays:
-    model, config = language_model(file, file.weights, kit)
-    limit = config.speech_token_size if file.call["stop_ids_excluded_by_recorder"] else None
-    sampler = GreedyRecorder(kit, limit)
-    texts = [kit.tensor(file.inputs[k]) for k in ("text", "prompt_text", "prompt_speech_token")]
-    tokens: list[int] = []
-    with Recorder(kit.package, model) as recorder:
-        for token in model.inference(*texts, None, sampler):
-            tokens.append(token)
-            if len(tokens) == file.call["steps"]:
-                break
-    hidden = [call.results["hidden"] for call in recorder.of("llm.qwen2.Qwen2Model")]
-    (lm_input,) = recorder.of("llm.speech_lm.CosyVoice3LM.prepare_input")
-    return {
-        "lm_input": lm_input.results["lm_input"],
-        "prefill_hidden": hidden[0],
-        "logits": _logits(kit, model, hidden),
-        "scores_given_to_sampling": np.stack(sampler.seen),
-        "tokens": np.array(tokens),
-    }
-
-
-def _llm_bistream(file: GoldenFile, kit: Kit) -> Arrays:
-    """Text that arrives token by token; the recording sampler ends the speech at its last call."""
-    model, config = language_model(file, GoldenFile.read(file.path.with_name("llm_greedy.safetensors")).weights, kit)
-    sampler = GreedyRecorder(kit, config.speech_token_size, file.call["eos_after_sampler_calls"], config.eos)
-    text = (kit.tensor(token.reshape(1, 1)) for token in file.inputs["text_stream"])
-    prompt = [kit.tensor(file.inputs[k]) for k in ("prompt_text", "prompt_speech_token")]
-    with Recorder(kit.package, model) as recorder:
-        tokens = list(model.inference_bistream(text, *prompt, None, sampler))
-    calls = recorder.of("llm.qwen2.Qwen2Model")
-    lengths = [call.arguments["inputs_embeds"].shape[1] for call in calls]
-    if lengths != file.call["input_lengths"]:
-        raise ValueError(f"input lengths {lengths} differ from the original's {file.call['input_lengths']}")
-    hidden = [call.results["hidden"] for call in calls[: len(file.out["logits"])]]
-    return {"tokens": np.array(tokens), "logits": _logits(kit, model, hidden)}
-
-
 def _mel(file: GoldenFile, kit: Kit) -> Arrays:
     sizes = {k: v for k, v in file.config.items() if k != "center"}
     mel = kit.array(kit.get("frontend.audio.mel_spectrogram")(kit.tensor(file.inputs["y"]), **sizes))
@@ -309,10 +188,10 @@ FUNCTIONS: dict[str, Replay] = {
     "rotary": _rotary,
     "cfm_t_schedule": _schedule,
     "upstream_noise": _noise,
-    "sampling_ras": _sampling_ras,
-    "sampling_chain": _sampling_chain,
-    "llm_greedy*": _llm_greedy,
-    "llm_bistream": _llm_bistream,
+    "sampling_ras": golden_llm.sampling_ras,
+    "sampling_chain": golden_llm.sampling_chain,
+    "llm_greedy*": golden_llm.llm_greedy,
+    "llm_bistream": golden_llm.llm_bistream,
     "mel_*": _mel,
     "resample_fbank": _resample_fbank,
     "model_tts_vc": golden_driver.model_tts_vc,

@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
         epilog="example: python -m parity_tests.harness.trace walk.flow.full",
     )
     parser.add_argument("case", metavar="CASE", help="an isolated case or a walk; 'list' prints all names")
-    parser.add_argument("--adapter", default="own", help="which port: a module of parity_tests/adapters")
+    parser.add_argument(
+        "--adapter", default="own", metavar="NAME", help="which port: a module of parity_tests/adapters (default: own)"
+    )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="official checkpoint (default: a tiny one)")
     parser.add_argument("--mlx-path", type=Path, metavar="DIR", help="its conversion (default: converted on the fly)")
     options = parser.parse_args(argv)
@@ -51,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         if options.adapter != "own":
             return _say(f"{options.case} walks through this repository's port; other adapters run isolated cases")
         with tempfile.TemporaryDirectory() as scratch:
-            models = prepare_models(options.checkpoint, options.mlx_path, Path(scratch), 0)
+            try:
+                models = prepare_models(options.checkpoint, options.mlx_path, Path(scratch), 0)
+            except (ValueError, OSError) as error:
+                return _say(str(error))
             rows = walk(models, walks(models.config)[options.case])
     else:
         return _say(f"no case is named {options.case}; 'list' prints all names")

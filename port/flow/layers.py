@@ -16,7 +16,7 @@ import numpy as np
 from ..ops import conv1d
 from ..paths import active
 from ..precision import attention_dtype, run
-from .fast import TANH_CUBE, TANH_SCALE, Chunks, FusedLinear, attention, fused, gelu_tanh, on_cpu
+from .fast import Chunks, FusedLinear, attention, fused, gelu_by_tanh, gelu_tanh, on_cpu
 from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
@@ -214,12 +214,7 @@ def _gelu(x: mx.array, approximate: Literal["none", "tanh"]) -> mx.array:
         return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
     if active().fast_gelu and x.dtype == mx.float32 and on_cpu():
         return fused(gelu_tanh, x)
-    return fused(_gelu_by_tanh, x)
-
-
-def _gelu_by_tanh(x: mx.array) -> mx.array:
-    # mx.power (nn.gelu_approx cubes with it) is some fifty times slower than products on a CPU.
-    return 0.5 * x * (1 + mx.tanh(TANH_SCALE * (x + TANH_CUBE * (x * x * x))))
+    return fused(gelu_by_tanh, x)
 
 
 class FeedForward(nn.Module):
@@ -259,8 +254,7 @@ class Attention(nn.Module):
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
         """Attend with flat queries, keys and values, (b, n, h * c); shapes of `mask` as in `__call__`."""
-        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
-        q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
+        q, k, v = (mx.unflatten(t.astype(attention_dtype(t)), -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
         if isinstance(mask, mx.array) and mask.ndim == 2:
             mask = mask[:, None, None]
         y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
@@ -273,7 +267,6 @@ class Attention(nn.Module):
         """Attend within `x` (b, n, d).
 
         Args:
-            x: (b, n, d).
             mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend; or chunks, where
                 all frames are valid.
             rope: cosines and sines, (1, n, c) each.

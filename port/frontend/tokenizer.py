@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from ..files import beside
 from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
 OFFICIAL_VOCAB_SIZE = 151643  # before the special tokens
@@ -182,8 +182,11 @@ class CosyVoice3Tokenizer:
             "tokenizer_class": "Qwen2Tokenizer",
             "unk_token": None,
         }
-        _write(folder / "tokenizer.json", self._tokenizer.to_str())
-        _write(folder / "tokenizer_config.json", json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        texts = {"tokenizer.json": self._tokenizer.to_str()}
+        texts["tokenizer_config.json"] = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+        for name, text in texts.items():
+            with beside(folder / name) as file:
+                file.write_text(text, encoding="utf-8")
 
     def _check_added_tokens(self, added: Iterable[dict[str, Any]], path: Path) -> None:
         # The original appends its tokens after those of the file: one more or less there would shift every id.
@@ -290,12 +293,3 @@ def _expect(data: dict[str, Any], key: str, kind: type, path: Path) -> Any:
     if not isinstance(value := data.get(key), kind):
         raise TokenizerError(f"{path}: {key!r} is missing or not a {kind.__name__}")
     return value
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
