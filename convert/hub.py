@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 from convert.checkpoint import CheckpointError
 from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
 from convert.parts import official_parts
+from convert.space import require_space
 from port import hub
 
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
@@ -82,7 +82,9 @@ def needed_files(llm: str = "base") -> tuple[str, ...]:
     return (*(part.file for part in official_parts(llm)), *TEXT_FILES)
 
 
-def find_source(hf_path: str, revision: str | None = None, llm: str = "base", out: Path | None = None) -> Source:
+def find_source(
+    hf_path: str, revision: str | None = None, llm: str = "base", out: Path | None = None, share: float = 1.0
+) -> Source:
     """A local folder as it is; otherwise a hub id, of which just the needed files are fetched.
 
     Args:
@@ -91,6 +93,7 @@ def find_source(hf_path: str, revision: str | None = None, llm: str = "base", ou
             None.
         llm: see `Source`.
         out: where the conversion will go; the disk must have room for both. None checks the download's alone.
+        share: bytes that the conversion will write for each byte of the checkpoint, see `output_share`.
 
     Raises:
         UsageError: neither a folder nor a hub id, or a revision of a folder.
@@ -109,7 +112,7 @@ def find_source(hf_path: str, revision: str | None = None, llm: str = "base", ou
     known = RELEASE.files if (hf_path, revision) == (RELEASE.repo, RELEASE.revision) else {}
     fixed = revision is not None and hub.COMMIT.fullmatch(revision)
     folder = (hub.in_cache(hf_path, revision, files) if fixed else None) or _download(
-        hf_path, revision, files, out, known
+        hf_path, revision, files, out, share, known
     )
     _check_sizes(folder, {name: known[name].bytes for name in files if name in known})
     digests = {name: known[name].digest if name in known else _cached_digest(folder / name) for name in files}
@@ -117,7 +120,7 @@ def find_source(hf_path: str, revision: str | None = None, llm: str = "base", ou
 
 
 def _download(
-    repo: str, revision: str | None, files: Sequence[str], out: Path | None, known: Mapping[str, Known]
+    repo: str, revision: str | None, files: Sequence[str], out: Path | None, share: float, known: Mapping[str, Known]
 ) -> Path:
     try:
         listing = hub.look_up(repo, revision)
@@ -135,7 +138,7 @@ def _download(
     require_space(
         {
             "to download": (_cache_folder(), _bytes_to_come(repo, listing, files)),
-            "to write": (out, sum(sizes.values()) if out else 0),
+            "to write": (out, round(share * sum(sizes.values()))),
         }
     )
     return hub.fetch(repo, revision, files)
@@ -158,33 +161,6 @@ def _cache_folder() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def require_space(needs: Mapping[str, tuple[Path | None, int]]) -> None:
-    """Refuse before anything is written what the disks cannot hold.
-
-    Args:
-        needs: for each purpose a folder that need not exist yet, and bytes.
-
-    Raises:
-        CheckpointError: naming what is needed and what is free.
-    """
-    disks: dict[int, list[tuple[str, Path, int]]] = {}
-    for purpose, (folder, count) in needs.items():
-        if folder is not None and count:
-            there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-            disks.setdefault(there.stat().st_dev, []).append((purpose, there, count))
-    for wanted in disks.values():
-        total, free = sum(count for *_, count in wanted), shutil.disk_usage(wanted[0][1]).free
-        if total > free:
-            parts = ", ".join(f"{_size(count)} {purpose}" for purpose, _, count in wanted)
-            raise CheckpointError(
-                f"{wanted[0][1]}: too little disk: {_size(total)} needed ({parts}), {_size(free)} free"
-            )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
 def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:

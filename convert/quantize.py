@@ -188,19 +188,21 @@ def precision_of(folder: Path) -> Found:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `mlx_lm.convert`, and the choice of parts."""
-    parser.add_argument("--dtype", choices=list(TAGS), default="float32", help="dtype of the written weights")
+    parser.add_argument(
+        "--dtype", choices=list(TAGS), default="float32", help="of the written weights (default: float32)"
+    )
     parser.add_argument(
         "--dtype-parts",
         metavar="P,P",
-        help=f"parts that take it (default {','.join(HALF_BY_DEFAULT)}): {', '.join(PARTS)}",
+        help=f"parts that take it (default: {','.join(HALF_BY_DEFAULT)}): {', '.join(PARTS)}",
     )
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize; the language model alone by default")
-    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight (default 4)")
-    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights a scale (default 64)")
+    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight (default: 4)")
+    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights a scale (default: 64)")
     parser.add_argument(
         "--q-parts",
         metavar="P,P:BITS",
-        help=f"parts to quantize, with bits of their own perhaps (default llm): {', '.join(QUANTIZED_PARTS)}",
+        help=f"parts to quantize, with bits of their own perhaps (default: llm): {', '.join(QUANTIZED_PARTS)}",
     )
 
 

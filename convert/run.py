@@ -34,13 +34,13 @@ from convert.hub import (
     find_source,
     identity,
     needed_files,
-    require_space,
 )
 from convert.mapping import ConversionError, Step, plan
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
 from convert.partial import MARK, beside, clear_leftover, refuse_existing
 from convert.parts import LLM_FILES, Part, Weights, official_parts
 from convert.quantize import FLOAT32, Precision, PrecisionError, add_flags, from_flags
+from convert.space import output_bytes, output_layout, output_share, require_space
 from port.config import ConfigError, CosyVoice3Config
 from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
@@ -49,6 +49,8 @@ from port.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
 from port.weights import check, save_config
 
 AUDIT_FILE = "audit.json"
+EXAMPLE = f"""example, with the language model in 4 bits:
+  python convert/run.py --hf-path {RELEASE.repo} --mlx-path mlx-q4 -q"""
 PASSED = ("PASS", "SKIP", "XFAIL", "REDUCED")
 
 Row = Mapping[str, Any]
@@ -113,15 +115,14 @@ def convert_folder(
     plans = {part: plan(part, held) for part, held in opened.items()}
     parameters = port_shapes(config)
     bake = Bake(config) if bake_timesteps else None
-    kept = {name: shape for name, shape in parameters.items() if bake is None or name not in bake.replaced}
-    layout = precision.layout(kept) | (bake.tensors if bake else {})
+    layout = output_layout(parameters, precision, bake)
     shapes = {part: held.shapes for part, held in opened.items()}
     audit = prove(shapes, plans, parameters)
     baked = (
         {"timesteps": len(bake.times), "parameters": len(bake.replaced), "tensors": len(bake.tensors)} if bake else {}
     )
     audit = replace(audit, files=describe_files(source, parts, opened), baked=baked)
-    require_space({"to write": (out, sum(info.nbytes for info in layout.values()))})
+    require_space({"to write": (out, output_bytes(layout.values()))})
     with beside(out) as partial:
         with Writer(partial, layout, max_shard_bytes) as writer:
             _write(writer, opened, plans, config, precision, bake)
@@ -130,6 +131,7 @@ def convert_folder(
         hashes = {file.name: file.sha256 for file in audit.files.values()}
         name, revision = identity(source, hashes)
         provenance = {"source": name, "revision": revision, "sha256": hashes}
+        kept = {name: shape for name, shape in parameters.items() if name in layout}
         save_config(partial, config, provenance, precision.quantization(kept))
         rows = _compare(parity or parity_check, source.folder, partial)
         _require_parity(rows)
@@ -201,7 +203,10 @@ def _require_parity(rows: Sequence[Row]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="convert/run.py", description="Convert an official CosyVoice 3 checkpoint to a verified MLX folder."
+        prog="python convert/run.py",
+        description="Convert an official CosyVoice 3 checkpoint to a verified MLX folder.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hf-path", "--model", required=True, metavar="ID_OR_DIR", help="checkpoint folder or hub id")
     parser.add_argument("--mlx-path", required=True, type=Path, metavar="OUT", help="folder to write; must not exist")
@@ -212,12 +217,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="write what the flow decoder makes of its fixed timesteps instead of the weights that make it: 0.55 GB "
         "less in float32, the same speech; the model then takes no other number of steps",
     )
-    parser.add_argument("--device", default="auto", choices=DEVICES, help="where the written files are compared")
     parser.add_argument(
-        "--revision", metavar="R", help=f"branch, tag or commit of a hub id ({RELEASE.repo}: {RELEASE.revision[:8]})"
+        "--device", default="auto", choices=DEVICES, help="where the written files are compared (default: auto)"
+    )
+    parser.add_argument(
+        "--revision",
+        metavar="R",
+        help=f"branch, tag or commit of a hub id (default: {RELEASE.revision[:8]} of the official one, else main)",
     )
     parser.add_argument("--upload-repo", metavar="NAME", help="hub id to publish the verified folder under")
-    parser.add_argument("--llm", choices=LLM_FILES, default="base", help="language model: llm.pt, or rl for llm.rl.pt")
+    parser.add_argument(
+        "--llm", choices=LLM_FILES, default="base", help="language model: llm.pt, or rl for llm.rl.pt (default: base)"
+    )
     options = parser.parse_args(arguments)
     try:
         refuse_existing(options.mlx_path)
@@ -226,7 +237,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.upload_repo and not ID.fullmatch(options.upload_repo):
             raise UsageError(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
         precision = from_flags(options)
-        source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path)
+        share = output_share(precision, options.bake_timesteps)
+        source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path, share)
         audit, rows = convert_folder(
             source, options.mlx_path, precision=precision, bake_timesteps=options.bake_timesteps
         )

@@ -13,9 +13,14 @@ import torch
 
 import convert.hub
 from convert import run
-from convert.hub import RELEASE, Known, Release, needed_files, require_space
+from convert.audit import port_shapes
+from convert.bake import Bake
+from convert.hub import RELEASE, Known, Release, needed_files
+from convert.quantize import PARTS, Precision
+from convert.space import output_bytes, output_layout, output_share, require_space
 from parity_tests.convert_support import passing
 from parity_tests.fake_hub import CHUNK, Repo, digest, read_folder, sha256
+from port.config import CosyVoice3Config
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).resolve().parents[1]
@@ -246,15 +251,35 @@ def resaved(data):
     return file.getvalue()
 
 
-def test_too_little_disk_is_told_before_the_download(hub, release, command, monkeypatch, published):
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [((), Precision()), (("-q", "--q-group-size", "32"), Precision(bits={"llm": 4}, group_size=32))],
+)
+def test_too_little_disk_is_told_before_the_download(hub, release, command, monkeypatch, published, flags, precision):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1_000_000))
-    code, line, _ = command()
+    code, line, _ = command(*flags)
     assert code == 1
-    total = sum(len(published[name]) for name in needed_files()) / 1e6
-    parts = f"({total:.2f} MB to download, {total:.2f} MB to write)"
-    assert f"too little disk: {2 * total / 1e3:.2f} GB needed {parts}, 1.00 MB free" in line
+    download = sum(len(published[name]) for name in needed_files()) / 1e6
+    written = output_share(precision) * download
+    parts = f"({download:.2f} MB to download, {written:.2f} MB to write)"
+    assert f"too little disk: {(download + written) / 1e3:.2f} GB needed {parts}, 1.00 MB free" in line
     assert not hub.downloads()
+
+
+@pytest.mark.parametrize("bake_timesteps", [False, True])
+@pytest.mark.parametrize(
+    "precision",
+    [Precision(), Precision("float16"), Precision(bits={"llm": 4}), Precision("bfloat16", tuple(PARTS), {"flow": 8})],
+    ids=["float32", "float16", "4-bit", "all parts"],
+)
+def test_the_release_is_known_to_need_what_its_conversion_writes(precision, bake_timesteps):
+    """Before a download and after it, within a hundredth: the files hold names and vocabularies too."""
+    config = CosyVoice3Config()
+    bake = Bake(config) if bake_timesteps else None
+    written = output_bytes(output_layout(port_shapes(config), precision, bake).values())
+    before = output_share(precision, bake_timesteps) * sum(RELEASE.files[name].bytes for name in needed_files())
+    assert before == pytest.approx(written, rel=0.01)
 
 
 def test_purposes_on_one_disk_are_added(tmp_path, monkeypatch):
