@@ -100,6 +100,19 @@ def test_a_port_that_raises_or_returns_something_else_is_an_error():
     assert found["verdict"]["status"] == "ERROR"
 
 
+@pytest.mark.parametrize(("name", "noise"), [("flow.decoder", "noise"), ("vocoder.inference", "sine_waves")])
+def test_a_part_that_needs_its_noise_is_not_offered_without(name, noise):
+    parts, case = Parts(), next(case for case in all_cases() if case.name == f"{name}.fixed_noise")
+
+    @parts.offers(case.target.path)
+    def part(job):
+        raise RuntimeError(f"was given {job.given(noise)}")
+
+    (row,) = judge(case, PartsAdapter("needs its noise", parts))
+    assert row.reading.status == "SKIP"
+    assert f"the adapter runs inference with {noise} given, not by itself" in row.reading.message
+
+
 def test_one_path_is_offered_once():
     parts = Parts()
     parts.offers("a")(lambda job: {})
@@ -124,7 +137,12 @@ def test_the_template_is_an_adapter_that_runs(tmp_path, capsys):
 
 
 def test_a_wrong_argument_is_one_line(tmp_path, capsys):
-    for words in (["nobody"], ["../base"], ["template", "--dtype", "float16", "--report", str(tmp_path)]):
+    for words in (
+        ["nobody"],
+        ["../base"],
+        ["template", "--only", "nose.*"],
+        ["template", "--dtype", "float16", "--report", str(tmp_path)],
+    ):
         assert main(words) == 2
         said = capsys.readouterr().err.strip()
         assert said.startswith("audit: ") and "\n" not in said

@@ -39,6 +39,16 @@ class Job:
         """The weights under their full names in the official file."""
         return {self.prefix + key: value for key, value in self.state.items()}
 
+    def given(self, name: str) -> np.ndarray:
+        """An input that some cases leave to the port, such as its noise.
+
+        Raises:
+            NotOffered: this case does.
+        """
+        if name not in self.inputs:
+            raise NotOffered(f"the adapter runs {self.target.path.rpartition('.')[2]} with {name} given, not by itself")
+        return self.inputs[name]
+
     def option(self, name: str, *allowed: Any) -> Any:
         """A further argument, None when absent.
 

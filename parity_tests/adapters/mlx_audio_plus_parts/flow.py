@@ -134,7 +134,7 @@ def cfm(job: Job) -> Mapping[str, Any]:
     job.option("guidance", "batched")
     job.option("temperature", 1.0)
     arguments = inputs(job)
-    model = load(matching(from_dict(FlowConfig, dict(job.config)), job.inputs["noise"]), converted(job))
+    model = load(matching(from_dict(FlowConfig, dict(job.config)), job.given("noise")), converted(job))
     call = {k: v for k, v in job.call.items() if k in ("streaming", "n_timesteps")}
     y, _ = model(*(arguments[name] for name in ("mu", "mask", "spks", "cond")), **call)
     return {"y": y}
@@ -159,7 +159,7 @@ def flow_decoder(config: FlowConfig, noise: np.ndarray) -> flow.CausalMaskedDiff
 @PARTS.offers("flow.decoder.CausalMaskedDiffWithDiT.inference")
 def decoder(job: Job) -> Mapping[str, Any]:
     job.option("guidance", "batched")
-    model = flow_decoder(from_dict(FlowConfig, dict(job.config)), job.inputs["noise"])
+    model = flow_decoder(from_dict(FlowConfig, dict(job.config)), job.given("noise"))
     load(model, converted(job))
     arguments = inputs(job)
     sequences = {name: arguments[name] for name in ("token", "prompt_token", "prompt_feat")}

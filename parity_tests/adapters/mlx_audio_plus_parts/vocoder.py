@@ -51,7 +51,7 @@ def uniform_noise(waves: np.ndarray) -> Iterator[None]:
 @PARTS.offers("vocoder.source.SineGen2", "vocoder.source.SourceModuleHnNSF")
 def source(job: Job) -> Mapping[str, Any]:
     f0 = array(job.inputs["f0"])
-    with uniform_noise(job.inputs["sine_waves"]):
+    with uniform_noise(job.given("sine_waves")):
         if not job.state:
             sizes = {"sampling_rate" if k == "samp_rate" else k: v for k, v in job.config.items()}
             y, uv, _ = hifigan.SineGen2(**sizes)(f0)
@@ -92,7 +92,7 @@ def generator(job: Job) -> Mapping[str, Any]:
     model = load(generator_model(from_dict(VocoderConfig, dict(job.config))), converted(job))
     if job.target.path.endswith("decode"):
         return {"wav": model.decode(**inputs(job), **job.call)}
-    with uniform_noise(job.inputs["sine_waves"]):
+    with uniform_noise(job.given("sine_waves")):
         wav, s = model(array(job.inputs["speech_feat"]), **job.call)
         mx.eval(wav, s)
     return {"wav": wav, "s": s}
