@@ -45,16 +45,18 @@ SAME = ("size", "seed", "checkpoint", "against", "dtype", "quantize", "threads",
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    made.add_argument("--size", choices=("tiny", "full"), default="tiny", help="full: the sizes of the real model")
+    made.add_argument(
+        "--size", choices=("tiny", "full"), default="tiny", help="full: the sizes of the real model (default: tiny)"
+    )
     made.add_argument(
         "--against",
         default="torch",
         metavar="SIDES",
         help="torch, mlx_audio_plus, both with a comma, or none\n(mlx-audio-plus goes into build/ at first use)",
     )
-    made.add_argument("--only", default="*", metavar="GLOB", help="cases by name; --list shows them")
+    made.add_argument("--only", default="*", metavar="GLOB", help="cases by name; --list shows them (default: all)")
     made.add_argument(
-        "--repeats", type=int, metavar="N", help="timed runs of each side (default: each case has its own)"
+        "--repeats", type=_count, metavar="N", help="timed runs of each side (default: each case has its own)"
     )
     made.add_argument(
         "--dtype", default="", metavar="D,D", help="also the port in float16, bfloat16 (default: on a GPU both)"
@@ -63,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--quantize", default="", metavar="B,B", help="also the port with 8, 4 bits (default: on a GPU both)"
     )
     made.add_argument(
-        "--threads", type=int, default=os.cpu_count() or 1, metavar="N", help="of every side (default: all)"
+        "--threads", type=_count, default=os.cpu_count() or 1, metavar="N", help="of every side (default: all)"
     )
     made.add_argument("--blas", metavar="PATH", help="OpenBLAS for MLX on Linux, or none (default: the system's)")
     made.add_argument(
@@ -72,15 +74,25 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="official folder (default: random weights, no files)"
     )
-    made.add_argument("--seed", type=int, default=0, help="of the random weights")
+    made.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default: 0)")
+    made.add_argument("--timeout", type=_count, default=900, metavar="S", help="for one run of one side (default: 900)")
     made.add_argument(
-        "--timeout", type=float, default=900.0, metavar="S", help="for one run of one side (default: 900)"
+        "--out",
+        type=Path,
+        default=ROOT / "reports" / "out" / "benchmark",
+        metavar="DIR",
+        help="folder to write to (default: reports/out/benchmark)",
     )
-    made.add_argument("--out", type=Path, default=ROOT / "reports" / "out" / "benchmark", metavar="DIR")
     made.add_argument("--resume", action="store_true", help=f"keep the cases that OUT/{FILE} has already")
     made.add_argument("--json", action="store_true", help="print the JSON instead of tables")
     made.add_argument("--list", action="store_true", help="name the cases and stop")
     return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for case in cases:
                 print(f"{case.name:18} {case.what}: {', '.join(v.name for v in case.variants)}")
             return 0
+        if options.checkpoint and not options.checkpoint.is_dir():
+            raise machine.BenchmarkError(f"--checkpoint {options.checkpoint}: no such folder")
         sides = _sides(options)
         options.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="benchmark-") as logs:

@@ -140,5 +140,7 @@ def test_trace_says_where_and_what_a_fault_looks_like(monkeypatch, capsys):
 def test_trace_refuses_what_it_does_not_know(capsys):
     assert trace.main(["no.such.case"]) == 2
     assert "'list' prints all names" in capsys.readouterr().err
+    assert trace.main(["walk.flow.full", "--checkpoint", "nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("trace: nowhere/")
     assert trace.main(["list"]) == 0
     assert {"flow.adaln_final", "walk.whole"} <= set(capsys.readouterr().out.split())

@@ -12,6 +12,7 @@ from .frontend.special_tokens import END_OF_PROMPT
 
 # As the checkout runs it, or as the wheel installs it.
 PROGRAM = "python -m port" if __package__ == "port" else "cosyvoice3-mlx"
+SPK = "Keep voices in the model's folder."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""
 one example for each mode:
@@ -59,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument(
             "--revision", metavar="R", help="branch, tag or commit of a hub id (default: its main branch)"
         )
-        made.add_argument("--device", default="auto", choices=DEVICES, help="where to compute; auto: a GPU if any")
+        made.add_argument(
+            "--device", default="auto", choices=DEVICES, help="where to compute (default: auto, a GPU if any)"
+        )
         made.set_defaults(run=run)
         return made
 
@@ -72,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--prompt-text", metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording")
     how.add_argument("--instruct", metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
     say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
-    say.add_argument("--seed", type=_seed, help="of the sampling; drawn and told when not given")
+    say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
@@ -92,9 +95,11 @@ def parser() -> argparse.ArgumentParser:
     batch = command(commands, "batch", "batch", "Speak every line of a manifest; alone, or as the ranks of mlx.launch.")
     batch.add_argument("manifest", type=Path, metavar="MANIFEST.jsonl", help="one JSON object a line: id, text, voice")
     batch.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.wav and results.jsonl")
-    batch.add_argument("--seed", type=_seed, default=0, help="with its id, seeds a line that has none (default 0)")
+    batch.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
+    )
 
-    spk = commands.add_parser("spk", help="Keep voices in the model's folder.", epilog=EXAMPLES,
+    spk = commands.add_parser("spk", help=SPK, description=SPK, epilog=EXAMPLES,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     actions = spk.add_subparsers(required=True, metavar="ACTION")
     add = command(actions, "add", "spk_add", "Save the voice of a recording under a name.")
@@ -110,7 +115,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
     parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
-    parser.add_argument("--speed", type=float, default=1.0, help="tempo, 1.0 as learnt; not with --stream")
+    parser.add_argument(
+        "--speed", type=float, default=1.0, metavar="X", help="tempo; not with --stream (default: 1.0, as learnt)"
+    )
     parser.add_argument(
         "--reset-hop", action="store_true", help="fix of the original: each piece starts with a short chunk"
     )
@@ -124,7 +131,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--max-cache-bytes",
         type=_bytes,
         metavar="SIZE",
-        help="what a stream may keep from chunk to chunk, such as 500M or 2G; a quarter of the device's memory",
+        help="what a stream may keep between chunks, such as 500M or 2G (default: a quarter of the device's memory)",
     )
 
 

@@ -215,11 +215,15 @@ def enter(ledger: str | Path, reports: Iterable[Row]) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m reports.drift", description=__doc__.splitlines()[0])
-    parser.add_argument("before", type=Path, help="report.json of the older run")
-    parser.add_argument("after", type=Path, help="report.json of the newer run")
-    parser.add_argument("--ledger", type=Path, help="JSON-lines file to enter both runs in, once each")
-    parser.add_argument("--json", type=Path, help="write the comparison here as well")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports.drift",
+        description="Compare two runs of the suite: what broke, what was mended, which ratios moved.",
+        epilog="example: python -m reports.drift monday/report.json tuesday/report.json",
+    )
+    parser.add_argument("before", type=Path, metavar="BEFORE.json", help="report.json of the older run")
+    parser.add_argument("after", type=Path, metavar="AFTER.json", help="report.json of the newer run")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON-lines file to enter both runs in, once each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison here as well")
     options = parser.parse_args(arguments)
     try:
         before, after = load(options.before), load(options.after)

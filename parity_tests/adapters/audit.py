@@ -63,7 +63,11 @@ def environment(name: str, pins: Path, root: Path = ROOT) -> Path:
 
 
 def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
-    """Rows of every case whose name matches `only`, in the order of the pipeline."""
+    """Rows of every case whose name matches `only`, in the order of the pipeline.
+
+    Raises:
+        AdapterError: there is no such case.
+    """
     from parity_tests.adapters.extra import extra_cases, noise_rows
     from parity_tests.harness.cases import all_cases
     from parity_tests.harness.judge import judge
@@ -72,6 +76,10 @@ def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
     for case in [*all_cases(), *extra_cases()]:
         if fnmatchcase(case.name, only):
             rows += judge(case, adapter)
+    if not rows:
+        raise AdapterError(
+            f"--only {only!r}: no case has such a name; python -m parity_tests.harness.trace list names them"
+        )
     return rows
 
 
@@ -101,12 +109,21 @@ def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split(": ")[0])
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Judge a port of CosyVoice 3 part by part and write a report; docs/adapters.md says how to add one",
+        epilog=f"example: {COMMAND} mlx_audio_plus --only 'flow.*'",
+    )
     parser.add_argument("name", metavar="NAME", help=f"adapter: {', '.join(adapter_names())}")
     parser.add_argument("--report", type=Path, metavar="DIR", help="where to write (default: reports/out/audit-NAME)")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="cases to run, e.g. 'vocoder.*'")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--here", action="store_true", help="the port is installed in this environment")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="cases to run, such as 'vocoder.*' (default: all)")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "float16", "bfloat16"),
+        help="of the port's weights; below float32 the rows judge nothing (default: %(default)s)",
+    )
+    parser.add_argument("--here", action="store_true", help="use the port that is installed in this environment")
     options = parser.parse_args(argv)
     folder = options.report or ROOT / "reports" / "out" / f"audit-{options.name}"
     try:
