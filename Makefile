@@ -12,13 +12,15 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: verify test lint faults audit clean
+.PHONY: setup verify test lint faults audit clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $@
+
+setup: $(STAMP)
 
 # From nothing to a verdict: write the embedded checkpoint, convert it, judge the conversion, write the report.
 # A refused conversion does not end it: the suite then converts on the fly and says which part is to blame.

@@ -85,7 +85,7 @@ class CosyVoice3:
             revision: branch, tag or commit of a hub id.
             lazy: leave weights on disk until they are used; then use the model from this thread only.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
-                with the same result; frees 0.55 GB at the official size in float32.
+                with the same result; frees 0.56 GB at the official size in float32.
 
         Raises:
             WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
