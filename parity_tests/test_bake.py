@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten
 
 from convert import bake, run
 from convert.quantize import Precision
+from parity_tests.convert_support import passing
 from parity_tests.harness.chain import walk
 from parity_tests.harness.models import Models
 from parity_tests.harness.walks import walks
@@ -16,7 +17,6 @@ from port import weights
 from port.cosyvoice3 import CosyVoice3
 from port.flow import modulation
 from port.storage import WeightsError
-from reference.synthesize import synthesize
 
 pytestmark = pytest.mark.meta
 
@@ -26,14 +26,8 @@ TABLE = "flow.decoder.estimator.norm_out.linear.table"
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("official") / "tiny"
-    synthesize(folder, "tiny", seed=7)
-    return run.find_source(str(folder))
-
-
-def passing(source, folder):
-    return [{"checkpoint": "stand-in", "status": "PASS"}]
+def source(official):
+    return run.find_source(str(official))
 
 
 @pytest.fixture(scope="module")
