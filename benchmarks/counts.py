@@ -49,9 +49,11 @@ def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
     """
     events: list[dict[str, Any]] = []
     mx.disable_compile()  # a compiled piece would be one primitive that tells nothing, and cannot be exported
+    contiguous, mx.contiguous = mx.contiguous, lambda x: x  # a change of layout that cannot be exported either
     try:
         mx.export_function(events.append, function, *arguments)
     finally:
+        mx.contiguous = contiguous
         mx.enable_compile()
     constants = [array for event in events if event["type"] == "constants" for _, array in event["constants"]]
     steps = [event for event in events if event["type"] == "primitive"]

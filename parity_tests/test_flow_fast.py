@@ -24,6 +24,7 @@ ITS = (
     "hoisted_input",
     "chunked_attention",
     "fast_gelu",
+    "fast_mish",
     "fast_softmax",
     "compiled",
 )
@@ -37,6 +38,7 @@ PARTS = (
     "flow.attention",
     "flow.attention.padded",
     "flow.attention.blind",
+    "flow.conv_pos_embed",
     "flow.input_embed",
     "flow.dit.full",
     "flow.dit.all_valid",
@@ -81,21 +83,28 @@ def test_parity_at_the_official_chunk(parity, n):
     parity.check(case(f"flow.cfm.official_chunk.{n}", CFM, sizes, call, mask=valid(n, n), spks=normal(1, 12), **mel))
 
 
-def test_exp_and_gelu_at_every_size():
-    """From the smallest to the largest argument; exp(0) is 1, and nothing overflows."""
+def test_exp2_gelu_and_mish_at_every_size():
+    """From the smallest to the largest argument; 2^0 is 1, nothing overflows, and what is no number stays so."""
     x = np.concatenate([np.linspace(-200, 200, 20001), np.linspace(-1, 1, 2001)]).astype(np.float32)
-    found = np.array(fast.exp(mx.array(x))).astype(np.float64)
+    found = np.array(fast.exp2(mx.array(x))).astype(np.float64)
     inside = np.abs(x) <= fast.EXP_RANGE
-    assert np.abs(found[inside] / np.exp(x[inside].astype(np.float64)) - 1).max() < 2.5e-7
+    assert np.abs(found[inside] / np.exp2(x[inside].astype(np.float64)) - 1).max() < 2.5e-7
     assert np.isfinite(found).all()
-    assert float(fast.exp(mx.array(0.0))) == 1.0
+    assert float(fast.exp2(mx.array(0.0))) == 1.0
+    for function in (fast.exp2, fast.gelu_tanh, fast.mish_by_exp2):
+        assert np.isnan(float(function(mx.array(np.nan))))
     z = x.astype(np.float64)
     truth = 0.5 * z * (1 + np.tanh(fast.TANH_SCALE * (z + fast.TANH_CUBE * z**3)))
     assert np.abs(np.array(fast.gelu_tanh(mx.array(x))) - truth).max() < 2e-5
     assert np.abs(np.array(fast.gelu_tanh(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
+    truth = z * np.tanh(np.logaddexp(0, z))
+    assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth).max() < 2e-5
+    assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
 
 
-@pytest.mark.parametrize("function", [fast.exp, fast.gelu_tanh], ids=lambda function: function.__name__)
+@pytest.mark.parametrize(
+    "function", [fast.exp2, fast.gelu_tanh, fast.mish_by_exp2], ids=lambda function: function.__name__
+)
 def test_compiled_is_bitwise_the_same(function):
     x = mx.array(np.random.default_rng(0).standard_normal((3, 50, 64)).astype(np.float32))
     with fast_paths(compiled=True):
@@ -204,13 +213,14 @@ def conditions(drawn: dict) -> dict:
     [
         ("modulation_tables", modulation, "tabulate"),
         ("fused_qkv", fast, "_join"),
-        ("fast_softmax", fast, "_attention_by_exp"),
-        ("fast_gelu", fast, "_exp_coefficients"),
+        ("fast_softmax", fast, "_attention_by_exp2"),
+        ("fast_gelu", fast, "_exp2_coefficients"),
+        ("fast_mish", fast, "mish_by_exp2"),
         ("compiled", fast, "_compiled"),
     ],
 )
 def test_a_path_is_taken_when_it_is_on_and_only_then(cfm, monkeypatch, path, where, name):
-    if path in ("fast_softmax", "fast_gelu") and not (fast.on_cpu() and fast._has_compiler()):
+    if path in ("fast_softmax", "fast_gelu", "fast_mish") and not (fast.on_cpu() and fast._has_compiler()):
         pytest.skip("a path of CPUs that compile")
 
     def taken(*_: object) -> None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Literal
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from .paths import active
 
@@ -81,12 +82,22 @@ def conv1d(
     return y if bias is None else y + bias
 
 
-def tap_order(weight: mx.array) -> mx.array:
-    """The same weight (O, K, C), laid out in memory as the sum of products reads it: by tap, then channel in.
+def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
+    """The same weight (O, K, C / g), laid out in memory as the sum of products reads it: by tap, then channel in.
 
-    Read in another layout, each tap is copied at each call.
+    Of several groups the channels out come before, as each group's lie together. Read in another layout, each tap is
+    copied at each call.
     """
+    if groups > 1:
+        return mx.contiguous(weight.swapaxes(0, 1)).swapaxes(0, 1)
     return mx.contiguous(weight.transpose(1, 2, 0)).transpose(2, 0, 1)
+
+
+def weight_of(conv: nn.Conv1d, groups: int = 1) -> mx.array:
+    """The weight (O, K, C / g) of a module; where it will be read tap by tap it is first laid out so, once."""
+    if uses_matmul(groups) and getattr(conv, "_in_tap_order", None) is not conv.weight:
+        conv.weight = conv._in_tap_order = tap_order(conv.weight, groups)
+    return conv.weight
 
 
 def uses_matmul(groups: int = 1) -> bool:
@@ -106,7 +117,8 @@ def _conv1d_matmul(
     (b, n, _), (out_channels, taps, group_channels) = x.shape, weight.shape
     m = (n - dilation * (taps - 1) - 1) // stride + 1
     if groups > 1:
-        x = x.reshape(b, n, groups, group_channels).swapaxes(1, 2)  # (b, g, n, C/g)
+        # A group's frames lie together, or each tap would be copied: (b, g, n, C/g).
+        x = mx.contiguous(x.reshape(b, n, groups, group_channels).swapaxes(1, 2))
         weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
     y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
     if y is not None and groups > 1:

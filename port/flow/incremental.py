@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from ..noise import rand_noise
-from ..ops import conv1d
+from ..ops import conv1d, weight_of
 from ..precision import run
 from .decoder import CausalMaskedDiffWithDiT, count_frames
+from .fast import mish
 from .layers import Attention, DiTBlock, Rope, rotary_tables
 from .lookahead import CONV2_KERNEL_SIZE
 from .matching import cosine_schedule
@@ -205,7 +205,7 @@ class StreamingFlow:
             seen = mx.concatenate([step.tails[i].astype(x.dtype), x], axis=1)
             tail = seen[:, whole : whole + embed.kernel_size - 1]
             step.tails[i] = mx.contiguous(tail.astype(mx.float32))
-            x = nn.mish(conv1d(seen, conv.weight, conv.bias, groups=embed.groups))
+            x = mish(conv1d(seen, weight_of(conv, embed.groups), conv.bias, groups=embed.groups))
         return x
 
     def _block(

@@ -13,10 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d
+from ..ops import conv1d, weight_of
 from ..paths import active
 from ..precision import attention_dtype, run
-from .fast import Chunks, FusedLinear, attention, fused, gelu_by_tanh, gelu_tanh, on_cpu
+from .fast import Chunks, FusedLinear, attention, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
 from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
@@ -83,7 +83,7 @@ class CausalConvPositionEmbedding(nn.Module):
             x = mx.where(mask[..., None], x, 0.0)
         for conv in (self.conv1, self.conv2):
             x = mx.pad(x, ((0, 0), (self.kernel_size - 1, 0), (0, 0)))
-            x = nn.mish(conv1d(x, conv.weight, conv.bias, groups=self.groups))
+            x = mish(conv1d(x, weight_of(conv, self.groups), conv.bias, groups=self.groups))
         return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 

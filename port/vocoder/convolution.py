@@ -11,9 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d, tap_order, uses_matmul
+from ..ops import conv1d, tap_order, uses_matmul, weight_of
 from ..paths import active
-from .fast import weight_of
 from .state import Tail
 
 CausalType = Literal["left", "right"]

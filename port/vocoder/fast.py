@@ -8,9 +8,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from ..ops import tap_order, uses_matmul
 from ..paths import active
 
 # sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
@@ -46,10 +44,3 @@ def polynomial(y: mx.array) -> mx.array:
 
 
 _fused = mx.compile(polynomial)
-
-
-def weight_of(conv: nn.Conv1d) -> mx.array:
-    """The weight (O, K, C) of a module; where it will be read tap by tap it is first laid out so, once."""
-    if uses_matmul() and getattr(conv, "_in_tap_order", None) is not conv.weight:
-        conv.weight = conv._in_tap_order = tap_order(conv.weight)
-    return conv.weight

@@ -8,12 +8,29 @@ FAST = "flow.fast"
 _TABLES = "flow.modulation:ModulationTables.add"
 
 FAULTS = (
-    Fault("exponential_of_degree_three", "constant", "flow.layers.FeedForward", constant("flow.fast:EXP_DEGREE", 3)),
+    Fault(
+        "exponential_of_degree_three",
+        "constant",
+        "flow.layers.CausalConvPositionEmbedding",
+        constant("flow.fast:EXP_DEGREE", 3),
+    ),
     Fault(
         "exponential_with_a_short_logarithm",
         "constant",
-        "flow.layers.FeedForward",
-        constant("flow.fast:LN2_LOW", 0.0),
+        "flow.layers.CausalConvPositionEmbedding",
+        constant("flow.fast:LOG2_E", 1.4427),
+    ),
+    Fault(
+        "fast_mish_without_its_square",
+        "activation",
+        "flow.layers.CausalConvPositionEmbedding",
+        edit("flow.fast:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
+    ),
+    Fault(
+        "fast_softmax_summed_over_queries",
+        "normalisation",
+        "flow.layers.Attention",
+        edit("flow.fast:_softmax_product", "weights.sum(axis=-2", "weights.swapaxes(-1, -2).sum(axis=-2"),
     ),
     Fault(
         "keys_joined_before_queries",
@@ -31,7 +48,7 @@ FAULTS = (
         "block_of_scores_with_the_first_mask",
         "mask",
         "flow.layers.Attention",
-        edit("flow.fast:_attention_by_exp", "mask[batch, head, row]", "mask[batch, head, :1]"),
+        edit("flow.fast:_attention_by_exp2", "mask[batch, head, :, row]", "mask[batch, head, :, :1]"),
     ),
     Fault(
         "tables_in_reverse",
