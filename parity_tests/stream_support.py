@@ -15,7 +15,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.flow import FLOW
 from parity_tests.harness.cases import case, normal, tokens
 from parity_tests.harness.compare import compare
-from parity_tests.harness.oracle import reference_state, run_reference
+from parity_tests.harness.oracle import Arrays, reference_state, run_reference
 from parity_tests.harness.targets import TARGETS, swap
 from port.flow.incremental import StreamingFlow
 
@@ -24,9 +24,14 @@ AHEAD, RATIO, CHUNK = 3, 2, 8  # tokens, frames a token, frames of a chunk in th
 TOKENS = 23
 
 
+def small_state() -> Arrays:
+    """Live random weights of the flow decoder, under the reference's names."""
+    return reference_state(case("flow.stream", INFERENCE.path, FLOW))
+
+
 def small_flow() -> Any:
-    """The port's flow decoder with live random weights."""
-    return OwnPort().build(INFERENCE, FLOW, reference_state(case("flow.stream", INFERENCE.path, FLOW)))
+    """The port's flow decoder with these weights."""
+    return OwnPort().build(INFERENCE, FLOW, small_state())
 
 
 @cache
@@ -50,8 +55,11 @@ def truth(prompt: int, have: int, finalize: bool) -> tuple[np.ndarray, np.ndarra
     """What the original would give for the first `have` tokens, (1, n, C), in both precisions."""
     inputs = utterance(prompt)
     inputs = {**inputs, "token": inputs["token"][:, :have]}
-    state = reference_state(case("flow.stream", INFERENCE.path, FLOW))
-    call = dict(streaming=True, finalize=finalize)
+    return original(small_state(), inputs, streaming=True, finalize=finalize)
+
+
+def original(state: Arrays, inputs: Arrays, **call: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the reference with these weights gives, (1, n, C), in both precisions."""
     return tuple(
         swap(run_reference(INFERENCE, FLOW, state, inputs, call, dtype)["feat"])
         for dtype in (torch.float32, torch.float64)

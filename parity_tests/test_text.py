@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
@@ -215,6 +215,13 @@ def test_splitting_loses_nothing_but_repeated_marks(text, lang, comma_split):
     assert "".join(split_paragraph(text, words, lang, comma_split=comma_split)) == expected
 
 
+# Both sides of each limit, the full stop counted: 61 + 19 and 61 + 20 characters for pieces of at most 80, a first
+# sentence of 60 and 61, a rest of 19 and 20.
+@example(["一" * 60, "二" * 18], 80, 60, 0)
+@example(["一" * 60, "二" * 19], 80, 60, 0)
+@example(["一" * 59, "二" * 20], 80, 60, 0)
+@example(["一" * 70, "二" * 18], 80, 60, 20)
+@example(["一" * 70, "二" * 19], 80, 60, 20)
 @given(CHINESE, st.integers(5, 80), st.integers(1, 60), st.integers(0, 30))
 def test_pieces_end_where_the_length_rules_say(parts, most, least, merge):
     text = "。".join(parts) + "。"

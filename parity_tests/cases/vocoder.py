@@ -134,7 +134,7 @@ CASES = (
     _decode("end", 20, True),
     _decode("more", 20, False),
     _decode("batch", 8, True, batch=2),
-    _decode("loud", 9, True, gain=4),  # reaches the magnitude clip and the audio limit
+    _decode("loud", 9, True, gain=6),  # reaches the magnitude clip and the audio limit
     _decode("short", 1, True),
     _inference("end", 20, True),
     _inference("more", 22, False),

@@ -22,7 +22,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
-from parity_tests.harness.fault_tests import TESTS, module_of
+from parity_tests.harness.fault_tests import GOLDEN, TESTS, module_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
 from parity_tests.harness.signatures import Signature, strength
@@ -70,7 +70,7 @@ def cases(module: str) -> list[Case]:
 
 def look_everywhere() -> Finding | None:
     """The first failure of all isolated cases, then of all tests."""
-    return _isolated(all_cases()) or _tests([selection for group in TESTS.values() for selection in group])
+    return _isolated(all_cases()) or _tests([selection for group in TESTS.values() for selection in group] + [GOLDEN])
 
 
 def baseline() -> Finding | None:

@@ -55,4 +55,6 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         pass  # embedding rows of order one
     elif draw.ndim > 1:
         draw /= np.sqrt(np.prod(shape[1:]))
+    if name in ("alpha", "original0", "weight_g") and not key.startswith("conv_post."):
+        draw.reshape(-1)[1::3] *= -1  # nothing in training keeps them positive
     return draw.astype(np.float32)
