@@ -222,6 +222,8 @@ def conditions(drawn: dict) -> dict:
 def test_a_path_is_taken_when_it_is_on_and_only_then(cfm, monkeypatch, path, where, name):
     if path in ("fast_softmax", "fast_gelu", "fast_mish") and not (fast.on_cpu() and fast._has_compiler()):
         pytest.skip("a path of CPUs that compile")
+    if path == "compiled" and not fast.compiles_exactly():
+        pytest.skip("this MLX rounds the constants of what it compiles")
 
     def taken(*_: object) -> None:
         raise RuntimeError("taken")
@@ -231,6 +233,16 @@ def test_a_path_is_taken_when_it_is_on_and_only_then(cfm, monkeypatch, path, whe
         cfm(**request(0), n_timesteps=1)
     with fast_paths(PLAIN):
         cfm(**request(0), n_timesteps=1)
+
+
+def test_nothing_is_compiled_where_that_rounds_constants(cfm, monkeypatch):
+    """As MLX does before 0.32.3."""
+    before = np.array(cfm(**request(0), n_timesteps=1))
+    monkeypatch.setattr(fast, "compiles_exactly", lambda: False)
+    monkeypatch.setattr(fast, "_compiled", lambda *_: pytest.fail("compiled"))
+    with fast_paths(compiled=True):
+        found = np.array(cfm(**request(0), n_timesteps=1))
+    np.testing.assert_array_equal(found, before)
 
 
 def test_every_frame_valid_needs_no_mask(cfm):

@@ -22,6 +22,9 @@ LONGEST_SUM = 256
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
 
+# Eight digits: what a compiled graph makes of it tells whether it holds its function's constants.
+EIGHT_DIGITS = 12582913.0
+
 ConvBackend = Literal["auto", "native", "matmul"]
 _backend: ContextVar[ConvBackend] = ContextVar("conv_backend", default="auto")
 
@@ -80,6 +83,20 @@ def conv1d(
         x, weight = _padded(x, weight)
     y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)[..., :out_channels]
     return y if bias is None else y + bias
+
+
+def compiles_exactly() -> bool:
+    """Whether `mx.compile` keeps the constants of a function, on the default device.
+
+    Before 0.32.3 MLX wrote them with seven digits, which turns the bits that `flow.fast` makes a power of two of.
+    """
+    return _keeps_constants(mx.default_device().type)
+
+
+@lru_cache(maxsize=2)
+def _keeps_constants(device: mx.DeviceType) -> bool:
+    # Two elements: a single one is added without a kernel of its own.
+    return mx.compile(lambda x: x + EIGHT_DIGITS)(mx.zeros(2)).tolist() == [EIGHT_DIGITS] * 2
 
 
 def tap_order(weight: mx.array, groups: int = 1) -> mx.array:

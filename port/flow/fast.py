@@ -19,6 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from ..ops import compiles_exactly
 from ..paths import active
 from ..precision import layer_dtype, run
 
@@ -56,7 +57,7 @@ def fused(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
 
     Compiled for the one shape: without shapes MLX fuses less, and a view not at all.
     """
-    return _compiled(function, x.shape)(x) if active().compiled else function(x)
+    return _compiled(function, x.shape)(x) if active().compiled and compiles_exactly() else function(x)
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ import math
 
 import mlx.core as mx
 
+from ..ops import compiles_exactly
 from ..paths import active
 
 # sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
@@ -23,7 +24,7 @@ def sine_squared(y: mx.array) -> mx.array:
     """sin(y)^2, of any shape; by a polynomial where the path `fast_snake` is on and a CPU computes in float32."""
     paths, on_cpu = active(), mx.default_device().type == mx.DeviceType.cpu
     if paths.fast_snake and on_cpu and y.dtype == mx.float32:
-        return (_fused if paths.compiled else polynomial)(y)
+        return (_fused if paths.compiled and compiles_exactly() else polynomial)(y)
     sine = mx.sin(y)
     return sine * sine  # a product, since MLX's power is slow
 
