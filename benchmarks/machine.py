@@ -6,6 +6,7 @@ system is put before it for the MLX workers alone: torch would take it up too, a
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import os
 import platform
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+OWN_KERNEL, FORCED_KERNEL = "the wheel's own", "OPENBLAS_CORETYPE"
 SONAME = "libopenblas.so.0"
 PLACES = ("/usr/lib/*/openblas*/libopenblas.so.0", "/usr/lib*/libopenblas*.so.0", "/usr/local/lib/libopenblas.so.0")
 # Below this share of torch's matrix products MLX's own are so slow that no ratio says anything about either port.
@@ -74,6 +76,19 @@ def loaded_blas() -> list[str]:
         return []
     files = set(re.findall(r"\S*/((?:lib)?(?:open|c)?blas[^/\s]*|libmkl[^/\s]*|libtorch_cpu\.so)$", maps, re.MULTILINE))
     return sorted(files)
+
+
+def blas_kernel() -> str:
+    """Kernel that the OpenBLAS put before all others chose for this processor, and whether it was made to.
+
+    The library of one machine runs at half its speed under another machine's kernel.
+    """
+    try:
+        name = ctypes.CDLL(None).openblas_get_corename
+    except (AttributeError, OSError, TypeError):
+        return OWN_KERNEL
+    name.restype = ctypes.c_char_p
+    return name().decode() + (f", by {FORCED_KERNEL}" if os.environ.get(FORCED_KERNEL) else "")
 
 
 def peak_rss() -> int | None:

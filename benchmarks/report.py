@@ -13,13 +13,14 @@ HEADER = ("variant", "median", "range", "x torch", "x port", "GFLOP/s", "of limi
 def describe_blas(about: Mapping[str, Any], preloaded: str | None) -> dict[str, Any]:
     """Which BLAS the MLX numbers rest on, in a sentence, and whether it is so slow that they mean nothing."""
     port, torch = about["port"], about["torch"]
-    found = {"preloaded": preloaded, "meaningless": False, "sentence": None}
+    kernel = port.get("blas_kernel")
+    found = {"preloaded": preloaded, "kernel": kernel, "meaningless": False, "sentence": None}
     if port.get("device") != "cpu" or "matrix_flops" not in torch:
         return found
     mlx, own = port["matrix_flops"] / 1e9, torch["matrix_flops"] / 1e9
     if mlx < USABLE_SHARE * own:
         return found | {"meaningless": True, "sentence": MEANINGLESS.format(mlx=mlx, torch=own)}
-    name = f"{preloaded} put before MLX's own" if preloaded else "MLX's own"
+    name = f"{preloaded} put before MLX's own, kernel {kernel}" if preloaded else "MLX's own"
     return found | {
         "sentence": f"BLAS of all MLX workers: {name}; {mlx:.0f} GFLOP/s in a matrix product, torch {own:.0f}."
     }

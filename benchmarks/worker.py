@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import BAKED, SIDES, make_inputs
-from benchmarks.machine import loaded_blas, peak_rss, reset_peak_rss
+from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rss
 from benchmarks.weights import receive
 
 MATRIX_RUNS = 5
@@ -42,7 +42,12 @@ class Worker:
 
     def about(self) -> dict[str, Any]:
         """Versions, device and the BLAS that is really in memory."""
-        return {**self.side.about(), "python": sys.version.split()[0], "blas": loaded_blas()}
+        return {
+            **self.side.about(),
+            "python": sys.version.split()[0],
+            "blas": loaded_blas(),
+            "blas_kernel": blas_kernel(),
+        }
 
     def load(self, part: str) -> dict[str, Any]:
         """Fetch and fill one part, or bake what is loaded."""

@@ -160,6 +160,7 @@ def provenance() -> dict[str, Any]:
         "machine": "x86_64, 2 cores",
         "device": "Device(cpu, 0)",
         "precision": {"regime": "fp32", "matmul_error": 1.23e-7, "tf32_flag": "0"},
+        "fast_paths": ["fused_qkv", "compiled"],
         "dtype": "float32",
         "seed": 0,
         "started": "2026-01-02T03:04:05+00:00",

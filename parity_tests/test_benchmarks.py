@@ -88,10 +88,14 @@ def test_without_a_fast_blas_it_says_that_mlx_means_nothing(measured):
 
 @pytest.mark.parametrize(("mlx", "meaningless"), [(4.8e9, True), (183e9, False)])
 def test_the_sentence_follows_from_measured_speeds(mlx, meaningless):
-    about = {"port": {"device": "cpu", "matrix_flops": mlx}, "torch": {"device": "cpu", "matrix_flops": 197e9}}
+    about = {
+        "port": {"device": "cpu", "matrix_flops": mlx, "blas_kernel": "Zen"},
+        "torch": {"device": "cpu", "matrix_flops": 197e9},
+    }
     found = report.describe_blas(about, "libopenblas.so.0")
     assert found["meaningless"] is meaningless
     assert ("mean nothing" in found["sentence"]) is meaningless
+    assert found["kernel"] == "Zen" and ("kernel Zen;" in found["sentence"]) is not meaningless
 
 
 def test_a_wrong_result_is_refused_and_not_timed(bench, monkeypatch):
@@ -170,6 +174,18 @@ def test_a_blas_that_is_not_there():
     with pytest.raises(machine.BenchmarkError, match="no such file"):
         machine.find_blas("/nowhere/libopenblas.so.0")
     assert machine.find_blas("none") is None
+
+
+@pytest.mark.skipif(machine.find_blas() is None, reason="no OpenBLAS to put before MLX's own")
+def test_the_kernel_of_a_preloaded_blas_is_named(tmp_path, monkeypatch):
+    """By the library itself: what it is made to take it names, and that it was made to; no other has a kernel."""
+    monkeypatch.setenv(machine.FORCED_KERNEL, "Prescott")
+    found = []
+    for blas in (machine.find_blas(), None):
+        worker = WorkerProcess("port", (), Settings("tiny", 0, None, 1, blas, None, tmp_path, 60.0, 64))
+        found.append(worker.ask("about")["blas_kernel"])
+        worker.close()
+    assert found == ["Prescott, by OPENBLAS_CORETYPE", machine.OWN_KERNEL]
 
 
 def test_every_fast_path_is_measured():

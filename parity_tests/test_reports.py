@@ -113,6 +113,7 @@ def test_hostile_strings_stay_text(tmp_path):
     page, text = build.render_html(model.validate(report)), build.render_markdown(report)
     assert page.count("<script") == page.count("</script") == 1
     assert "<img src=//" not in page and "<img src=//" not in re.sub(r"`[^`\n]*`", "", text)
+    assert "Fast paths: fused_qkv, compiled" in text and "Fast paths</dt><dd>fused_qkv, compiled" in page
     assert "own, commit" not in text and "mlx 0.32.4, torch 2.13.0, " in text
     for line in text.splitlines():
         if line.startswith("| FAIL"):

@@ -13,6 +13,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from port.paths import PATHS, active
+
 # A float32 matmul of 512 terms errs by about 2e-7; TF32 keeps 10 mantissa bits and errs by about 3e-4.
 TF32_ERROR = 1e-5
 PACKAGES = ("mlx", "torch", "numpy", "safetensors", "tokenizers", "onnx", "onnxruntime", "transformers")
@@ -35,6 +37,12 @@ def precision() -> dict[str, Any]:
         "matmul_error": error,
         "tf32_flag": os.environ.get("MLX_ENABLE_TF32", "unset"),
     }
+
+
+def fast_paths() -> list[str]:
+    """Fast paths of the port that are on: what it runs beside its plain modules, where the device has a use for it."""
+    chosen = active()
+    return [name for name in PATHS if getattr(chosen, name)]
 
 
 def versions() -> dict[str, str]:

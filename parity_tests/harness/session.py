@@ -181,6 +181,7 @@ class Session:
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
             "precision": regime.precision(),
+            "fast_paths": regime.fast_paths() if option("--adapter") == "own" else None,
             "dtype": self.label,
             "seed": option("--seed"),
             "started": self.started.isoformat(timespec="seconds"),
