@@ -5,7 +5,7 @@ b batch, n frames in, m frames out, C channels in, O channels out, K taps, g gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -83,6 +83,20 @@ def conv1d(
         x, weight = _padded(x, weight)
     y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)[..., :out_channels]
     return y if bias is None else y + bias
+
+
+def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
+    """Of any shape, from the coefficient of x^0 up.
+
+    By Estrin's scheme, whose chain is short: MLX fuses some eleven operations in a row, and what it cuts elsewhere may
+    leave a kernel that walks through a constant like an array, two to three times slower.
+    """
+    terms: list[float | mx.array] = list(coefficients)
+    while len(terms) > 1:
+        odd = terms[-1:] if len(terms) % 2 else []
+        terms = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
+        x = x * x
+    return terms[0]
 
 
 def compiles_exactly() -> bool:

@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import compiles_exactly
+from ..ops import compiles_exactly, polynomial
 from ..paths import active
 from ..precision import layer_dtype, run
 
@@ -72,17 +72,7 @@ def exp2(x: mx.array) -> mx.array:
     x = mx.where(x < -EXP_RANGE, -EXP_RANGE, mx.where(x > EXP_RANGE, EXP_RANGE, x))
     shifted = x + ROUNDER
     power = mx.view((mx.view(shifted, mx.int32) << MANTISSA_BITS) + ONE_BITS, mx.float32)
-    return _polynomial(_exp2_coefficients(), x - (shifted - ROUNDER)) * power
-
-
-def _polynomial(coefficients: Sequence[float], r: mx.array) -> mx.array:
-    """By Estrin's scheme: MLX fuses eleven operations in a row, and cut in two a kernel is twice as slow."""
-    terms: list[float | mx.array] = list(coefficients)
-    while len(terms) > 1:
-        odd = terms[-1:] if len(terms) % 2 else []
-        terms = [low + high * r for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
-        r = r * r
-    return terms[0]
+    return polynomial(_exp2_coefficients(), x - (shifted - ROUNDER)) * power
 
 
 def gelu_by_tanh(x: mx.array) -> mx.array:

@@ -9,7 +9,7 @@ import math
 
 import mlx.core as mx
 
-from ..ops import compiles_exactly
+from ..ops import compiles_exactly, polynomial
 from ..paths import active
 
 # sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
@@ -24,24 +24,24 @@ def sine_squared(y: mx.array) -> mx.array:
     """sin(y)^2, of any shape; by a polynomial where the path `fast_snake` is on and a CPU computes in float32."""
     paths, on_cpu = active(), mx.default_device().type == mx.DeviceType.cpu
     if paths.fast_snake and on_cpu and y.dtype == mx.float32:
-        return (_fused if paths.compiled and compiles_exactly() else polynomial)(y)
+        reduced, squared = (
+            _FUSED if paths.compiled and compiles_exactly() else (reduce_angle, sine_squared_by_polynomial)
+        )
+        return squared(reduced(y))
     sine = mx.sin(y)
     return sine * sine  # a product, since MLX's power is slow
 
 
-def polynomial(y: mx.array) -> mx.array:
-    """sin(y)^2 of a float32 array without MLX's sine, which a CPU computes one number at a time.
-
-    The distance r of y from the nearest multiple of pi is found in two steps (Cody and Waite), so that it is as exact
-    as y; then a polynomial.
-    """
+def reduce_angle(y: mx.array) -> mx.array:
+    """Distance of float32 y from the nearest multiple of pi, in two steps (Cody and Waite): as exact as y is."""
     turns = (y * (1 / math.pi) + ROUNDER) - ROUNDER
-    r = (y - turns * PI_HIGH) - turns * PI_LOW
-    t = r * r
-    p = SINE_SQUARED[0]
-    for coefficient in SINE_SQUARED[1:]:
-        p = p * t + coefficient
-    return p * t
+    return (y - turns * PI_HIGH) - turns * PI_LOW
 
 
-_fused = mx.compile(polynomial)
+def sine_squared_by_polynomial(r: mx.array) -> mx.array:
+    """sin(r)^2 for |r| <= pi / 2, without MLX's sine, which a CPU computes one number at a time."""
+    square = r * r
+    return polynomial(SINE_SQUARED[::-1], square) * square
+
+
+_FUSED = mx.compile(reduce_angle), mx.compile(sine_squared_by_polynomial)  # apart, each is fused whole

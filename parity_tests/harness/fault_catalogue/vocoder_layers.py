@@ -133,7 +133,7 @@ FAULTS = (
         "snake_reduced_by_a_rounded_pi",
         "precision",
         "vocoder.fast",
-        edit("vocoder.fast:polynomial", "(y - turns * PI_HIGH) - turns * PI_LOW", "y - turns * math.pi"),
+        edit("vocoder.fast:reduce_angle", "(y - turns * PI_HIGH) - turns * PI_LOW", "y - turns * math.pi"),
     ),
     Fault("snake_of_the_magnitude", "activation", SNAKE, edit(_SNAKE, "return x +", "return abs(x) +")),
     Fault(
