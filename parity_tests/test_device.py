@@ -1,6 +1,8 @@
 """The device: chosen by name, refused where there is none; and a run that compared nothing is told from others."""
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +34,32 @@ def test_it_is_chosen_by_name(device):
     assert mx.default_device() == mx.Device(mx.cpu)
     with pytest.raises(ValueError, match="unknown; choose auto, cpu, gpu"):
         use_device("tpu")
+
+
+KEEPING = """
+import resource, sys
+import mlx.core as mx
+from port.device import keep_freed_memory
+kept = keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    x = [mx.ones((1 << 20,)) + i for i in range(8)]
+    mx.eval(x)
+    del x
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize("setting", [{}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}], ids=["ours", "the user's"])
+def test_freed_arrays_are_kept_unless_the_user_chose_otherwise(setting):
+    """Eight arrays of 4 MB, 8192 pages: made a third time they find their memory again, and nothing is cleared."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | setting
+    words = [sys.executable, "-c", "import mlx.core as mx; mx.set_default_device(mx.cpu)" + KEEPING]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    kept, pages = done.stdout.split()
+    assert kept == str(not setting)
+    assert (int(pages) < 500) == (not setting)
 
 
 @pytest.mark.skipif(NO_GPU, reason="MLX finds no GPU here")

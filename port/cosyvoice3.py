@@ -26,6 +26,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import community, weights
+from .device import keep_freed_memory
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.special_tokens import END_OF_PROMPT
 from .frontend.text import load_normalizer
@@ -94,6 +95,7 @@ class CosyVoice3:
         model = community.load(folder, lazy)[0] if community.recognises(folder) else weights.load(folder, lazy)
         if bake_timesteps:
             model.flow.decoder.bake()
+        keep_freed_memory()
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
             model.speech_tokenizer,
