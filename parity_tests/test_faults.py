@@ -4,6 +4,7 @@ The whole catalogue takes some minutes: `make faults`.
 """
 
 import signal
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import fault_checks, faults, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
-from parity_tests.harness.faults import FAULTS, QUICK, section
+from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
 from parity_tests.harness.judge import judge
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
@@ -128,9 +129,35 @@ def test_state_of_the_port_does_not_outlive_a_fault(runner):
 def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
     """As it was last recorded, by `make faults`; the report says when, and whether the code has changed since."""
     found = faults.catalogue_section()
-    if found is None:
-        pytest.skip("no score was recorded: make faults")
+    assert found is not None, "no score was recorded: make faults"
     parity.sections["fault_catalogue"] = found
+
+
+@pytest.mark.meta
+def test_the_recorded_score_is_that_of_this_catalogue_and_nothing_survived():
+    found = faults.catalogue_section()
+    assert found is not None, "no score was recorded: make faults"
+    rows = {row["name"]: row for row in found["rows"]}
+    differing = sorted(rows.keys() ^ BY_NAME.keys())
+    assert not differing, f"the recorded score and the catalogue differ in {', '.join(differing)}: make faults"
+    counted = [row for row in rows.values() if not row["equivalent"]]
+    survivors = [row["name"] for row in counted if not row["caught"]]
+    assert not survivors, f"survived: {', '.join(survivors)}"
+    assert found["score"] == {"caught": len(counted), "total": len(counted)}
+    wrong = [row["name"] for row in counted if not row["right_module"]]
+    assert len(wrong) <= 0.05 * len(counted), f"another module was named first for {', '.join(wrong)}"
+
+
+@pytest.mark.meta
+def test_a_score_recorded_on_other_code_says_so(tmp_path, monkeypatch):
+    path, started = tmp_path / "score.json", datetime.now(UTC)
+    path.write_text(faults.record([Verdict(FAULTS[0], None, 0.0), Verdict(FAULTS[1], None, 0.0)], started), "utf-8")
+    found = faults.catalogue_section(path)
+    assert found["fresh"] is True and found["recorded"]["fingerprint"] == faults.fingerprint(faults.CODE)
+    assert [row["name"] for row in found["rows"]] == [fault.name for fault in FAULTS[:2]]
+    assert len(path.read_text("utf-8").splitlines()) < 10, "one row a line"
+    monkeypatch.setattr(faults, "fingerprint", lambda places: "other")
+    assert faults.catalogue_section(path)["fresh"] is False
 
 
 # ---- faults that never end

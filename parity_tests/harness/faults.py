@@ -127,18 +127,19 @@ def section(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {"score": score, "rows": [v.to_dict() for v in verdicts]}
 
 
-def recorded(found: dict[str, Any], started: datetime) -> dict[str, Any]:
-    """A section with the circumstances it was measured in, for the report's section `fault_catalogue`."""
-    return found | {
-        "recorded": {
-            "started": started.isoformat(timespec="seconds"),
-            "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
-            "commit": regime.commit(ROOT)[0],
-            "mlx": regime.versions()["mlx"],
-            "device": regime.machine()["device"],
-            "fingerprint": fingerprint(CODE),
-        }
+def record(verdicts: Sequence[Verdict], started: datetime) -> str:
+    """Text of a file of the score, one row a line, with the circumstances it was measured in."""
+    found = section(verdicts)
+    about = {
+        "started": started.isoformat(timespec="seconds"),
+        "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "commit": regime.commit(ROOT)[0],
+        "mlx": regime.versions()["mlx"],
+        "device": regime.machine()["device"],
+        "fingerprint": fingerprint(CODE),
     }
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    return f'{{"recorded": {json.dumps(about)},\n"score": {json.dumps(found["score"])},\n"rows": [\n{rows}\n]}}\n'
 
 
 def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
@@ -182,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--only", metavar="NAME", help="faults whose name or family holds this")
     parser.add_argument("--quick", action="store_true", help="the selection that the ordinary suite runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report's section `faults`")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="record the score, for the report")
     parser.add_argument("--signatures", type=Path, metavar="FILE", help="record what fails under each fault as well")
     options = parser.parse_args(argv)
     faults = [f for f in FAULTS if not options.quick or f.name in QUICK]
@@ -205,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_line(verdicts[-1]), flush=True)
     print(_summary(verdicts))
     if options.json:
-        write_atomically(options.json, json.dumps(recorded(section(verdicts), started), indent=1) + "\n")
+        write_atomically(options.json, record(verdicts, started))
     if options.signatures:
         caught = [v.fault for v in verdicts if v.caught]
         write_atomically(options.signatures, signatures.record(signatures_of(caught)))
