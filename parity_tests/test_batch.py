@@ -64,6 +64,7 @@ def launch(ranks, model, manifest, out, **more):
         "--cwd",
         str(ROOT),
         "--",
+        "env",  # before 0.32 MLX would have Python read a file that stands here, Python itself too
         sys.executable,
         "-c",
         script,
