@@ -53,6 +53,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "convert": (
         ("test_mapping.py",),
         ("test_convert.py",),
+        ("test_convert_refused.py",),
         ("test_weights.py",),
         ("test_walks.py", "-k", "test_walk or tokens"),
     ),
@@ -94,7 +95,7 @@ MODULES = {
     "test_driver_requests.py": "model.CosyVoice3Model",
     "test_driver.py::test_interpolation": "model.interpolate",
     "test_driver.py::test_long_silences": "model.drop_silence",
-    "test_convert.py": "convert",
+    "test_convert": "convert",
     "test_mapping.py": "convert",
     "test_weights.py": "convert",
 }
