@@ -14,6 +14,7 @@ from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_convers
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.config import CosyVoice3Config
+from port.device import keep_freed_memory
 from port.flow.state import state_bytes
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
@@ -66,6 +67,7 @@ class Side:
     ) -> Run:
         """What is timed, as a function without arguments; its results are evaluated when it returns."""
         model = self._model(options)
+        keep_freed_memory()  # as `CosyVoice3.from_pretrained` does when the weights are there
         arrays = {
             k: mx.array(np.ascontiguousarray(v.swapaxes(1, 2)) if k in CHANNELS_FIRST else v) for k, v in inputs.items()
         }
