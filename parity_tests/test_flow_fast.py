@@ -200,7 +200,7 @@ def test_tables_hold_the_times_that_the_steps_ask_for(cfm, monkeypatch):
     assert made == [[float(t) for t in asked[:-1]]]
     for steps in range(11, 16):
         cfm(**request(0, 2), n_timesteps=steps)
-    assert len(cfm.estimator.modulation_tables._rows) <= modulation.MAX_TIMES
+    assert len(cfm.estimator.modulation_tables._kept[1]) <= modulation.MAX_TIMES
 
 
 def conditions(drawn: dict) -> dict:

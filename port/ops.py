@@ -126,9 +126,12 @@ def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
 
 def weight_of(conv: nn.Conv1d, groups: int = 1) -> mx.array:
     """The weight (O, K, C / g) of a module; where it will be read tap by tap it is first laid out so, once."""
-    if uses_matmul(groups) and getattr(conv, "_in_tap_order", None) is not conv.weight:
-        conv.weight = conv._in_tap_order = tap_order(conv.weight, groups)
-    return conv.weight
+    weight = conv.weight
+    if uses_matmul(groups) and getattr(conv, "_in_tap_order", None) is not weight:
+        weight = tap_order(weight, groups)
+        mx.eval(weight)  # before another thread can see it
+        conv.weight = conv._in_tap_order = weight
+    return weight
 
 
 def uses_matmul(groups: int = 1) -> bool:

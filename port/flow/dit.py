@@ -167,8 +167,9 @@ class DiT(nn.Module):
         return run(self.proj_out, self.norm_out(x, last))
 
     def _rotary(self, n: int) -> Rope:
-        angles = self.rotary_embed(n)
-        if self._rope is None or self._rope[0] is not angles:
-            self._rope = angles, rotary_tables(angles)
-            mx.eval(self._rope[1])
-        return self._rope[1]
+        angles, kept = self.rotary_embed(n), self._rope  # read once: another thread may keep its own
+        if kept is None or kept[0] is not angles:
+            kept = angles, rotary_tables(angles)
+            mx.eval(kept[1])
+            self._rope = kept
+        return kept[1]

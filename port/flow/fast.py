@@ -209,6 +209,7 @@ def _join(layers: Sequence[nn.Module]) -> tuple[nn.Module, list[mx.array]]:
         whole[name] = mx.concatenate([layer[name] for layer in layers])
         mx.eval(whole[name])
         for layer, start, end in zip(layers, [0, *ends], ends, strict=False):
-            layer[name] = whole[name][start:end]
-            mx.eval(layer[name])
+            view = whole[name][start:end]
+            mx.eval(view)  # before another thread can see it
+            layer[name] = view
     return whole, _parameters(layers)

@@ -24,6 +24,7 @@ NOT_BAKED = "{} is not among the timesteps that were baked; load or convert the 
 SAME_TIME = 1e-6
 # What steers a norm: the time embedding (b, d), or the vectors made of it before, (b or 1, d) each.
 Steering = mx.array | tuple[mx.array, ...]
+Rows = dict[float, list[tuple[mx.array, ...]]]
 
 
 class Estimator(Protocol):
@@ -57,37 +58,38 @@ class ModulationTables:
     """Vectors of every norm at the times that were asked for, as long as the weights stay the same."""
 
     def __init__(self) -> None:
-        self._weights: list[mx.array] = []
-        self._rows: dict[float, list[tuple[mx.array, ...]]] = {}  # by time: (1, d) vectors of each norm
+        # What they were made of, and by time the (1, d) vectors of each norm; one attribute, as threads share it.
+        self._kept: tuple[list[mx.array], Rows] = ([], {})
 
     def __call__(self, dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
         """The vectors of each norm, (b, d) each, at the times of b rows; one time serves all rows."""
-        self.add(dit, times)
-        rows = [self._rows[t] for t in times]
+        kept = self.add(dit, times)
+        rows = [kept[t] for t in times]
         if len(rows) == 1:
             return rows[0]
         return [tuple(map(mx.concatenate, zip(*norm, strict=True))) for norm in zip(*rows, strict=True)]
 
-    def add(self, dit: Estimator, times: Sequence[float]) -> None:
-        """Make what is missing for `times`, in one product a norm.
+    def add(self, dit: Estimator, times: Sequence[float]) -> Rows:
+        """Make what is missing for `times`, in one product a norm; returns what is kept then.
 
         Raises:
             ValueError: a time that a baked model does not know.
         """
         weights = [value for part in (dit.time_embed, *norms(dit)) for _, value in tree_flatten(part.parameters())]
-        if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
-            self._weights, self._rows = weights, {}
-        rows = self._rows
+        made_of, rows = self._kept
+        if len(weights) != len(made_of) or any(a is not b for a, b in zip(weights, made_of, strict=True)):
+            rows = {}
         missing = [t for t in dict.fromkeys(times) if t not in rows]
         if not missing:
-            return
+            return rows
         if len(rows) + len(missing) > MAX_TIMES:
             rows, missing = {}, list(dict.fromkeys(times))
         made = tabulate(dit, missing)
         found = {t: [tuple(v[i : i + 1] for v in vectors) for vectors in made] for i, t in enumerate(missing)}
         # Evaluated here, so that another thread may use them.
         mx.eval(*found.values())
-        self._rows = rows | found
+        self._kept = weights, rows | found
+        return rows | found
 
 
 class _Baked(nn.Module):

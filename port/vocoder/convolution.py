@@ -164,7 +164,8 @@ class CausalConv1dUpsample(nn.Conv1d):
 
     def _phase_weight(self) -> mx.array:
         """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""
-        if self._phases is None or self._phases[0] is not self.weight:
+        kept = self._phases  # read once: another thread may make its own
+        if kept is None or kept[0] is not self.weight:
             out_channels, taps, channels = self.weight.shape
             stride = self.upsample_stride
             # At phase r, tap j meets the input frame floor((r + j - (taps - 1)) / stride) after the current one.
@@ -173,8 +174,10 @@ class CausalConv1dUpsample(nn.Conv1d):
             phases = mx.array(meets).astype(self.weight.dtype) @ self.weight.transpose(1, 0, 2).reshape(taps, -1)
             phases = phases.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
             phases = mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
-            self._phases = self.weight, tap_order(phases) if uses_matmul() else phases
-        return self._phases[1]
+            kept = self.weight, tap_order(phases) if uses_matmul() else phases
+            mx.eval(kept[1])
+            self._phases = kept
+        return kept[1]
 
 
 def _context(x: mx.array, cache: mx.array | None, frames: int) -> mx.array:

@@ -63,5 +63,7 @@ def _in_float64(conv: CausalConv1d) -> mx.array:
     held = getattr(conv, "_double", None)
     if held is None or held[0] is not conv.weight:
         summands = conv.weight.astype(mx.float64)
-        held = conv._double = conv.weight, tap_order(summands[0] + summands[1])
+        held = conv.weight, tap_order(summands[0] + summands[1])
+        mx.eval(held[1])  # before another thread can see it
+        conv._double = held
     return held[1]

@@ -84,6 +84,6 @@ FAULTS = (
         "rotary_tables_of_another_length",
         "cache",
         "flow.dit.DiT",
-        edit("flow.dit:DiT._rotary", "self._rope[0] is not angles", "self._rope[0].shape < angles.shape"),
+        edit("flow.dit:DiT._rotary", "kept[0] is not angles", "kept[0].shape < angles.shape"),
     ),
 )

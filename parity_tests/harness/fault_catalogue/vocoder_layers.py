@@ -111,8 +111,8 @@ FAULTS = (
         "vocoder.fast",
         edit(
             f"{_UP}._phase_weight",
-            "self._phases is None or self._phases[0] is not self.weight",
-            "self._phases is None",
+            "kept is None or kept[0] is not self.weight",
+            "kept is None",
         ),
     ),
     # snake, residual blocks
