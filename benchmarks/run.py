@@ -155,6 +155,7 @@ def _measured(
     try:
         result = _header(options, bench, words)
         kept = _earlier(file, result) if options.resume else {}
+        result["cases"] = [found for name, found in kept.items() if name not in {case.name for case in cases}]
         for line in _opening(result):
             say(line)
         with tqdm(cases, unit="case", disable=True if options.json else None) as progress:

@@ -150,6 +150,8 @@ def test_resume_keeps_what_is_there_and_refuses_another_run(measured, capsys):
     words = ["--only", "flow.dit.*", "--repeats", "2", "--threads", "1", "--blas", "none", "--out", str(folder)]
     assert run.main([*words, "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cases"] == result["cases"]
+    assert run.main(["--only", "llm.prefill", *words[2:], "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cases"][:-1] == result["cases"], "a case that was not asked for is kept"
     assert run.main([*words, "--seed", "1", "--resume"]) == 2
     assert "another run (options)" in capsys.readouterr().err
 
