@@ -26,6 +26,7 @@ PATHS_OF = {
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
 SIDES = ("torch", "port", "mlx_audio_plus")
+TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import BAKED, Case, Variant
+from benchmarks.cases import BAKED, TO_SAMPLES, Case, Variant
 from benchmarks.process import Settings, WorkerError, WorkerProcess
 from parity_tests.harness.compare import Reading, compare
 
 # Longer than a BLAS or OpenMP thread spins for new work, so that none of another side's is awake when one is timed.
 PAUSE_S = 0.1
-# Further float32 runs of the reference (harness/compare.py). From tokens to samples the pitch integrates to a phase, so
-# that one run is exact by luck only: as many as the suite's own walk has.
-NUDGES, NUDGES_TO_SAMPLES = 2, 6
-TO_SAMPLES = ("token2wav", "stream", "first")
+# Further float32 runs of the reference (harness/compare.py): of inputs moved by an ulp, and, from tokens to samples, of
+# a mel as near to the truth as the reference's own, why and as often as in the suite's walk (harness/walks.py).
+NUDGES, NUDGES_OF_MEL = 2, 6
 # What changes the result, and not only the way to it; the reference is run the same way.
 MEANING = {"offline": "offline", "causal_final": "causal_final"}
 
@@ -33,12 +32,17 @@ class Bench:
         settings: how to start workers.
         sides: those to time; torch runs for the check in any case.
         tell: called with each step's name, for the progress bar.
+
+    Attributes:
+        workers: the running ones, by name.
+        references: what the reference gave for the checks.
     """
 
     settings: Settings
     sides: Sequence[str]
     tell: Callable[[str], None] = lambda _: None
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
+    references: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def worker(self, side: str, parts: Sequence[str]) -> WorkerProcess:
         """The side's worker with these parts; one that holds others is ended first, so that they take no memory.
@@ -154,24 +158,29 @@ class Bench:
         return row
 
     def _readings(self, case: Case, variant: Variant) -> list[Reading]:
-        reference = Variant("reference", "torch", {"way": MEANING.get(variant.options.get("way"))})
-        name = "-".join([case.kind, str(reference.options["way"]), *(f"{k}{v}" for k, v in case.check.items())])
-        nudges = NUDGES_TO_SAMPLES if case.kind in TO_SAMPLES else NUDGES
-        runs = [{"double": False}, {"double": True}, *({"double": False, "nudge": n + 1} for n in range(nudges))]
-        found = []
-        for i, run in enumerate(runs):
-            path = self.settings.logs / f"{name}-{i}.npz"
-            if not path.exists():
-                options = {"check": True, "double": run["double"]}
-                self._run(case, reference, case.check, options=options, nudge=run.get("nudge", 0), save=str(path))
-            found.append(arrays(path))
+        way = MEANING.get(variant.options.get("way"))
+        single, double = (self._reference(case, way, double=double) for double in (False, True))
+        if case.kind in TO_SAMPLES:
+            spread = float(np.sqrt(np.mean((single.pop("mel") - double.pop("mel")) ** 2)))
+            further = [self._reference(case, way, mel_error=(spread, n)) for n in range(NUDGES_OF_MEL)]
+        else:
+            further = [self._reference(case, way, nudge=n + 1) for n in range(NUDGES)]
         path = self.settings.logs / "variant.npz"
         self._run(case, variant, case.check, options={"check": True}, save=str(path))
         own = arrays(path)
-        single, double, *nudged = found
         if missing := double.keys() - own.keys():
             return [Reading("ERROR", f"{', '.join(missing)} is missing")]
-        return [compare(own[k], single[k], double[k], nudged=[run[k] for run in nudged]) for k in double]
+        return [compare(own[k], single[k], double[k], nudged=[run[k] for run in further]) for k in double]
+
+    def _reference(self, case: Case, way: str | None, nudge: int = 0, **options: Any) -> dict[str, np.ndarray]:
+        """Outputs of the reference on the small size, made once for all that is judged by them."""
+        key = str((case.kind, case.check, way, nudge, options))
+        if key not in self.references:
+            reference = Variant("reference", "torch", {"way": way, "check": True})
+            path = self.settings.logs / "reference.npz"
+            self._run(case, reference, case.check, options=options, nudge=nudge, save=str(path))
+            self.references[key] = arrays(path)
+        return dict(self.references[key])
 
     def _limits(self, case: Case, variants: Sequence[Variant]) -> dict[str, float]:
         found = {}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.cases import TO_SAMPLES
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
 from benchmarks.weights import State
 from port.config import CosyVoice3Config
@@ -51,13 +52,16 @@ class Side:
     ) -> Run:
         """What is timed, as a function without arguments; its results are complete when it returns.
 
-        `options["double"]` runs in float64, `options["check"]` leaves out what is drawn.
+        `options["double"]` runs in float64, `options["check"]` leaves out what is drawn and adds the mel to the samples
+        of a kind that makes them, `options["mel_error"]` is what happens to that mel: see `_with_mel`.
         """
         dtype = torch.float64 if options.get("double") else torch.float32
         self.model.to(dtype)
         tensors = {k: torch.from_numpy(v.copy()) for k, v in inputs.items()}
         tensors = {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
         run = getattr(self, f"_{kind}")(tensors, size, options)
+        if options.get("check") and kind in TO_SAMPLES:
+            run = self._with_mel(run, *options.get("mel_error", (0.0, 0)))
 
         def inferred() -> Outputs:
             with torch.inference_mode():
@@ -83,6 +87,27 @@ class Side:
 
     def about(self) -> dict[str, Any]:
         return {"version": torch.__version__, "device": "cpu", "threads": torch.get_num_threads()}
+
+    def _with_mel(self, run: Run, spread: float, seed: int) -> Run:
+        """`run` with its last mel among the outputs; each mel gets noise of rms `spread` on its way to the vocoder."""
+        flow = self.model.flow
+
+        def shown() -> Outputs:
+            found: Outputs = {}
+
+            def inference(*given: Any, **named: Any) -> torch.Tensor:
+                found["mel"] = mel = type(flow).inference(flow, *given, **named)
+                # Frames first: a stream's longer mel gets the noise of the shorter one and more.
+                noise = np.random.default_rng(seed).standard_normal((mel.shape[2], mel.shape[1]))
+                return mel + torch.from_numpy(spread * noise.T).to(mel.dtype)
+
+            flow.inference = inference
+            try:
+                return run() | found
+            finally:
+                del flow.inference
+
+        return shown
 
     def _prefill(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
         llm = self.model.llm
