@@ -210,8 +210,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"prompt": prompt, "tokens": 8 * second},
             {"prompt": 5, "tokens": 60},
             (TORCH, PORT, ONE_HOP, KNOWN_VOICE, SLOW_PLUS),
-            repeats=2 if full else 3,
-            limit_s=20.0,
+            repeats=5,
+            limit_s=25.0,
             warm=not full,
         ),
     ]

@@ -207,12 +207,17 @@ class Side:
         # Room for the whole stream and its prompt, whatever the machine's default is: the paths are compared.
         limit = 2 * state_bytes(model.config.flow, frames)
 
+        def stream(count: int | None) -> Outputs:
+            chunks = model.tts(**voice_conversion(x), stream=True, reset_hop=True, max_cache_bytes=limit, **further)
+            return chunks_timed(chunks, mx.concatenate, count)
+
         def run() -> Outputs:
             if way != "known_voice":
                 model.stream_memory.clear()
-            chunks = model.tts(**voice_conversion(x), stream=True, reset_hop=True, max_cache_bytes=limit, **further)
-            return chunks_timed(chunks, mx.concatenate, options.get("chunks"))
+            return stream(options.get("chunks"))
 
+        if way == "known_voice" and not model.stream_memory.prompts:
+            stream(2)  # the second chunk finds time to keep the prompt
         return run
 
 

@@ -57,6 +57,8 @@ def test_memory_stays_within_its_limit(flow, room, cuts):
 def test_a_size_is_what_is_held(flow):
     about = utterance(15)
     stream = start(flow, about)
+    stream.push(about["token"][:, :9])
+    assert stream.nbytes == stream.bytes_for(stream._state.capacity) + stream.bytes_for(0)  # the prompt's end too
     stream.push(about["token"])
     assert stream.nbytes == stream.bytes_for(stream._state.capacity)
     stream.close()
@@ -112,6 +114,20 @@ def test_other_weights_make_another_prompt():
     reading = compare(found, *original(state, about, streaming=True, finalize=True))
     assert reading.status == "PASS", reading.message
     assert not np.allclose(found, before, atol=0.01)
+
+
+def test_a_prompt_is_of_the_weights_that_made_it():
+    """Weights that are exchanged before the prompt is kept, in the second call, are not those of its key."""
+    flow = small_flow()
+    about, memory, work = utterance(15), StreamMemory(), Work()
+    stream = start(flow, about, memory=memory.within(1 << 30), work=work)
+    stream.push(about["token"][:, :9])
+    once = work.frames
+    flow.input_embedding.weight = flow.input_embedding.weight * 1.5
+    stream.close()
+    assert memory.prompts == 1
+    start(flow, about, memory=memory.within(1 << 30), work=work).push(about["token"][:, :9])
+    assert work.frames == 2 * once
 
 
 def test_streams_that_take_turns_do_not_mix(flow):

@@ -157,7 +157,9 @@ class CosyVoice3Model(nn.Module):
         if cache.flow is not None and stream:
             new = cache.flow.push(token, finalize)
         else:
-            cache.flow = None  # the whole run can use its memory
+            if cache.flow is not None:
+                cache.flow.close()  # the whole run can use its memory
+                cache.flow = None
             new = self.flow.inference(token, *voice, streaming=stream, finalize=finalize, noise=noise)
             cache.work.add(prompt_feat.shape[1] + new.shape[1], self.config.flow.dit.static_chunk_size if stream else 0)
             new = new[:, token_offset * self.config.flow.token_mel_ratio :]

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from . import paths
 from .flow.decoder import CausalMaskedDiffWithDiT
 from .flow.incremental import StreamingFlow
-from .flow.state import FlowState
+from .flow.state import FlowState, Keep
 
 FALLBACK_CACHE_BYTES = 4 << 30  # where the device does not tell its memory
 SHARE_OF_DEVICE = 4  # by default streams may take one part in so many
@@ -108,17 +108,23 @@ class StreamMemory:
             self._prompts[key] = prompt
             return prompt.state
 
-    def keep(self, stream: StreamingFlow, state: FlowState, limit: int) -> None:
-        """Copy the state for later streams, if there is room beside the running ones."""
-        key = prompt_key(stream, state.frames)
-        with self._lock:
-            held = sum(self._streams.values()) + stream.bytes_for(state.frames)
-            if held > limit:
-                return
-            self._prompts.pop(key, None)
-            self._make_way(held, limit)
-            weights = [weakref.ref(weight) for weight in _weights(stream.flow)]
-            self._prompts[key] = _Prompt(state.copy(state.frames), weights)
+    def keeper(self, stream: StreamingFlow, frames: int, limit: int) -> Keep:
+        """A function that copies the first `frames` frames for later streams, if there is room beside the running ones.
+
+        What these frames follow from is noted now: weights may be exchanged before the function is called.
+        """
+        key, needed = prompt_key(stream, frames), stream.bytes_for(frames)
+        weights = [weakref.ref(weight) for weight in _weights(stream.flow)]
+
+        def keep(state: FlowState) -> None:
+            with self._lock:
+                held = sum(self._streams.values()) + needed
+                if held <= limit:
+                    self._prompts.pop(key, None)
+                    self._make_way(held, limit)
+                    self._prompts[key] = _Prompt(state.prompt(frames), weights)
+
+        return keep
 
     def _prompt_bytes(self) -> int:
         return sum(prompt.state.nbytes for prompt in self._prompts.values())
@@ -143,9 +149,9 @@ class Share:
         """As `StreamMemory.find`."""
         return self.memory.find(stream, frames)
 
-    def keep(self, stream: StreamingFlow, state: FlowState) -> None:
-        """As `StreamMemory.keep`."""
-        self.memory.keep(stream, state, self.limit)
+    def keeper(self, stream: StreamingFlow, frames: int) -> Keep:
+        """As `StreamMemory.keeper`."""
+        return self.memory.keeper(stream, frames, self.limit)
 
 
 def _weights(flow: CausalMaskedDiffWithDiT) -> list[mx.array]:

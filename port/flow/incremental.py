@@ -24,7 +24,7 @@ from .layers import Attention, DiTBlock, Rope, rotary_tables
 from .lookahead import CONV2_KERNEL_SIZE
 from .matching import cosine_schedule
 from .modulation import Steering
-from .state import FlowState, Memory, StepState, Unbounded, Work, key_dtype, state_bytes
+from .state import FlowState, Keep, Memory, StepState, Unbounded, Work, key_dtype, state_bytes
 
 GROWTH = 1.5  # of a full buffer; each frame is then copied twice on average, however long the stream
 
@@ -33,7 +33,8 @@ class StreamingFlow:
     """One utterance of the flow decoder, in pieces of any length.
 
     All calls together give `CausalMaskedDiffWithDiT.inference(..., streaming=True)` up to rounding: each call the
-    frames that this would give for all tokens so far and that no earlier call gave.
+    frames that this would give for all tokens so far and that no earlier call gave. The first computes prompt and
+    chunk in one piece; the next call, or `close`, leaves the prompt to later streams.
 
     Args:
         flow: the decoder with its weights.
@@ -68,6 +69,8 @@ class StreamingFlow:
         self._memory: Memory = Unbounded() if memory is None else memory
         self._state: FlowState | None = FlowState.empty(flow)
         self._chunk_size = flow.config.dit.static_chunk_size
+        self._prompt_frames = 0  # of the prompt's whole chunks, while they are to be kept
+        self._keep: Keep | None = None
 
     def push(self, token: mx.array | np.ndarray, finalize: bool = False) -> mx.array:
         """Take all tokens so far and give the new frames.
@@ -89,6 +92,7 @@ class StreamingFlow:
         if not finalize and config.token_mel_ratio * (known - config.pre_lookahead_len) <= self.frames:
             return mx.zeros((1, 0, config.output_size))
         n = count_frames(config, self.prompt_token.shape, token.shape, self.prompt_feat.shape[1], finalize)
+        self._keep_prompt()
         if self._state.frames == 0:
             self._begin(n)
         if not finalize:
@@ -102,6 +106,10 @@ class StreamingFlow:
 
     def close(self) -> None:
         """End the stream and free its memory."""
+        self._keep_prompt()
+        self._drop()
+
+    def _drop(self) -> None:
         self._state = None
         self._memory.reserve(self, 0)
 
@@ -127,20 +135,26 @@ class StreamingFlow:
         return self.noise[:, start:end].astype(mx.float32)
 
     def _begin(self, n: int) -> None:
-        """The prompt's whole chunks that no later token can change: found, or computed apart and kept.
-
-        Apart even when nothing keeps them, so that a stream does not depend on what earlier ones left.
-        """
+        """Look for the prompt's whole chunks that no later token can change, or note that they are to be kept."""
         config = self.flow.config
         heard = config.token_mel_ratio * (self.prompt_token.shape[1] - config.pre_lookahead_len)
         frames = min(heard, self.prompt_feat.shape[1]) // self._chunk_size * self._chunk_size
-        if frames <= 0 or not (self._make_room(n) or self._make_room(frames)):
+        if frames <= 0:
             return
-        if (kept := self._memory.find(self, frames)) is not None:
+        self._prompt_frames = frames
+        if not (self._make_room(n) or self._make_room(frames)):
+            self._prompt_frames = 0
+        elif (kept := self._memory.find(self, frames)) is not None:
+            self._prompt_frames = 0
             self._state = kept.copy(self._state.capacity)
-            return
-        self._compute(self.prompt_token, frames, finalize=False)
-        self._memory.keep(self, self._state)
+        else:
+            self._keep = self._memory.keeper(self, frames)
+
+    def _keep_prompt(self) -> None:
+        """Leave the prompt to later streams: not in the call that computes it, whose audio is waited for."""
+        if self._keep and self._state:
+            self._keep(self._state)
+        self._keep, self._prompt_frames = None, 0
 
     def _make_room(self, n: int) -> bool:
         """Enlarge the buffers to hold `n` frames, unless the memory is used up."""
@@ -148,8 +162,9 @@ class StreamingFlow:
         whole = -(-n // chunk) * chunk
         if whole <= state.capacity:
             return True
+        tails = self.bytes_for(0) if self._prompt_frames else 0
         for capacity in (max(whole, int(GROWTH * state.capacity) // chunk * chunk), whole):
-            if self._memory.reserve(self, self.bytes_for(capacity)):
+            if self._memory.reserve(self, self.bytes_for(capacity) + tails):
                 state.grow(capacity)
                 return True
         return False
@@ -179,8 +194,10 @@ class StreamingFlow:
                 mx.eval(x, step.arrays)
                 t = t + dt
         except BaseException:
-            self.close()  # some steps are further than others
+            self._drop()  # some steps are further than others
             raise
+        if not start:
+            state.capacity = whole
         state.frames = whole
         self.work.add(n - start, self._chunk_size, start)
         return x
@@ -194,7 +211,7 @@ class StreamingFlow:
         y = run(dit.input_embed.proj, mx.concatenate([mx.concatenate([x, x]), given], axis=-1))
         x = (self._convolve(step, y, whole) + y).astype(mx.float32)
         for layer, (block, steers) in enumerate(zip(dit.transformer_blocks, steering, strict=True)):
-            x = self._block(step, layer, block, x, steers, rope)
+            x = self._block(step, layer, block, x, steers, rope, whole)
         v = run(dit.proj_out, dit.norm_out(x, last)).astype(mx.float32)
         return (1.0 + rate) * v[:1] - rate * v[1:]
 
@@ -203,30 +220,35 @@ class StreamingFlow:
         embed = self.flow.decoder.estimator.input_embed.conv_pos_embed
         for i, conv in enumerate((embed.conv1, embed.conv2)):
             seen = mx.concatenate([step.tails[i].astype(x.dtype), x], axis=1)
-            tail = seen[:, whole : whole + embed.kernel_size - 1]
-            step.tails[i] = mx.contiguous(tail.astype(mx.float32))
+            if self._prompt_frames:
+                step.prompt_tails.append(_tail(seen, self._prompt_frames, embed.kernel_size))
+            step.tails[i] = _tail(seen, whole, embed.kernel_size)
             x = mish(conv1d(seen, weight_of(conv, embed.groups), conv.bias, groups=embed.groups))
         return x
 
     def _block(
-        self, step: StepState, layer: int, block: DiTBlock, x: mx.array, steers: Steering, rope: Rope
+        self, step: StepState, layer: int, block: DiTBlock, x: mx.array, steers: Steering, rope: Rope, whole: int
     ) -> mx.array:
         """`DiTBlock` of `x` (2, m, d), its attention going on from the kept keys and values."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.attn_norm(x, emb=steers)
         q, k, v = block.attn.project(y, rope)
-        k, v = self._extend(step.keys[layer], k), self._extend(step.values[layer], v)
+        k, v = self._extend(step.keys, layer, k, whole), self._extend(step.values, layer, v, whole)
         y = mx.concatenate(list(self._attend(block.attn, q, k, v)), axis=1)
         x = x + gate_msa[:, None] * y
         y = block.ff_norm(x) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
         return x + gate_mlp[:, None] * block.ff(y)
 
-    def _extend(self, held: mx.array, new: mx.array) -> mx.array:
-        """Write `new` (2, m, w) into the buffer after the whole chunks, and give all n so far, (2, n, w)."""
-        start, n = self._state.frames, self._state.frames + new.shape[1]
-        room = min(n, held.shape[1])
+    def _extend(self, held: list[mx.array], layer: int, new: mx.array, whole: int) -> mx.array:
+        """Keep what fills whole chunks of `new` (2, m, w), and give all n so far, (2, n, w)."""
+        start, n, buffer = self._state.frames, self._state.frames + new.shape[1], held[layer]
+        if not start:
+            # Nothing to go on from: what was computed is the buffer, and no memory is filled first.
+            held[layer] = mx.contiguous(new[:, :whole].astype(buffer.dtype))
+            return new
+        room = min(n, buffer.shape[1])
         if room > start:
-            held[:, start:room] = new[:, : room - start]
-        return held[:, :n] if room == n else mx.concatenate([held[:, :start], new], axis=1)
+            buffer[:, start:room] = new[:, : room - start]
+        return buffer[:, :n] if room == n else mx.concatenate([buffer[:, :start], new], axis=1)
 
     def _attend(self, attn: Attention, q: mx.array, k: mx.array, v: mx.array) -> Iterator[mx.array]:
         """Each chunk of the queries (2, m, w) meets the keys (2, n, w) up to its own end."""
@@ -234,3 +256,8 @@ class StreamingFlow:
         for first in range(0, q.shape[1], self._chunk_size):
             last = min(first + self._chunk_size, q.shape[1])
             yield attn.attend(q[:, first:last], k[:, : start + last], v[:, : start + last])
+
+
+def _tail(seen: mx.array, frames: int, taps: int) -> mx.array:
+    """The last inputs, (2, taps - 1, d) float32, of a convolution after `frames` of those that follow its history."""
+    return mx.contiguous(seen[:, frames : frames + taps - 1].astype(mx.float32))

@@ -6,7 +6,8 @@ the guidance
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import mlx.core as mx
@@ -49,15 +50,17 @@ class StepState:
         keys, values: for each layer (2, capacity, w), rotated; places past the whole chunks hold nothing of use.
         tails: last inputs of the two position convolutions, (2, taps - 1, d) float32 each, zeros at the
             start.
+        prompt_tails: the same at the end of the prompt's whole chunks, while these are to be kept for later streams.
     """
 
     keys: list[mx.array]
     values: list[mx.array]
     tails: list[mx.array]
+    prompt_tails: list[mx.array] = field(default_factory=list)
 
     @property
     def arrays(self) -> list[mx.array]:
-        return [*self.keys, *self.values, *self.tails]
+        return [*self.keys, *self.values, *self.tails, *self.prompt_tails]
 
 
 @dataclass
@@ -83,27 +86,39 @@ class FlowState:
 
     def copy(self, capacity: int) -> FlowState:
         """The same chunks in memory of their own, with room for `capacity` frames."""
-        return FlowState(self.frames, capacity, [self._step(step, capacity) for step in self.steps])
+        return FlowState(self.frames, capacity, [_moved(step, self.frames, capacity) for step in self.steps])
+
+    def prompt(self, frames: int) -> FlowState:
+        """The first `frames` frames, at whose end the `prompt_tails` are, in memory of their own."""
+        steps = (replace(step, tails=step.prompt_tails) for step in self.steps)
+        return FlowState(frames, frames, [_moved(step, frames, frames) for step in steps])
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` frames; one Euler step at a time is there twice."""
-        for i, step in enumerate(self.steps):
-            self.steps[i] = self._step(step, capacity)
+        """Make room for `capacity` frames; one Euler step at a time is there twice.
+
+        The first frames bring their own.
+        """
+        if self.frames:
+            for i, step in enumerate(self.steps):
+                self.steps[i] = _moved(step, self.frames, capacity)
         self.capacity = capacity
-
-    def _step(self, step: StepState, capacity: int) -> StepState:
-        def moved(held: mx.array) -> mx.array:
-            room = mx.zeros((ROWS, capacity - self.frames, held.shape[2]), held.dtype)
-            return mx.concatenate([held[:, : self.frames], room], axis=1)
-
-        made = StepState([moved(k) for k in step.keys], [moved(v) for v in step.values], [t + 0 for t in step.tails])
-        mx.eval(made.arrays)
-        return made
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
         return sum(array.nbytes for step in self.steps for array in step.arrays)
+
+
+def _moved(step: StepState, frames: int, capacity: int) -> StepState:
+    """The first `frames` frames of `step` in buffers with room for `capacity`."""
+
+    def moved(held: mx.array) -> mx.array:
+        room = mx.zeros((ROWS, capacity - frames, held.shape[2]), held.dtype)
+        return mx.concatenate([held[:, :frames], room], axis=1)
+
+    made = StepState([moved(k) for k in step.keys], [moved(v) for v in step.values], [t + 0 for t in step.tails])
+    mx.eval(made.arrays)
+    return made
 
 
 def key_dtype(flow: CausalMaskedDiffWithDiT) -> mx.Dtype:
@@ -122,6 +137,9 @@ def state_bytes(config: FlowConfig, frames: int, dtype: mx.Dtype = mx.float32) -
     return ROWS * config.cfm.n_timesteps * (keys_and_values + tails)
 
 
+Keep = Callable[[FlowState], None]
+
+
 class Memory(Protocol):
     """Who says how much a stream may hold, and keeps the chunks of prompts for later streams."""
 
@@ -131,8 +149,8 @@ class Memory(Protocol):
     def find(self, stream: StreamingFlow, frames: int) -> FlowState | None:
         """The first `frames` frames of the stream's prompt, if an earlier stream left them; not to be changed."""
 
-    def keep(self, stream: StreamingFlow, state: FlowState) -> None:
-        """Copy the state for later streams, if there is room."""
+    def keeper(self, stream: StreamingFlow, frames: int) -> Keep:
+        """Asked before the prompt is computed: a function that copies its first `frames` frames, if there is room."""
 
 
 class Unbounded:
@@ -145,5 +163,6 @@ class Unbounded:
     def find(self, stream: StreamingFlow, frames: int) -> FlowState | None:
         """Nothing is kept."""
 
-    def keep(self, stream: StreamingFlow, state: FlowState) -> None:
+    def keeper(self, stream: StreamingFlow, frames: int) -> Keep:
         """Nothing is kept."""
+        return lambda state: None

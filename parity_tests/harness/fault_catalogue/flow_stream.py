@@ -81,6 +81,12 @@ FAULTS = (
         ),
     ),
     Fault(
+        "prompt_kept_with_the_tails_of_the_chunk",
+        "cache",
+        MEMORY,
+        edit("flow.state:FlowState.prompt", "tails=step.prompt_tails", "tails=step.tails"),
+    ),
+    Fault(
         "prompt_key_without_the_speaker",
         "state leak",
         MEMORY,
