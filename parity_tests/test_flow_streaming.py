@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import Row
 from parity_tests.harness.targets import swap
-from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, run, start, utterance
+from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, original, run, small_state, start, utterance
 from port.flow.state import Work, state_bytes
 from port.paths import PLAIN, fast_paths
 from port.streaming import StreamMemory
@@ -79,6 +79,19 @@ def test_each_frame_is_computed_once_and_a_partial_chunk_again(flow):
     work = Work()
     run(start(flow, about, work=work), about, [6 + AHEAD])
     assert work.frames == RATIO * TOKENS + 4  # half a chunk was computed and forgotten
+
+
+def test_a_kept_prompt_serves_another_text(flow):
+    """The last tokens of a prompt look ahead into the text: of 13 tokens two chunks follow from the prompt alone."""
+    about, memory, works = utterance(13), StreamMemory(), [Work(), Work()]
+    other = {**about, "token": np.ascontiguousarray(about["token"][:, ::-1])}
+
+    def truth(_, have, last):
+        return original(small_state(), {**other, "token": other["token"][:, :have]}, streaming=True, finalize=last)
+
+    run(start(flow, about, memory=memory.within(1 << 30), work=works[0]), about, [9])
+    run(start(flow, other, memory=memory.within(1 << 30), work=works[1]), other, [9], truth=truth)
+    assert works[0].frames - works[1].frames == 2 * CHUNK
 
 
 def test_no_room_means_the_same_frames_with_more_work(flow):

@@ -111,7 +111,7 @@ class StreamMemory:
     def keeper(self, stream: StreamingFlow, frames: int, limit: int) -> Keep:
         """A function that copies the first `frames` frames for later streams, if there is room beside the running ones.
 
-        What these frames follow from is noted now: weights may be exchanged before the function is called.
+        What these frames follow from is noted now: weights may be exchanged before that function is called.
         """
         key, needed = prompt_key(stream, frames), stream.bytes_for(frames)
         weights = [weakref.ref(weight) for weight in _weights(stream.flow)]

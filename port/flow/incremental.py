@@ -100,6 +100,8 @@ class StreamingFlow:
         start = self._state.frames
         mel = self._compute(np.concatenate((self.prompt_token, token), axis=1), n, finalize)
         mel, self.frames = mel[:, self.frames - start :], n
+        if self._prompt_frames:
+            self._keep = self._memory.keeper(self, self._prompt_frames)
         if finalize:
             self.close()
         return mel
@@ -147,8 +149,6 @@ class StreamingFlow:
         elif (kept := self._memory.find(self, frames)) is not None:
             self._prompt_frames = 0
             self._state = kept.copy(self._state.capacity)
-        else:
-            self._keep = self._memory.keeper(self, frames)
 
     def _keep_prompt(self) -> None:
         """Leave the prompt to later streams: not in the call that computes it, whose audio is waited for."""

@@ -150,7 +150,7 @@ class Memory(Protocol):
         """The first `frames` frames of the stream's prompt, if an earlier stream left them; not to be changed."""
 
     def keeper(self, stream: StreamingFlow, frames: int) -> Keep:
-        """Asked before the prompt is computed: a function that copies its first `frames` frames, if there is room."""
+        """Asked when the prompt is computed: a function that copies its first `frames` frames, if there is room."""
 
 
 class Unbounded:
