@@ -12,7 +12,7 @@ from parity_tests.cases.flow import CASES, FLOW
 from parity_tests.harness.cases import case, normal, valid
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
-from port.flow import fast, modulation
+from port.flow import fast, layers, modulation
 from port.flow.matching import cosine_schedule
 from port.paths import ALL_FAST, PLAIN, FastPaths, fast_paths
 
@@ -72,6 +72,14 @@ def test_parity_of_attention_in_blocks(parity, part, at_once, monkeypatch):
     """Blocks that end inside a row of heads and inside the queries; at real sizes they follow from the length."""
     monkeypatch.setattr(fast, "SCORES_AT_ONCE", at_once)
     check(parity, part, f"blocks.{at_once}", ALL_FAST)
+
+
+@pytest.mark.parametrize("part", ["flow.attention", "flow.attention.chunked", "flow.attention.blind"])
+def test_parity_of_attention_as_on_a_gpu(parity, part, monkeypatch):
+    """Where heads stay views and MLX's own kernel attends."""
+    for module in (fast, layers):
+        monkeypatch.setattr(module, "on_cpu", lambda: False)
+    check(parity, part, "gpu", ALL_FAST)
 
 
 @pytest.mark.parametrize("n", [1, 49, 50, 51, 130])

@@ -102,28 +102,30 @@ def mish_by_exp2(x: mx.array) -> mx.array:
 
 @dataclass(frozen=True)
 class Chunks:
-    """A mask that need not be built: each query sees the keys up to the end of its own chunk of `size` frames."""
+    """A mask that need not be built: each query sees the keys up to the end of its own chunk of `size` frames.
+
+    Before the first query lie `start` frames, in whole chunks, whose keys all queries see.
+    """
 
     size: int
+    start: int = 0
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | Chunks | None = None) -> mx.array:
     """Softmax attention.
 
     Args:
-        q, k, v: (b, h, n, c), (b, h, m, c) twice.
-        mask: which keys a query sees, bool, of a shape that fits (b, h, n, m); or chunks, then n = m.
+        q, k, v: (b, h, n, c), (b, h, m, c) twice; on a CPU with the rows of a head together.
+        mask: which keys a query sees, bool, of a shape that fits (b, h, n, m); or chunks, then start + n = m.
 
     Returns:
         (b, h, n, c); without meaning where a query sees no key.
     """
     if isinstance(mask, Chunks):
-        n = q.shape[2]
-        ends = [min(start + mask.size, n) for start in range(0, n, mask.size)]
-        parts = [
-            attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale)
-            for start, end in zip(range(0, n, mask.size), ends, strict=True)
-        ]
+        parts = []
+        for first in range(0, q.shape[2], mask.size):
+            seen = mask.start + min(first + mask.size, q.shape[2])
+            parts.append(attention(q[:, :, first : first + mask.size], k[:, :, :seen], v[:, :, :seen], scale))
         return mx.concatenate(parts, axis=2)
     if active().fast_softmax and q.dtype == mx.float32 and on_cpu() and _has_compiler():
         return _attention_by_exp2(q, k, v, scale, mask)
@@ -135,8 +137,7 @@ def _attention_by_exp2(q: mx.array, k: mx.array, v: mx.array, scale: float, mask
     (b, h, n, _), m = q.shape, k.shape[2]
     heads = min(h, max(1, SCORES_AT_ONCE // (n * m)))
     rows = n if heads > 1 else min(n, max(1, SCORES_AT_ONCE // m))
-    # A block that is not contiguous would be copied for its product, keys and values once a block of queries.
-    q, k, v = q * (scale * LOG2_E), mx.contiguous(k), mx.contiguous(v)
+    q = q * (scale * LOG2_E)
     if mask is not None:
         mask = mx.broadcast_to(mask, (b, h, n, m)).swapaxes(-1, -2)
 

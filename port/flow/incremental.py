@@ -5,12 +5,10 @@ and its inputs to the position convolutions, at every Euler step. They are kept;
 computed on top of them and forgotten. Noise, chunks and rotary positions count from the first frame of the prompt.
 
 m new frames, n frames so far, P prompt tokens, F prompt frames, T tokens, C mel channels, d width of the transformer,
-w width of keys; 2 rows: the conditional and the unconditional half of the guidance
+h heads, c channels per head; 2 rows: the conditional and the unconditional half of the guidance
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import mlx.core as mx
 import numpy as np
@@ -19,8 +17,8 @@ from ..noise import rand_noise
 from ..ops import conv1d, weight_of
 from ..precision import run
 from .decoder import CausalMaskedDiffWithDiT, count_frames
-from .fast import mish
-from .layers import Attention, DiTBlock, Rope, rotary_tables
+from .fast import Chunks, mish
+from .layers import DiTBlock, Rope, rotary_tables
 from .lookahead import CONV2_KERNEL_SIZE
 from .matching import cosine_schedule
 from .modulation import Steering
@@ -231,31 +229,23 @@ class StreamingFlow:
     ) -> mx.array:
         """`DiTBlock` of `x` (2, m, d), its attention going on from the kept keys and values."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.attn_norm(x, emb=steers)
-        q, k, v = block.attn.project(y, rope)
+        q, k, v = map(block.attn.by_head, block.attn.project(y, rope))
         k, v = self._extend(step.keys, layer, k, whole), self._extend(step.values, layer, v, whole)
-        y = mx.concatenate(list(self._attend(block.attn, q, k, v)), axis=1)
-        x = x + gate_msa[:, None] * y
+        x = x + gate_msa[:, None] * block.attn.attend(q, k, v, Chunks(self._chunk_size, self._state.frames))
         y = block.ff_norm(x) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
         return x + gate_mlp[:, None] * block.ff(y)
 
     def _extend(self, held: list[mx.array], layer: int, new: mx.array, whole: int) -> mx.array:
-        """Keep what fills whole chunks of `new` (2, m, w), and give all n so far, (2, n, w)."""
-        start, n, buffer = self._state.frames, self._state.frames + new.shape[1], held[layer]
+        """Keep what fills whole chunks of `new` (2, h, m, c), and give all n so far, (2, h, n, c)."""
+        start, n, buffer = self._state.frames, self._state.frames + new.shape[2], held[layer]
         if not start:
             # Nothing to go on from: what was computed is the buffer, and no memory is filled first.
-            held[layer] = mx.contiguous(new[:, :whole].astype(buffer.dtype))
+            held[layer] = mx.contiguous(new[:, :, :whole].astype(buffer.dtype))
             return new
-        room = min(n, buffer.shape[1])
+        room = min(n, buffer.shape[2])
         if room > start:
-            buffer[:, start:room] = new[:, : room - start]
-        return buffer[:, :n] if room == n else mx.concatenate([buffer[:, :start], new], axis=1)
-
-    def _attend(self, attn: Attention, q: mx.array, k: mx.array, v: mx.array) -> Iterator[mx.array]:
-        """Each chunk of the queries (2, m, w) meets the keys (2, n, w) up to its own end."""
-        start = self._state.frames
-        for first in range(0, q.shape[1], self._chunk_size):
-            last = min(first + self._chunk_size, q.shape[1])
-            yield attn.attend(q[:, first:last], k[:, : start + last], v[:, : start + last])
+            buffer[:, :, start:room] = new[:, :, : room - start]
+        return buffer[:, :, :n] if room == n else mx.concatenate([buffer[:, :, :start], new], axis=2)
 
 
 def _tail(seen: mx.array, frames: int, taps: int) -> mx.array:

@@ -252,9 +252,14 @@ class Attention(nn.Module):
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
+    def by_head(self, t: mx.array) -> mx.array:
+        """(b, n, h * c) as (b, h, n, c); on a CPU each head's rows lie together, or each product would copy them."""
+        t = mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2)
+        return mx.contiguous(t) if on_cpu() else t
+
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
-        """Attend with flat queries, keys and values, (b, n, h * c); shapes of `mask` as in `__call__`."""
-        q, k, v = (mx.unflatten(t.astype(attention_dtype(t)), -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
+        """Attend with queries, keys and values `by_head`; shapes of `mask` as in `__call__`. Returns (b, n, d)."""
+        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
         if isinstance(mask, mx.array) and mask.ndim == 2:
             mask = mask[:, None, None]
         y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
@@ -271,7 +276,7 @@ class Attention(nn.Module):
                 all frames are valid.
             rope: cosines and sines, (1, n, c) each.
         """
-        y = self.attend(*self.project(x, rope), mask)
+        y = self.attend(*map(self.by_head, self.project(x, rope)), mask)
         if not isinstance(mask, mx.array):
             return y
         # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.

@@ -1,7 +1,7 @@
 """What a stream of the flow decoder keeps, how much memory that takes, and a count of its work.
 
-w width of keys (heads * channels), d width of the transformer; 2 rows: the conditional and the unconditional half of
-the guidance
+h heads, c channels per head, d width of the transformer; 2 rows: the conditional and the unconditional half of the
+guidance
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class StepState:
     """What whole chunks leave behind in one Euler step.
 
     Attributes:
-        keys, values: for each layer (2, capacity, w), rotated; places past the whole chunks hold nothing of use.
+        keys, values: for each layer (2, h, capacity, c), rotated; places past the whole chunks hold nothing of use.
         tails: last inputs of the two position convolutions, (2, taps - 1, d) float32 each, zeros at the
             start.
         prompt_tails: the same at the end of the prompt's whole chunks, while these are to be kept for later streams.
@@ -78,7 +78,7 @@ class FlowState:
 
         def step() -> StepState:
             keys, values = (
-                [mx.zeros((ROWS, 0, dit.heads * dit.dim_head), dtype) for _ in range(dit.depth)] for _ in range(2)
+                [mx.zeros((ROWS, dit.heads, 0, dit.dim_head), dtype) for _ in range(dit.depth)] for _ in range(2)
             )
             return StepState(keys, values, [mx.zeros((ROWS, dit.conv_pos_kernel_size - 1, dit.dim)) for _ in range(2)])
 
@@ -113,8 +113,8 @@ def _moved(step: StepState, frames: int, capacity: int) -> StepState:
     """The first `frames` frames of `step` in buffers with room for `capacity`."""
 
     def moved(held: mx.array) -> mx.array:
-        room = mx.zeros((ROWS, capacity - frames, held.shape[2]), held.dtype)
-        return mx.concatenate([held[:, :frames], room], axis=1)
+        room = mx.zeros((*held.shape[:2], capacity - frames, held.shape[3]), held.dtype)
+        return mx.concatenate([held[:, :, :frames], room], axis=2)
 
     made = StepState([moved(k) for k in step.keys], [moved(v) for v in step.values], [t + 0 for t in step.tails])
     mx.eval(made.arrays)

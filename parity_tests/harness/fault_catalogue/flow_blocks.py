@@ -119,8 +119,8 @@ FAULTS = (
         f"{LAYERS}.Attention",
         edit(
             f"{_ATTENTION}.attend",
-            ".swapaxes(1, 2) for t in (q, k, v))",
-            ".swapaxes(1, 2).astype(mx.float16).astype(mx.float32) for t in (q, k, v))",
+            "(t.astype(attention_dtype(t)) for t in (q, k, v))",
+            "(t.astype(mx.float16).astype(mx.float32) for t in (q, k, v))",
         ),
         "mlx 3534",
     ),

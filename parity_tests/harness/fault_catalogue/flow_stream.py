@@ -22,11 +22,7 @@ FAULTS = (
         "stream_position_tail_one_frame_early",
         "cache",
         STREAM,
-        edit(
-            f"{_STREAM}._convolve",
-            "seen[:, whole : whole + embed.kernel_size - 1]",
-            "seen[:, max(0, whole - 1) : max(0, whole - 1) + embed.kernel_size - 1]",
-        ),
+        edit(f"{_STREAM}._convolve", "_tail(seen, whole,", "_tail(seen, max(0, whole - 1),"),
     ),
     Fault(
         "stream_second_convolution_keeps_the_first_s_input",
@@ -64,7 +60,13 @@ FAULTS = (
         "stream_chunk_sees_the_next",
         "mask",
         STREAM,
-        edit(f"{_STREAM}._attend", "k[:, : start + last], v[:, : start + last]", "k, v"),
+        edit(f"{_STREAM}._block", "Chunks(self._chunk_size, self._state.frames)", "None"),
+    ),
+    Fault(
+        "stream_chunk_sees_only_the_first_keys",
+        "cache",
+        STREAM,
+        edit("flow.fast:attention", "mask.start + min(", "min("),
     ),
     Fault(
         "stream_forgets_the_look_behind_of_the_tokens",
