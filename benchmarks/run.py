@@ -32,6 +32,7 @@ from benchmarks import machine, report, targets
 from benchmarks.cases import SIDES, Case, all_cases
 from benchmarks.measure import Bench
 from benchmarks.process import Settings
+from port.files import beside
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m benchmarks.run"
@@ -233,9 +234,8 @@ def _earlier(file: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(file: Path, result: dict[str, Any]) -> None:
-    beside = file.with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.replace(file)
+    with beside(file) as partial:
+        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _sides(options: argparse.Namespace) -> list[str]:

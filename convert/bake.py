@@ -5,6 +5,7 @@ The port's own layers make the tables, in float32 whatever is stored of the rest
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
@@ -18,9 +19,10 @@ from port.flow.dit import DiT
 from port.flow.matching import cosine_schedule
 from port.flow.modulation import make_room, norms, step_times
 from port.storage import TensorInfo
+from port.weights import BAKED_TIMES
 
 ROOT = "flow.decoder.estimator"
-TIME_EMBED = f"{ROOT}.time_embed"
+TIME_EMBED = BAKED_TIMES.rpartition(".")[0]
 
 
 class Bake:
@@ -45,7 +47,9 @@ class Bake:
         paths = {id(module): f"{ROOT}.{path}" for path, module in dit.named_modules()}
         self._time_embed = dit.time_embed
         self._norms = {f"{paths[id(norm)]}.linear": norm for norm in norms(dit)}
+        self._emb: mx.array | None = None  # of the times, (N, d), once the time embedding is there
         self._held: dict[str, dict[str, np.ndarray]] = {}  # by layer, its parameters so far
+        self._complete = Counter(map(_layer, self.replaced))
 
     def order(self, steps: Sequence[Step]) -> list[Step]:
         """The steps of the flow with the time embedding first: the norms are tabulated from it."""
@@ -58,20 +62,25 @@ class Bake:
             name: one of `replaced`.
             array: its value, float32.
         """
-        layer = TIME_EMBED if name.startswith(TIME_EMBED) else name.rpartition(".")[0]
+        layer = _layer(name)
         held = self._held.setdefault(layer, {})
         held[name.removeprefix(f"{layer}.")] = array
-        if len(held) < sum(other.startswith(f"{layer}.") for other in self.replaced):
+        if len(held) < self._complete[layer]:
             return
         weights = [(key, mx.array(value)) for key, value in self._held.pop(layer).items()]
         if layer == TIME_EMBED:
             self._time_embed.load_weights(weights)
-            yield f"{layer}.times", mx.array(self.times, mx.float32)
+            self._emb = self._time_embed(np.array(self.times, np.float32))
+            yield BAKED_TIMES, mx.array(self.times, mx.float32)
             return
         norm = self._norms.pop(layer)
         norm.linear.load_weights(weights)
-        emb = self._time_embed(np.array(self.times, np.float32))
-        yield f"{layer}.table", mx.stack(norm.modulation(emb), axis=1)
+        yield f"{layer}.table", mx.stack(norm.modulation(self._emb), axis=1)
+
+
+def _layer(name: str) -> str:
+    """The layer whose parameters are needed together with this one."""
+    return TIME_EMBED if name.startswith(TIME_EMBED) else name.rpartition(".")[0]
 
 
 def _shapes(dit: DiT) -> dict[str, Shape]:

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cosyvoice3 import CosyVoice3, Speech
+from .files import beside
 from .speaking import NOTHING_SPOKEN, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"
@@ -205,6 +206,5 @@ def _results(lines: Sequence[dict[str, Any]], records: Path) -> list[str]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")

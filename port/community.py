@@ -21,7 +21,7 @@ from mlx.utils import tree_flatten
 from .config import CosyVoice3Config, SpeakerConfig, from_dict
 from .model import CosyVoice3Model
 from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
-from .weights import check, quantize, read_arrays
+from .weights import fill, quantize, read_arrays
 
 TOKENIZER_FOLDER = "S3TokenizerV3"
 DROPPED = ("flow.decoder.estimator.rotary_embed.inv_freq",)  # a formula, which the port computes
@@ -139,12 +139,7 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
         )
     if isinstance(quantization := settings.get("quantization"), dict):
         quantize(model, quantization, tensors)
-    parameters = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
-    check({name: (folder, describe(name, array)) for name, array in tensors.items()}, parameters, folder)
-    model.load_weights(list(tensors.items()), strict=True)
-    model.eval()
-    if not lazy:
-        mx.eval(model.parameters())
+    fill(model, {name: (folder, describe(name, array)) for name, array in tensors.items()}, tensors, folder, lazy)
     inventory = Inventory(used, tuple(sorted(headers.keys() - used.keys())), lacking)
     said = "no speech tokenizer, so no recording can be heard; " if lacking else ""
     said = f"{inventory.verdict}; {said}a speaker encoder that is not CosyVoice's own; no parity is claimed"

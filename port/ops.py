@@ -5,11 +5,11 @@ b batch, n frames in, m frames out, C channels in, O channels out, K taps, g gro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -25,6 +25,7 @@ FEW_IN, FEW_OUT, STEP = 4, 16, 16
 # Eight digits: what a compiled graph makes of it tells whether it holds its function's constants.
 EIGHT_DIGITS = 12582913.0
 
+Made = TypeVar("Made")
 ConvBackend = Literal["auto", "native", "matmul"]
 _backend: ContextVar[ConvBackend] = ContextVar("conv_backend", default="auto")
 
@@ -122,6 +123,16 @@ def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
     if groups > 1:
         return mx.contiguous(weight.swapaxes(0, 1)).swapaxes(0, 1)
     return mx.contiguous(weight.transpose(1, 2, 0)).transpose(2, 0, 1)
+
+
+def made_once(owner: Any, name: str, source: object, make: Callable[[], Made]) -> Made:
+    """What `make` gives for `source`, kept by `owner` under `name` as long as the source is the same object."""
+    kept = getattr(owner, name, None)  # read once: another thread may keep its own
+    if kept is None or kept[0] is not source:
+        kept = source, make()
+        mx.eval(kept[1])  # before another thread can see it
+        setattr(owner, name, kept)
+    return kept[1]
 
 
 def weight_of(conv: nn.Conv1d, groups: int = 1) -> mx.array:

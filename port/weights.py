@@ -43,12 +43,27 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     expect_baked(model, found, folder)
     if quantization := quantization_of(folder):
         quantize(model, quantization, found)
+    fill(model, found, read_arrays(file for file, _ in found.values()), folder, lazy)
+    return model
+
+
+def fill(
+    model: CosyVoice3Model,
+    found: Mapping[str, tuple[Path, TensorInfo]],
+    arrays: Mapping[str, mx.array],
+    folder: Path,
+    lazy: bool,
+) -> None:
+    """Put `arrays` into a model that needs exactly what was `found`.
+
+    Raises:
+        WeightsError: as `check`.
+    """
     check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
-    model.load_weights(list(read_arrays(file for file, _ in found.values()).items()), strict=True)
+    model.load_weights(list(arrays.items()), strict=True)
     model.eval()
     if not lazy:
         mx.eval(model.parameters())
-    return model
 
 
 def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:

@@ -92,6 +92,16 @@ class Side:
         return keyed
 
 
+@dataclass(frozen=True)
+class Sides:
+    """All runs of a walk: of the reference in float32 and float64, of the port, and of the reference nudged."""
+
+    single: Side
+    double: Side
+    port: Side
+    nudged: list[Side]
+
+
 def _spelled(name: str) -> str:
     """The port's spelling of a part's name."""
     for official, port in SPELLED.items():
@@ -122,7 +132,7 @@ def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
             for run in range(plan.nudges)
         ]
         by_time = BY_TIME if is_baked(models.port.flow.decoder.estimator) else ()
-        rows = _compare_calls(plan, spool, single, double, port, nudged, isolated, by_time)
+        rows = _compare_calls(plan, spool, Sides(single, double, port, nudged), isolated, by_time)
     results = [side.results for side in nudged]
     for name, reading in compare_all(port.results, single.results, double.results, results).items():
         rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
@@ -152,23 +162,14 @@ def _run_port(model: Any, plan: Walk, spool: Spool) -> Side:
     return Side({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
 
 
-def _compare_calls(
-    plan: Walk,
-    spool: Spool,
-    single: Side,
-    double: Side,
-    port: Side,
-    nudged: list[Side],
-    isolated: bool,
-    by_time: Sequence[str],
-) -> list[Row]:
+def _compare_calls(plan: Walk, spool: Spool, sides: Sides, isolated: bool, by_time: Sequence[str]) -> list[Row]:
     """One chained and one isolated row for each part and output: the worst of its calls stands for all.
 
     Args:
         by_time: parts that the port cannot run alone, or has not at all.
     """
-    calls, port_calls, double_calls = single.by_key(), port.by_key(), double.by_key()
-    further = [side.by_key() for side in nudged]
+    calls, double_calls, port_calls = (side.by_key() for side in (sides.single, sides.double, sides.port))
+    further = [side.by_key() for side in sides.nudged]
     rows: dict[tuple[str, str], Row] = {}
     for key in dict.fromkeys([*calls, *port_calls]):
         path, name, index = key

@@ -1,6 +1,6 @@
 """Apply every fault of the catalogue to the port, one at a time, and see whether the ordinary suite notices.
 
-    python -m parity_tests.harness.faults [--only NAME] [--quick] [--json FILE] [--signatures FILE]
+    python -m parity_tests.harness.faults [--only NAME ...] [--quick] [--json FILE] [--signatures FILE]
 
 A fault is caught when a case or test of the suite fails under it that passes without it. The checks run in the order of
 the pipeline, smallest parts first, and stop at the first failure. That failure names the right module when it belongs
@@ -177,22 +177,41 @@ def signatures_of(faults: Sequence[Fault]) -> dict[str, tuple[str, Signature]]:
     return found
 
 
+def _selected(faults: Sequence[Fault], names: Sequence[str]) -> Sequence[Fault]:
+    """Faults of the given names or families, else those whose name holds the given one; all where none is given.
+
+    Raises:
+        ValueError: a name that selects nothing.
+    """
+    wanted: set[str] = set()
+    for name in names:
+        found = [f.name for f in faults if name in (f.name, f.family)] or [f.name for f in faults if name in f.name]
+        if not found:
+            raise ValueError(f"no fault is named {name}")
+        wanted |= set(found)
+    return [fault for fault in faults if not names or fault.name in wanted]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m parity_tests.harness.faults", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--only", metavar="NAME", help="faults whose name or family holds this")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="faults of this name or family, else those whose name holds it; may be repeated",
+    )
     parser.add_argument("--quick", action="store_true", help="the selection that the ordinary suite runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="record the score, for the report")
     parser.add_argument("--signatures", type=Path, metavar="FILE", help="record what fails under each fault as well")
     options = parser.parse_args(argv)
     faults = [f for f in FAULTS if not options.quick or f.name in QUICK]
-    if options.only:
-        faults = [f for f in faults if options.only in (f.name, f.family)] or [
-            f for f in faults if options.only in f.name
-        ]
-    if not faults:
-        print(f"faults: no fault is named {options.only}", file=sys.stderr)
+    try:
+        faults = _selected(faults, options.only)
+    except ValueError as error:
+        print(f"faults: {error}", file=sys.stderr)
         return 2
     started = datetime.now(UTC)
     torch.set_num_threads(1)

@@ -30,6 +30,7 @@ from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from port.files import beside
 from reports.words import ratio_text
 
 ORIGINAL = "FunAudioLLM/CosyVoice ace7c47"
@@ -62,7 +63,6 @@ def _record_one(case: Case, folder: Path) -> dict[str, Any]:
     groups = {"w": state, "in": inputs, "out": single, "out64": double}
     tensors = {f"{group}.{name}": _plain(value) for group, values in groups.items() for name, value in values.items()}
     place = folder / f"{case.name}.safetensors"
-    beside = place.with_suffix(".part")
     about = {
         "config": json.dumps(dict(case.config)),
         "call": json.dumps(dict(case.call)),
@@ -70,8 +70,8 @@ def _record_one(case: Case, folder: Path) -> dict[str, Any]:
         "note": NOTE,
         "target": case.target.path,
     }
-    save_file(tensors, beside, metadata=about)
-    beside.replace(place)
+    with beside(place) as partial:
+        save_file(tensors, partial, metadata=about)
     return {
         "case": case.name,
         "file": place.name,
@@ -147,9 +147,8 @@ def _plain(value: np.ndarray) -> np.ndarray:
 
 
 def _write(path: Path, data: bytes) -> None:
-    beside = path.with_suffix(".part")
-    beside.write_bytes(data)
-    beside.replace(path)
+    with beside(path) as partial:
+        partial.write_bytes(data)
 
 
 def lines(rows: Sequence[Row]) -> list[str]:

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import DiTConfig
+from ..ops import made_once
 from ..paths import active
 from ..precision import run
 from .fast import Chunks
@@ -167,9 +168,5 @@ class DiT(nn.Module):
         return run(self.proj_out, self.norm_out(x, last))
 
     def _rotary(self, n: int) -> Rope:
-        angles, kept = self.rotary_embed(n), self._rope  # read once: another thread may keep its own
-        if kept is None or kept[0] is not angles:
-            kept = angles, rotary_tables(angles)
-            mx.eval(kept[1])
-            self._rope = kept
-        return kept[1]
+        angles = self.rotary_embed(n)
+        return made_once(self, "_rope", angles, lambda: rotary_tables(angles))

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d, tap_order, uses_matmul, weight_of
+from ..ops import conv1d, made_once, tap_order, uses_matmul, weight_of
 from ..paths import active
 from .state import Tail
 
@@ -164,20 +164,19 @@ class CausalConv1dUpsample(nn.Conv1d):
 
     def _phase_weight(self) -> mx.array:
         """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""
-        kept = self._phases  # read once: another thread may make its own
-        if kept is None or kept[0] is not self.weight:
-            out_channels, taps, channels = self.weight.shape
-            stride = self.upsample_stride
+        weight, stride = self.weight, self.upsample_stride
+
+        def make() -> mx.array:
+            out_channels, taps, channels = weight.shape
             # At phase r, tap j meets the input frame floor((r + j - (taps - 1)) / stride) after the current one.
             frame = (np.arange(stride)[:, None] + np.arange(taps) - (taps - 1)) // stride
             meets = frame[:, None, :] == np.arange(frame.min(), 1)[:, None]  # (stride, input taps, taps)
-            phases = mx.array(meets).astype(self.weight.dtype) @ self.weight.transpose(1, 0, 2).reshape(taps, -1)
+            phases = mx.array(meets).astype(weight.dtype) @ weight.transpose(1, 0, 2).reshape(taps, -1)
             phases = phases.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
             phases = mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
-            kept = self.weight, tap_order(phases) if uses_matmul() else phases
-            mx.eval(kept[1])
-            self._phases = kept
-        return kept[1]
+            return tap_order(phases) if uses_matmul() else phases
+
+        return made_once(self, "_phases", weight, make)
 
 
 def _context(x: mx.array, cache: mx.array | None, frames: int) -> mx.array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops import conv_backend, tap_order
+from ..ops import conv_backend, made_once, tap_order
 from .convolution import CausalConv1d, causal_conv
 from .state import State, tail_of
 
@@ -60,10 +60,9 @@ class CausalConvRNNF0Predictor(nn.Module):
 
 def _in_float64(conv: CausalConv1d) -> mx.array:
     """The weight (O, K, C) of a convolution as one float64 array, made once."""
-    held = getattr(conv, "_double", None)
-    if held is None or held[0] is not conv.weight:
+
+    def make() -> mx.array:
         summands = conv.weight.astype(mx.float64)
-        held = conv.weight, tap_order(summands[0] + summands[1])
-        mx.eval(held[1])  # before another thread can see it
-        conv._double = held
-    return held[1]
+        return tap_order(summands[0] + summands[1])
+
+    return made_once(conv, "_double", conv.weight, make)

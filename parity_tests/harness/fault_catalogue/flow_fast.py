@@ -42,7 +42,7 @@ FAULTS = (
         "chunk_without_its_last_key",
         "off by one",
         "flow.dit.DiT",
-        edit("flow.fast:attention", "k[:, :, :end], v[:, :, :end]", "k[:, :, : end - 1], v[:, :, : end - 1]"),
+        edit("flow.fast:attention", "k[:, :, :seen], v[:, :, :seen]", "k[:, :, : seen - 1], v[:, :, : seen - 1]"),
     ),
     Fault(
         "block_of_scores_with_the_first_mask",
@@ -84,6 +84,6 @@ FAULTS = (
         "rotary_tables_of_another_length",
         "cache",
         "flow.dit.DiT",
-        edit("flow.dit:DiT._rotary", "kept[0] is not angles", "kept[0].shape < angles.shape"),
+        edit("flow.dit:DiT._rotary", '"_rope", angles,', '"_rope", self.rotary_embed,'),
     ),
 )

@@ -111,8 +111,8 @@ FAULTS = (
         "vocoder.fast",
         edit(
             f"{_UP}._phase_weight",
-            "kept is None or kept[0] is not self.weight",
-            "kept is None",
+            '"_phases", weight,',
+            '"_phases", None,',
         ),
     ),
     # snake, residual blocks
