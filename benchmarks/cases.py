@@ -21,6 +21,7 @@ PATHS_OF = {
     "flow": FLOW_PATHS,
     "chunks": ("chunked_attention",),
     "vocoder": ("fast_snake", "polyphase", "padded_channels", "compiled"),
+    "prefill": ("fast_silu",),
     "decode": ("partition_top_k", "compiled"),
 }
 TOKEN_RATE = 25  # speech tokens a second
@@ -127,7 +128,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             llm,
             {"positions": 300 if full else 12},
             {"positions": 24},
-            (*sides, Variant("port.plain", "port", {"off": "all"}), *reduced),
+            (*sides, *ablation("prefill"), *reduced),
         ),
         Case(
             "llm.decode",

@@ -91,7 +91,7 @@ def test_parity_at_the_official_chunk(parity, n):
     parity.check(case(f"flow.cfm.official_chunk.{n}", CFM, sizes, call, mask=valid(n, n), spks=normal(1, 12), **mel))
 
 
-def test_exp2_gelu_and_mish_at_every_size():
+def test_exp2_and_what_is_made_of_it_at_every_size():
     """From the smallest to the largest argument; 2^0 is 1, nothing overflows, and what is no number stays so."""
     x = np.concatenate([np.linspace(-200, 200, 20001), np.linspace(-1, 1, 2001)]).astype(np.float32)
     found = np.array(fast.exp2(mx.array(x))).astype(np.float64)
@@ -99,7 +99,7 @@ def test_exp2_gelu_and_mish_at_every_size():
     assert np.abs(found[inside] / np.exp2(x[inside].astype(np.float64)) - 1).max() < 2.5e-7
     assert np.isfinite(found).all()
     assert float(fast.exp2(mx.array(0.0))) == 1.0
-    for function in (fast.exp2, fast.gelu_tanh, fast.mish_by_exp2):
+    for function in (fast.exp2, fast.gelu_tanh, fast.mish_by_exp2, fast.silu_by_exp2):
         assert np.isnan(float(function(mx.array(np.nan))))
     z = x.astype(np.float64)
     truth = 0.5 * z * (1 + np.tanh(fast.TANH_SCALE * (z + fast.TANH_CUBE * z**3)))
@@ -108,10 +108,15 @@ def test_exp2_gelu_and_mish_at_every_size():
     truth = z * np.tanh(np.logaddexp(0, z))
     assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth).max() < 2e-5
     assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
+    truth = z * np.exp(-np.logaddexp(0, -z))
+    assert np.abs(np.array(fast.silu_by_exp2(mx.array(x))) - truth).max() < 2e-5
+    assert np.abs(np.array(fast.silu_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
 
 
 @pytest.mark.parametrize(
-    "function", [fast.exp2, fast.gelu_tanh, fast.mish_by_exp2], ids=lambda function: function.__name__
+    "function",
+    [fast.exp2, fast.gelu_tanh, fast.mish_by_exp2, fast.silu_by_exp2],
+    ids=lambda function: function.__name__,
 )
 def test_compiled_is_bitwise_the_same(function):
     x = mx.array(np.random.default_rng(0).standard_normal((3, 50, 64)).astype(np.float32))

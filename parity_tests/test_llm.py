@@ -1,5 +1,8 @@
 """The language model: every isolated case, the cache, sampling, and generation against the reference."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig, from_dict
+from port.flow import fast
 from port.llm import sampling as port_sampling
 from port.paths import fast_paths
 from reference.llm import sampling as reference_sampling
@@ -25,6 +29,19 @@ CONFIG = dict(LM, end_of_prompt=50)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_parity(parity, case):
     parity.check(case)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("taken", [True, False], ids=["fast", "plain"])
+def test_silu_by_each_path(parity, taken, monkeypatch):
+    (drawn,) = (row for row in CASES if row.name == "llm.mlp")
+    with fast_paths(fast_silu=taken):
+        parity.check(replace(drawn, name=f"{drawn.name}.{'fast' if taken else 'plain'}_silu"))
+        if fast.on_cpu():
+            monkeypatch.setattr(fast, "silu_by_exp2", lambda x: pytest.fail("taken"))
+            arguments = drawn.target, drawn.config, reference_state(drawn), drawn.draw(), drawn.call
+            with pytest.raises(pytest.fail.Exception) if taken else nullcontext():
+                parity.adapter.run(*arguments)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ class FastPaths:
         chunked_attention: under the chunk mask each chunk of queries meets its keys only, and needs no mask.
         fast_gelu: GELU without the CPU's scalar tanh.
         fast_mish: Mish without the CPU's scalar exponential, logarithm and tanh.
+        fast_silu: SiLU of the language model without the CPU's scalar exponential.
         fast_softmax: attention without the CPU's scalar exp.
         fast_snake: Snake without the CPU's scalar sine.
         polyphase: repeat and convolution of the vocoder's upsampling at the rate of the input.
@@ -33,6 +34,7 @@ class FastPaths:
     chunked_attention: bool = True
     fast_gelu: bool = True
     fast_mish: bool = True
+    fast_silu: bool = True
     fast_softmax: bool = True
     fast_snake: bool = True
     polyphase: bool = True

@@ -1,4 +1,4 @@
-"""Fast forms of what the transformer's plain layers compute; `port/paths.py` chooses, and the result is the same.
+"""Fast forms of what the transformers' plain layers compute; `port/paths.py` chooses, and the result is the same.
 
 MLX's CPU back end takes exp and tanh one number at a time; here one polynomial serves both, in operations that every
 device runs side by side.
@@ -98,6 +98,18 @@ def mish_by_exp2(x: mx.array) -> mx.array:
     y = exp2(mx.minimum(LOG2_E * x, MISH_RANGE))
     t = y * (y + 2)
     return x * (t / (t + 2))
+
+
+def silu(x: mx.array) -> mx.array:
+    """SiLU of any shape; without the CPU's scalar exponential where the path `fast_silu` is on."""
+    if active().fast_silu and x.dtype == mx.float32 and on_cpu():
+        return fused(silu_by_exp2, x)
+    return nn.silu(x)
+
+
+def silu_by_exp2(x: mx.array) -> mx.array:
+    """SiLU, x / (1 + e^-x); float32."""
+    return x / (1 + exp2(-LOG2_E * x))
 
 
 @dataclass(frozen=True)

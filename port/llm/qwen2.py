@@ -10,6 +10,7 @@ import numpy as np
 from mlx import nn
 
 from ..config import Qwen2Config
+from ..flow.fast import silu
 from ..precision import attention_dtype, run
 
 Rope = tuple[mx.array, mx.array]
@@ -128,7 +129,7 @@ class Qwen2MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, L, D) -> (b, L, D)."""
-        return run(self.down_proj, nn.silu(run(self.gate_proj, x)) * run(self.up_proj, x))
+        return run(self.down_proj, silu(run(self.gate_proj, x)) * run(self.up_proj, x))
 
 
 class Qwen2DecoderLayer(nn.Module):

@@ -109,15 +109,21 @@ FAULTS = (
         "llm.qwen2.Qwen2MLP",
         edit(
             "llm.qwen2:Qwen2MLP.__call__",
-            "nn.silu(run(self.gate_proj, x)) * run(self.up_proj, x)",
-            "nn.silu(run(self.up_proj, x)) * run(self.gate_proj, x)",
+            "silu(run(self.gate_proj, x)) * run(self.up_proj, x)",
+            "silu(run(self.up_proj, x)) * run(self.gate_proj, x)",
         ),
     ),
     Fault(
         "qwen2_gelu_for_silu",
         "activation",
         "llm.qwen2.Qwen2MLP",
-        edit("llm.qwen2:Qwen2MLP.__call__", "nn.silu", "nn.gelu"),
+        edit("llm.qwen2:Qwen2MLP.__call__", "silu(", "nn.gelu("),
+    ),
+    Fault(
+        "fast_silu_of_twice_the_argument",
+        "activation",
+        "llm.qwen2.Qwen2MLP",
+        edit("flow.fast:silu_by_exp2", "-LOG2_E", "-2 * LOG2_E"),
     ),
     Fault(
         "qwen2_second_norm_is_the_first",
