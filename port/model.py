@@ -159,7 +159,6 @@ class CosyVoice3Model(nn.Module):
         else:
             if cache.flow is not None:
                 cache.flow.close()  # the whole run can use its memory
-                cache.flow = None
             new = self.flow.inference(token, *voice, streaming=stream, finalize=finalize, noise=noise)
             cache.work.add(prompt_feat.shape[1] + new.shape[1], self.config.flow.dit.static_chunk_size if stream else 0)
             new = new[:, token_offset * self.config.flow.token_mel_ratio :]

@@ -123,6 +123,12 @@ class Chunks:
     start: int = 0
 
 
+def by_head(t: mx.array, heads: int) -> mx.array:
+    """(b, n, h * c) as (b, h, n, c); on a CPU each head's rows lie together, or each product would copy them."""
+    t = mx.unflatten(t, -1, (heads, -1)).swapaxes(1, 2)
+    return mx.contiguous(t) if on_cpu() else t
+
+
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | Chunks | None = None) -> mx.array:
     """Softmax attention.
 

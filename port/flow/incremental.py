@@ -17,7 +17,7 @@ from ..noise import rand_noise
 from ..ops import conv1d, weight_of
 from ..precision import run
 from .decoder import CausalMaskedDiffWithDiT, count_frames
-from .fast import Chunks, mish
+from .fast import Chunks, by_head, mish
 from .layers import DiTBlock, Rope, rotary_tables
 from .lookahead import CONV2_KERNEL_SIZE
 from .matching import cosine_schedule
@@ -229,7 +229,7 @@ class StreamingFlow:
     ) -> mx.array:
         """`DiTBlock` of `x` (2, m, d), its attention going on from the kept keys and values."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = block.attn_norm(x, emb=steers)
-        q, k, v = map(block.attn.by_head, block.attn.project(y, rope))
+        q, k, v = (by_head(t, block.attn.heads) for t in block.attn.project(y, rope))
         k, v = self._extend(step.keys, layer, k, whole), self._extend(step.values, layer, v, whole)
         x = x + gate_msa[:, None] * block.attn.attend(q, k, v, Chunks(self._chunk_size, self._state.frames))
         y = block.ff_norm(x) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]

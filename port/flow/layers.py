@@ -16,7 +16,7 @@ import numpy as np
 from ..ops import conv1d, weight_of
 from ..paths import active
 from ..precision import attention_dtype, run
-from .fast import Chunks, FusedLinear, attention, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
+from .fast import Chunks, FusedLinear, attention, by_head, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
 from .modulation import Steering
 
 LAYER_NORM_EPS = 1e-6
@@ -252,13 +252,8 @@ class Attention(nn.Module):
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
-    def by_head(self, t: mx.array) -> mx.array:
-        """(b, n, h * c) as (b, h, n, c); on a CPU each head's rows lie together, or each product would copy them."""
-        t = mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2)
-        return mx.contiguous(t) if on_cpu() else t
-
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
-        """Attend with queries, keys and values `by_head`; shapes of `mask` as in `__call__`. Returns (b, n, d)."""
+        """Attend with queries, keys and values (b, h, n, c) as of `by_head`; shapes of `mask` as in `__call__`."""
         q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
         if isinstance(mask, mx.array) and mask.ndim == 2:
             mask = mask[:, None, None]
@@ -276,7 +271,7 @@ class Attention(nn.Module):
                 all frames are valid.
             rope: cosines and sines, (1, n, c) each.
         """
-        y = self.attend(*map(self.by_head, self.project(x, rope)), mask)
+        y = self.attend(*(by_head(t, self.heads) for t in self.project(x, rope)), mask)
         if not isinstance(mask, mx.array):
             return y
         # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
