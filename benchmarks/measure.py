@@ -170,7 +170,7 @@ class Bench:
         own = arrays(path)
         if missing := double.keys() - own.keys():
             return [Reading("ERROR", f"{', '.join(missing)} is missing")]
-        return [compare(own[k], single[k], double[k], nudged=[run[k] for run in further]) for k in double]
+        return [compare(own[k], single[k], double[k], further=[run[k] for run in further]) for k in double]
 
     def _reference(self, case: Case, way: str | None, nudge: int = 0, **options: Any) -> dict[str, np.ndarray]:
         """Outputs of the reference on the small size, made once for all that is judged by them."""

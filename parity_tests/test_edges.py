@@ -8,18 +8,17 @@ import torch
 from parity_tests.cases.llm import LM, QWEN2
 from parity_tests.cases.vocoder import SINE
 from parity_tests.harness.cases import case
-from parity_tests.harness.compare import compare
-from parity_tests.harness.oracle import reference_state
+from parity_tests.harness.judge import against
+from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
 from parity_tests.speech_support import small_models
-from port.config import LLMConfig, Qwen2Config, from_dict
+from port.config import LLMConfig, from_dict
 from port.flow.layers import sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
 from port.llm.qwen2 import KVCache
 from port.llm.sampling import RecordedDraws, nucleus, nucleus_sampling
 from port.vocoder.source import SineGen2 as PortSines
 from reference.llm import sampling as reference_sampling
-from reference.llm.qwen2 import Qwen2Model
 from reference.llm.speech_lm import CosyVoice3LM
 from reference.vocoder.source import SineGen2 as ReferenceSines
 
@@ -31,17 +30,15 @@ def test_a_cache_that_grows_keeps_what_it_held(parity):
     state = reference_state(case("llm.built.long", target.path, QWEN2))
     port, length = parity.adapter.build(target, QWEN2, state), KVCache.step + 9
     embeds = np.random.default_rng(12).standard_normal((1, length, QWEN2["hidden_size"])).astype(np.float32)
-    truths = []
-    for dtype in (torch.float32, torch.float64):
-        model = Qwen2Model(Qwen2Config(**QWEN2))
-        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
-        with torch.inference_mode():
-            truths.append(model.to(dtype).eval()(torch.from_numpy(embeds).to(dtype)).numpy())
+
+    def reference(dtype):
+        return run_reference(target, QWEN2, state, {"inputs_embeds": embeds}, {}, dtype)["hidden"]
+
     cache, found, start = port.make_cache(), [], 0
     for size in (KVCache.step - 3, 2, 4, 1, 5):
         found.append(np.array(port(mx.array(embeds[:, start : start + size]), cache)))
         start += size
-    reading = compare(np.concatenate(found, axis=1), *truths)
+    reading = against(np.concatenate(found, axis=1), reference)
     assert start == length and reading.status == "PASS", reading.message
 
 

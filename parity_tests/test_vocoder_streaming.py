@@ -1,6 +1,8 @@
 """The vocoder as a stream: whatever the pieces, the samples of the whole, each computed once."""
 
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
 from parity_tests.harness.cases import case, normal, uniform, voiced_and_unvoiced
-from parity_tests.harness.compare import compare
-from parity_tests.harness.judge import Row
-from parity_tests.harness.oracle import reference_state, run_reference
+from parity_tests.harness.compare import Reading, compare
+from parity_tests.harness.judge import Row, against
+from parity_tests.harness.oracle import reference_state, run_reference, truth_of
 from parity_tests.harness.targets import TARGETS, swap
 from parity_tests.harness.walks import walks
 from port.noise import MAX_SAMPLES
@@ -35,8 +37,8 @@ def generator():
 
 
 @cache
-def truth(frames: int) -> dict[str, np.ndarray]:
-    """Inputs of an utterance in the port's layout and what both precisions of the reference make of it."""
+def truth(frames: int) -> dict[str, Any]:
+    """Inputs of an utterance in the port's layout and what the reference's runs make of it."""
     drawn = case(
         "vocoder.stream",
         INFERENCE.path,
@@ -45,10 +47,15 @@ def truth(frames: int) -> dict[str, np.ndarray]:
         speech_feat=normal(1, 80, frames),
         sine_waves=uniform(1, frames * HOP, 9),
     )
-    arguments = INFERENCE, HIFT, reference_state(drawn), drawn.draw(), drawn.call
-    single, double = (run_reference(*arguments, dtype)["wav"] for dtype in (torch.float32, torch.float64))
-    inputs = drawn.draw()
-    return {"mel": swap(inputs["speech_feat"]), "noise": inputs["sine_waves"], "single": single, "double": double}
+    given = truth_of(drawn)
+    mel, noise = swap(given.inputs["speech_feat"]), given.inputs["sine_waves"]
+    runs = [run["wav"] for run in (given.single, given.double, *given.further)]
+    return {"mel": mel, "noise": noise, "runs": runs}
+
+
+def judge(found: np.ndarray, runs: Sequence[np.ndarray]) -> Reading:
+    single, double, *further = runs
+    return compare(found, single, double, further=further)
 
 
 def stream(vocoder: StreamingVocoder, mel: np.ndarray, cuts: list[int]) -> np.ndarray:
@@ -71,7 +78,7 @@ def stream(vocoder: StreamingVocoder, mel: np.ndarray, cuts: list[int]) -> np.nd
 def test_any_cut_gives_the_whole(generator, frames, cuts):
     about = truth(frames)
     found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], cuts)
-    reading = compare(found, about["single"], about["double"])
+    reading = judge(found, about["runs"])
     assert reading.status == "PASS", reading.message
 
 
@@ -80,7 +87,7 @@ def test_the_plain_paths_stream_too(generator, frames):
     about = truth(frames)
     with fast_paths(PLAIN):
         found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [2, 9, 0, 1, 7])
-    reading = compare(found, about["single"], about["double"])
+    reading = judge(found, about["runs"])
     assert reading.status == "PASS", reading.message
 
 
@@ -89,7 +96,7 @@ def test_a_stream_is_limited_as_the_whole():
     about, config = truth(12), dict(HIFT, audio_limit=0.02)
     loud = OwnPort().build(INFERENCE, config, reference_state(case("vocoder.stream", INFERENCE.path, config)))
     found = stream(StreamingVocoder(loud, mx.array(about["noise"])), about["mel"], [9, 1])
-    reading = compare(found, *(about[precision].clip(-0.02, 0.02) for precision in ("single", "double")))
+    reading = judge(found, [run.clip(-0.02, 0.02) for run in about["runs"]])
     assert reading.status == "PASS", reading.message
     assert 0 < (np.abs(found) >= np.float32(0.02)).mean() < 1
 
@@ -99,13 +106,15 @@ def test_the_checkpoint_streams(parity, cuts):
     """As the walk `walk.vocoder.end`, in pieces."""
     models, plan = parity.models, walks(parity.models.config)["walk.vocoder.end"]
     mel, noise = plan.inputs["speech_feat"], plan.inputs["sine_waves"]
-    single, double = (
-        model.vocoder.inference(torch.from_numpy(mel).to(dtype), True, torch.from_numpy(noise).to(dtype))[0].numpy()
-        for model, dtype in ((models.single, torch.float32), (models.double, torch.float64))
-    )
+
+    def reference(dtype):
+        model = models.single if dtype == torch.float32 else models.double
+        wav, _ = model.vocoder.inference(torch.from_numpy(mel).to(dtype), True, torch.from_numpy(noise).to(dtype))
+        return wav.numpy()
+
     found = stream(StreamingVocoder(models.port.vocoder, mx.array(noise)), swap(mel), cuts)
     name = f"walk.vocoder.stream.{len(cuts)}"
-    parity.add([Row(f"{name}.wav", "vocoder", "chained", STREAM, name, compare(found, single, double))])
+    parity.add([Row(f"{name}.wav", "vocoder", "chained", STREAM, name, against(found, reference))])
 
 
 def test_the_phase_of_a_stream_is_that_of_the_whole():
@@ -120,9 +129,8 @@ def test_the_phase_of_a_stream_is_that_of_the_whole():
 def test_without_noise_the_original_s_is_used(generator):
     mel, state = truth(12)["mel"], reference_state(case("vocoder.stream", INFERENCE.path, HIFT))
     inputs, call = {"speech_feat": swap(mel)}, dict(finalize=True)
-    expected = (run_reference(INFERENCE, HIFT, state, inputs, call, dtype)["wav"]
-                for dtype in (torch.float32, torch.float64))  # fmt: skip
-    reading = compare(stream(StreamingVocoder(generator), mel, [4, 5]), *expected)
+    found = stream(StreamingVocoder(generator), mel, [4, 5])
+    reading = against(found, lambda dtype: run_reference(INFERENCE, HIFT, state, inputs, call, dtype)["wav"])
     assert reading.status == "PASS", reading.message
 
 

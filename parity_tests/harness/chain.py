@@ -21,6 +21,7 @@ from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.models import Models
 from parity_tests.harness.oracle import to_numpy, to_torch
+from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.spool import Spool
 from parity_tests.harness.targets import Change
 from port.flow.modulation import is_baked
@@ -47,8 +48,6 @@ class Walk:
     inputs: Mapping[str, np.ndarray]
     to_port: Mapping[str, Change] = field(default_factory=dict)
     from_port: Mapping[str, Change] = field(default_factory=dict)
-    nudges: int = 0  # further float32 runs of the reference, see compare.py
-    nudge: Callable[[Walk, Side, Side, int], Walk] | None = None  # the walk of a further run
 
 
 # Parts of the reference that the port computes inside their parent (the pitch in float64, by matrix products).
@@ -94,12 +93,12 @@ class Side:
 
 @dataclass(frozen=True)
 class Sides:
-    """All runs of a walk: of the reference in float32 and float64, of the port, and of the reference nudged."""
+    """All runs of a walk: the reference in float32, in float64 and in other orders, and the port."""
 
     single: Side
     double: Side
     port: Side
-    nudged: list[Side]
+    further: list[Side]
 
 
 def _spelled(name: str) -> str:
@@ -127,13 +126,10 @@ def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
         except Exception as error:
             reading = Reading("ERROR", f"the port raised {type(error).__name__}: {error}")
             return [_row(plan, plan.name, plan.name, "chained", reading)]
-        nudged = [
-            _run_reference(models.single, plan.nudge(plan, single, double, run), torch.float32, spool)  # type: ignore[misc]
-            for run in range(plan.nudges)
-        ]
+        further = in_other_orders(lambda: _run_reference(models.single, plan, torch.float32, spool))
         by_time = BY_TIME if is_baked(models.port.flow.decoder.estimator) else ()
-        rows = _compare_calls(plan, spool, Sides(single, double, port, nudged), isolated, by_time)
-    results = [side.results for side in nudged]
+        rows = _compare_calls(plan, spool, Sides(single, double, port, further), isolated, by_time)
+    results = [side.results for side in further]
     for name, reading in compare_all(port.results, single.results, double.results, results).items():
         rows.append(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading))
     return rows
@@ -169,7 +165,7 @@ def _compare_calls(plan: Walk, spool: Spool, sides: Sides, isolated: bool, by_ti
         by_time: parts that the port cannot run alone, or has not at all.
     """
     calls, double_calls, port_calls = (side.by_key() for side in (sides.single, sides.double, sides.port))
-    further = [side.by_key() for side in sides.nudged]
+    further = [side.by_key() for side in sides.further]
     rows: dict[tuple[str, str], Row] = {}
     for key in dict.fromkeys([*calls, *port_calls]):
         path, name, index = key

@@ -1,10 +1,12 @@
 """The one judgement of the suite: port and float32 reference, each against the float64 reference.
 
-For a checkpoint tensor, with r32 the reference in float32, r64 the reference in float64 (the oracle) and p the port,
+For a tensor, with r32 the reference in float32, r64 the reference in float64 (the oracle) and p the port,
 
     e_ref = |r32 - r64| / rms(r64)     e_port = |p - r64| / rms(r64)     ratio = e_port / max(e_ref, FLOOR)
 
-once with |.| the rms and once with |.| the largest absolute value. A checkpoint passes when both are at most BUDGET.
+once with |.| the rms and once with |.| the largest absolute value. The tensor passes when both are at most BUDGET.
+One float32 run is a draw: e_ref is the largest of several runs, whose sums go in other orders (orders.py). And it is
+itself judged: a reference further than ROUNDINGS from the oracle did not compute in float32.
 Nothing here knows which module it looks at, so no module can have a tolerance of its own.
 """
 
@@ -21,6 +23,9 @@ from parity_tests.harness.where import POSITIONS, elements, error_map, largest
 
 BUDGET = 4.0
 FLOOR = 8 * 2.0**-24
+# Of inputs and weights: what one rounding of them all moves a part, the roundings inside it may cost so many times.
+# The largest of any case is 16, of phases that integrate; TF32 makes 4000 of 1, bfloat16 65000.
+ROUNDINGS = 128.0
 HISTOGRAM_EDGES = tuple(float(e) for e in range(-12, 3))  # decades of |error| / rms(oracle)
 
 ONLY_FAILURES = ("worst_positions", "error_map")
@@ -62,7 +67,8 @@ def compare(
     ref64: np.ndarray,
     *,
     allow_inf: bool = False,
-    nudged: Sequence[np.ndarray] = (),
+    further: Sequence[np.ndarray] = (),
+    rounded: np.ndarray | None = None,
 ) -> Reading:
     """Judge one tensor of the port.
 
@@ -72,16 +78,17 @@ def compare(
         ref64: the float64 reference's result (the oracle).
         allow_inf: infinite entries are part of the answer (masked scores); they must then sit at the same places
             with the same sign in all three and are left out of the error.
-        nudged: further float32 runs of the reference, from inputs moved by one ulp; e_ref is the largest of all runs.
-            For results that hang on few roundings (a phase that integrates), where one run may be right by luck.
+        further: more float32 runs of the reference, in other orders; e_ref is the largest of all runs.
+        rounded: the oracle's result from inputs and weights that are one float32 rounding away, so that a reference
+            with less than float32 is found out.
 
     Returns:
-        PASS or FAIL; ERROR when the three cannot be compared (shape, kind of dtype, NaN, Inf, empty, one tensor twice);
-        VACUOUS when the oracle is all zero, so that agreement would prove nothing.
+        PASS or FAIL; ERROR when the three cannot be compared (shape, kind of dtype, NaN, Inf, empty, one tensor twice)
+        or the reference is not float32; VACUOUS when the oracle is all zero, so that agreement would prove nothing.
     """
     arrays = {"port": np.asarray(port), "reference": np.asarray(ref32), "oracle": np.asarray(ref64)}
     port, ref32, ref64 = arrays.values()
-    arrays |= {f"nudged reference {i}": run for i, run in enumerate(nudged)}
+    arrays |= {f"reference in order {i}": run for i, run in enumerate(further)}
     about = {"shape": ref64.shape, "dtype": str(port.dtype)}
     if problem := _incomparable(arrays, allow_inf):
         return Reading("ERROR", problem, **about)
@@ -94,10 +101,16 @@ def compare(
     if scale == 0.0:
         return Reading("VACUOUS", "the oracle is zero everywhere: nothing was compared", **about)
     error_ref, error_port = np.abs(r - o) / scale, np.abs(p - o) / scale
-    further = [np.abs(run.astype(np.float64)[finite] - o) / scale for run in nudged]
+    if rounded is not None:
+        one = max(_rms(rounded.astype(np.float64)[finite] - o) / scale, 2.0**-24)
+        if (count := _rms(error_ref) / one) > ROUNDINGS:
+            return Reading(
+                "ERROR", f"the reference is {count:.0f} roundings off: it does not compute in float32", **about
+            )
+    runs = [error_ref, *(np.abs(run.astype(np.float64)[finite] - o) / scale for run in further)]
     e = {
-        "e_ref_rms": max(_rms(error) for error in (error_ref, *further)),
-        "e_ref_max": max(float(error.max()) for error in (error_ref, *further)),
+        "e_ref_rms": max(_rms(error) for error in runs),
+        "e_ref_max": max(float(error.max()) for error in runs),
         "e_port_rms": _rms(error_port),
         "e_port_max": float(error_port.max()),
     }

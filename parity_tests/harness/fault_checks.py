@@ -24,7 +24,7 @@ from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
 from parity_tests.harness.fault_tests import GOLDEN, TESTS, module_of
 from parity_tests.harness.judge import compare_all
-from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from parity_tests.harness.oracle import Truth, truth_of
 from parity_tests.harness.signatures import Signature, strength
 from parity_tests.harness.time_limit import TimeLimit, limited
 from port import noise
@@ -111,23 +111,12 @@ def clean() -> Iterator[None]:
             measure.start()
 
 
-@dataclass(frozen=True)
-class _Truth:
-    state: Arrays
-    inputs: Arrays
-    single: Arrays
-    double: Arrays
+_TRUTHS: dict[str, Truth] = {}
 
 
-_TRUTHS: dict[str, _Truth] = {}
-
-
-def _truth(case: Case) -> _Truth:
+def _truth(case: Case) -> Truth:
     if case.name not in _TRUTHS:
-        state, inputs = reference_state(case), case.draw()
-        run = (case.target, case.config, state, inputs, case.call)
-        single, double = (run_reference(*run, dtype) for dtype in (torch.float32, torch.float64))
-        _TRUTHS[case.name] = _Truth(state, inputs, single, double)
+        _TRUTHS[case.name] = truth_of(case)
     return _TRUTHS[case.name]
 
 
@@ -160,7 +149,8 @@ def _readings(cases: Sequence[Case]) -> Iterator[tuple[Case, str, Reading]]:
         except (Exception, TimeLimit) as error:
             yield case, case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             continue
-        for output, reading in compare_all(found, truth.single, truth.double).items():
+        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded)
+        for output, reading in readings.items():
             yield case, f"{case.name}.{output}", reading
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from parity_tests.adapters.base import Adapter, NotOffered
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import Reading, compare
-from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from parity_tests.harness.oracle import Arrays, truth_of
+from parity_tests.harness.orders import in_other_orders
 
 Kind = Literal["isolated", "chained", "golden", "exact"]
 
@@ -46,17 +48,15 @@ class Row:
 
 def judge(case: Case, adapter: Adapter) -> list[Row]:
     """Compare every output of a case; an exception of the port is an ERROR row, a part it lacks a SKIP row."""
-    state, inputs = reference_state(case), case.draw()
-    arguments = (case.target, case.config, state, inputs, case.call)
-    single, double = (run_reference(*arguments, dtype) for dtype in (torch.float32, torch.float64))
+    truth = truth_of(case)
     try:
-        port = adapter.run(*arguments)
+        port = adapter.run(case.target, case.config, truth.state, truth.inputs, case.call)
     except NotOffered as reason:
         readings = {"": Reading("SKIP", str(reason) or f"{adapter.name} has no {case.target.path}")}
     except Exception as error:
         readings = {"": Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")}
     else:
-        readings = compare_all(port, single, double)
+        readings = compare_all(port, truth.single, truth.double, truth.further, truth.rounded)
     return [
         Row(
             name=f"{case.name}.{output}" if output else case.name,
@@ -71,20 +71,36 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
     ]
 
 
-def compare_all(port: Arrays, single: Arrays, double: Arrays, nudged: Sequence[Arrays] = ()) -> dict[str, Reading]:
+def against(port: np.ndarray, run: Callable[[torch.dtype], np.ndarray]) -> Reading:
+    """Judge one result by a function that runs the reference in a dtype."""
+    others = in_other_orders(lambda: run(torch.float32))
+    return compare(port, run(torch.float32), run(torch.float64), further=others)
+
+
+def compare_all(
+    port: Arrays,
+    single: Arrays,
+    double: Arrays,
+    further: Sequence[Arrays] = (),
+    rounded: Arrays | None = None,
+) -> dict[str, Reading]:
     """Readings by output name; an output that one side lacks is an ERROR, and so are two whose names are exchanged."""
+
+    def read(name: str, of: str) -> Reading:
+        """The port's output `name` against the reference's output `of`."""
+        more = [run[of] for run in further]
+        return compare(port[name], single[of], double[of], further=more, rounded=rounded and rounded[of])
+
     readings = {}
     for output in dict.fromkeys([*double, *single, *port]):
         absent = [side for side, found in (("port", port), ("reference", double)) if output not in found]
         if absent or output not in single:
             readings[output] = Reading("ERROR", f"{output} is missing on the side of the {' and '.join(absent)}")
         else:
-            further = [run[output] for run in nudged]
-            readings[output] = compare(port[output], single[output], double[output], nudged=further)
+            readings[output] = read(output, output)
     failed = [output for output, reading in readings.items() if reading.status == "FAIL"]
     for one, other in combinations(failed, 2):
-        swapped = (compare(port[a], single[b], double[b]) for a, b in ((one, other), (other, one)))
-        if all(reading.status == "PASS" for reading in swapped):
+        if read(one, other).status == read(other, one).status == "PASS":
             for name, holds in ((one, other), (other, one)):
                 message = f"the port's {name} is the reference's {holds}, and the other way round: exchanged names"
                 readings[name] = replace(readings[name], status="ERROR", message=message)

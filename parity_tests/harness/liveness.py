@@ -9,7 +9,7 @@ tensor that moves no output of its case is VACUOUS unless the case lists it as `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +20,7 @@ import torch
 
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import BUDGET, FLOOR
-from parity_tests.harness.oracle import Arrays, reference_state, run_reference, to_numpy, to_torch
+from parity_tests.harness.oracle import Arrays, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
 RELATIVE = 0.1
@@ -44,15 +44,14 @@ class LivenessRow:
 
 def liveness(case: Case) -> list[LivenessRow]:
     """One row for each weight tensor and each input of a case."""
-    state, inputs = reference_state(case), case.draw()
-    single = run_reference(case.target, case.config, state, inputs, case.call, torch.float32)
+    given = truth_of(case)
     built = case.target.build("reference", case.config)
     weights: dict[str, torch.Tensor] = {}
     if isinstance(built, torch.nn.Module):
-        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
+        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in given.state.items()}, strict=True)
         built.to(torch.float64).eval()
         weights = built.state_dict(keep_vars=False)
-    tensors = {k: to_torch(v, torch.float64) for k, v in inputs.items()}
+    tensors = {k: to_torch(v, torch.float64) for k, v in given.inputs.items()}
 
     def run() -> Arrays:
         arguments = {k: v.clone() for k, v in tensors.items()}  # the original edits some in place
@@ -60,18 +59,24 @@ def liveness(case: Case) -> list[LivenessRow]:
             found = case.target.call("reference", built, {**arguments, **case.call})
         return {k: np.array(to_numpy(v)) for k, v in found.items()}
 
-    truth = run()
+    singles = [given.single, *given.further]
     rows = [
-        _row(case, name, lambda t=tensor, n=name: changed(t, case.rng(f"change/{n}")), run, truth, single)
+        _row(case, name, lambda t=tensor, n=name: changed(t, case.rng(f"change/{n}")), run, given.double, singles)
         for name, tensor in {**weights, **tensors}.items()
         if tensor.numel()
     ]
     return list(dict.fromkeys(rows))  # tensors that one glob declares dead share a row
 
 
-def moved(truth: Mapping[str, np.ndarray], single: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """Largest change of any output in budgets; inf where an integer, a shape or an infinity changed."""
-    return max(_moved(truth[name], single[name], found[name]) for name in truth)
+def moved(truth: Arrays, singles: Sequence[Arrays], found: Arrays) -> float:
+    """Largest change of any output in budgets; inf where an integer, a shape or an infinity changed.
+
+    Args:
+        truth: of the reference in float64.
+        singles: its runs in float32, of which the least exact counts.
+        found: of the reference in float64, after the change.
+    """
+    return max(_moved(truth[name], [single[name] for single in singles], found[name]) for name in truth)
 
 
 @contextmanager
@@ -109,10 +114,10 @@ def _row(
     change: Callable[[], Any],
     run: Callable[[], Arrays],
     truth: Arrays,
-    single: Arrays,
+    singles: Sequence[Arrays],
 ) -> LivenessRow:
     with change():
-        distance = moved(truth, single, run())
+        distance = moved(truth, singles, run())
     budgets = None if np.isinf(distance) else distance
     if distance >= MOVED_BUDGETS:
         return LivenessRow(case.name, name, budgets, "PASS")
@@ -139,7 +144,7 @@ def _other(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(array * (1 + RELATIVE * rng.standard_normal(array.shape)))
 
 
-def _moved(truth: np.ndarray, single: np.ndarray, found: np.ndarray) -> float:
+def _moved(truth: np.ndarray, singles: Sequence[np.ndarray], found: np.ndarray) -> float:
     if truth.shape != found.shape:
         return float("inf")
     if truth.dtype.kind != "f":
@@ -149,11 +154,11 @@ def _moved(truth: np.ndarray, single: np.ndarray, found: np.ndarray) -> float:
         return float("inf")
     if not finite.any():
         return 0.0
-    t, s, f = (x[finite].astype(np.float64) for x in (truth, single, found))
+    t, f, *runs = (x[finite].astype(np.float64) for x in (truth, found, *singles))
     scale = float(np.sqrt(np.mean(t * t)))
     if scale == 0.0:
         return 0.0
     readings = []
     for size in (lambda e: float(np.sqrt(np.mean(e * e))), lambda e: float(np.abs(e).max())):
-        readings.append(size(f - t) / scale / (BUDGET * max(size(s - t) / scale, FLOOR)))
+        readings.append(size(f - t) / scale / (BUDGET * max(FLOOR, *(size(s - t) / scale for s in runs))))
     return max(readings)

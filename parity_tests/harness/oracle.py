@@ -1,8 +1,9 @@
-"""Both precisions of the reference: float32 as the original runs it, float64 as the truth both are measured against."""
+"""The reference's runs of a case: float32 as the original runs it and in other orders, float64 as the truth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,58 @@ import torch
 
 from parity_tests.harness.cases import Case
 from parity_tests.harness.live import live_state
+from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import Target
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a port is judged by.
+
+    Args:
+        state, inputs: of the case, float32.
+        single: the reference in float32.
+        further: the same with its sums in other orders.
+        double: the reference in float64, the oracle.
+        rounded: the oracle's from `state` and `inputs` moved by one float32 rounding each.
+    """
+
+    state: Arrays
+    inputs: Arrays
+    single: Arrays
+    further: list[Arrays]
+    double: Arrays
+    rounded: Arrays
+
+
+def truth_of(case: Case) -> Truth:
+    """Run the reference on a case in all the ways that a verdict needs."""
+    state, inputs = reference_state(case), case.draw()
+
+    def run(dtype: torch.dtype, state: Arrays = state, inputs: Arrays = inputs) -> Arrays:
+        return run_reference(case.target, case.config, state, inputs, case.call, dtype)
+
+    rng = case.rng("rounded")
+    moved = [{k: one_rounding(v, rng) for k, v in arrays.items()} for arrays in (state, inputs)]
+    return Truth(
+        state,
+        inputs,
+        run(torch.float32),
+        in_other_orders(lambda: run(torch.float32)),
+        run(torch.float64),
+        run(torch.float64, *moved),
+    )
+
+
+def one_rounding(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each float32 number other than 0 moved up or down to its neighbour; integers and masks as they are."""
+    if array.dtype.kind != "f":
+        return array
+    array = array.astype(np.float32)
+    towards = np.where(rng.integers(0, 2, array.shape), np.inf, -np.inf).astype(np.float32)
+    return np.where(array == 0, array, np.nextafter(array, towards))
 
 
 def reference_state(case: Case) -> Arrays:
