@@ -1,10 +1,7 @@
 """Options of the suite, the arithmetic it runs under, and the collection of every reading into one report file."""
 
-import os
-
-os.environ["MLX_ENABLE_TF32"] = "0"  # must be set before MLX is first imported: TF32 costs ten bits of a float32 matmul
-
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -55,6 +52,11 @@ def pytest_collection_modifyitems(config, items):
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        session.config.stash[Session.key].require_float32()
 
 
 def pytest_runtest_logreport(report):

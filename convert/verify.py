@@ -25,6 +25,7 @@ from parity_tests.harness.chain import walk
 from parity_tests.harness.judge import Row, reduced
 from parity_tests.harness.models import Models, attribute, shallow
 from parity_tests.harness.quality import GROUPS, Quality, measure
+from parity_tests.harness.regime import require_float32
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 
@@ -42,7 +43,11 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
 
     Returns:
         One row for each checkpoint: `checkpoint`, `kind`, `status`, `ratio`, `message`.
+
+    Raises:
+        NotFloat32: a side does not compute in float32 here, so nothing can be compared.
     """
+    require_float32()
     config = shallow(load_config(source), DEPTH)
     plans, parts = walks(config), {attribute(part): part for part in converted_parts(folder)}
     precision, rows = precision_of(folder), []

@@ -97,7 +97,8 @@ def test_tests_faults_and_liveness_count():
 def test_surroundings():
     def other(report):
         about = report["provenance"]
-        about["precision"] = {"regime": "tf32", "matmul_error": 3e-4, "tf32_flag": "1"}
+        about["precision"]["port"] |= {"regime": "ten bits", "error": 3e-4}
+        about["precision"]["tf32_flag"] = "1"
         about["versions"]["mlx"] = "0.31.2"
         about["device"] = "Device(gpu, 0)"
         about["weights"][0]["sha256"] = "0" * 64
@@ -106,7 +107,8 @@ def test_surroundings():
 
     found = compared(other)
     changes = {row["what"]: (row["before"], row["after"]) for row in found["changes"]}
-    assert changes["precision regime"] == ("fp32", "tf32") and changes["mlx version"] == ("0.32.4", "0.31.2")
+    assert changes["arithmetic of the port"] == ("float32", "ten bits") and "arithmetic of the reference" not in changes
+    assert changes["mlx version"] == ("0.32.4", "0.31.2")
     assert changes["device"][1] == "Device(gpu, 0)" and changes["numpy version"] == ("2.4.1", None)
     assert "weights llm.pt" in changes and not found["regressions"]
     wider = compared(lambda r: r["budget"].update(ratio=8.0))

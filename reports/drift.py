@@ -118,7 +118,7 @@ def _regression(row: Row) -> str:
 
 
 def _changes(before: Row, after: Row) -> Iterable[dict[str, str | None]]:
-    """Differences of the surroundings: versions, device, precision regime, dtype, weights, budget."""
+    """Differences of the surroundings: versions, device, arithmetic, dtype, weights, budget."""
     old, new = _surroundings(before), _surroundings(after)
     for what in [*old, *(k for k in new if k not in old)]:
         if old.get(what) != new.get(what):
@@ -127,7 +127,8 @@ def _changes(before: Row, after: Row) -> Iterable[dict[str, str | None]]:
 
 def _surroundings(report: Row) -> dict[str, str]:
     about = report["provenance"]
-    found = {"precision regime": about["precision"]["regime"], "device": about["device"], "dtype": about["dtype"]}
+    found = {f"arithmetic of the {side}": about["precision"][side]["regime"] for side in ("reference", "port")}
+    found |= {"device": about["device"], "dtype": about["dtype"]}
     found |= {f"{name} version": version for name, version in about["versions"].items()}
     found |= {k: str(about[k]) for k in ("adapter", "original", "revision", "seed", "os", "machine")}
     found |= {"MLX_ENABLE_TF32": str(about["precision"]["tf32_flag"])}
@@ -187,7 +188,7 @@ def ledger_line(report: Row) -> dict[str, Any]:
     return {
         "id": hashlib.sha256(text.encode()).hexdigest()[:16],
         **{k: about[k] for k in ("started", "commit", "dirty", "adapter", "device", "dtype", "duration_s", "versions")},
-        "regime": about["precision"]["regime"],
+        **{side: about["precision"][side]["regime"] for side in ("reference", "port")},
         **{k: verdict[k] for k in ("status", "counts", "worst", "first_over_budget", "fault_score")},
     }
 

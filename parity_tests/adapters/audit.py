@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -142,13 +141,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_here(options: argparse.Namespace, folder: Path) -> int:
-    os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is first imported
     import torch
 
     from parity_tests.adapters.audit_report import lines
+    from parity_tests.harness.regime import NotFloat32, require_float32
     from reports.build import build
 
     torch.set_num_threads(1)  # tiny tensors
+    try:
+        require_float32()
+    except NotFloat32 as error:
+        raise AdapterError(str(error)) from None
     found = audit(load_adapter(options.name, options.dtype), options.name, options.only, options.dtype)
     paths = build(found, folder)
     print("\n".join(lines(found)))

@@ -118,7 +118,7 @@ def _provenance(adapter: Adapter, module: str, about: dict[str, Any]) -> dict[st
         "revision": None,
         "versions": {**regime.versions(), **adapter.versions()},
         **regime.machine(),
-        "precision": regime.precision(),
+        "precision": regime.precision(regime.arithmetic()),
         "seed": None,
         "adapter": module,
         **about,

@@ -41,7 +41,6 @@ def _percent(summary: dict[str, Any]) -> dict[str, float | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    os.environ["MLX_ENABLE_TF32"] = "0"  # before MLX is imported: see conftest.py
     import coverage
     import pytest
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +21,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MLX_ENABLE_TF32", "0")  # before MLX is imported: see conftest.py
 
 import torch
 from tqdm import tqdm

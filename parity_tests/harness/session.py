@@ -19,7 +19,7 @@ from convert.run import Source, convert_folder
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
 from parity_tests.harness import regime
 from parity_tests.harness.cases import Case
-from parity_tests.harness.compare import BUDGET, FLOOR
+from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.models import Models
@@ -48,6 +48,7 @@ class Session:
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
         self._scratch = tempfile.TemporaryDirectory(prefix="parity-")
+        self.arithmetic = regime.arithmetic()
         self._report: dict[str, Any] | None = None
 
     @cached_property
@@ -80,6 +81,15 @@ class Session:
     def precision(self) -> Found:
         """Precision of the converted folder."""
         return precision_of(self.models.folder)
+
+    def require_float32(self) -> None:
+        """End the run, as an ERROR that names the side, where a side does not compute in float32."""
+        problems = regime.not_float32(self.arithmetic)
+        for side, problem in problems.items():
+            name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
+            self.rows.append((Row(name, "whole", "exact", "harness.regime", name, reading), "arithmetic"))
+        if problems:
+            pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)
 
     def check(self, case: Case) -> None:
         """Judge an isolated case and fail the running test on any row over budget."""
@@ -180,7 +190,7 @@ class Session:
             "revision": prepared.revision if prepared else None,
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
-            "precision": regime.precision(),
+            "precision": regime.precision(self.arithmetic),
             "fast_paths": regime.fast_paths() if option("--adapter") == "own" else None,
             "dtype": self.label,
             "seed": option("--seed"),

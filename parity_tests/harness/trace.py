@@ -18,6 +18,7 @@ from parity_tests.adapters.base import AdapterError, load_adapter
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.judge import Row, judge
+from parity_tests.harness.regime import NotFloat32, require_float32
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.signatures import name_nearest
 from parity_tests.harness.walks import walks
@@ -46,14 +47,16 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.case in cases:
         try:
+            require_float32()
             rows = judge(cases[options.case], load_adapter(options.adapter))
-        except AdapterError as error:
+        except (AdapterError, NotFloat32) as error:
             return _say(str(error))
     elif options.case in planned:
         if options.adapter != "own":
             return _say(f"{options.case} walks through this repository's port; other adapters run isolated cases")
         with tempfile.TemporaryDirectory() as scratch:
             try:
+                require_float32()
                 models = prepare_models(options.checkpoint, options.mlx_path, Path(scratch), 0)
             except (ValueError, OSError) as error:
                 return _say(str(error))
