@@ -32,6 +32,7 @@ class Case:
         call: further arguments that are no tensors.
         dead: tensor name (weight or input) -> why a change of it cannot move the result.
         weights: the state dict to use; drawn from the name when None.
+        seed: further values under the same name, for the measurement of false alarms.
     """
 
     name: str
@@ -41,9 +42,10 @@ class Case:
     call: Mapping[str, Any] = field(default_factory=dict)
     dead: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] | None = None
+    seed: int = 0
 
     def rng(self, purpose: str) -> np.random.Generator:
-        return np.random.default_rng(zlib.crc32(f"{self.name}/{purpose}".encode()))
+        return np.random.default_rng(zlib.crc32(f"{self.name}/{purpose}".encode()) + (self.seed << 32))
 
     def draw(self) -> dict[str, np.ndarray]:
         """The inputs' values, float32 or integers."""

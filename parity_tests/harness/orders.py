@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 LONGEST = 256  # steps of one sum: longer ones are added in larger blocks, so that real sizes end
 BLOCKS = (1, 4, 16, 64)  # terms that are added by the machine's own kernel before they join the sum
+FURTHER = len(BLOCKS)  # runs beside the plain one, one a size of block
 UNITS = 1  # in the last place, by which a sine or an exponential may be off
 
 aten = torch.ops.aten
@@ -28,9 +29,9 @@ Result = TypeVar("Result")
 
 
 def in_other_orders(run: Callable[[], Result]) -> list[Result]:
-    """What `run` gives in each of some orders of its sums, one a size of block."""
+    """What `run` gives in each of `FURTHER` orders of its sums."""
     found = []
-    for seed in range(len(BLOCKS)):
+    for seed in range(FURTHER):
         with Order(seed):
             found.append(run())
     return found

@@ -1,0 +1,228 @@
+"""How often would a conforming port fail, on another machine or with other numbers?
+
+    python -m parity_tests.harness.alarms [--machines 20] [--seeds 5] [--only GLOB] [--json FILE]
+
+The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
+several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders of
+their own, as on another BLAS or GPU (orders.py, orders_mlx.py). No code is wrong, so a row over budget is a false alarm.
+`before` is the rule with one float32 run of the reference, `after` the rule of the suite, with several.
+
+Exit code 1 when a row is over budget by the suite's rule.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness import orders_mlx
+from parity_tests.harness.cases import all_cases
+from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
+from parity_tests.harness.compare import BUDGET, Reading
+from parity_tests.harness.judge import compare_all
+from parity_tests.harness.oracle import run_reference as run_case
+from parity_tests.harness.oracle import truth_of
+from parity_tests.harness.orders import BLOCKS, FURTHER, Order
+from parity_tests.harness.regime import NotFloat32, require_float32
+from parity_tests.harness.session import prepare_models
+from parity_tests.harness.spool import Spool
+from parity_tests.harness.walks import walks
+from port.config import CosyVoice3Config
+from port.files import beside
+
+FIRST_MACHINE = 1000  # seeds below are the suite's own orders
+WORST_ROWS = 12
+Result = TypeVar("Result")
+# One virtual machine: what the port gives there, what the reference gives, and its runs in other orders.
+Machine = tuple[Result, Result, list[Result]]
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One row of the suite over all machines and seeds; a row that could not be compared has the ratio inf.
+
+    Args:
+        before, after: ratios by one float32 run of the reference and by several, a pair for each machine and seed.
+    """
+
+    row: str
+    before: list[float]
+    after: list[float]
+
+    @property
+    def alarms(self) -> int:
+        return sum(ratio > BUDGET for ratio in self.after)
+
+    @property
+    def chance(self) -> float:
+        """That a machine gives a false alarm, if logarithms of ratios are normally distributed."""
+        logs = [math.log(max(ratio, 1e-9)) for ratio in self.after]
+        if not all(map(math.isfinite, logs)):
+            return self.alarms / len(logs)
+        spread = statistics.pstdev(logs)
+        return 1 - statistics.NormalDist(statistics.fmean(logs), spread).cdf(math.log(BUDGET)) if spread else 0.0
+
+
+def machines(count: int, reference: Callable[[], Result], port: Callable[[], Result]) -> Iterator[Machine[Result]]:
+    """Run both sides on `count` machines; the neighbours of a machine, of other kinds each, are its other orders."""
+    singles, ports = [], []
+    for seed in range(count):
+        with Order(FIRST_MACHINE + seed):
+            singles.append(reference())
+        with orders_mlx.Order(seed):
+            ports.append(port())
+    for seed in range(count):
+        yield ports[seed], singles[seed], [singles[(seed + i) % count] for i in range(1, 1 + FURTHER)]
+
+
+def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
+    case = replace(next(case for case in all_cases() if case.name == name), seed=seed)
+    truth, adapter = truth_of(case), OwnPort()
+    arguments = (case.target, case.config, truth.state, truth.inputs, case.call)
+    adapter.run(*arguments)  # what is made once is made without a machine
+    found = machines(count, lambda: run_case(*arguments, torch.float32), lambda: adapter.run(*arguments))
+    for port, single, further in found:
+        before = compare_all(port, single, truth.double)
+        for output, after in compare_all(port, single, truth.double, further, truth.rounded).items():
+            yield f"{name}.{output}", before[output], after
+
+
+def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
+    with tempfile.TemporaryDirectory() as scratch, Spool() as spool:
+        models = prepare_models(None, None, Path(scratch), seed)
+        plan = walks(models.config, seed)[name]
+        double = run_reference(models.double, plan, torch.float64, spool)
+        run_port(models.port, plan, spool)
+        found = machines(
+            count,
+            lambda: run_reference(models.single, plan, torch.float32, spool),
+            lambda: run_port(models.port, plan, spool),
+        )
+        for machine, (port, single, further) in enumerate(found):
+            with orders_mlx.Order(machine):  # the parts alone run on it too
+                rules = [compare_sides(plan, spool, Sides(single, double, port, more)) for more in ([], further)]
+            before = {(row.name, row.kind): row.reading for row in rules[0]}
+            for row in rules[1]:
+                yield f"{row.name} ({row.kind})", before.get((row.name, row.kind), row.reading), row.reading
+
+
+def _ratio(reading: Reading) -> float:
+    if reading.ratio is None or reading.status not in ("PASS", "FAIL"):
+        return 0.0 if reading.status in ("PASS", "SKIP") else math.inf
+    return reading.ratio
+
+
+def _measure(task: tuple[str, int, int]) -> dict[str, list[tuple[float, float]]]:
+    """One case or walk with one seed on all machines: pairs of ratios, before and after, by row."""
+    name, seed, count = task
+    torch.set_num_threads(1)
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row, before, after in (_of_walk if name.startswith("walk.") else _of_case)(name, seed, count):
+        found.setdefault(row, []).append((_ratio(before), _ratio(after)))
+    return found
+
+
+def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> list[Alarm]:
+    """Every row of some cases and walks, over all seeds and machines."""
+    tasks = [(name, seed, count) for seed in range(seeds) for name in names]
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        results = pool.map(_measure, tasks)
+        for found in tqdm(results, total=len(tasks), desc="alarms", unit="case", file=sys.stderr, disable=None):
+            for row, more in found.items():
+                pairs.setdefault(row, []).extend(more)
+    return [Alarm(row, *map(list, zip(*found, strict=True))) for row, found in pairs.items()]
+
+
+def distribution(ratios: Sequence[float]) -> dict[str, float]:
+    """Median, 99th percentile and worst of some ratios, and how many are over budget."""
+    found = np.array(ratios)
+    return {
+        "median": float(np.median(found)),
+        "p99": float(np.quantile(found, 0.99, method="higher")),
+        "worst": float(found.max()),
+        "over": int((found > BUDGET).sum()),
+    }
+
+
+def report(alarms: Sequence[Alarm]) -> list[str]:
+    """The distribution before and after, and the rows that come nearest to an alarm."""
+    lines = []
+    for rule in ("before", "after"):
+        about = distribution([ratio for alarm in alarms for ratio in getattr(alarm, rule)])
+        lines.append(
+            f"{rule:7} median {about['median']:.2f}x  99th percentile {about['p99']:.2f}x  "
+            f"worst {about['worst']:.2f}x  over budget {about['over']}"
+        )
+    lines.append("rows nearest to a false alarm: median, worst, false alarms, chance of one on another machine")
+    for alarm in sorted(alarms, key=lambda alarm: -max(alarm.after))[:WORST_ROWS]:
+        middle, worst = statistics.median(alarm.after), max(alarm.after)
+        seen = f"{alarm.alarms} of {len(alarm.after)}"
+        lines.append(f"  {middle:5.2f}x  {worst:5.2f}x  {seen:>9}  {alarm.chance:8.1e}  {alarm.row}")
+    alarmed = sum(alarm.alarms > 0 for alarm in alarms)
+    lines.append(f"{alarmed} of {len(alarms)} rows gave a false alarm")
+    return lines
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m parity_tests.harness.alarms",
+        description=(__doc__ or "").splitlines()[0],
+        epilog="example: python -m parity_tests.harness.alarms --machines 8 --seeds 1 --only 'flow.attention*'",
+    )
+    parser.add_argument(
+        "--machines", type=int, default=20, metavar="N", help=f"a multiple of {len(BLOCKS)}, 8 or more (default: 20)"
+    )
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of weights and inputs (default: 5)")
+    parser.add_argument(
+        "--only", default="*", metavar="GLOB", help="cases and walks, such as 'vocoder.*' (default: all)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every ratio of every row")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: a core)"
+    )
+    options = parser.parse_args(argv)
+    names = [case.name for case in all_cases()] + list(walks(CosyVoice3Config()))
+    names = [name for name in names if fnmatchcase(name, options.only)]
+    problem = None
+    if options.machines < 2 * len(BLOCKS) or options.machines % len(BLOCKS):
+        problem = f"--machines {options.machines}: a multiple of {len(BLOCKS)}, 8 or more, is needed"
+    elif options.seeds < 1 or options.jobs < 1:
+        problem = "--seeds and --jobs are 1 or more"
+    elif not names:
+        problem = f"no case or walk matches {options.only}"
+    try:
+        require_float32()
+    except NotFloat32 as error:
+        problem = str(error)
+    if problem:
+        print(f"alarms: {problem}", file=sys.stderr)
+        return 2
+    found = measure(names, options.seeds, options.machines, options.jobs)
+    print("\n".join(report(found)))
+    if options.json:
+        content: dict[str, Any] = {"machines": options.machines, "seeds": options.seeds, "budget": BUDGET}
+        with beside(options.json) as partial:
+            partial.write_text(json.dumps(content | {"rows": [asdict(alarm) for alarm in found]}), encoding="utf-8")
+    return 1 if any(alarm.alarms for alarm in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
