@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def _spelled(name: str) -> str:
     return name
 
 
-def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
+def walk(models: Models, plan: Walk, isolated: bool = True, several: bool = True) -> list[Row]:
     """Rows for every named part in order of execution (of the first call over budget, where there is one), then for
     the results of the whole.
 
@@ -117,6 +118,7 @@ def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
         models: both sides.
         plan: what to run.
         isolated: judge each part on the reference's inputs too.
+        several: measure the reference's own error in several orders of its sums, not in one.
     """
     with Spool() as spool:
         single = run_reference(models.single, plan, torch.float32, spool)
@@ -126,7 +128,8 @@ def walk(models: Models, plan: Walk, isolated: bool = True) -> list[Row]:
         except Exception as error:
             reading = Reading("ERROR", f"the port raised {type(error).__name__}: {error}")
             return [_row(plan, plan.name, plan.name, "chained", reading)]
-        further = in_other_orders(lambda: run_reference(models.single, plan, torch.float32, spool))
+        again = partial(run_reference, models.single, plan, torch.float32, spool)
+        further = in_other_orders(again) if several else []
         by_time = BY_TIME if is_baked(models.port.flow.decoder.estimator) else ()
         return compare_sides(plan, spool, Sides(single, double, port, further), isolated, by_time)
 
