@@ -8,16 +8,26 @@ from port.config import ConfigError
 
 
 class Arguments:
-    """Constructor arguments taken one by one, so that whatever is left over is unknown."""
+    """Constructor arguments taken one by one, so that whatever is left over is unknown.
 
-    def __init__(self, where: str, values: Any) -> None:
+    Args:
+        where: their place, for messages.
+        values: by name.
+        complete: refuse a missing one, as a checkpoint's own files need: the original's default is often not the
+            port's (a sampling rate of 22050 Hz, a rotary base of 10000).
+    """
+
+    def __init__(self, where: str, values: Any, complete: bool = False) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{where}: expected named arguments, found {type(values).__name__}")
         self.where = where
         self.values = dict(values)
+        self.complete = complete
 
     def take(self, *names: str) -> dict[str, Any]:
-        """Arguments that configure the model, those that are there."""
+        """Arguments that configure the model; without `complete` those that are there."""
+        if self.complete and (absent := [name for name in names if name not in self.values]):
+            raise ConfigError(f"{self.where}.{min(absent)}: missing")
         return {name: self.values.pop(name) for name in names if name in self.values}
 
     def require(self, name: str) -> Any:
@@ -27,6 +37,12 @@ class Arguments:
 
     def expect(self, **known: Any) -> None:
         """Arguments for which the model knows one value only."""
+        if self.complete and (absent := [name for name in known if name not in self.values]):
+            raise ConfigError(f"{self.where}.{min(absent)}: missing")
+        self.allow(**known)
+
+    def allow(self, **known: Any) -> None:
+        """Arguments with one known value that may be missing, for it is the original's default or nobody reads it."""
         for name, wanted in known.items():
             value = self.values.pop(name, wanted)
             if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):

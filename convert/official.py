@@ -13,6 +13,7 @@ from typing import Any
 
 from convert.arguments import Arguments
 from convert.checkpoint import CheckpointError, read_yaml
+from convert.front_end import check_front_end, end_of_prompt, part_of
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from convert.references import resolve
 from port.config import (
@@ -27,9 +28,9 @@ from port.config import (
     SpeakerConfig,
     SpeechTokenizerConfig,
     VocoderConfig,
+    check_sizes,
     from_dict,
 )
-from port.frontend.special_tokens import END_OF_PROMPT
 from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"
@@ -41,17 +42,22 @@ SPEECH_TOKENIZER_FILE = "speech_tokenizer_v3.onnx"
 SPEAKER_FILE = "campplus.onnx"
 
 
-def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator") -> DiTConfig:
+def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator", complete: bool = False) -> DiTConfig:
     """Arguments of `DiT` (cosyvoice/flow/DiT/dit.py) as a `DiTConfig`.
+
+    Args:
+        arguments: by name.
+        where: their place, for messages.
+        complete: refuse a missing one instead of taking the official value; so in all readers below.
 
     Raises:
         ConfigError: an argument or a value that the port has no counterpart for.
     """
-    given = Arguments(where, arguments)
+    given = Arguments(where, arguments, complete)
     values = given.take("dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "mu_dim", "spk_dim", "out_channels")
     values |= given.take("static_chunk_size")
     # The original takes a number of left chunks and then ignores it; -1 is what it really does.
-    given.expect(num_decoding_left_chunks=-1, long_skip_connection=False)
+    given.allow(num_decoding_left_chunks=-1, long_skip_connection=False)
     given.ignore("dropout")
     given.done()
     config = from_dict(DiTConfig, values, f".{where}")
@@ -62,7 +68,7 @@ def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator")
     return config
 
 
-def flow_config(arguments: dict[str, Any], where: str = "flow") -> FlowConfig:
+def flow_config(arguments: dict[str, Any], where: str = "flow", complete: bool = False) -> FlowConfig:
     """Arguments of `CausalMaskedDiffWithDiT` (cosyvoice/flow/flow.py), or of its decoder `CausalConditionalCFM`
     alone (cosyvoice/flow/flow_matching.py), as a `FlowConfig`.
 
@@ -70,15 +76,15 @@ def flow_config(arguments: dict[str, Any], where: str = "flow") -> FlowConfig:
         ConfigError: an argument or a value that the port has no counterpart for.
     """
     if "estimator" in arguments:
-        cfm, dit = _decoder_config(arguments, where)
+        cfm, dit = _decoder_config(arguments, where, complete)
         return FlowConfig(dit=dit, cfm=cfm, input_size=dit.mu_dim, output_size=dit.out_channels)
-    given = Arguments(where, arguments)
+    given = Arguments(where, arguments, complete)
     values = given.take("input_size", "output_size", "spk_embed_dim", "vocab_size", "token_mel_ratio")
     values |= given.take("pre_lookahead_len")
-    cfm, dit = _decoder_config(given.require("decoder"), f"{where}.decoder")
-    lookahead = Arguments(f"{where}.pre_lookahead_layer", given.require("pre_lookahead_layer"))
+    cfm, dit = _decoder_config(given.require("decoder"), f"{where}.decoder", complete)
+    lookahead = Arguments(f"{where}.pre_lookahead_layer", given.require("pre_lookahead_layer"), complete)
     values["pre_lookahead_channels"] = lookahead.require("channels")
-    given.expect(output_type="mel", input_frame_rate=25)
+    given.allow(output_type="mel", input_frame_rate=25)
     given.ignore("only_mask_loss")
     given.done()
     values = from_dict(FlowConfig, values, f".{where}").__dict__ | {"cfm": cfm, "dit": dit}
@@ -96,12 +102,12 @@ def flow_config(arguments: dict[str, Any], where: str = "flow") -> FlowConfig:
     return config
 
 
-def _decoder_config(arguments: Any, where: str) -> tuple[CFMConfig, DiTConfig]:
-    given = Arguments(where, arguments)
-    dit = dit_config(given.require("estimator"), f"{where}.estimator")
+def _decoder_config(arguments: Any, where: str, complete: bool) -> tuple[CFMConfig, DiTConfig]:
+    given = Arguments(where, arguments, complete)
+    dit = dit_config(given.require("estimator"), f"{where}.estimator", complete)
     params = given.require("cfm_params")
-    content = params.get("content", params) if isinstance(params, dict) else params
-    cfm = Arguments(f"{where}.cfm_params", content)
+    content = params["content"] if isinstance(params, dict) and params.keys() == {"content"} else params
+    cfm = Arguments(f"{where}.cfm_params", content, complete)
     values = cfm.take("inference_cfg_rate")
     cfm.expect(solver="euler", t_scheduler="cosine")
     cfm.ignore("sigma_min", "training_cfg_rate", "reg_loss_type")
@@ -111,13 +117,13 @@ def _decoder_config(arguments: Any, where: str) -> tuple[CFMConfig, DiTConfig]:
     return from_dict(CFMConfig, values, f".{where}.cfm_params"), dit
 
 
-def vocoder_config(arguments: dict[str, Any], where: str = "hift") -> VocoderConfig:
+def vocoder_config(arguments: dict[str, Any], where: str = "hift", complete: bool = False) -> VocoderConfig:
     """Arguments of `CausalHiFTGenerator` (cosyvoice/hifigan/generator.py) as a `VocoderConfig`.
 
     Raises:
         ConfigError: an argument or a value that the port has no counterpart for.
     """
-    given = Arguments(where, arguments)
+    given = Arguments(where, arguments, complete)
     istft = Arguments(f"{where}.istft_params", given.require("istft_params"))
     f0 = Arguments(f"{where}.f0_predictor", given.require("f0_predictor"))
     names = (set(VocoderConfig.__dataclass_fields__)) - {"istft_n_fft", "istft_hop_len", "f0_look_right"}
@@ -127,7 +133,7 @@ def vocoder_config(arguments: dict[str, Any], where: str = "hift") -> VocoderCon
     istft.done()
     given.done()
     config = from_dict(VocoderConfig, values, f".{where}")
-    f0.expect(num_class=1, in_channels=config.in_channels)
+    f0.allow(num_class=1, in_channels=config.in_channels)
     f0.done()
     stages = len(config.upsample_rates)
     for name, count in (
@@ -143,7 +149,9 @@ def vocoder_config(arguments: dict[str, Any], where: str = "hift") -> VocoderCon
     return config
 
 
-def llm_config(arguments: dict[str, Any], qwen2: dict[str, Any] | None = None, where: str = "llm") -> LLMConfig:
+def llm_config(
+    arguments: dict[str, Any], qwen2: dict[str, Any] | None = None, where: str = "llm", complete: bool = False
+) -> LLMConfig:
     """Arguments of `CosyVoice3LM` (cosyvoice/llm/llm.py) as an `LLMConfig`.
 
     Args:
@@ -153,8 +161,8 @@ def llm_config(arguments: dict[str, Any], qwen2: dict[str, Any] | None = None, w
     Raises:
         ConfigError: an argument or a value that the port has no counterpart for.
     """
-    given = Arguments(where, arguments)
-    backbone = qwen2_config(qwen2 if qwen2 is not None else given.require("qwen2"))
+    given = Arguments(where, arguments, complete)
+    backbone = qwen2_config(qwen2 if qwen2 is not None else given.require("qwen2"), complete=complete)
     values = given.take("speech_token_size", "mix_ratio")
     given.expect(llm_input_size=backbone.hidden_size, llm_output_size=backbone.hidden_size)
     sampling = from_dict(SamplingConfig, given.take("sampling").get("sampling", {}), f".{where}.sampling")
@@ -167,15 +175,15 @@ def llm_config(arguments: dict[str, Any], qwen2: dict[str, Any] | None = None, w
     return LLMConfig(**values)
 
 
-def qwen2_config(content: dict[str, Any], where: str = "qwen2") -> Qwen2Config:
+def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool = False) -> Qwen2Config:
     """`config.json` of a Qwen2 model (transformers `Qwen2Config`) as a `Qwen2Config`.
 
     Raises:
         ConfigError: a key or a value that the port has no counterpart for.
     """
-    given = Arguments(where, content)
+    given = Arguments(where, content, complete)
     values = given.take(*Qwen2Config.__dataclass_fields__)
-    given.expect(
+    given.allow(
         model_type="qwen2", hidden_act="silu", tie_word_embeddings=True, use_sliding_window=False, rope_scaling=None
     )
     given.ignore("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
@@ -213,18 +221,21 @@ def text_config(folder: Path) -> CosyVoice3Config:
     path = folder / QWEN_FILE
     qwen2 = _read_json(path)
     try:
-        qwen2_config(qwen2)
+        qwen2_config(qwen2, complete=True)
         path = folder / TOKENIZER_FILE
-        end_of_prompt = _end_of_prompt(_read_json(path))
+        prompt_end = end_of_prompt(_read_json(path))
         path = folder / YAML_FILE
         document = read_yaml(path)
-        parts = {name: resolve(document, _part(document, name), name) for name in ("llm", "flow", "hift")}
+        parts = {name: resolve(document, part_of(document, name), name) for name in ("llm", "flow", "hift")}
         config = CosyVoice3Config(
-            llm=replace(llm_config(parts["llm"], qwen2), end_of_prompt=end_of_prompt),
-            flow=flow_config(parts["flow"]),
-            vocoder=vocoder_config(parts["hift"]),
+            llm=replace(llm_config(parts["llm"], qwen2, complete=True), end_of_prompt=prompt_end),
+            flow=flow_config(parts["flow"], complete=True),
+            vocoder=vocoder_config(parts["hift"], complete=True),
         )
-        _check_front_end(document, config)
+        check_front_end(document, config)
+        # The original puts the folder's own path there, and reads config.json from it.
+        encoder = Arguments("llm.llm", parts["llm"]["llm"], complete=True)
+        encoder.expect(pretrain_path=document.get("qwen_pretrain_path"))
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('config.')}") from None
     return config
@@ -243,45 +254,9 @@ def with_front_end(
         raise ConfigError(f"speech_tokenizer: {codes} codes, the language model has {config.llm.speech_token_size}")
     if speaker.embed_dim != config.flow.spk_embed_dim:
         raise ConfigError(f"speaker: {speaker.embed_dim} wide, flow.spk_embed_dim is {config.flow.spk_embed_dim}")
-    return replace(config, speech_tokenizer=speech_tokenizer, speaker=speaker)
-
-
-def _end_of_prompt(tokenizer: dict[str, Any]) -> int:
-    """Id of <|endofprompt|>: its own where the file lists it, else the first after the tokens that the file adds."""
-    added = tokenizer.get("added_tokens_decoder")
-    if not isinstance(added, dict) or not added or not all(key.isdecimal() and len(key) < 8 for key in added):
-        raise ConfigError("added_tokens_decoder: expected added tokens by id")
-    own = [key for key, token in added.items() if isinstance(token, dict) and token.get("content") == END_OF_PROMPT]
-    return int(own[0]) if own else 1 + max(map(int, added))
-
-
-def _check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
-    codes = config.llm.speech_token_size
-    if config.flow.vocab_size != codes:
-        raise ConfigError(f"flow.vocab_size: {config.flow.vocab_size} differs from llm.speech_token_size {codes}")
-    if config.vocoder.in_channels != config.flow.output_size:
-        raise ConfigError(f"hift.in_channels: {config.vocoder.in_channels} differs from the flow's mel channels")
-    top = Arguments("top level", document)
-    top.expect(sample_rate=config.sample_rate, token_frame_rate=25)
-    if config.vocoder.sampling_rate != config.sample_rate:
-        raise ConfigError(
-            f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
-        )
-    if "feat_extractor" in document:
-        mel = Arguments("feat_extractor", resolve(document, document["feat_extractor"], "feat_extractor"))
-        # Files from before December 2025 said fmax 8000; the official file was corrected to null.
-        mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)
-        mel.expect(hop_size=config.vocoder.hop_samples, fmin=0, fmax=None, center=False)
-        mel.done()
-    if "get_tokenizer" in document:
-        tokenizer = Arguments("get_tokenizer", resolve(document, document["get_tokenizer"], "get_tokenizer"))
-        tokenizer.expect(version="cosyvoice3")
-
-
-def _part(document: dict[str, Any], name: str) -> Any:
-    if name not in document:
-        raise ConfigError(f"{name}: missing")
-    return document[name]
+    config = replace(config, speech_tokenizer=speech_tokenizer, speaker=speaker)
+    check_sizes(config)
+    return config
 
 
 def _read_json(path: Path) -> dict[str, Any]:

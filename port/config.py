@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .strict import ConfigError, from_dict
+from .strict import ConfigError, check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
 MAX_BYTES = 16 << 20  # of a config.json
@@ -220,7 +220,7 @@ class CosyVoice3Config:
         for key in ("quantization", "quantization_config", "provenance"):
             data.pop(key, None)
         config = from_dict(cls, data)
-        _check_sizes(config)
+        check_sizes(config)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -243,35 +243,3 @@ class CosyVoice3Config:
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
         return cls.from_dict(data)
-
-
-def _check_sizes(config: CosyVoice3Config) -> None:
-    """Refuse sizes that no model can be built from, where building it would fail with less to say."""
-    qwen2, dit, vocoder, speaker = config.llm.qwen2, config.flow.dit, config.vocoder, config.speaker
-    tokenizer, stages = config.speech_tokenizer, len(config.vocoder.upsample_rates)
-    fits = {
-        "llm.qwen2: num_attention_heads must divide hidden_size": qwen2.hidden_size % qwen2.num_attention_heads == 0,
-        "llm.qwen2: num_key_value_heads must divide num_attention_heads": (
-            qwen2.num_attention_heads % qwen2.num_key_value_heads == 0
-        ),
-        "llm.qwen2: the head size must be even": qwen2.head_dim % 2 == 0,
-        "flow.dit: dim_head and freq_embed_dim must be even": dit.dim_head % 2 == 0 and dit.freq_embed_dim % 2 == 0,
-        "flow.dit: freq_embed_dim must be 4 or more": dit.freq_embed_dim >= 4,
-        "flow.dit: conv_pos_groups must divide dim": dit.dim % dit.conv_pos_groups == 0,
-        "speech_tokenizer: heads must divide dim": tokenizer.dim % tokenizer.heads == 0,
-        "vocoder: the four lists of its stages must be equally long": stages
-        == len(vocoder.upsample_kernel_sizes)
-        == len(vocoder.source_resblock_kernel_sizes)
-        == len(vocoder.source_resblock_dilation_sizes)
-        > 0,
-        "vocoder: base_channels must halve at each stage": vocoder.base_channels % 2**stages == 0,
-        "vocoder: resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
-            len(vocoder.resblock_kernel_sizes) == len(vocoder.resblock_dilation_sizes) > 0
-        ),
-        "speaker: bottleneck_channels must be even": speaker.bottleneck_channels % 2 == 0,
-        "speaker: block_layers and block_dilations must be equally long": (
-            len(speaker.block_layers) == len(speaker.block_dilations) > 0
-        ),
-    }
-    if wrong := [what for what, right in fits.items() if not right]:
-        raise ConfigError(f"config.{wrong[0]}")

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 MAX_INT = 1 << 20
 MAX_ITEMS = 64
 MAX_LAYERS = 512
+TOKENS_PER_SECOND = 25
 # Fields that count modules, each of which takes memory before any weight is read.
 LAYERS = ("depth", "num_hidden_layers", "block_layers")
 
@@ -58,3 +59,68 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if hint is float and where.endswith("eps") and value == 0:
         raise ConfigError(f"config{where}: a norm needs more than {value}")
     return value
+
+
+def check_sizes(config: Any) -> None:
+    """Refuse sizes that do not fit each other, and heads that weights of the official widths do not have.
+
+    No shape shows how many heads a projection holds: half as many of twice the width load without a word.
+
+    Args:
+        config: a `CosyVoice3Config`.
+
+    Raises:
+        ConfigError: naming what does not fit.
+    """
+    qwen2, dit, vocoder, speaker, flow = config.llm.qwen2, config.flow.dit, config.vocoder, config.speaker, config.flow
+    tokenizer, stages = config.speech_tokenizer, len(config.vocoder.upsample_rates)
+    fits = {
+        "llm.qwen2: num_attention_heads must divide hidden_size": qwen2.hidden_size % qwen2.num_attention_heads == 0,
+        "llm.qwen2: num_key_value_heads must divide num_attention_heads": (
+            qwen2.num_attention_heads % qwen2.num_key_value_heads == 0
+        ),
+        "llm.qwen2: the head size must be even": qwen2.head_dim % 2 == 0,
+        "flow.dit: dim_head and freq_embed_dim must be even": dit.dim_head % 2 == 0 and dit.freq_embed_dim % 2 == 0,
+        "flow.dit: freq_embed_dim must be 4 or more": dit.freq_embed_dim >= 4,
+        "flow.dit: conv_pos_groups must divide dim": dit.dim % dit.conv_pos_groups == 0,
+        "speech_tokenizer: heads must divide dim": tokenizer.dim % tokenizer.heads == 0,
+        "vocoder: the four lists of its stages must be equally long": stages
+        == len(vocoder.upsample_kernel_sizes)
+        == len(vocoder.source_resblock_kernel_sizes)
+        == len(vocoder.source_resblock_dilation_sizes)
+        > 0,
+        "vocoder: base_channels must halve at each stage": vocoder.base_channels % 2**stages == 0,
+        "vocoder: resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
+            len(vocoder.resblock_kernel_sizes) == len(vocoder.resblock_dilation_sizes) > 0
+        ),
+        "flow.dit: mu_dim must be flow.input_size": dit.mu_dim == flow.input_size,
+        "flow.dit: mel_dim, spk_dim and out_channels must be flow.output_size": (
+            dit.mel_dim == dit.spk_dim == dit.out_channels == flow.output_size
+        ),
+        "flow: vocab_size must be llm.speech_token_size": flow.vocab_size == config.llm.speech_token_size,
+        "vocoder: in_channels must be flow.output_size": vocoder.in_channels == flow.output_size,
+        "vocoder: sampling_rate must be sample_rate": vocoder.sampling_rate == config.sample_rate,
+        f"vocoder: a token must take 1/{TOKENS_PER_SECOND} s": (
+            TOKENS_PER_SECOND * flow.token_mel_ratio * vocoder.hop_samples == config.sample_rate
+        ),
+        "speaker: embed_dim must be flow.spk_embed_dim": speaker.embed_dim == flow.spk_embed_dim,
+        "llm.qwen2: the official width has the official heads": (
+            _official_heads(qwen2, "hidden_size", "num_attention_heads", "num_key_value_heads")
+        ),
+        "flow.dit: the official width has the official heads": _official_heads(dit, "dim", "heads", "dim_head"),
+        "speech_tokenizer: the official width has the official heads": _official_heads(tokenizer, "dim", "heads"),
+        "speaker: bottleneck_channels must be even": speaker.bottleneck_channels % 2 == 0,
+        "speaker: block_layers and block_dilations must be equally long": (
+            len(speaker.block_layers) == len(speaker.block_dilations) > 0
+        ),
+    }
+    if wrong := [what for what, right in fits.items() if not right]:
+        raise ConfigError(f"config.{wrong[0]}")
+
+
+def _official_heads(part: Any, width: str, *heads: str) -> bool:
+    """Whether a part is of another width than the official one or has its heads; defaults are the official numbers."""
+    official = type(part)()
+    return getattr(part, width) != getattr(official, width) or all(
+        getattr(part, name) == getattr(official, name) for name in heads
+    )

@@ -1,0 +1,65 @@
+"""The official text files' word on the front end: mel, tokenizer and the id that closes an instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convert.arguments import Arguments
+from convert.references import resolve
+from port.config import ConfigError, CosyVoice3Config
+from port.frontend.special_tokens import END_OF_PROMPT
+
+
+def end_of_prompt(tokenizer: dict[str, Any]) -> int:
+    """Id of <|endofprompt|>: its own where the file lists it, else the first after the tokens that the file adds.
+
+    Raises:
+        ConfigError: no added tokens by id.
+    """
+    added = tokenizer.get("added_tokens_decoder")
+    if not isinstance(added, dict) or not added or not all(key.isdecimal() and len(key) < 8 for key in added):
+        raise ConfigError("added_tokens_decoder: expected added tokens by id")
+    own = [key for key, token in added.items() if isinstance(token, dict) and token.get("content") == END_OF_PROMPT]
+    return int(own[0]) if own else 1 + max(map(int, added))
+
+
+def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
+    """What cosyvoice3.yaml says of the front end, of which the port knows one form.
+
+    Raises:
+        ConfigError: another value, or one that does not fit the networks.
+    """
+    codes = config.llm.speech_token_size
+    if config.flow.vocab_size != codes:
+        raise ConfigError(f"flow.vocab_size: {config.flow.vocab_size} differs from llm.speech_token_size {codes}")
+    if config.vocoder.in_channels != config.flow.output_size:
+        raise ConfigError(f"hift.in_channels: {config.vocoder.in_channels} differs from the flow's mel channels")
+    top = Arguments("top level", document, complete=True)
+    top.expect(sample_rate=config.sample_rate)
+    top.allow(token_frame_rate=25)
+    if config.vocoder.sampling_rate != config.sample_rate:
+        raise ConfigError(
+            f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
+        )
+    mel = Arguments("feat_extractor", resolve(document, part_of(document, "feat_extractor"), "feat_extractor"), True)
+    # Files from before December 2025 said fmax 8000; the official file was corrected to null.
+    mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)
+    mel.expect(hop_size=config.vocoder.hop_samples, fmin=0, fmax=None)
+    mel.allow(center=False)
+    mel.done()
+    tokenizer = Arguments("get_tokenizer", resolve(document, part_of(document, "get_tokenizer"), "get_tokenizer"), True)
+    tokenizer.expect(token_path=document.get("qwen_pretrain_path"))
+    tokenizer.allow(version="cosyvoice3")
+    tokenizer.ignore("skip_special_tokens")  # of decoding, which nothing asks for
+    tokenizer.done()
+
+
+def part_of(document: dict[str, Any], name: str) -> Any:
+    """An entry of the yaml.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    if name not in document:
+        raise ConfigError(f"{name}: missing")
+    return document[name]
