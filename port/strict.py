@@ -12,6 +12,7 @@ MAX_INT = 1 << 20
 MAX_ITEMS = 64
 MAX_LAYERS = 512
 TOKENS_PER_SECOND = 25
+HEAD_STRIDE = 8  # the head of the speaker encoder halves the mel bins three times
 # Fields that count modules, each of which takes memory before any weight is read.
 LAYERS = ("depth", "num_hidden_layers", "block_layers")
 
@@ -109,6 +110,7 @@ def check_sizes(config: Any) -> None:
         ),
         "flow.dit: the official width has the official heads": _official_heads(dit, "dim", "heads", "dim_head"),
         "speech_tokenizer: the official width has the official heads": _official_heads(tokenizer, "dim", "heads"),
+        f"speaker: n_mels must be a multiple of {HEAD_STRIDE}": speaker.n_mels % HEAD_STRIDE == 0,
         "speaker: bottleneck_channels must be even": speaker.bottleneck_channels % 2 == 0,
         "speaker: block_layers and block_dilations must be equally long": (
             len(speaker.block_layers) == len(speaker.block_dilations) > 0

@@ -12,8 +12,8 @@ import mlx.nn as nn
 
 from ..config import SpeakerConfig
 from ..ops import conv1d
+from ..strict import HEAD_STRIDE
 
-HEAD_STRIDE = 8  # mel bins are halved three times
 MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
 
 
