@@ -13,7 +13,7 @@ from typing import Any
 
 from mlx.utils import tree_flatten
 
-from convert.mapping import PORT_ROOT, Step
+from convert.mapping import PORT_ROOT, TABLE, Step
 from convert.transforms import Shape
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model
@@ -94,8 +94,8 @@ def prove(
         parameters: what must be filled, from `port_shapes`.
 
     Raises:
-        AuditError: a source tensor used twice or not at all, a parameter unknown, missing, filled twice or of another
-            shape than the port's.
+        AuditError: a source tensor used twice or not at all, one missing that is only looked at, a parameter unknown,
+            missing, filled twice or of another shape than the port's.
         ConversionError: source shapes that do not fit their transform.
     """
     filled: dict[str, str] = {}
@@ -107,6 +107,9 @@ def prove(
         for source in shapes[part]:
             if uses[source] != 1:
                 raise AuditError(f"{part}: {source} is consumed {uses[source]} times")
+        # What goes into no parameter is evidence, of the width of a head for one; the original refuses its absence too.
+        for row in {row for row in TABLE if row.part == part and row.target is None} - {step.row for step in steps}:
+            raise AuditError(f"{part}: {row.sources[0]} is missing")
         for step in steps:
             transforms[step.row.transform.name] += 1
             shape = step.shape(shapes[part])
