@@ -46,7 +46,7 @@ from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.hub import ID
 from port.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
-from port.weights import check, save_config
+from port.weights import check, heads, save_config
 
 AUDIT_FILE = "audit.json"
 EXAMPLE = f"""example, with the language model in 4 bits:
@@ -124,7 +124,7 @@ def convert_folder(
     audit = replace(audit, files=describe_files(source, parts, opened), baked=baked)
     require_space({"to write": (out, output_bytes(layout.values()))})
     with beside(out) as partial:
-        with Writer(partial, layout, max_shard_bytes) as writer:
+        with Writer(partial, layout, max_shard_bytes, heads(config)) as writer:
             _write(writer, opened, plans, config, precision, bake)
         check(read_headers(partial), {name: info.shape for name, info in layout.items()}, partial)
         tokenizer.save(partial)

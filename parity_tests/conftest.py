@@ -71,11 +71,11 @@ def source(official, tmp_path):
 def conversion(tmp_path, monkeypatch, capsys):
     """Run the command on a folder; gives the exit code and the one line on stderr, and checks that nothing is left."""
 
-    def call(folder, out=None, expect_left=()):
+    def call(folder, out=None, expect_left=(), flags=()):
         monkeypatch.setattr(run, "parity_check", passing)
         results = tmp_path / "results"
         results.mkdir(exist_ok=True)
-        code = run.main(["--hf-path", str(folder), "--mlx-path", str(out or results / "out")])
+        code = run.main(["--hf-path", str(folder), "--mlx-path", str(out or results / "out"), *flags])
         captured = capsys.readouterr()
         lines = [line for line in captured.err.splitlines() if line and "%|" not in line and "it/s" not in line]
         if code:

@@ -18,8 +18,6 @@ from port.cosyvoice3 import CosyVoice3
 from port.flow import modulation
 from port.storage import WeightsError
 
-pytestmark = pytest.mark.meta
-
 TIMES = "flow.decoder.estimator.time_embed.times"
 GATES = ("gate_msa", "shift_mlp", "scale_mlp", "gate_mlp")
 TABLE = "flow.decoder.estimator.norm_out.linear.table"
@@ -73,6 +71,7 @@ def test_what_is_gone_and_what_is_said(folders):
     }
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("name", ["walk.flow.full", "walk.flow.separate"])
 def test_every_other_part_is_still_compared(source, folders, name):
     """Isolated parts that need the weights are skipped with a reason, all else passes."""

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from types import MappingProxyType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from convert import run
+from parity_tests.convert_support import put
 from parity_tests.speech_support import write_voice
 from port import community, weights
 from port.config import SpeakerConfig, SpeechTokenizerConfig
@@ -21,7 +23,6 @@ from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.storage import WeightsError
 from reference.synthesize import synthesize
 
-pytestmark = pytest.mark.meta
 PITCH = "vocoder.f0_predictor.condnet."
 SAID = "You are a helpful assistant.<|endofprompt|>Good morning."
 
@@ -100,8 +101,18 @@ def rounded(own):
     return {name: value[0] if PITCH in name and value.ndim == 4 else value for name, value in found.items()}
 
 
-def write(folder, own, source, dtype=mx.float32, bits=None, tokenizer=True, change=lambda tensors: None):
-    """The two repositories, one inside the other."""
+def write(
+    folder,
+    own,
+    source,
+    dtype=mx.float32,
+    bits=None,
+    tokenizer=True,
+    change=lambda tensors: None,
+    settings=MappingProxyType({}),
+    hearing=MappingProxyType({}),
+):
+    """The two repositories, one inside the other; `settings` and `hearing` change their config.json."""
     tensors = unfolded({spelled(name): value for name, value in rounded(own).items()})
     tensors["flow.decoder.estimator.rotary_embed.inv_freq"] = mx.zeros(8)
     tensors = {name: value.astype(dtype) for name, value in tensors.items()}
@@ -119,13 +130,18 @@ def write(folder, own, source, dtype=mx.float32, bits=None, tokenizer=True, chan
     if tokenizer:
         (folder / community.TOKENIZER_FOLDER).mkdir()
         mx.save_safetensors(str(folder / community.TOKENIZER_FOLDER / "model.safetensors"), heard, {"format": "mlx"})
+        hears = {"model_type": "s3_tokenizer_v3", "n_mels": 128, "n_audio_ctx": 1500, "n_codebook_size": 6561}
+        hears |= {"n_audio_state": config.speech_tokenizer.dim, "n_audio_head": config.speech_tokenizer.heads}
+        hears |= {"n_audio_layer": config.speech_tokenizer.depth}
+        path = folder / community.TOKENIZER_FOLDER / "config.json"
+        path.write_text(json.dumps(put(hears, hearing)))
     llm = asdict(config.llm.qwen2) | {"speech_token_size": config.llm.speech_token_size, "llm_input_size": 64}
     llm |= {"extended_vocab_size": config.llm.num_special_tokens, "end_of_prompt": config.llm.end_of_prompt}
     flow = {k: v for k, v in asdict(config.flow).items() if k not in ("cfm",)}
     content = {"model_type": "cosyvoice3", "sample_rate": 24000, "dtype": "float16", "llm": llm, "flow": flow}
     content |= {"hifigan": asdict(config.vocoder) | {"causal": True}}
     content |= {"quantization": quantization} if bits else {}
-    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text(json.dumps(put(content, settings)))
     CosyVoice3Tokenizer.from_folder(source).save(folder)
     return folder
 
@@ -146,6 +162,30 @@ def test_every_tensor_finds_its_place(own, folder, tmp_path):
     stored |= mx.load(str(made / community.TOKENIZER_FOLDER / "model.safetensors")).keys()
     assert inventory.used.keys() | set(inventory.dropped) == stored
     assert len(set(inventory.used.values())) == len(inventory.used)
+
+
+def test_every_part_gives_what_ours_gives(own, folder, tmp_path):
+    """Numbers that no shape shows, heads among them, are the same: what each part says is."""
+    model, _ = community.load(write(tmp_path / "made", own, folder))
+    rng = np.random.default_rng(0)
+    mel, spread = (mx.array(rng.standard_normal(shape).astype(np.float32)) for shape in ((1, 203, 128), (1, 192)))
+    text, token = rng.integers(0, 300, (1, 24)).astype(np.int32), rng.integers(0, 6561, (1, 12)).astype(np.int32)
+    for result in (
+        lambda m: m.speech_tokenizer.activations(mel, mx.array([203]))[0],
+        lambda m: m.speaker(mel[:, :, :80]),
+        lambda m: m.llm.step(m.llm.embed_text(text), m.llm.qwen2.make_cache()),
+        lambda m: m.flow.inference(token, token[:, :0], mx.zeros((1, 0, 80)), spread),
+    ):
+        assert mx.allclose(result(model), result(own), rtol=1e-3, atol=1e-3).item()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"flow.dit.heads": 2, "flow.dit.dim_head": 32}, {"flow.dit.heads": 8, "flow.dit.dim_head": 8}],
+)
+def test_the_frequencies_show_the_width_of_a_head(own, folder, tmp_path, settings):
+    with pytest.raises(WeightsError, match="inv_freq is not of heads of"):
+        community.load(write(tmp_path / "made", own, folder, settings=settings))
 
 
 def test_the_speaker_encoder_of_the_official_depth_has_815_arrays(tmp_path):

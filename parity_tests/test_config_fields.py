@@ -179,3 +179,22 @@ def test_a_field_is_followed(folder, heard, tmp_path, path):
     part = part_of(path)
     found = results(model, part)
     assert any(not np.array_equal(found[name], value) for name, value in heard[part].items()), f"{path} changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("llm.qwen2", {"num_attention_heads": 7, "num_key_value_heads": 1}),
+        ("flow.dit", {"heads": 8, "dim_head": 128}),
+        ("speech_tokenizer", {"heads": 10}),
+    ],
+)
+def test_heads_that_the_official_width_does_not_have(part, change):
+    content = CosyVoice3Config().to_dict()
+    assert CosyVoice3Config.from_dict(content) == CosyVoice3Config()
+    place = content
+    for name in part.split("."):
+        place = place[name]
+    place.update(change)
+    with pytest.raises(ConfigError, match=f"{part}: the official width has the official heads"):
+        CosyVoice3Config.from_dict(content)

@@ -19,7 +19,6 @@ from port.config import CosyVoice3Config
 from port.cosyvoice3 import CosyVoice3
 from port.storage import WeightsError, read_headers
 
-pytestmark = pytest.mark.meta
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -110,6 +109,7 @@ def test_output_folder(plain_output, official):
     assert read_headers(plain_output).keys() == port_shapes(CONFIG).keys()
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("how", [["convert/run.py"], ["-m", "convert.run"]])
 def test_runs_as_a_script_and_as_a_module(tmp_path, how):
     (tmp_path / "out").mkdir()

@@ -17,7 +17,6 @@ from convert.official import (
 from parity_tests.convert_support import CONFIG
 from port.config import ConfigError, CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 
-pytestmark = pytest.mark.meta
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "official"
 
 

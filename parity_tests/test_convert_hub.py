@@ -22,7 +22,6 @@ from parity_tests.convert_support import passing
 from parity_tests.fake_hub import CHUNK, Repo, digest, read_folder, sha256
 from port.config import CosyVoice3Config
 
-pytestmark = pytest.mark.meta
 ROOT = Path(__file__).resolve().parents[1]
 REPO = "FunAudioLLM/Tiny-CosyVoice3"
 UNUSED = {"README.md": b"card", "config.json": b"{}", "flow.decoder.estimator.fp32.onnx": b"x" * 5000}
@@ -138,6 +137,7 @@ def test_a_hub_that_is_gone(hub, release, command, monkeypatch):
     assert "the hub cannot be reached" in line and "cache does not hold" in line
 
 
+@pytest.mark.meta
 def test_offline_mode(hub, release, published, tmp_path):
     """In processes of their own: huggingface_hub reads the environment once."""
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}

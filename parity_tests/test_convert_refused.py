@@ -12,8 +12,6 @@ from convert.checkpoint import CheckpointError, Tagged, read_yaml
 from convert.hub import needed_files
 from parity_tests.convert_support import resave
 
-pytestmark = pytest.mark.meta
-
 
 class Touches:
     def __init__(self, path):

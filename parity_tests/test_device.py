@@ -15,7 +15,6 @@ from port import cli
 from port.device import use_device
 from reports import compared, model
 
-pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[1]
 NO_GPU = not mx.is_available(mx.gpu)
 
@@ -68,6 +67,7 @@ def test_a_gpu_is_chosen(device):
     assert mx.default_device() == mx.Device(mx.gpu)
 
 
+@pytest.mark.meta
 @pytest.mark.skipif(not NO_GPU, reason="MLX finds a GPU here")
 def test_a_missing_gpu_is_one_line_everywhere(tmp_path, capsys):
     assert cli.main(["spk", "list", "--model", str(tmp_path), "--device", "gpu"]) == 1
@@ -84,6 +84,7 @@ def test_a_missing_gpu_is_one_line_everywhere(tmp_path, capsys):
         assert "device gpu: this MLX" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.meta
 def test_a_report_must_have_compared_something_there(tmp_path, capsys):
     path = tmp_path / "report.json"
     report = make(broken=True)  # a verdict of FAIL is a comparison all the same

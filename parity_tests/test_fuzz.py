@@ -12,7 +12,6 @@ from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
 from port.frontend.audio import AudioError, load_wav
 
-pytestmark = pytest.mark.meta
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
 BY_NAME = {reader.name: reader for reader in READERS}
@@ -41,6 +40,7 @@ def test_a_short_run(reader, tmp_path, monkeypatch):
     assert refused
 
 
+@pytest.mark.meta
 def test_a_wrong_exception_is_found(tmp_path):
     def read(folder):
         return {b"valid": 1}[(folder / "x").read_bytes()]
@@ -51,6 +51,7 @@ def test_a_wrong_exception_is_found(tmp_path):
     assert (tmp_path / fuzz.CURRENT).read_bytes() != b"valid"
 
 
+@pytest.mark.meta
 def test_a_refusal_of_two_lines_is_found(tmp_path):
     def read(folder):
         if (folder / "x").read_bytes() != b"valid":
@@ -60,6 +61,7 @@ def test_a_refusal_of_two_lines_is_found(tmp_path):
         fuzz.work(broken("lines", read), tmp_path, seconds=10, inputs=100, seed=0)
 
 
+@pytest.mark.meta
 def test_growth_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz, "MEMORY_LIMIT", 64 << 20)
     held = []
@@ -73,6 +75,7 @@ def test_growth_is_found(tmp_path, monkeypatch):
     assert "grew by" in (tmp_path / fuzz.FAILURE).read_text()
 
 
+@pytest.mark.meta
 def test_a_death_and_a_hang_are_told(monkeypatch, tmp_path):
     reader = BY_NAME["manifest"]
     for code, said in ((-11, "died of SIGSEGV"), (-14, "no answer within")):
@@ -81,6 +84,7 @@ def test_a_death_and_a_hang_are_told(monkeypatch, tmp_path):
         assert said in fuzz.fuzz(reader, 1, 1, 0)[2]
 
 
+@pytest.mark.meta
 def test_damage_is_repeatable_and_changes_something():
     data = bytes(range(256)) * 4
     made = [fuzz.damage(data, random.Random(seed)) for seed in range(50)]

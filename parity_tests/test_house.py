@@ -22,6 +22,7 @@ ONE_SIDED = {
         "flow/fast.py": "fast forms of layers",
         "flow/modulation.py": "a fast path of the port",
         "community.py": "reads other people's conversions",
+        "community_config.py": "settings of other people's folders",
         "precision.py": "arithmetic of half-precision and quantized weights; the reference has float weights only",
         "ops.py": "back ends of a convolution for kinds of device",
         "strict.py": "dataclasses from untrusted JSON",

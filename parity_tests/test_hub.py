@@ -4,20 +4,28 @@ import json
 
 import pytest
 
+from convert.run import convert_folder, find_source
 from parity_tests.cli_support import MODES, assert_one_line, heard
+from parity_tests.convert_support import passing
 from parity_tests.fake_hub import Repo, read_folder
 from port import cli
 from port.cosyvoice3 import CosyVoice3
 from port.hub import find_folder
 from port.storage import WeightsError
 
-pytestmark = pytest.mark.meta
+
+@pytest.fixture(scope="module")
+def folder(official, tmp_path_factory):
+    """A small conversion, whatever checkpoint the run is about."""
+    out = tmp_path_factory.mktemp("converted") / "out"
+    convert_folder(find_source(str(official)), out, passing)
+    return out
 
 
 @pytest.fixture
-def converted(hub, parity):
+def converted(hub, folder):
     repo = hub.repos["someone/mlx"] = Repo()
-    files = read_folder(parity.models.folder)
+    files = read_folder(folder)
     commit = repo.commit(files | {"README.md": b"card", "asset/big.safetensors": b"x"})
     return repo, commit, files
 
@@ -80,6 +88,7 @@ def run(monkeypatch, capsys):
     return command
 
 
+@pytest.mark.meta
 def test_every_command_takes_a_revision(converted, run, recordings, tmp_path):
     repo, commit, _ = converted
     repo.commit({"README.md": b"main has moved on and holds no model"})
@@ -102,9 +111,9 @@ def test_every_command_takes_a_revision(converted, run, recordings, tmp_path):
     assert run("spk", "list", *where)[:2] == (0, "")
 
 
-def test_a_revision_that_is_not_there(converted, run, parity):
+def test_a_revision_that_is_not_there(converted, run, folder):
     for model, revision, said in (
         ("someone/mlx", "v9", "has no revision 'v9'"),
-        (parity.models.folder, "main", "is a folder here and has no revisions"),
+        (folder, "main", "is a folder here and has no revisions"),
     ):
         assert_one_line(run("spk", "list", "--model", model, "--revision", revision), 1, said)

@@ -14,7 +14,6 @@ from parity_tests.convert_support import CONFIG
 from port.config import CosyVoice3Config
 from reference.synthesize import RULES, build
 
-pytestmark = pytest.mark.meta
 FACTS = Path(__file__).resolve().parents[2] / "shared" / "facts" / "realsize_keys.json"
 
 

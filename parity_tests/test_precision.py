@@ -10,7 +10,6 @@ from parity_tests.harness.cases import case, normal, valid
 from parity_tests.harness.compare import BUDGET, agreement
 from parity_tests.harness.oracle import reference_state, run_reference
 
-pytestmark = pytest.mark.meta
 HALVES = ("float16", "bfloat16")
 
 

@@ -26,8 +26,6 @@ from port.model import CosyVoice3Model
 from port.storage import read_headers
 from reference.synthesize import synthesize
 
-pytestmark = pytest.mark.meta
-
 ROOT = Path(__file__).parents[1]
 HALVES = ("float16", "bfloat16")
 OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}
@@ -232,6 +230,7 @@ def test_precision_of_a_folder_by_others(source, tmp_path):
     assert len(read_headers(tmp_path / "half")) == len(found.tags)
 
 
+@pytest.mark.meta
 @pytest.mark.parametrize("spoilt", [False, True], ids=["as converted", "spoilt"])
 def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
     """Walks over budget inform; what fails the run is a limit of quality that is broken."""

@@ -10,14 +10,13 @@ import pytest
 from mlx.utils import tree_flatten
 
 from convert import run
-from parity_tests.convert_support import CONFIG, passing
+from parity_tests.convert_support import CONFIG, passing, put
 from port import weights
 from port.config import ConfigError, CosyVoice3Config
 from port.model import CosyVoice3Model
 from port.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
 from reference.synthesize import synthesize
 
-pytestmark = pytest.mark.meta
 FILE = "model.safetensors"
 
 
@@ -68,7 +67,10 @@ def test_loaded_is_what_was_written(converted, model):
 def test_save_and_load(model, tmp_path):
     weights.save(tmp_path / "again", model, CONFIG)
     assert_same(parameters(weights.load(tmp_path / "again")), parameters(model))
-    assert mx.load(str(tmp_path / "again" / FILE), return_metadata=True)[1] == {"format": "mlx"}
+    assert mx.load(str(tmp_path / "again" / FILE), return_metadata=True)[1] == {
+        "format": "mlx",
+        "heads": "llm 8/2, flow 4, speech tokenizer 2",
+    }
 
 
 def test_shards(source, model, tmp_path):
@@ -213,6 +215,31 @@ def test_weights_that_do_not_fit_the_model(model, tmp_path, change, said):
     weights.save(tmp_path / "out", arrays, CONFIG)
     with pytest.raises(WeightsError, match=said):
         weights.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"llm.qwen2.num_attention_heads": 4, "llm.qwen2.num_key_value_heads": 1},
+        {"flow.dit.heads": 2, "flow.dit.dim_head": 32},
+        {"speech_tokenizer.heads": 1},
+    ],
+)
+@pytest.mark.parametrize("shards", [1 << 40, 1 << 20])
+def test_heads_that_the_weights_do_not_have(model, tmp_path, change, shards):
+    """Half as many of twice the width have the same shapes."""
+
+    weights.save(tmp_path / "out", model, CONFIG, shards)
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(put(json.loads(path.read_text()), change)))
+    with pytest.raises(WeightsError, match="written for heads of 'llm 8/2, flow 4, speech tokenizer 2'"):
+        weights.load(tmp_path / "out")
+
+
+def test_weights_that_say_nothing_of_heads_are_taken(model, tmp_path):
+    weights.save_config(copy_config(tmp_path / "out"), CONFIG)
+    mx.save_safetensors(str(tmp_path / "out" / FILE), parameters(model), {"format": "mlx"})
+    assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))
 
 
 def test_quantization_that_mlx_does_not_know(model, tmp_path):

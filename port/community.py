@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,21 +18,21 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .config import CosyVoice3Config, SpeakerConfig, from_dict
+from .community_config import TOKENIZER_FOLDER, XVECTOR, read_config
+from .config import ConfigError, SpeakerConfig
 from .model import CosyVoice3Model
 from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
 from .weights import fill, quantize, read_arrays
 
-TOKENIZER_FOLDER = "S3TokenizerV3"
-DROPPED = ("flow.decoder.estimator.rotary_embed.inv_freq",)  # a formula, which the port computes
-HEAD_DIM = 64  # of the speech tokenizer, whose width the files show and whose heads they do not
+CONFIG_FILE = "config.json"
+ROTARY = "flow.decoder.estimator.rotary_embed.inv_freq"
+DROPPED = (ROTARY,)  # a formula, which the port computes
 
 logger = logging.getLogger(__name__)
 
 # Names there -> names here; the first that fits. A pitch convolution keeps the place it has among the activations.
 _CONV = r"((?:conv_pre|conv_post|ups\.\d+|source_downs\.\d+|(?:source_)?resblocks\.\d+\.convs[12]\.\d+))"
-_XVECTOR = "speaker.xvector"
-_TDNN = rf"{_XVECTOR}\.blocks\.(\d+)\.layers\.(\d+)\."
+_TDNN = rf"{XVECTOR}\.blocks\.(\d+)\.layers\.(\d+)\."
 NAMES: tuple[tuple[str, str], ...] = (
     (r"qwen2\.model\.(.*)", r"llm.qwen2.\1"),
     (r"llm\.((?:speech_embedding|llm_decoder)\.weight)", r"llm.\1"),
@@ -51,7 +51,7 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"campplus\.head\.(layer\d)\.(\d+)\.shortcut\.(\d+)\.(.*)", r"speaker.head.\1.layers.\2.shortcut.layers.\3.\4"),
     (r"campplus\.head\.(layer\d)\.(\d+)\.(.*)", r"speaker.head.\1.layers.\2.\3"),
     (r"campplus\.head\.(.*)", r"speaker.head.\1"),
-    (r"campplus\.(.*)", rf"{_XVECTOR}.\1"),
+    (r"campplus\.(.*)", rf"{XVECTOR}.\1"),
     (r"encoder\.(.*)", r"speech_tokenizer.\1"),
     (r"quantizer\.fsq_codebook\.project_down\.(.*)", r"speech_tokenizer.quantizer.project_in.\1"),
 )
@@ -59,8 +59,8 @@ NAMES: tuple[tuple[str, str], ...] = (
 FOLDED: tuple[tuple[str, str], ...] = (
     (r"(speaker\.head\.(?:layer\d\.layers\.\d+\.)?)bn([12])", r"\1conv\2"),
     (r"(speaker\.head\.layer\d\.layers\.\d+\.shortcut)\.layers\.1", r"\1.layers.0"),
-    (rf"({_XVECTOR}\.tdnn)\.nonlinear\.0", r"\1.linear"),
-    (rf"({_XVECTOR}\.block\d+\.tdnnd\d+)\.nonlinear2\.0", r"\1.linear1"),
+    (rf"({XVECTOR}\.tdnn)\.nonlinear\.0", r"\1.linear"),
+    (rf"({XVECTOR}\.block\d+\.tdnnd\d+)\.nonlinear2\.0", r"\1.linear1"),
 )
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -106,7 +106,7 @@ class Inventory:
 
 def recognises(folder: str | Path) -> bool:
     """Whether the folder's `config.json` is of this layout."""
-    path = Path(folder) / "config.json"
+    path = Path(folder) / CONFIG_FILE
     return path.is_file() and "hifigan" in read_json(path)
 
 
@@ -122,14 +122,22 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
         WeightsError: files missing or damaged, a tensor missing, unknown, given twice or of the wrong shape.
     """
     folder = Path(folder)
-    headers, settings = read_headers(folder), read_json(folder / "config.json")
-    complete = (folder / TOKENIZER_FOLDER).is_dir()
+    headers, settings = read_headers(folder), read_json(folder / CONFIG_FILE)
+    complete, hearing = (folder / TOKENIZER_FOLDER).is_dir(), {}
     if complete:
         headers |= read_headers(folder / TOKENIZER_FOLDER)
+        if (path := folder / TOKENIZER_FOLDER / CONFIG_FILE).exists():
+            hearing = read_json(path)
     used = rename(headers)
     arrays = read_arrays(file for file, _ in headers.values())
     tensors = with_remainders(fold({new: arrays[name] for name, new in used.items()}))
-    model = CosyVoice3Model(_config(settings, tensors))
+    try:
+        config = read_config(settings, tensors, hearing)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from None
+    if ROTARY in headers and headers[ROTARY][1].shape != (config.flow.dit.dim_head // 2,):
+        raise WeightsError(f"{folder}: {ROTARY} is not of heads of {config.flow.dit.dim_head} channels")
+    model = CosyVoice3Model(config)
     lacking: tuple[str, ...] = ()
     if not complete:
         lacking = tuple(f"speech_tokenizer.{name}" for name, _ in tree_flatten(model.speech_tokenizer.parameters()))
@@ -162,7 +170,7 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
         if new is None:
             raise WeightsError(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
         # Blocks and transits of the speaker encoder count from one here, and the norms that stay have names.
-        new = re.sub(_TDNN, lambda m: f"{_XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
+        new = re.sub(_TDNN, lambda m: f"{XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
         new = re.sub(r"\.transits\.(\d+)\.", lambda m: f".transit{int(m[1]) + 1}.", new)
         new = re.sub(r"(\.transit\d+\.nonlinear|\.nonlinear1|\.dense\.nonlinear)\.0\.", r"\1.batchnorm.", new)
         if new in taken:
@@ -177,12 +185,12 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     Raises:
         WeightsError: a norm without its convolution or one of its four vectors.
     """
-    transits = [name for name in tensors if re.fullmatch(rf"{_XVECTOR}\.transit\d+\.linear\.weight", name)]
+    transits = [name for name in tensors if re.fullmatch(rf"{XVECTOR}\.transit\d+\.linear\.weight", name)]
     last = max(transits, default="").removesuffix(".weight")
     layers = sorted({name.rpartition(".")[0] for name in tensors})
     for norm in layers:
         conv = next((re.sub(old, new, norm) for old, new in FOLDED if re.fullmatch(old, norm)), None)
-        conv = last if norm == f"{_XVECTOR}.out_nonlinear.0" else conv
+        conv = last if norm == f"{XVECTOR}.out_nonlinear.0" else conv
         if conv is None:
             continue
         if absent := [name for name in (f"{conv}.weight", *(f"{norm}.{k}" for k in STATISTICS)) if name not in tensors]:
@@ -201,51 +209,3 @@ def with_remainders(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
         if re.fullmatch(r"vocoder\.f0_predictor\.condnet\.\d+\.weight", name):
             tensors[name] = mx.stack([weight, mx.zeros_like(weight)])
     return tensors
-
-
-def _config(settings: Mapping[str, Any], tensors: Mapping[str, mx.array]) -> CosyVoice3Config:
-    """The model's sizes: as `config.json` has them where it has them, those of the encoders as the arrays show them."""
-    llm, flow, hifigan = (settings.get(key) or {} for key in ("llm", "flow", "hifigan"))
-    default = CosyVoice3Config()
-    content: dict[str, Any] = {
-        "llm": _known(default.llm, llm) | {"qwen2": _known(default.llm.qwen2, llm)},
-        "flow": _known(default.flow, flow) | {"dit": _known(default.flow.dit, flow.get("dit") or {})},
-        "vocoder": _known(default.vocoder, hifigan),
-        "speaker": _speaker(tensors),
-        "speech_tokenizer": _tokenizer(tensors),
-    }
-    if "extended_vocab_size" in llm:
-        content["llm"]["num_special_tokens"] = llm["extended_vocab_size"]
-    return from_dict(CosyVoice3Config, content)
-
-
-def _known(default: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: given[field.name] for field in fields(default) if field.name in given}
-
-
-def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
-    first, local = f"{_XVECTOR}.block1.tdnnd1", "cam_layer.linear_local.weight"
-    needed = ("speaker.head.conv1.weight", f"{_XVECTOR}.tdnn.linear.weight", f"{first}.{local}")
-    if absent := [name for name in needed if name not in tensors]:
-        raise WeightsError(f"{absent[0]} is missing")
-    layers = {int(m[1]) for name in tensors if (m := re.match(rf"{_XVECTOR}\.block(\d+)\.", name))}
-    counted = [
-        len([name for name in tensors if re.fullmatch(rf"{_XVECTOR}\.block{i}\.tdnnd\d+\.linear1\.weight", name)])
-        for i in sorted(layers)
-    ]
-    head, tdnn, mixed = (tensors[name].shape for name in needed)
-    return {
-        "head_channels": head[0],
-        "init_channels": tdnn[0],
-        "growth_rate": mixed[0],
-        "bottleneck_channels": mixed[-1],
-        "block_layers": counted,
-    }
-
-
-def _tokenizer(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
-    if "speech_tokenizer.conv2.weight" not in tensors:
-        return {}
-    dim = tensors["speech_tokenizer.conv2.weight"].shape[0]
-    depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
-    return {"dim": dim, "heads": max(1, dim // HEAD_DIM), "depth": depth}

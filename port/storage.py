@@ -79,11 +79,24 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Header of one safetensors file, checked: known dtypes, sizes that fit the shapes, no gaps and no overlaps.
+    """Tensors of one safetensors file, checked: known dtypes, sizes that fit the shapes, no gaps and no overlaps.
 
     Raises:
         WeightsError: naming the file and, where one is at fault, the tensor.
     """
+    return _read(path)[0]
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What one safetensors file says beside its tensors.
+
+    Raises:
+        WeightsError: as `read_header`.
+    """
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -111,7 +124,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         end = info.end
     if end != size - 8 - length:
         raise WeightsError(f"{path}: holds {size - 8 - length} bytes of data, its header describes {end}; truncated?")
-    return infos
+    return infos, metadata
 
 
 def _is_text(value: Any) -> bool:
@@ -167,15 +180,22 @@ class Writer:
         folder: must exist and hold no weights yet.
         tensors: dtype and shape of every tensor to come.
         max_shard_bytes: data in one file; a larger tensor gets a file of its own.
+        metadata: for every file, beside its tensors.
 
     Raises:
         WeightsError: the folder holds weights already.
     """
 
-    def __init__(self, folder: Path, tensors: Mapping[str, TensorInfo], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Mapping[str, TensorInfo],
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
         if present := sorted(folder.glob("model*.safetensors*")):
             raise WeightsError(f"{present[0]}: exists already")
-        self._folder = folder
+        self._folder, self._metadata = folder, {"format": "mlx", **(metadata or {})}
         self._places: dict[str, tuple[str, TensorInfo, int]] = {}
         self._written: set[str] = set()
         shards = _split({name: tensors[name] for name in sorted(tensors)}, max_shard_bytes)
@@ -185,7 +205,7 @@ class Writer:
             self._open(file, shard)
 
     def _open(self, file: str, shard: dict[str, TensorInfo]) -> None:
-        entries: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+        entries: dict[str, Any] = {"__metadata__": self._metadata}
         offsets, offset = {}, 0
         for name, info in shard.items():
             offsets[name], offset = offset, offset + info.nbytes

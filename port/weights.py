@@ -19,7 +19,17 @@ from mlx.utils import tree_flatten
 from .config import ConfigError, CosyVoice3Config
 from .flow.modulation import make_room
 from .model import CosyVoice3Model
-from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, WeightsError, Writer, describe, read_headers, read_json
+from .storage import (
+    MAX_SHARD_BYTES,
+    Shape,
+    TensorInfo,
+    WeightsError,
+    Writer,
+    describe,
+    read_headers,
+    read_json,
+    read_metadata,
+)
 
 _FLOATS = ("F32", "F16", "BF16")
 BAKED_TIMES = "flow.decoder.estimator.time_embed.times"
@@ -39,12 +49,32 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     folder = Path(folder)
     config = CosyVoice3Config.load(folder)
     found = read_headers(folder)
+    check_heads(config, {file for file, _ in found.values()})
     model = CosyVoice3Model(config)
     expect_baked(model, found, folder)
     if quantization := quantization_of(folder):
         quantize(model, quantization, found)
     fill(model, found, read_arrays(file for file, _ in found.values()), folder, lazy)
     return model
+
+
+def heads(config: CosyVoice3Config) -> dict[str, str]:
+    """What weights files say of their heads, beside their tensors: no shape shows how many a projection holds."""
+    qwen2, dit = config.llm.qwen2, config.flow.dit
+    counts = qwen2.num_attention_heads, qwen2.num_key_value_heads, dit.heads, config.speech_tokenizer.heads
+    return {"heads": "llm {}/{}, flow {}, speech tokenizer {}".format(*counts)}
+
+
+def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
+    """Hold the configuration to what the files were written for; files without a word of it are taken as they are.
+
+    Raises:
+        WeightsError: another number of heads.
+    """
+    ((name, wanted),) = heads(config).items()
+    for file in sorted(files):
+        if (said := read_metadata(file).get(name, wanted)) != wanted:
+            raise WeightsError(f"{file}: written for heads of {said!r:.80}, config.json has {wanted}")
 
 
 def fill(
@@ -166,7 +196,8 @@ def save(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = dict(tree_flatten(weights.parameters())) if isinstance(weights, nn.Module) else dict(weights)
-    with Writer(folder, {name: describe(name, array) for name, array in arrays.items()}, max_shard_bytes) as writer:
+    layout = {name: describe(name, array) for name, array in arrays.items()}
+    with Writer(folder, layout, max_shard_bytes, heads(config)) as writer:
         for name, array in arrays.items():
             writer.write(name, array)
     save_config(folder, config, quantization=quantization)

@@ -162,6 +162,45 @@ PLAN: tuple[Component, ...] = (
         ("golden.model_tts_vc*", "golden.silent*", "speech.*"),
         ("test_driver.py::*", "test_driver_requests.py::*", "test_cosyvoice3.py::*"),
     ),
+    Component(
+        "Conversion",
+        "each of the 1766 tensors at its place at the official depth, by a list of its own; folding, tied and constant "
+        "tensors, fine-tuned variants, the proof by counts",
+        tests=("test_official_depth.py::*", "test_mapping.py::*", "test_convert.py::*"),
+    ),
+    Component(
+        "Readers of the two graphs",
+        "weights by node, against onnxruntime and the modules they came from; damage",
+        tests=("test_onnx.py::*", "test_onnx_files.py::*"),
+    ),
+    Component(
+        "Refusals of a conversion",
+        "tensors missing, unknown or of another shape in each of the six files; code in pickles and yaml; damage; "
+        "broken downloads",
+        tests=("test_convert_refused.py::*", "test_convert_tensors.py::*", "test_convert_hub.py::*", "test_fuzz.py::*"),
+    ),
+    Component(
+        "Configuration",
+        "every key of the official text files and of config.json with another value: followed, refused or known to be "
+        "read by training alone",
+        tests=("test_config_keys.py::*", "test_config_fields.py::*", "test_convert_config.py::*"),
+    ),
+    Component(
+        "Converted folders",
+        "bit for bit as written, whole or in shards; damaged ones, other heads; from the hub",
+        tests=("test_weights.py::*", "test_hub.py::*"),
+    ),
+    Component(
+        "Reduced precision and quantization",
+        "what stays float32, each part and width, quality against float32, values that leave the range",
+        tests=("test_quantize.py::*", "test_precision.py::*", "test_quality.py::*"),
+    ),
+    Component("Baked timesteps", "tables in place of layers, wrong and swapped ones", tests=("test_bake.py::*",)),
+    Component(
+        "Community folders",
+        "every tensor and setting of mlx-community's layout, official sizes by shapes alone, each part's results",
+        tests=("test_community.py::*", "test_community_sizes.py::*"),
+    ),
 )
 
 # Rows that may exceed the budget, each with its measured cause; printed in the report. None is needed at present.

@@ -9,7 +9,7 @@ GOLDEN = (_GOLDEN,)  # all of them, where a stage's own tests have seen nothing
 # What runs after the isolated cases, by the longest path that the fault's module starts with.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "frontend.text": (("test_text.py",),),
-    "frontend.tokenizer": (("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
+    "frontend.tokenizer": (("test_tokenizer_pieces.py",), ("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
     "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
     "llm.sampling": (
         (_GOLDEN, "-k", "sampling"),
@@ -48,10 +48,17 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("test_driver.py",),
         ("test_streaming.py", "-k", "driver"),
         ("test_driver_requests.py",),
+        ("test_config_fields.py", "-k", "streaming"),
         ("test_cosyvoice3.py",),
     ),
+    "community": (("test_community_sizes.py",), ("test_community.py",)),
+    "config": (("test_config_fields.py",), ("test_convert_config.py",)),
+    "weights": (("test_weights.py",),),
     "convert": (
         ("test_mapping.py",),
+        ("test_config_keys.py",),
+        ("test_official_depth.py",),
+        ("test_convert_tensors.py",),
         ("test_convert.py",),
         ("test_convert_refused.py",),
         ("test_weights.py",),
@@ -90,14 +97,19 @@ MODULES = {
     "test_flow_streaming.py": "flow.incremental.StreamingFlow",
     "test_streaming.py": "streaming",
     "test_streaming.py::test_the_driver": "model.CosyVoice3Model",
-    "test_tokenizer.py": "frontend.tokenizer",
+    "test_tokenizer": "frontend.tokenizer",
     "test_driver.py": "model.CosyVoice3Model",
     "test_driver_requests.py": "model.CosyVoice3Model",
     "test_driver.py::test_interpolation": "model.interpolate",
     "test_driver.py::test_long_silences": "model.drop_silence",
     "test_convert": "convert",
+    "test_community": "community",
+    "test_config_fields.py": "config",
+    "test_config_fields.py::test_a_field_is_followed[streaming": "model.CosyVoice3Model",
+    "test_config_keys.py": "convert",
     "test_mapping.py": "convert",
-    "test_weights.py": "convert",
+    "test_official_depth.py": "convert",
+    "test_weights.py": "weights",
 }
 
 

@@ -1,0 +1,118 @@
+"""Settings of a folder of mlx-community as the port's configuration, strictly: what is unknown is refused by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import mlx.core as mx
+
+from .config import ConfigError, CosyVoice3Config
+from .storage import WeightsError
+
+TOKENIZER_FOLDER = "S3TokenizerV3"
+XVECTOR = "speaker.xvector"
+HEAD_DIM = 64  # of a speech tokenizer whose config.json is not there: its width is seen, its heads are not
+# Names there -> names here, of the numbers that have another.
+RENAMED = {
+    "extended_vocab_size": "num_special_tokens",
+    "cfm_inference_cfg_rate": "inference_cfg_rate",
+}
+# Settings with one known value, and settings that nothing here needs; whatever else is unknown is refused.
+FIXED = {
+    "output_type": "mel",
+    "input_frame_rate": 25,
+    "cfm_t_scheduler": "cosine",
+    "num_decoding_left_chunks": -1,
+    "long_skip_connection": False,
+    "causal": True,
+}
+UNREAD = frozenset({"only_mask_loss", "cfm_sigma_min", "dropout"})
+
+
+def read_config(
+    settings: Mapping[str, Any], tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]
+) -> CosyVoice3Config:
+    """The model's sizes: as `config.json` has them, those of the encoders as the arrays show them, else the official.
+
+    Args:
+        settings: content of `config.json`.
+        tensors: renamed; only shapes are looked at.
+        hearing: content of the speech tokenizer's `config.json`, empty where there is none.
+
+    Raises:
+        ConfigError: an unknown setting, or sizes that do not fit each other or the official heads.
+        WeightsError: a tensor missing that shows a size.
+    """
+    default, sections = CosyVoice3Config(), ("llm", "flow", "hifigan")
+    llm, flow, hifigan = (dict(_object(settings, key)) for key in sections)
+    dit = dict(_object(flow, "dit") or _object(flow, "estimator"))
+    flow = {key: value for key, value in flow.items() if key not in ("dit", "estimator")}
+    width = llm.get("hidden_size", default.llm.qwen2.hidden_size)
+    for key in ("llm_input_size", "llm_output_size"):
+        if llm.pop(key, width) != width:
+            raise ConfigError(f"llm.{key}: differs from the {width} channels of the language model")
+    qwen2, cfm = _taken(default.llm.qwen2, llm), _taken(default.flow.cfm, flow)
+    ratios = {key: settings[key] for key in ("min_token_text_ratio", "max_token_text_ratio") if key in settings}
+    content: dict[str, Any] = default.to_dict() | {
+        "llm": ratios | _taken(default.llm, llm) | {"qwen2": qwen2},
+        "flow": _taken(default.flow, flow) | {"dit": _taken(default.flow.dit, dit), "cfm": cfm},
+        "vocoder": _taken(default.vocoder, hifigan),
+        "speaker": _speaker(tensors),
+        "speech_tokenizer": _tokenizer(tensors, hearing),
+        "sample_rate": settings.get("sample_rate", default.sample_rate),
+    }
+    for section, left in (("llm", llm), ("flow", flow), ("flow.dit", dit), ("hifigan", hifigan)):
+        for key, value in left.items():
+            if key in FIXED and value != FIXED[key]:
+                raise ConfigError(f"{section}.{key}: {value!r:.60} is not supported, only {FIXED[key]!r}")
+            if key not in FIXED and key not in UNREAD:
+                raise ConfigError(f"{section}.{key}: unknown setting")
+    return CosyVoice3Config.from_dict(content)
+
+
+def _object(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = settings.get(key) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key}: expected an object")
+    return value
+
+
+def _taken(default: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings out of `given` that a part of the configuration has, under its names."""
+    names = {field.name for field in fields(default)}
+    keys = [key for key in given if RENAMED.get(key, key) in names]
+    return {RENAMED.get(key, key): given.pop(key) for key in keys}
+
+
+def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
+    first, local = f"{XVECTOR}.block1.tdnnd1", "cam_layer.linear_local.weight"
+    needed = ("speaker.head.conv1.weight", f"{XVECTOR}.tdnn.linear.weight", f"{first}.{local}")
+    if absent := [name for name in needed if name not in tensors]:
+        raise WeightsError(f"{absent[0]} is missing")
+    layers = {int(m[1]) for name in tensors if (m := re.match(rf"{XVECTOR}\.block(\d+)\.", name))}
+    counted = [
+        len([name for name in tensors if re.fullmatch(rf"{XVECTOR}\.block{i}\.tdnnd\d+\.linear1\.weight", name)])
+        for i in sorted(layers)
+    ]
+    head, tdnn, mixed = (tensors[name].shape for name in needed)
+    return {
+        "head_channels": head[0],
+        "init_channels": tdnn[0],
+        "growth_rate": mixed[0],
+        "bottleneck_channels": mixed[-1],
+        "block_layers": counted,
+    }
+
+
+def _tokenizer(tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]) -> dict[str, Any]:
+    if "speech_tokenizer.conv2.weight" not in tensors:
+        return {}
+    dim = tensors["speech_tokenizer.conv2.weight"].shape[0]
+    depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
+    for key, seen in (("n_audio_state", dim), ("n_audio_layer", depth)):
+        if hearing.get(key, seen) != seen:
+            raise ConfigError(f"{TOKENIZER_FOLDER}: {key} is {hearing[key]!r:.20}, the weights have {seen}")
+    return {"dim": dim, "heads": hearing.get("n_audio_head", max(1, dim // HEAD_DIM)), "depth": depth}
