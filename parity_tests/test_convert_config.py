@@ -1,7 +1,6 @@
 """The official configuration files: read strictly, and what the model does not know is refused by name."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,14 +9,11 @@ from convert.official import (
     flow_config,
     llm_config,
     load_config,
-    text_config,
     vocoder_config,
     with_front_end,
 )
 from parity_tests.convert_support import CONFIG
-from port.config import ConfigError, CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
-
-OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "official"
+from port.config import ConfigError, SpeakerConfig, SpeechTokenizerConfig
 
 
 @pytest.mark.parametrize(
@@ -82,11 +78,6 @@ def test_configuration_of_the_synthetic_checkpoint(official):
 def test_front_end_that_does_not_fit(tokenizer, speaker, said):
     with pytest.raises(ConfigError, match=said):
         with_front_end(CONFIG, tokenizer, speaker)
-
-
-@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="the official text files are not beside this checkout")
-def test_official_configuration_is_the_default():
-    assert text_config(OFFICIAL) == CosyVoice3Config()
 
 
 def test_constructor_arguments_of_parts():
