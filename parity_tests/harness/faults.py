@@ -35,6 +35,7 @@ from parity_tests.harness.fault_catalogue import (
     flow_layers,
     flow_stream,
     frontend,
+    kinds,
     llm,
     loading,
     source,
@@ -53,7 +54,7 @@ from reports.model import write_atomically
 SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
 CODE = ("port", "convert", "reference", "parity_tests")  # what the score depends on
 PARTS = (frontend, text, llm, flow_layers, flow_blocks, flow, flow_fast, flow_stream)
-PARTS += (vocoder_layers, vocoder, vocoder_stream, source, driver, conversion, unseen, loading)
+PARTS += (vocoder_layers, vocoder, vocoder_stream, source, driver, conversion, unseen, loading, kinds)
 FAULTS: tuple[Fault, ...] = tuple(fault for part in PARTS for fault in part.FAULTS)
 # One of each family, cheap to catch: for the ordinary run of the suite.
 QUICK = (

@@ -1,0 +1,155 @@
+"""The original's fixed noise as the parts of the model get it: at any second, in one piece and streamed.
+
+The witness is torch's own generator, which draws what the original's constructors draw. For five minutes of speech the
+networks are left out: with a velocity of zero the mel is the noise that it started from.
+"""
+
+import hashlib
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import torch
+
+from parity_tests.speech_support import small_models
+from parity_tests.test_noise import SINE_WAVES, ulps
+from port import noise
+from port.flow.incremental import StreamingFlow
+from port.flow.matching import CausalConditionalCFM
+from port.vocoder.f0 import CausalConvRNNF0Predictor
+from port.vocoder.generator import CausalHiFTGenerator
+from port.vocoder.incremental import StreamingVocoder
+from port.vocoder.source import SourceModuleHnNSF
+
+HOP, FRAMES, HARMONICS = 480, 15000, 9
+PROMPT = 40  # tokens
+TOKENS = FRAMES // 2 - PROMPT
+# Embedding 6561 x 80, speaker layer 192 -> 80, pitch predictor: drawn between the two noises (facts of the original).
+BETWEEN = 524_880 + 15_440 + (512 * 80 * 4 + 512) + 4 * (512 * 512 * 3 + 512) + 513
+CUTS = (3, 47, 50, 100, 1, 700, 2048)  # frames of the pieces of a stream, over and over
+
+
+@pytest.fixture(scope="module")
+def original():
+    """Noise of the flow (1, 80, 15000) and of the source (7200000, 9), as torch draws them."""
+    generator = torch.Generator().manual_seed(0)
+    flow = torch.randn(1, 80, FRAMES, generator=generator).numpy()
+    torch.rand(BETWEEN + HARMONICS, generator=generator)
+    return flow, torch.rand(FRAMES * HOP, HARMONICS, generator=generator).numpy()
+
+
+@pytest.fixture
+def model():
+    return small_models()[1]
+
+
+@pytest.fixture
+def still(monkeypatch):
+    """A flow that does not move, from whichever noise."""
+    zeros = lambda self, x, *_, **__: (mx.zeros_like(x),) * 3  # noqa: E731
+    monkeypatch.setattr(CausalConditionalCFM, "velocity", zeros)
+    monkeypatch.setattr(StreamingFlow, "_velocity", lambda self, step, x, *_: mx.zeros_like(x))
+
+
+@pytest.fixture
+def heard(monkeypatch):
+    """What the source gets as noise, rows (L, 9), with the networks around it left out."""
+    pieces = []
+
+    def source(self, f0, sine_waves, state=None):
+        pieces.append(np.array(sine_waves[0, : f0.shape[1] * HOP]))
+        assert len(pieces[-1]) == f0.shape[1] * HOP
+        return mx.zeros((1, f0.shape[1] * HOP, 1)), None
+
+    def pitch(self, x, finalize=True, state=None):
+        return mx.zeros((1, x.shape[1] if finalize else x.shape[1] - self.look_right))
+
+    def unfiltered(self, frames, finalize):
+        self._mel, self._excitation = self._mel[:, frames:], self._excitation[:, frames * HOP :]
+
+    monkeypatch.setattr(SourceModuleHnNSF, "__call__", source)
+    monkeypatch.setattr(CausalConvRNNF0Predictor, "__call__", pitch)
+    monkeypatch.setattr(StreamingVocoder, "_filter", unfiltered)
+    monkeypatch.setattr(
+        CausalHiFTGenerator, "decode", lambda self, x, s, finalize=True: mx.zeros((1, x.shape[1] * HOP))
+    )
+    return pieces
+
+
+def is_the_originals(found, truth, start=0):
+    """Frames (1, n, 80) are those of the original's noise from `start` on, to the three ulp that torch leaves open."""
+    expected = truth[:, :, start : start + found.shape[1]].swapaxes(1, 2)
+    assert found.shape == expected.shape
+    assert not found.size or ulps(np.array(found), expected) <= 3
+
+
+def cuts(whole):
+    """Places where pieces of the lengths `CUTS` end, the last at `whole`."""
+    ends, i = [], 0
+    while not ends or ends[-1] < whole:
+        ends.append(min((ends[-1] if ends else 0) + CUTS[i % len(CUTS)], whole))
+        i += 1
+    return ends
+
+
+def voice():
+    rng = np.random.default_rng(0)
+    return (
+        rng.integers(0, 81, (1, PROMPT)).astype(np.int32),
+        mx.array(rng.standard_normal((1, 2 * PROMPT, 80)).astype(np.float32)),
+        mx.ones((1, 8)),
+    )
+
+
+def test_windows_asked_for_in_any_order_are_the_originals(original, monkeypatch):
+    flow, source = original
+    assert hashlib.sha256(source.astype("<f4").tobytes()).hexdigest() == SINE_WAVES, "the witness is not the original"
+    monkeypatch.setattr(noise, "_FIXED", noise._FixedNoise())
+    rng = np.random.default_rng(1)
+    for start in [*rng.integers(0, 7_000_000, 12), 0, 7_000_000]:
+        count = int(rng.integers(1, 200_000))
+        assert np.array_equal(noise.sine_waves(count, int(start)), source[start : start + count])
+    for frames in rng.integers(1, FRAMES, 5):
+        is_the_originals(noise.rand_noise(int(frames)).swapaxes(1, 2), flow)
+
+
+def test_a_whole_flow_starts_from_the_originals_noise(original, model, still):
+    prompt_token, prompt_feat, embedding = voice()
+    token = np.full((1, TOKENS), 33, np.int32)
+    is_the_originals(model.flow.inference(token, prompt_token, prompt_feat, embedding), original[0], 2 * PROMPT)
+
+
+def test_a_streamed_flow_starts_from_the_originals_noise(original, model, still):
+    token, stream, given = np.full((1, TOKENS), 33, np.int32), StreamingFlow(model.flow, *voice()), 2 * PROMPT
+    for have in cuts(TOKENS):
+        piece = stream.push(token[:, :have], finalize=have == TOKENS)
+        is_the_originals(piece, original[0], given)
+        given += piece.shape[1]
+    assert given == FRAMES
+
+
+def test_a_whole_vocoder_hears_the_originals_noise(original, model, heard):
+    model.vocoder.inference(mx.zeros((1, FRAMES, 80)))
+    assert np.array_equal(np.concatenate(heard), original[1])
+
+
+def test_a_streamed_vocoder_hears_the_originals_noise(original, model, heard):
+    stream, mel, start = StreamingVocoder(model.vocoder), mx.zeros((1, FRAMES, 80)), 0
+    for end in cuts(FRAMES):
+        stream.push(mel[:, start:end], finalize=end == FRAMES)
+        start = end
+    assert np.array_equal(np.concatenate(heard), original[1])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_request_hands_on_the_originals_noise(original, model, still, heard, stream):
+    """Three minutes from tokens through the driver; the vocoder counts from the first frame that is spoken."""
+    prompt_token, prompt_feat, embedding = voice()
+    prompt = {"flow_prompt_speech_token": prompt_token, "prompt_speech_feat": prompt_feat, "flow_embedding": embedding}
+    caches, token2wav = [], model.token2wav
+    model.token2wav = lambda *a, cache, **k: (caches.append(cache), token2wav(*a, cache=cache, **k))[1]
+    tokens = mx.array(np.full((1, 4500), 33, np.int32))
+    list(model.tts(**prompt, source_speech_token=tokens, stream=stream, causal_final=True))
+    assert (len(caches) > 20) is stream
+    is_the_originals(caches[-1].mel, original[0], 2 * PROMPT)
+    assert np.array_equal(np.concatenate(heard), original[1][: 9000 * HOP])
