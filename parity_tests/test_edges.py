@@ -13,9 +13,9 @@ from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
 from parity_tests.speech_support import small_models
 from port.config import LLMConfig, from_dict
-from port.flow.layers import sinus_frequencies
+from port.flow.layers import RotaryEmbedding, sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
-from port.llm.qwen2 import KVCache
+from port.llm.qwen2 import KVCache, Qwen2RotaryEmbedding
 from port.llm.sampling import RecordedDraws, nucleus, nucleus_sampling
 from port.vocoder.source import SineGen2 as PortSines
 from reference.llm import sampling as reference_sampling
@@ -40,6 +40,19 @@ def test_a_cache_that_grows_keeps_what_it_held(parity):
         start += size
     reading = against(np.concatenate(found, axis=1), reference)
     assert start == length and reading.status == "PASS", reading.message
+
+
+@pytest.mark.parametrize("offset", [0, 1, 50, 250])
+def test_flow_positions_go_on_from_an_offset(offset):
+    """Where positions are counted from is a convention, but one for all calls: a stream's keys are of earlier ones."""
+    whole, part = RotaryEmbedding(16)(offset + 7), RotaryEmbedding(16)(7, offset)
+    assert np.array_equal(part, whole[:, offset:])
+
+
+@pytest.mark.parametrize("offset", [0, 1, 50, 250])
+def test_llm_positions_go_on_from_an_offset(offset):
+    whole, part = (Qwen2RotaryEmbedding(16, 1e6)(*span) for span in ((0, offset + 7), (offset, 7)))
+    assert all(np.array_equal(np.array(p), np.array(w)[offset:]) for p, w in zip(part, whole, strict=True))
 
 
 @pytest.mark.parametrize("equal", [2, 6, 40])

@@ -13,6 +13,7 @@ from parity_tests.harness.judge import Row
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import swap
 from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, original, run, small_state, start, utterance
+from parity_tests.stream_support import truth as stream_truth
 from port.flow.state import Work, state_bytes
 from port.paths import PLAIN, fast_paths
 from port.streaming import StreamMemory
@@ -97,6 +98,8 @@ def test_a_kept_prompt_serves_another_text(flow):
     run(start(flow, about, memory=memory.within(1 << 30), work=works[0]), about, [9])
     run(start(flow, other, memory=memory.within(1 << 30), work=works[1]), other, [9], truth=truth)
     assert works[0].frames - works[1].frames == 2 * CHUNK
+    for text, expected in ((about, stream_truth), (other, truth), (about, stream_truth)):  # and a third, and more
+        run(start(flow, text, memory=memory.within(1 << 30)), text, [9], truth=expected)
 
 
 def test_no_room_means_the_same_frames_with_more_work(flow):

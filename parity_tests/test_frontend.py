@@ -7,6 +7,7 @@ from convert.official import TOKENIZER_FOLDER
 from parity_tests.cases.frontend import CASES
 from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import Row
+from parity_tests.speech_support import SYSTEM, WORDS
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, BASE_SPECIAL_TOKENS, END_OF_TEXT
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 
@@ -14,6 +15,37 @@ from port.frontend.tokenizer import CosyVoice3Tokenizer
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_parity(parity, case):
     parity.check(case)
+
+
+MODES = {
+    "zero_shot": lambda front, prompt, source: front.frontend_zero_shot(SYSTEM + WORDS, prompt),
+    "cross_lingual": lambda front, prompt, source: front.frontend_cross_lingual(prompt),
+    "instruct2": lambda front, prompt, source: front.frontend_instruct2("Slowly.<|endofprompt|>", prompt),
+    "sft": lambda front, prompt, source: front.frontend_sft("saved"),
+    "vc": lambda front, prompt, source: front.frontend_vc(source, prompt),
+}
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("mode", MODES)
+def test_hand_over(parity, voices, recordings, mode):
+    """What the networks get of a prompt, in every mode: tokens, mel and speaker, before anything is made of them."""
+    found = {}
+    for side in ("port", "single", "double"):
+        front = getattr(voices, side).frontend
+        if mode == "sft":
+            front.spk2info["saved"] = MODES["zero_shot"](front, *recordings)
+        given = MODES[mode](front, *recordings)
+        found[side] = {name: np.array(value.tolist()) for name, value in given.items()}
+        front.spk2info.clear()
+    assert found["port"].keys() == found["single"].keys()
+    rows = []
+    for name, value in found["port"].items():
+        single, double = found["single"][name], found["double"][name]
+        reading = compare(value, single, double)
+        method, case = f"frontend.frontend.CosyVoiceFrontEnd.frontend_{mode}", f"frontend.{mode}"
+        rows.append(Row(f"{case}.{name}", "frontend", "chained", method, case, reading))
+    parity.add(rows)
 
 
 SENTENCES = (

@@ -113,7 +113,7 @@ def test_each_of_many_requests_is_what_it_is_alone(alone, sequence):
         reading = compare(mel, single_mel[:, :n].copy(), true_mel[:, :n].copy())
         assert reading.status == "PASS", f"mel of {i}. {name}: {reading.message}"
         for found, one, oracle, *further in zip(chunks, single, truth, *nudged, strict=False):
-            reading = compare(found, one, oracle, nudged=further)
+            reading = compare(found, one, oracle, further=further)
             assert reading.status == "PASS", f"{i}. {name}: {reading.message}"
     gc.collect()
     kept = port.stream_memory.nbytes

@@ -93,6 +93,23 @@ def test_a_second_request_finds_its_prompt(flow):
     assert memory.prompts == 0
 
 
+def test_the_prompt_that_was_used_last_stays_longest(flow):
+    """With room for two prompts beside a running stream, a third takes the place of the one not used since."""
+    abouts, memory, limit = [utterance(prompt) for prompt in (15, 16, 17)], StreamMemory(), 1 << 30
+
+    def use(which):
+        stream = start(flow, abouts[which], memory=memory.within(limit))
+        stream.push(abouts[which]["token"][:, :9])
+        held = memory.nbytes
+        stream.close()
+        return held
+
+    limit = use(0) + 2 * state_bytes(flow.config, 3 * CHUNK)
+    for which in (1, 0, 2):
+        use(which)
+    assert [memory.find(start(flow, about), 3 * CHUNK) is None for about in abouts] == [False, True, False]
+
+
 def test_each_thing_that_a_prompt_depends_on_is_in_its_key(flow):
     about = utterance(15)
     keys = {streaming.prompt_key(start(flow, about), 24)}

@@ -1,6 +1,9 @@
 """What is made once and kept is shared by the threads of a server: each finds what it asked for, evaluated."""
 
+import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -8,11 +11,16 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from parity_tests.stream_support import start, utterance
+from port import noise, streaming
 from port.flow import fast
 from port.flow.layers import CausalConvPositionEmbedding
 from port.flow.matching import cosine_schedule
 from port.flow.modulation import MAX_TIMES, ModulationTables, step_times
+from port.flow.state import FlowState
+from port.frontend.text import WeTextNormalizer
 from port.ops import conv_backend
+from port.streaming import StreamMemory
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
 from port.vocoder.f0 import CausalConvRNNF0Predictor
 
@@ -94,3 +102,124 @@ def test_modulations_of_the_own_times(flow, monkeypatch):
     assert found[0][0].shape[0] == len(one)
     expected = dit.norm_out.modulation(dit.time_embed(np.array(one, np.float32)))
     np.testing.assert_array_equal(np.array(found[-1][0]), np.array(expected[0]))
+
+
+# ---- locks, by forced interleaving
+
+
+class Door:
+    """A lock that tells when a thread waits in front of it."""
+
+    def __init__(self, lock, told):
+        self._lock, self._told, self.waited = lock, told, False
+
+    def __enter__(self):
+        if not self._lock.acquire(blocking=False):
+            self.waited = True
+            self._told.set()
+            self._lock.acquire()
+
+    def __exit__(self, *error):
+        self._lock.release()
+
+
+def waits(monkeypatch, owner, lock, inside, first, second):
+    """Whether `second` waits until `first`, stopped where it calls `inside` (owner, name), has left the lock.
+
+    Nothing is left to chance: the first thread goes on when the second one stands in front of the lock, or is through.
+    """
+    told, entered, results = threading.Event(), threading.Event(), {}
+    door = Door(getattr(owner, lock), told)
+    monkeypatch.setattr(owner, lock, door)
+    original = getattr(*inside)
+
+    def stopped(*args, **kwargs):
+        if threading.current_thread().name == "first" and not entered.is_set():
+            entered.set()
+            assert told.wait(30), "the second thread neither waits nor ends"
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(*inside, stopped)
+
+    def run(name, act):
+        try:
+            results[name] = act()
+        except BaseException as error:
+            results[name] = error
+        finally:
+            if name == "second":
+                told.set()
+
+    one = threading.Thread(target=run, args=("first", first), name="first")
+    one.start()
+    assert entered.wait(30), f"{inside[1]} is not called: {results}"
+    other = threading.Thread(target=run, args=("second", second), name="second")
+    other.start()
+    for thread in (one, other):
+        thread.join(30)
+    assert not [r for r in results.values() if isinstance(r, BaseException)], results
+    return door.waited
+
+
+ASKED = {
+    "sine_waves": ("grow", lambda: noise.sine_waves(40_000)),
+    "rand_noise": ("normal", lambda: noise.rand_noise(9)),
+    "rand_ini": ("open_source", lambda: noise.rand_ini()),
+}
+
+
+@pytest.mark.parametrize("second", ASKED)
+@pytest.mark.parametrize("first", ASKED)
+def test_one_at_a_time_in_the_noise(monkeypatch, first, second):
+    monkeypatch.setattr(noise, "_FIXED", fixed := noise._FixedNoise())
+    name, act = ASKED[first]
+    owner = noise.TorchGenerator if name == "normal" else noise._FixedNoise
+    assert waits(monkeypatch, fixed, "lock", (owner, name), act, ASKED[second][1])
+
+
+class Watched(OrderedDict):
+    """Prompts, with places to stop at."""
+
+    def values(self):
+        return super().values()
+
+    def clear(self):
+        super().clear()
+
+
+def memory_and_uses(flow):
+    """A memory that holds a prompt, and what can be done with it: where to stop, and the call."""
+    memory, about = StreamMemory(), utterance(15)
+    stream = start(flow, about, memory=memory.within(1 << 30))
+    stream.push(about["token"][:, :9])
+    keep = memory.keeper(stream, 24, 1 << 30)
+    state = stream._state
+    memory._prompts = Watched()
+    keep(state)
+    return memory, {
+        "reserve": ((StreamMemory, "_make_way"), lambda: memory.reserve(SimpleNamespace, 8, 1 << 30)),
+        "find": ((streaming._Prompt, "made_by"), lambda: memory.find(stream, 24)),
+        "keep": ((FlowState, "prompt"), lambda: keep(state)),
+        "nbytes": ((StreamMemory, "_prompt_bytes"), lambda: memory.nbytes),
+        "clear": ((Watched, "clear"), memory.clear),
+    }
+
+
+USES = ("reserve", "find", "keep", "nbytes", "clear")
+
+
+@pytest.mark.parametrize("second", USES)
+@pytest.mark.parametrize("first", USES)
+def test_one_at_a_time_in_the_memory_of_streams(flow, monkeypatch, first, second):
+    memory, uses = memory_and_uses(flow)
+    assert waits(monkeypatch, memory, "_lock", *uses[first], uses[second][1])
+
+
+def test_one_at_a_time_in_the_normalizer(monkeypatch):
+    """wetext keeps the text that it works on."""
+    normalizer = WeTextNormalizer.__new__(WeTextNormalizer)
+    inner = SimpleNamespace(normalize=lambda text: text)
+    normalizer._normalizer, normalizer._lock, normalizer._reported = inner, threading.Lock(), False
+    assert waits(
+        monkeypatch, normalizer, "_lock", (inner, "normalize"), lambda: normalizer("a"), lambda: normalizer("b")
+    )

@@ -88,6 +88,17 @@ CASES = (
         for chunk in (0, 1, 8, 50)
     ),
     _mask("optional.blind", "add_optional_chunk_mask", dict(static_chunk_size=8), masks=valid(23, 23, 0) > 0),
+    *(
+        case(f"flow.activation.{name}", f"flow.fast.{name}", x=normal(2, 23, 48, scale=3))
+        for name in ("exp2", "silu", "mish", "gelu_tanh", "gelu_by_tanh")
+    ),
+    case(
+        "flow.activation.attention",
+        "flow.fast.attention",
+        None,
+        dict(scale=0.25),
+        **dict.fromkeys(("q", "k", "v"), normal(2, 3, 23, 16)),
+    ),
     case("flow.sinus", "flow.layers.SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
     case("flow.time_embed", "flow.layers.TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
     case("flow.rotary.angles", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=77)),
@@ -102,17 +113,6 @@ CASES = (
         mask=valid(23, 23, 17)[:, 0] > 0,
     ),
     case("flow.conv_pos_embed.one", "flow.layers.CausalConvPositionEmbedding", dict(dim=32), x=normal(1, 1, 32)),
-    case("flow.grn", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96)),
-    case("flow.grn.quiet", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
-    *(
-        case(
-            f"flow.convnext.{dilation}",
-            "flow.layers.ConvNeXtV2Block",
-            dict(dim=48, intermediate_dim=96, dilation=dilation),
-            x=normal(2, 23, 48),
-        )
-        for dilation in (1, 2)
-    ),
     case("flow.adaln_zero", "flow.layers.AdaLayerNormZero", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)),
     case(
         "flow.adaln_final", "flow.layers.AdaLayerNormZero_Final", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)
@@ -226,5 +226,17 @@ CASES = (
         prompt_token=tokens(1, 3, high=61),
         prompt_feat=normal(1, 6, 80),
         embedding=normal(1, 24),
+    ),
+    # What the model never builds, last: of the parts it uses none should be named by these.
+    case("flow.grn", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96)),
+    case("flow.grn.quiet", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
+    *(
+        case(
+            f"flow.convnext.{dilation}",
+            "flow.layers.ConvNeXtV2Block",
+            dict(dim=48, intermediate_dim=96, dilation=dilation),
+            x=normal(2, 23, 48),
+        )
+        for dilation in (1, 2)
     ),
 )

@@ -99,8 +99,10 @@ def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
     adapter.run(*arguments)  # what is made once is made without a machine
     found = machines(count, lambda: run_case(*arguments, torch.float32), lambda: adapter.run(*arguments))
     for port, single, further in found:
-        before = compare_all(port, single, truth.double)
-        for output, after in compare_all(port, single, truth.double, further, truth.rounded).items():
+        before = compare_all(port, single, truth.double, follow=case.target.follows)
+        for output, after in compare_all(
+            port, single, truth.double, further, truth.rounded, case.target.follows
+        ).items():
             yield f"{name}.{output}", before[output], after
 
 

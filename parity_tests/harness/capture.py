@@ -54,6 +54,8 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         for target in TARGETS.values():
+            if target.witness:
+                continue
             found, method = target.resolve(self.package)
             if isinstance(found, type):
                 self._wrap(found, method or ("forward" if issubclass(found, torch.nn.Module) else "__call__"), target)

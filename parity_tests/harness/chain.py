@@ -185,7 +185,8 @@ def compare_sides(
         )
         results = {k: call.target.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
         others = [spool.load(side[key].results) for side in further]
-        _keep_worst(rows, plan, key, "chained", compare_all(results, call.results, truth.results, others))
+        readings = compare_all(results, call.results, truth.results, others, follow=call.target.follows)
+        _keep_worst(rows, plan, key, "chained", readings)
         if isolated and path in by_time:
             name = f"{plan.name}/{name}"
             rows.setdefault((name, "isolated"), _row(plan, name, path, "isolated", BAKED))
@@ -228,7 +229,7 @@ def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading]:
     changed = {k: _changed(target.to_port.get(k, np.asarray), v) for k, v in call.arguments.items()}
     mine = _again("port", port, _thaw(changed, to_mlx))
     mine = {k: target.from_port.get(k, np.asarray)(v) for k, v in mine.items()}
-    readings = compare_all(mine, call.results, truth)
+    readings = compare_all(mine, call.results, truth, follow=target.follows)
     if all(reading.status != "FAIL" for reading in readings.values()):
         return readings  # further runs only raise the reference's error: what passes needs none
 
@@ -236,7 +237,7 @@ def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading]:
         with torch.inference_mode():
             return _again("reference", call, _thaw(call.arguments, lambda a: to_torch(a, torch.float32)))
 
-    return compare_all(mine, call.results, truth, in_other_orders(again))
+    return compare_all(mine, call.results, truth, in_other_orders(again), follow=target.follows)
 
 
 def _again(package: str, call: Call, arguments: dict[str, Any]) -> dict[str, np.ndarray]:

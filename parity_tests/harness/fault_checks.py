@@ -22,7 +22,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
-from parity_tests.harness.fault_tests import GOLDEN, TESTS, module_of
+from parity_tests.harness.fault_tests import BEFORE, GOLDEN, TESTS, module_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import Truth, truth_of
 from parity_tests.harness.signatures import Signature, strength
@@ -51,9 +51,10 @@ class Finding:
 
 
 def look(module: str) -> Finding | None:
-    """The first failure of the isolated cases of a module's stage, then of the tests that go with it."""
+    """The first failure of what comes before any case, of the isolated cases of a module's stage, then of its tests."""
     beginning = max((prefix for prefix in TESTS if module.startswith(prefix)), key=len)
-    return _isolated(cases(module)) or _tests(TESTS[beginning])
+    before = BEFORE.get(module.split(".")[0], ())
+    return _tests(before) or _isolated(cases(module)) or _tests(TESTS[beginning])
 
 
 def signature(module: str) -> Signature:
@@ -149,7 +150,7 @@ def _readings(cases: Sequence[Case]) -> Iterator[tuple[Case, str, Reading]]:
         except (Exception, TimeLimit) as error:
             yield case, case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             continue
-        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded)
+        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded, case.target.follows)
         for output, reading in readings.items():
             yield case, f"{case.name}.{output}", reading
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from parity_tests.harness.cases import all_cases
 from parity_tests.harness.golden_table import find
 
 _GOLDEN = "test_golden.py::test_the_port_is_the_original"
 GOLDEN = (_GOLDEN,)  # all of them, where a stage's own tests have seen nothing
+# What runs before the isolated cases, which all depend on it, by the first word of the fault's module.
+BEFORE = {"convert": (("test_transforms.py",),)}
 # What runs after the isolated cases, by the longest path that the fault's module starts with.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "frontend.text": (("test_text.py",),),
+    "frontend.text": (("test_text.py",), ("test_threads.py", "-k", "normalizer")),
     "frontend.tokenizer": (("test_tokenizer_pieces.py",), ("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
+    "frontend.frontend": (("test_frontend.py", "-k", "hand_over"), ("test_cosyvoice3.py",)),
     "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
     "llm.sampling": (
         (_GOLDEN, "-k", "sampling"),
@@ -19,12 +23,15 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "llm": (
         ("test_llm.py",),
-        ("test_edges.py", "-k", "cache or speech"),
+        ("test_edges.py", "-k", "cache or speech or llm_positions"),
+        ("test_dtypes.py", "-k", "language_model"),
         (_GOLDEN, "-k", "llm or sampling"),
         ("test_walks.py", "-k", "llm or tokens"),
     ),
     "flow": (
-        ("test_edges.py", "-k", "time"),
+        ("test_edges.py", "-k", "time or flow_positions"),
+        ("test_dtypes.py", "-k", "flow"),
+        ("test_handed_noise.py", "-k", "whole_flow"),
         ("test_flow.py",),
         ("test_flow_fast.py",),
         (_GOLDEN, "-k", "dit or cfm or flow or masks or rotary"),
@@ -32,15 +39,33 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "vocoder": (
         ("test_edges.py", "-k", "phases"),
+        ("test_handed_noise.py", "-k", "whole_vocoder"),
+        ("test_terms.py", "-k", "upsampling"),
+        ("test_without_float64.py",),
         ("test_vocoder.py",),
         ("test_vocoder_fast.py",),
         (_GOLDEN, "-k", "causal or hift or sine"),
         ("test_walks.py", "-k", "vocoder"),
     ),
-    "vocoder.incremental": (("test_vocoder_streaming.py",),),
-    "flow.incremental": (("test_flow_streaming.py",),),
-    "streaming": (("test_streaming.py",),),
-    "noise": (("test_noise.py",), (_GOLDEN, "-k", "noise")),
+    "vocoder.incremental": (
+        ("test_handed_noise.py", "-k", "streamed_vocoder"),
+        ("test_vocoder_streaming.py",),
+    ),
+    "flow.incremental": (
+        ("test_handed_noise.py", "-k", "streamed_flow"),
+        ("test_dtypes.py", "-k", "stream"),
+        ("test_flow_streaming.py",),
+    ),
+    "streaming": (("test_threads.py", "-k", "memory"), ("test_streaming.py",)),
+    "noise": (
+        ("test_noise.py",),
+        ("test_threads.py", "-k", "noise"),
+        ("test_handed_noise.py",),
+        (_GOLDEN, "-k", "noise"),
+    ),
+    "precision": (("test_dtypes.py",),),
+    "ops": (("test_ops.py",), ("test_terms.py",)),
+    "cosyvoice3": (("test_cosyvoice3.py", "-k", "pieces or zero_is"), ("test_cosyvoice3.py",)),
     "model": (
         (_GOLDEN, "-k", "silent"),
         ("test_driver.py", "-k", "silences or interpolation or speed"),
@@ -49,6 +74,8 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("test_streaming.py", "-k", "driver"),
         ("test_driver_requests.py",),
         ("test_config_fields.py", "-k", "streaming"),
+        ("test_requests.py",),
+        ("test_handed_noise.py", "-k", "request"),
         ("test_cosyvoice3.py",),
     ),
     "community": (("test_community_sizes.py",), ("test_community.py",)),
@@ -76,6 +103,25 @@ MODULES = {
     "test_llm.py": "llm.speech_lm.CosyVoice3LM",
     "test_llm.py::test_qwen2": "llm.qwen2.Qwen2Model",
     "test_llm.py::test_sampling": "llm.sampling",
+    "test_cosyvoice3.py": "cosyvoice3",
+    "test_dtypes.py::test_a_stream": "flow.incremental.StreamingFlow",
+    "test_dtypes.py::test_layers": "precision",
+    "test_edges.py::test_flow_positions": "flow.layers.RotaryEmbedding",
+    "test_edges.py::test_llm_positions": "llm.qwen2.Qwen2RotaryEmbedding",
+    "test_frontend.py::test_hand_over": "frontend.frontend",
+    "test_handed_noise.py::test_a_request": "model.CosyVoice3Model",
+    "test_handed_noise.py::test_a_streamed_flow": "flow.incremental.StreamingFlow",
+    "test_handed_noise.py::test_a_streamed_vocoder": "vocoder.incremental.StreamingVocoder",
+    "test_handed_noise.py::test_a_whole_flow": "flow.decoder.CausalMaskedDiffWithDiT.inference",
+    "test_handed_noise.py::test_a_whole_vocoder": "vocoder.generator.CausalHiFTGenerator.inference",
+    "test_handed_noise.py::test_windows": "noise",
+    "test_transforms.py": "convert.transforms",
+    "test_requests.py": "model.CosyVoice3Model",
+    "test_terms.py::test_products": "ops",
+    "test_terms.py::test_upsampling": "vocoder.convolution.CausalConv1dUpsample",
+    "test_threads.py::test_one_at_a_time_in_the_memory": "streaming",
+    "test_threads.py::test_one_at_a_time_in_the_noise": "noise",
+    "test_threads.py::test_one_at_a_time_in_the_normalizer": "frontend.text",
     "test_edges.py::test_a_cache": "llm.qwen2.Qwen2Model",
     "test_edges.py::test_a_request": "model.CosyVoice3Model",
     "test_edges.py::test_digits": "frontend.tokenizer",
@@ -120,5 +166,8 @@ def module_of(nodeid: str) -> str:
     if known:
         return MODULES[max(known, key=len)]
     file = name.partition("[")[2].removesuffix("]")
+    of_case = next((case.target.path for case in all_cases() if case.name == file), None)
+    if of_case:
+        return of_case
     golden = find(file) if name.startswith(_GOLDEN) else None
     return golden.runs[0].target if golden else name.partition("::")[0]

@@ -92,6 +92,7 @@ def _rotary(file: GoldenFile, kit: Kit) -> Arrays:
         embedding.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
         embedding.to(kit.dtype)
     freqs = embedding(file.call["seq_len"])
+    freqs = freqs - freqs[:, :1]  # positions may be counted from anywhere, the file's are from 0
     tables, rotate = kit.get("flow.layers.rotary_tables")(freqs), kit.get("flow.layers.apply_rotary_pos_emb")
     found = {
         "freqs": freqs,

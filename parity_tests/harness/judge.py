@@ -56,7 +56,8 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
     except Exception as error:
         readings = {"": Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")}
     else:
-        readings = compare_all(port, truth.single, truth.double, truth.further, truth.rounded)
+        truths = truth.single, truth.double, truth.further, truth.rounded
+        readings = compare_all(port, *truths, case.target.follows)
     return [
         Row(
             name=f"{case.name}.{output}" if output else case.name,
@@ -83,8 +84,16 @@ def compare_all(
     double: Arrays,
     further: Sequence[Arrays] = (),
     rounded: Arrays | None = None,
+    follow: Callable[[Arrays], Arrays] | None = None,
 ) -> dict[str, Reading]:
-    """Readings by output name; an output that one side lacks is an ERROR, and so are two whose names are exchanged."""
+    """Readings by output name; an output that one side lacks is an ERROR, and so are two whose names are exchanged.
+
+    Args:
+        follow: as `Target.follows`.
+    """
+    if follow and port.keys() == double.keys():
+        port, single, double = follow(port), follow(single), follow(double)
+        further, rounded = [follow(run) for run in further], rounded and follow(rounded)
 
     def read(name: str, of: str) -> Reading:
         """The port's output `name` against the reference's output `of`."""

@@ -30,6 +30,7 @@ from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from parity_tests.harness.targets import TARGETS
 from port.files import beside
 from reports.words import ratio_text
 
@@ -125,7 +126,8 @@ def _judge_one(entry: Mapping[str, Any], folder: Path, results: Path) -> list[Ro
     except RecordError as error:
         readings = {output: Reading("ERROR", str(error)) for output in groups["out"]}
     else:
-        readings = compare_all(port, groups["out"], groups["out64"])
+        follow = TARGETS[entry["module"]].follows
+        readings = compare_all(port, groups["out"], groups["out64"], follow=follow)
     command = f"python -m parity_tests.harness.record --judge {folder} {results} --only '{entry['case']}'"
     about = ("isolated", entry["module"], entry["case"])
     return [Row(f"{entry['case']}.{k}", entry["stage"], *about, reading, command) for k, reading in readings.items()]

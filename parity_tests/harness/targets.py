@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from port import config as sizes
 
@@ -57,6 +60,9 @@ class Target:
         chained: both sides call it equally often inside the whole model.
         replay: it can be called again with the arguments that the other side got.
         run: how to call it when a plain call will not do; gets the callable and the arguments in the side's tensors.
+        follows: results -> what the next part makes of them, in the reference's layout; compared in their place, where
+            the values themselves are a convention.
+        witness: torch's own function, where the reference calls that and has no twin; never part of a walk.
     """
 
     path: str
@@ -69,6 +75,8 @@ class Target:
     run: Callable[[Any, dict[str, Any]], Any] | None = None
     chained: bool = True
     replay: bool = True
+    follows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+    witness: Callable[..., Any] | None = None
 
     @property
     def stage(self) -> str:
@@ -78,6 +86,8 @@ class Target:
 
     def resolve(self, package: str) -> tuple[Any, str | None]:
         """The class or function of one side and, for a method, its name."""
+        if self.witness and package == "reference":
+            return self.witness, None
         module, _, name = self.path.rpartition(".")
         try:
             return getattr(importlib.import_module(f"{package}.{module}"), name), None
@@ -110,6 +120,32 @@ class Target:
         return dict(zip(self.outputs, result, strict=True))
 
 
+# Attention sees how far apart two positions are; from which one they are counted is a convention. Below, all are turned
+# back by the first.
+
+
+def _turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Angles (1, n, d) -> where they point."""
+    angles = results["freqs"].astype(np.float64)
+    angles = angles - angles[:, :1]
+    return {"freqs": np.stack((np.cos(angles), np.sin(angles)))}
+
+
+def _table_turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Cosines and sines (n, d) -> the same of the angles between."""
+    z = results["cos"].astype(np.float64) + 1j * results["sin"]
+    z = z * z[:1].conj()
+    return {"tables": np.stack((z.real, z.imag))}
+
+
+def _turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rotated channels (..., n, c), of which adjacent ones are a pair -> what the pairs turn by, and their lengths."""
+    y = results["y"].astype(np.float64)
+    z = y[..., ::2] + 1j * y[..., 1::2]
+    z = z * z[..., :1, :].conj()
+    return {"y": np.stack((z.real, z.imag))}
+
+
 _CONV = {"to_port": {"x": swap, "cache": swap}, "from_port": {"y": swap}}
 _IMAGE = {
     "to_port": {"x": lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1))},
@@ -130,6 +166,10 @@ def _valid_rows(call: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     inside = np.arange(found.shape[1]) < lengths[:, None]
     name = "tokens" if found.ndim == 2 else "y"
     return {name: found * (inside if found.ndim == 2 else inside[..., None]), "lengths": lengths}
+
+
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
 TARGETS = {
@@ -174,21 +214,28 @@ TARGETS = {
         Target("frontend.speaker.CAMPPlus", ("embedding",), at="speaker:", config=sizes.SpeakerConfig),
         # language model, bottom-up
         Target("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
-        Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin")),
+        Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=_table_turns),
         Target("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", config=sizes.Qwen2Config, prepare=_ROPE),
         Target("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", config=sizes.Qwen2Config),
         Target("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE),
         Target("llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", config=sizes.Qwen2Config),
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
+        # activations: fast forms of functions that the reference takes from torch
+        Target("flow.fast.exp2", chained=False, witness=torch.exp2),
+        Target("flow.fast.silu", chained=False, witness=F.silu),
+        Target("flow.fast.mish", chained=False, witness=F.mish),
+        Target("flow.fast.gelu_tanh", chained=False, witness=partial(F.gelu, approximate="tanh")),
+        Target("flow.fast.gelu_by_tanh", chained=False, witness=partial(F.gelu, approximate="tanh")),
+        Target("flow.fast.attention", chained=False, witness=_attention),
         # flow, bottom-up: the first failure in this order is the smallest wrong part
         Target("flow.masks.make_pad_mask", ("mask",), chained=False),
         Target("flow.masks.subsequent_chunk_mask", ("mask",), chained=False),
         Target("flow.masks.add_optional_chunk_mask", ("mask",), chained=False),
         Target("flow.layers.SinusPositionEmbedding"),
         Target("flow.layers.TimestepEmbedding", at=f"{_DIT}.time_embed"),
-        Target("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed"),
-        Target("flow.layers.apply_rotary_pos_emb", prepare=_ROPE),
+        Target("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed", follows=_turns),
+        Target("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=_turned),
         Target("flow.layers.CausalConvPositionEmbedding", at=f"{_DIT}.input_embed.conv_pos_embed"),
         Target("flow.layers.GRN", at="unit:grn"),
         Target("flow.layers.ConvNeXtV2Block", at="unit:convnext"),

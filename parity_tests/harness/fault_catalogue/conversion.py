@@ -92,7 +92,7 @@ FAULTS = (
     Fault(
         "weight_norm_in_half_precision",
         "precision",
-        "vocoder.generator.ResBlock",
+        "convert.transforms",
         edit(
             _FOLD,
             "return gain * (direction / norm)",
@@ -102,13 +102,13 @@ FAULTS = (
     Fault(
         "weight_norm_not_divided",
         "normalisation",
-        "vocoder.generator.ResBlock",
+        "convert.transforms",
         edit(_FOLD, "gain * (direction / norm)", "gain * direction"),
     ),
     Fault(
         "weight_norm_of_all_channels_at_once",
         "normalisation",
-        "vocoder.generator.ResBlock",
+        "convert.transforms",
         edit(
             _FOLD,
             "np.sqrt((flat * flat).sum(axis=1))[:, None, None]",
@@ -118,7 +118,7 @@ FAULTS = (
     Fault(
         "weight_norm_with_epsilon",
         "epsilon",
-        "vocoder.generator.ResBlock",
+        "convert.transforms",
         edit(_FOLD, "np.sqrt((flat * flat).sum(axis=1))", "np.sqrt((flat * flat).sum(axis=1) + 1e-5)"),
     ),
     Fault(

@@ -31,7 +31,7 @@ FAULTS = (
         edit("flow.layers:ConvNeXtV2Block.__call__", "nn.gelu(", "nn.gelu_approx("),
     ),
     # norms
-    Fault("layer_norm_eps_1e-5", "epsilon", f"{LAYERS}.ConvNeXtV2Block", constant("flow.layers:LAYER_NORM_EPS", 1e-5)),
+    Fault("layer_norm_eps_1e-5", "epsilon", f"{LAYERS}.AdaLayerNormZero", constant("flow.layers:LAYER_NORM_EPS", 1e-5)),
     Fault(
         "adaln_eps_1e-5",
         "epsilon",
@@ -91,7 +91,7 @@ FAULTS = (
     Fault(
         "gelu_constant_off_by_a_thousandth",
         "constant",
-        f"{LAYERS}.FeedForward",
+        "flow.fast.gelu_tanh",
         constant("flow.fast:TANH_CUBE", 0.044760),
     ),
     Fault(

@@ -11,25 +11,25 @@ FAULTS = (
     Fault(
         "exponential_of_degree_three",
         "constant",
-        "flow.layers.CausalConvPositionEmbedding",
+        "flow.fast.exp2",
         constant("flow.fast:EXP_DEGREE", 3),
     ),
     Fault(
         "exponential_with_a_short_logarithm",
         "constant",
-        "flow.layers.CausalConvPositionEmbedding",
+        "flow.fast.silu",
         constant("flow.fast:LOG2_E", 1.4427),
     ),
     Fault(
         "fast_mish_without_its_square",
         "activation",
-        "flow.layers.CausalConvPositionEmbedding",
+        "flow.fast.mish",
         edit("flow.fast:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
     ),
     Fault(
         "fast_softmax_summed_over_queries",
         "normalisation",
-        "flow.layers.Attention",
+        "flow.fast.attention",
         edit("flow.fast:_softmax_product", "weights.sum(axis=-2", "weights.swapaxes(-1, -2).sum(axis=-2"),
     ),
     Fault(

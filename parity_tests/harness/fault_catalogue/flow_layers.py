@@ -200,6 +200,7 @@ FAULTS = (
             "np.arange(start, end,",
             "np.arange(start + 1, end + 1,",
         ),
+        equivalent="attention sees how far apart two positions are: each is one later, so that none moves",
     ),
     Fault(
         "rope_ignores_the_offset",

@@ -34,6 +34,7 @@ FAULTS = (
         "off by one",
         ROTARY,
         edit(f"{_ROTARY}._build", "arange(length)", "arange(1, length + 1)"),
+        equivalent="attention sees how far apart two positions are: each is one later, so that none moves",
     ),
     Fault(
         "qwen2_rope_interleaved",

@@ -146,7 +146,7 @@ FAULTS = (
     Fault(
         "weight_norm_by_the_size_of_the_gain",
         "sign",
-        "vocoder.generator.ResBlock",
+        "convert.transforms",
         edit("convert.transforms:fold_weight_norm", "return gain * ", "return np.abs(gain) * "),
     ),
 )

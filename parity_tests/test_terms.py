@@ -1,0 +1,100 @@
+"""How many terms a sum has: no product does more than the plain form needs, none is longer than float32 bears.
+
+A tap of zeros, or channels in one long sum, change nothing that another BLAS would not change as well; here the
+products are counted. The witness counts them in torch.
+"""
+
+from math import prod
+
+import mlx.core as mx
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness.cases import all_cases
+from parity_tests.harness.oracle import reference_state, to_torch
+from port.ops import LONGEST_SUM, conv1d, conv_backend
+from port.paths import PLAIN, fast_paths
+from port.vocoder.convolution import CausalConv1dUpsample
+
+PARTS = ("vocoder.conv", "vocoder.resblock", "vocoder.f0", "flow.conv_pos_embed", "flow.lookahead", "flow.feed_forward",
+         "flow.attention", "flow.block", "flow.input_embed", "flow.dit", "llm.mlp", "llm.attention", "llm.layer",
+         "llm.qwen2", "llm.scores")  # fmt: skip
+COUNTED = [case for case in all_cases() if case.name.startswith(PARTS)]
+
+
+class Products:
+    """Multiply-adds of every matrix product and convolution, and the longest sum in one of them."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.longest = 0, 0
+
+        def watch(place, name, size):
+            original = getattr(place, name)
+
+            def call(*args, **kwargs):
+                result = original(*args, **kwargs)
+                terms, times = size(result, *args)
+                self.count += times * terms * result.size
+                self.longest = max(self.longest, terms)
+                return result
+
+            monkeypatch.setattr(place, name, call)
+
+        watch(mx.array, "__matmul__", lambda y, a, b, *_: (a.shape[-1], 1))
+        watch(mx, "matmul", lambda y, a, b, *_: (a.shape[-1], 1))
+        watch(mx, "addmm", lambda y, c, a, b, *_: (a.shape[-1], 1))
+        watch(mx, "conv1d", lambda y, x, w, *_: (prod(w.shape[1:]), 1))
+        watch(mx.fast, "scaled_dot_product_attention", lambda y, q, k, *_: (k.shape[-2], 2))
+
+
+def of_torch(case):
+    """Multiply-adds of the reference."""
+    module = case.target.build("reference", case.config)
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in reference_state(case).items()})
+    double = torch.float64 if case.name.startswith("vocoder.f0") else torch.float32
+    inputs = {k: to_torch(v, double) for k, v in case.draw().items()}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        case.target.call("reference", module.to(double).eval(), {**inputs, **case.call})
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
+def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oftener(case, monkeypatch):
+    found = {}
+    for name, paths in (("plain", PLAIN), ("fast", None)):
+        with monkeypatch.context() as patch, fast_paths(paths), conv_backend("matmul"):
+            products = Products(patch)
+            OwnPort().run(case.target, case.config, reference_state(case), case.draw(), case.call)
+        found[name] = products.count
+    expected = of_torch(case)
+    assert expected > 0
+    assert found["plain"] == expected
+    if ".upsample." not in case.name:  # whose phases are made once, see below
+        assert found["fast"] <= expected
+
+
+@pytest.mark.parametrize(("taps", "stride"), [(16, 8), (11, 5), (7, 3), (4, 4), (5, 4)])
+def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
+    """Polyphase: an input frame meets stride phases, and each phase as many frames as its taps can reach."""
+    conv = CausalConv1dUpsample(6, 10, taps, stride)
+    products = Products(monkeypatch)
+    mx.eval(conv(mx.zeros((1, 9, 6))))
+    reach = -(-(taps - 1) // stride) + 1  # frames back that the earliest phase sees, and the current one
+    making = taps * reach * stride * 60
+    assert products.count == making + 9 * stride * 10 * reach * 6
+
+
+@pytest.mark.parametrize("channels", [80, 256, 257, 1024])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_products_are_short_enough_for_any_blas(channels, groups, monkeypatch):
+    """Added up one after another, 1024 terms are six times as far off as torch's blocks."""
+    width, taps, frames = channels // groups, 3, 8
+    products = Products(monkeypatch)
+    with conv_backend("matmul"):
+        mx.eval(conv1d(mx.zeros((1, frames + taps - 1, width * groups)), mx.zeros((4, taps, width)), groups=groups))
+    assert products.longest <= 256
+    assert products.count == frames * 4 * taps * width
+    assert LONGEST_SUM == 256
