@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -168,10 +167,6 @@ def _valid_rows(call: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: found * (inside if found.ndim == 2 else inside[..., None]), "lengths": lengths}
 
 
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-
 TARGETS = {
     target.path: target
     for target in (
@@ -222,12 +217,16 @@ TARGETS = {
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # activations: fast forms of functions that the reference takes from torch
-        Target("flow.fast.exp2", chained=False, witness=torch.exp2),
-        Target("flow.fast.silu", chained=False, witness=F.silu),
-        Target("flow.fast.mish", chained=False, witness=F.mish),
-        Target("flow.fast.gelu_tanh", chained=False, witness=partial(F.gelu, approximate="tanh")),
-        Target("flow.fast.gelu_by_tanh", chained=False, witness=partial(F.gelu, approximate="tanh")),
-        Target("flow.fast.attention", chained=False, witness=_attention),
+        Target("flow.fast.exp2", chained=False, witness=lambda x: torch.exp2(x)),
+        Target("flow.fast.silu", chained=False, witness=lambda x: F.silu(x)),
+        Target("flow.fast.mish", chained=False, witness=lambda x: F.mish(x)),
+        Target("flow.fast.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target("flow.fast.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target(
+            "flow.fast.attention",
+            chained=False,
+            witness=lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, scale=scale),
+        ),
         # flow, bottom-up: the first failure in this order is the smallest wrong part
         Target("flow.masks.make_pad_mask", ("mask",), chained=False),
         Target("flow.masks.subsequent_chunk_mask", ("mask",), chained=False),
