@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from parity_tests.harness.conventions import table_turns, turned, turns
 from port import config as sizes
 
 _HOP = sizes.VocoderConfig().hop_samples
@@ -119,32 +120,6 @@ class Target:
         return dict(zip(self.outputs, result, strict=True))
 
 
-# Attention sees how far apart two positions are; from which one they are counted is a convention. Below, all are turned
-# back by the first.
-
-
-def _turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Angles (1, n, d) -> where they point."""
-    angles = results["freqs"].astype(np.float64)
-    angles = angles - angles[:, :1]
-    return {"freqs": np.stack((np.cos(angles), np.sin(angles)))}
-
-
-def _table_turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Cosines and sines (n, d) -> the same of the angles between."""
-    z = results["cos"].astype(np.float64) + 1j * results["sin"]
-    z = z * z[:1].conj()
-    return {"tables": np.stack((z.real, z.imag))}
-
-
-def _turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rotated channels (..., n, c), of which adjacent ones are a pair -> what the pairs turn by, and their lengths."""
-    y = results["y"].astype(np.float64)
-    z = y[..., ::2] + 1j * y[..., 1::2]
-    z = z * z[..., :1, :].conj()
-    return {"y": np.stack((z.real, z.imag))}
-
-
 _CONV = {"to_port": {"x": swap, "cache": swap}, "from_port": {"y": swap}}
 _IMAGE = {
     "to_port": {"x": lambda x: np.ascontiguousarray(x.transpose(0, 2, 3, 1))},
@@ -209,7 +184,7 @@ TARGETS = {
         Target("frontend.speaker.CAMPPlus", ("embedding",), at="speaker:", config=sizes.SpeakerConfig),
         # language model, bottom-up
         Target("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
-        Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=_table_turns),
+        Target("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=table_turns),
         Target("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", config=sizes.Qwen2Config, prepare=_ROPE),
         Target("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", config=sizes.Qwen2Config),
         Target("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE),
@@ -233,8 +208,8 @@ TARGETS = {
         Target("flow.masks.add_optional_chunk_mask", ("mask",), chained=False),
         Target("flow.layers.SinusPositionEmbedding"),
         Target("flow.layers.TimestepEmbedding", at=f"{_DIT}.time_embed"),
-        Target("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed", follows=_turns),
-        Target("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=_turned),
+        Target("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed", follows=turns),
+        Target("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=turned),
         Target("flow.layers.CausalConvPositionEmbedding", at=f"{_DIT}.input_embed.conv_pos_embed"),
         Target("flow.layers.GRN", at="unit:grn"),
         Target("flow.layers.ConvNeXtV2Block", at="unit:convnext"),
