@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from convert.quantize import PARTS, Precision
 from parity_tests.speech_support import SMALL, small_models
-from port.flow import fast, layers
+from port.flow import layers
 from port.flow.incremental import StreamingFlow
 from port.flow.matching import CausalConditionalCFM
 from port.llm import qwen2
@@ -24,26 +24,37 @@ from port.vocoder.generator import CausalHiFTGenerator
 HALVES = ("float16", "bfloat16")
 HOW = ("as converted", "every part", "throughout")
 FLOAT32 = {mx.float32}
-# What adds up over many terms or layers: all that these get and give is float32, whatever the weights are.
-SUMS = (
-    (qwen2.Qwen2DecoderLayer, "__call__"),
-    (qwen2.Qwen2RMSNorm, "__call__"),
-    (qwen2.Qwen2Model, None),  # gives, not gets: its embeddings have the table's dtype
-    (CosyVoice3LM, "scores"),
-    (layers.DiTBlock, "__call__"),
-    (layers.AdaLayerNormZero, "__call__"),
-    (layers.AdaLayerNormZero, "modulation"),
-    (layers.AdaLayerNormZero_Final, "__call__"),
-    (layers.AdaLayerNormZero_Final, "modulation"),
-    (nn.LayerNorm, "__call__"),
-    (CausalConditionalCFM, "velocity"),
-    (CausalConditionalCFM, "__call__"),
-    (StreamingFlow, "_velocity"),
-    (StreamingFlow, "push"),
-    (CausalHiFTGenerator, "spectrum"),
-    (CausalHiFTGenerator, "inference"),
-)
 PITCH = {"f0_predictor", "m_source"}  # which nobody halves: its error grows with time
+DIT, CFM = "flow.dit.DiT", "flow.matching.CausalConditionalCFM"
+# What adds up over many terms or layers: all that these get and give is float32, whatever the weights are. Of what they
+# get, the caller is to blame.
+SUMS = (
+    ("llm.qwen2.Qwen2RMSNorm", qwen2.Qwen2RMSNorm, "__call__", "llm.qwen2.Qwen2DecoderLayer"),
+    ("llm.qwen2.Qwen2DecoderLayer", qwen2.Qwen2DecoderLayer, "__call__", "llm.qwen2.Qwen2Model"),
+    ("llm.qwen2.Qwen2Model", qwen2.Qwen2Model, "__call__", None),  # gets embeddings, in the dtype of their table
+    ("llm.speech_lm.CosyVoice3LM.scores", CosyVoice3LM, "scores", None),
+    ("flow.layers.AdaLayerNormZero", layers.AdaLayerNormZero, "modulation", None),
+    ("flow.layers.AdaLayerNormZero", layers.AdaLayerNormZero, "__call__", "flow.layers.DiTBlock"),
+    ("flow.layers.AdaLayerNormZero_Final", layers.AdaLayerNormZero_Final, "modulation", None),
+    ("flow.layers.AdaLayerNormZero_Final", layers.AdaLayerNormZero_Final, "__call__", DIT),
+    ("flow.layers.DiTBlock", layers.DiTBlock, "__call__", DIT),
+    ("flow.layers.DiTBlock", nn.LayerNorm, "__call__", "flow.layers.DiTBlock"),
+    (f"{CFM}.velocity", CausalConditionalCFM, "velocity", CFM),
+    (CFM, CausalConditionalCFM, "__call__", None),
+    ("flow.incremental.StreamingFlow", StreamingFlow, "_velocity", "flow.incremental.StreamingFlow"),
+    ("flow.incremental.StreamingFlow", StreamingFlow, "push", None),
+    ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "spectrum", None),
+    ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "inference", None),
+)
+# Functions that must get float32; on a GPU MLX's attention keeps its scores float32 by itself.
+FUNCTIONS = (
+    ("llm.speech_lm.CosyVoice3LM.scores", mx, "logsumexp"),
+    ("llm.qwen2.Qwen2RMSNorm", mx.fast, "rms_norm"),
+    ("llm.qwen2.Qwen2Attention", mx.fast, "scaled_dot_product_attention"),
+    ("flow.layers.Attention", layers, "attention"),
+)
+LINEAR = "precision"
+PARTS_SEEN = sorted({row[0] for row in (*SUMS, *FUNCTIONS)} | {LINEAR, DIT})
 # Arguments that are no part of a sum: linears round them to their own dtype.
 LEFT_OUT = {"emb", "t", "mu", "cond", "spks", "given", "halves", "hidden", "token"}
 
@@ -77,54 +88,77 @@ def dtypes(value):
     return found
 
 
-@pytest.fixture
-def watched(monkeypatch):
-    """Where a sum is not float32, and how often each was looked at; linears that would promote their weights."""
-    wrong, seen = set(), {}
+class Watch:
+    """Where a value is not of the dtype it must have, in order: the first is to blame; and what was looked at."""
 
-    def watch(owner, name, label):
+    def __init__(self, patch):
+        self.wrong, self.seen = [], set()
+        for row in SUMS:
+            self._sum(patch, *row)
+        for part, place, name in FUNCTIONS:
+            if ON_CPU or "ttention" not in part:
+                self._function(patch, part, place, name)
+        plain = nn.Linear.__call__
+
+        def linear(layer, x):
+            self._look(LINEAR, {x.dtype}, {layer.weight.dtype})
+            return plain(layer, x)
+
+        patch.setattr(nn.Linear, "__call__", linear)
+
+    def _look(self, part, found, allowed=FLOAT32):
+        self.seen.add(part)
+        self.wrong += [(part, f"{dtype}, not {' or '.join(map(str, allowed))}") for dtype in found - allowed]
+
+    def _sum(self, patch, part, owner, name, caller):
         original = getattr(owner, name)
         names = original.__code__.co_varnames[1 : original.__code__.co_argcount]
 
-        def call(self, *args, **kwargs):
-            result = original(self, *args, **kwargs)
+        def call(module, *args, **kwargs):
             given = {**dict(zip(names, args, strict=False)), **kwargs}
-            ins = set() if label.endswith("Qwen2Model") else dtypes([v for k, v in given.items() if k not in LEFT_OUT])
-            wrong.update(f"{label}: {d}" for d in (ins | dtypes(result)) - FLOAT32)
-            seen[label] = seen.get(label, 0) + 1
+            if caller:
+                self._look(caller, dtypes([v for k, v in given.items() if k not in LEFT_OUT]))
+            result = original(module, *args, **kwargs)
+            self._look(part, dtypes(result))
             return result
 
-        monkeypatch.setattr(owner, name, call)
+        patch.setattr(owner, name, call)
 
-    for owner, name in SUMS:
-        watch(owner, name or "__call__", f"{owner.__name__}.{name}" if name else owner.__name__)
+    def _function(self, patch, part, place, name):
+        original = getattr(place, name)
 
-    def linear(self, x):
-        if x.dtype != self.weight.dtype:
-            wrong.add(f"Linear of {self.weight.dtype} weights: {x.dtype}")
-        seen["Linear"] = seen.get("Linear", 0) + 1
-        return plain(self, x)
+        def call(x, *args, **kwargs):
+            self._look(part, dtypes(x))
+            return original(x, *args, **kwargs)
 
-    plain = nn.Linear.__call__
-    monkeypatch.setattr(nn.Linear, "__call__", linear)
-    for place, name in ((mx, "logsumexp"), (mx.fast, "rms_norm"), (mx.fast, "scaled_dot_product_attention")):
-        watch_function(monkeypatch, place, name, wrong, seen)
-    watch_function(monkeypatch, fast, "attention", wrong, seen)
-    return wrong, seen
+        patch.setattr(place, name, call)
 
 
-def watch_function(monkeypatch, place, name, wrong, seen):
-    """On a CPU, where MLX would round scores to the dtype of the queries."""
-    original = getattr(place, name)
+ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 
-    def call(x, *args, **kwargs):
-        wrong.update(f"{name}: {d}" for d in dtypes(x) - FLOAT32)
-        seen[name] = seen.get(name, 0) + 1
-        return original(x, *args, **kwargs)
 
-    monkeypatch.setattr(place, name, call)
-    if place is fast:
-        monkeypatch.setattr(layers, name, call)
+@pytest.fixture(scope="module")
+def watched(halves):
+    """What a watch saw from token ids to scores, to mel, to a streamed mel, and from mel to samples; once for each."""
+    kept = {}
+
+    def give(dtype, how):
+        if (dtype, how) not in kept:
+            with pytest.MonkeyPatch.context() as patch:
+                kept[dtype, how] = Watch(patch)
+                model = halves(dtype, how)
+                text = np.array([[5, SMALL.llm.end_of_prompt, 7]], np.int32)
+                cache = model.llm.qwen2.make_cache()
+                x = model.llm.prepare_input(text, text[:, :2], speech_ids(6))
+                for token in speech_ids(3)[0]:
+                    model.llm.step(x, cache)
+                    x = model.llm.embed_speech(np.array([[token]]))
+                model.flow.inference(speech_ids(4), *prompt(), streaming=True)
+                StreamingFlow(model.flow, *prompt()).push(speech_ids(4), finalize=True)
+                model.vocoder.inference(prompt()[1])
+        return kept[dtype, how]
+
+    return give
 
 
 def speech_ids(count, seed=0):
@@ -136,84 +170,41 @@ def prompt(tokens=28):
     return speech_ids(tokens), mx.array(feat), mx.ones((1, SMALL.flow.spk_embed_dim))
 
 
-CPU = pytest.mark.skipif(mx.default_device().type != mx.DeviceType.cpu, reason="a GPU keeps scores float32 by itself")
-
-
-@CPU
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_sums_of_the_language_model(halves, watched, dtype, how):
-    """From token ids to scores, through the prompt and three steps behind the cache."""
-    llm, (wrong, seen) = halves(dtype, how).llm, watched
+@pytest.mark.parametrize("part", PARTS_SEEN)
+def test_sums_are_float32_and_products_half(watched, part, dtype, how):
+    """Of all parts the first that is wrong fails: what follows from it is no fault of the others."""
+    watch = watched(dtype, how)
+    assert part in watch.seen or not ON_CPU
+    assert not watch.wrong or watch.wrong[0][0] != part, watch.wrong[0][1]
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_tables_and_caches_are_half(halves, dtype, how):
+    """What is kept has the dtype of the weights that make it."""
+    model = halves(dtype, how)
     text = np.array([[5, SMALL.llm.end_of_prompt, 7]], np.int32)
-    cache = llm.qwen2.make_cache()
-    x = llm.prepare_input(text, text[:, :2], speech_ids(6))
-    assert dtypes(x) == {llm.speech_embedding.weight.dtype}
-    for token in speech_ids(3)[0]:
-        assert llm.step(x, cache).dtype == mx.float32
-        x = llm.embed_speech(np.array([[token]]))
-    held = llm.qwen2.layers[0].self_attn.k_proj.weight.dtype
-    assert dtypes([[c.keys, c.values] for c in cache]) == {held}
-    assert not wrong, sorted(wrong)
-    assert {"Qwen2DecoderLayer.__call__", "Qwen2RMSNorm.__call__", "Qwen2Model", "CosyVoice3LM.scores", "Linear",
-            "logsumexp", "scaled_dot_product_attention"} <= seen.keys()  # fmt: skip
+    cache = model.llm.qwen2.make_cache()
+    x = model.llm.prepare_input(text, text[:, :2], speech_ids(6))
+    assert dtypes(x) == {model.llm.speech_embedding.weight.dtype}
+    assert model.llm.step(x, cache).dtype == mx.float32
+    assert dtypes([[c.keys, c.values] for c in cache]) == {model.llm.qwen2.layers[0].self_attn.k_proj.weight.dtype}
+    assert dtypes(model.flow.encode(speech_ids(9))) == {model.flow.input_embedding.weight.dtype}
+    assert model.vocoder.f0_predictor(prompt()[1]).dtype == mx.float32
 
 
-@CPU
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_sums_of_the_flow_decoder(halves, watched, dtype, how):
-    """From token ids to mel, all at once."""
-    flow, (wrong, seen) = halves(dtype, how).flow, watched
-    assert dtypes(flow.encode(speech_ids(9))) == {flow.input_embedding.weight.dtype}
-    flow.inference(speech_ids(4), *prompt(), streaming=True)
-    assert not wrong, sorted(wrong)
-    assert {"DiTBlock.__call__", "AdaLayerNormZero.__call__", "AdaLayerNormZero.modulation", "LayerNorm.__call__",
-            "AdaLayerNormZero_Final.__call__", "CausalConditionalCFM.velocity", "attention"} <= seen.keys()  # fmt: skip
-
-
-@CPU
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("dtype", HALVES)
-def test_a_stream_sums_in_float32_and_keeps_half(halves, watched, dtype, how):
+def test_a_stream_keeps_half(halves, dtype, how):
     """Its keys and values have the dtype of the weights that make them, which is what its memory is counted by."""
-    flow, (wrong, seen) = halves(dtype, how).flow, watched
+    flow = halves(dtype, how).flow
     stream = StreamingFlow(flow, *prompt())
-    for have in (5, 30, 54):
-        stream.push(speech_ids(54)[:, :have])
+    for have in (5, 30):
+        stream.push(speech_ids(30)[:, :have])
         step = stream._state.steps[0]
         assert dtypes([step.keys, step.values]) == {flow.decoder.estimator.transformer_blocks[0].attn.to_k.weight.dtype}
         assert dtypes(step.tails) == FLOAT32
         tails = 0 if have > 5 else stream.bytes_for(0)  # the prompt's end, until it is left to later streams
         assert stream.nbytes == stream.bytes_for(stream._state.capacity) + tails
-    assert not wrong, sorted(wrong)
-    assert {"StreamingFlow._velocity", "LayerNorm.__call__"} <= seen.keys()
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("dtype", HALVES)
-def test_sums_of_the_vocoder(halves, watched, dtype, how):
-    """The pitch is float64 within and float32 given, the phases are the host's, spectrum and samples float32."""
-    vocoder, (wrong, seen) = halves(dtype, how).vocoder, watched
-    mel = prompt()[1]
-    f0 = vocoder.f0_predictor(mel)
-    assert f0.dtype == mx.float32
-    wav, s = vocoder.inference(mel)
-    assert dtypes([wav, s]) == FLOAT32
-    assert not wrong, sorted(wrong)
-    assert "CausalHiFTGenerator.spectrum" in seen
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_layers_run_in_the_dtype_of_their_weights(halves, dtype):
-    """Every linear and embedding of the model by itself, on a float32 input: nothing is promoted."""
-    from port.precision import layer_dtype, run
-
-    model, looked = halves(dtype, "as converted"), 0
-    for part in (model.llm, model.flow):
-        for _, layer in part.named_modules():
-            if type(layer) is nn.Linear:
-                y = run(layer, mx.zeros((1, layer.weight.shape[1])))
-                assert y.dtype == layer_dtype(layer) == layer.weight.dtype
-                looked += y.dtype != mx.float32
-    assert looked > 10

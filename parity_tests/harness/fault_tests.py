@@ -24,13 +24,13 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "llm": (
         ("test_llm.py",),
         ("test_edges.py", "-k", "cache or speech or llm_positions"),
-        ("test_dtypes.py", "-k", "language_model"),
+        ("test_dtypes.py",),
         (_GOLDEN, "-k", "llm or sampling"),
         ("test_walks.py", "-k", "llm or tokens"),
     ),
     "flow": (
         ("test_edges.py", "-k", "time or flow_positions"),
-        ("test_dtypes.py", "-k", "flow"),
+        ("test_dtypes.py",),
         ("test_handed_noise.py", "-k", "whole_flow"),
         ("test_flow.py",),
         ("test_flow_fast.py",),
@@ -53,7 +53,7 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "flow.incremental": (
         ("test_handed_noise.py", "-k", "streamed_flow"),
-        ("test_dtypes.py", "-k", "stream"),
+        ("test_dtypes.py",),
         ("test_flow_streaming.py",),
     ),
     "streaming": (("test_threads.py", "-k", "memory"), ("test_streaming.py",)),
@@ -105,7 +105,6 @@ MODULES = {
     "test_llm.py::test_sampling": "llm.sampling",
     "test_cosyvoice3.py": "cosyvoice3",
     "test_dtypes.py::test_a_stream": "flow.incremental.StreamingFlow",
-    "test_dtypes.py::test_layers": "precision",
     "test_edges.py::test_flow_positions": "flow.layers.RotaryEmbedding",
     "test_edges.py::test_llm_positions": "llm.qwen2.Qwen2RotaryEmbedding",
     "test_frontend.py::test_hand_over": "frontend.frontend",
@@ -169,5 +168,7 @@ def module_of(nodeid: str) -> str:
     of_case = next((case.target.path for case in all_cases() if case.name == file), None)
     if of_case:
         return of_case
+    if name.startswith("test_dtypes.py::test_sums"):
+        return file.partition("-")[0]
     golden = find(file) if name.startswith(_GOLDEN) else None
     return golden.runs[0].target if golden else name.partition("::")[0]
