@@ -79,6 +79,27 @@ def request(voice, mode, recordings, flow_noise, **options):
     return {"tokens": tokens, "mel": mel, "wav": wav, "chunks": np.array([[c.shape[1] for c in chunks]])}
 
 
+def tokens_said(voice, make):
+    """The speech tokens of each piece of a request; the networks that would say them are left out."""
+    said, silent = [], mx.zeros((1, 0)) if isinstance(voice, CosyVoice3) else torch.zeros(1, 0)
+    voice.model.token2wav = lambda token, **_: (said.append(token[0].tolist()), silent)[1]
+    try:
+        list(make())
+    finally:
+        del voice.model.token2wav
+    return said
+
+
+def test_zero_is_a_seed_like_any_other(voices, recordings):
+    """Not the sign for none: the tokens are those of the reference, and always the same."""
+    ask = lambda v, seed: tokens_said(  # noqa: E731
+        v, lambda: v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=seed, strict_min_length=True)
+    )
+    found = [ask(voices.port, 0) for _ in range(3)]
+    assert found[0] == found[1] == found[2], "seed 0 is taken for none"
+    assert found[0] == ask(voices.single, 0) != ask(voices.port, 1)
+
+
 @pytest.mark.float32
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("mode", REQUESTS)
@@ -177,17 +198,6 @@ def test_a_prompt_is_read_once_for_all_pieces(voice, monkeypatch, recordings):
     assert len(calls) == 1
 
 
-def tokens_said(voice, make):
-    """The speech tokens of each piece of a request; the networks that would say them are left out."""
-    said, silent = [], mx.zeros((1, 0)) if isinstance(voice, CosyVoice3) else torch.zeros(1, 0)
-    voice.model.token2wav = lambda token, **_: (said.append(token[0].tolist()), silent)[1]
-    try:
-        list(make())
-    finally:
-        del voice.model.token2wav
-    return said
-
-
 @pytest.mark.float32
 @pytest.mark.parametrize("seed", [2, 0])
 def test_pieces_share_one_stream_of_numbers(voices, recordings, seed):
@@ -201,16 +211,6 @@ def test_pieces_share_one_stream_of_numbers(voices, recordings, seed):
     assert port == reference
     assert len(port) == len(pieces) and sum(map(len, port)) > 100
     assert port[1] != port[2] != port[3], "a piece begins the numbers anew"
-
-
-def test_zero_is_a_seed_like_any_other(voices, recordings):
-    """Not the sign for none: the tokens are those of the reference, and always the same."""
-    ask = lambda v, seed: tokens_said(  # noqa: E731
-        v, lambda: v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=seed, strict_min_length=True)
-    )
-    found = [ask(voices.port, 0) for _ in range(3)]
-    assert found[0] == found[1] == found[2], "seed 0 is taken for none"
-    assert found[0] == ask(voices.single, 0) != ask(voices.port, 1)
 
 
 def test_without_a_seed_every_request_is_new(voice, recordings):
