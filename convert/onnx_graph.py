@@ -18,9 +18,9 @@ from onnx import NodeProto, TensorProto
 
 from convert.checkpoint import CheckpointError
 from convert.onnx_file import read_graph
+from convert.onnx_ops import Attributes, NodeError, check_conv, check_pool, read_attributes, require, tensor_value
 from convert.transforms import Shape
 
-MAX_NODES = 100_000
 OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of Conv and of the norms
 
 
@@ -58,21 +58,31 @@ class Graph:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        graph, self._raw = read_graph(path)
-        if len(graph.node) > MAX_NODES or graph.sparse_initializer:
-            raise self.error(f"more than {MAX_NODES} nodes or sparse weights, unlike the official files")
-        if not all(node.output for node in graph.node):
-            raise self.error("a node has no output")
+        self.file = read_graph(path)
+        graph, self._raw, self.opset = self.file
+        if graph.sparse_initializer:
+            raise self.error("sparse weights, unlike the official files")
         self.nodes: list[NodeProto] = list(graph.node)
-        self.producers = {output: node for node in self.nodes for output in node.output}
+        self.producers = {output: node for node in self.nodes for output in node.output if output}
+        if not all(node.output and node.output[0] for node in self.nodes):
+            raise self.error("a node has no output")
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         if len(self.stored) != len(graph.initializer):
             raise self.error("two initializers bear one name")
+        given = sum(bool(output) for node in self.nodes for output in node.output)
+        if len(self.producers) != given or self.producers.keys() & self.stored.keys():
+            raise self.error("two nodes give one value")
         self.initializers = set(self.stored)
+        self.attributes: dict[str, Attributes] = {}  # by the node's first output
         for node in self.nodes:
+            try:
+                self.attributes[node.output[0]] = read_attributes(node, self.opset)
+            except NodeError as error:
+                raise self.error(str(error)) from None
             if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
                 self.stored[node.output[0]] = value.t
                 self._raw.pop(node.output[0], None)
+        self._roots = self._follow_identities()
         self.found: dict[str, tuple[str, bool]] = {}
         self.used: set[str] = set()
         self.eps: set[str] = set()
@@ -111,22 +121,77 @@ class Graph:
         flat = np.array(self.stored[name].float_data, "<f4") if raw is None else np.frombuffer(raw, "<f4")
         return flat.reshape(tuple(self.stored[name].dims))
 
+    def value(self, name: str) -> np.ndarray:
+        """A stored tensor of any type.
+
+        Raises:
+            CheckpointError: sizes that the file does not hold.
+        """
+        tensor, raw = self.stored[name], self._raw.get(name)
+        if tensor.data_type == TensorProto.FLOAT:
+            return self.array(name)
+        try:
+            if raw is None:
+                return tensor_value(tensor)
+            return np.frombuffer(raw, onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).reshape(tensor.dims)
+        except (ValueError, TypeError, KeyError) as error:
+            raise self.error(f"{name} is not readable ({type(error).__name__})") from None
+
     def norm_eps(self) -> float:
         """The epsilon that all norms share."""
         if len(self.eps) != 1:
-            raise self.error(f"norms with {len(self.eps)} different epsilons: {', '.join(sorted(self.eps)) or 'none'}")
+            raise self.error(f"norms with {len(self.eps)} different epsilons: {', '.join(sorted(self.eps)[:4]) or 'none'}")
         return float(next(iter(self.eps)))
 
-    def attribute(self, op: str, module: str, name: str, default: int) -> int:
-        """First integer of an attribute of the `op` nodes in and below `module`, which must agree."""
-        values = set()
-        for node in self.nodes:
-            if node.op_type == op and f"{module_path(node.name)}.".startswith(f"{module}."):
-                found = _attribute(node, name)
-                values.add(found.ints[0] if found is not None and found.ints else default)
-        if len(values) != 1:
-            raise self.error(f"{name} of {op} in {module} is {sorted(values)}, expected one value")
-        return int(values.pop())
+    def dilation(self, module: str) -> int:
+        """First dilation of the convolution that is `module`."""
+        for node, values in self.of("Conv"):
+            if module_path(node.name) == module:
+                return int(values.get("dilations", [1])[0])
+        raise self.error(f"no node gives {module}.weight")
+
+    def segments(self) -> tuple[int, bool]:
+        """Frames that the averages over segments take, and whether the last one is divided by as many although it
+        holds fewer: `count_include_pad` of `AveragePool`, as onnxruntime 1.18 computes it.
+
+        Raises:
+            CheckpointError: no such node, nodes that differ, or an average that is not one over segments.
+        """
+        pools = self.of("AveragePool")
+        if not pools:
+            raise self.error("no AveragePool node, so no average over segments")
+        first = pools[0][1]
+        try:
+            for node, values in pools:
+                check_pool(node, values)
+                for name in ("kernel_shape", "count_include_pad"):
+                    require(node, name, values[name], first[name])
+        except NodeError as error:
+            raise self.error(str(error)) from None
+        return int(first["kernel_shape"][0]), bool(first["count_include_pad"])
+
+    def check_convolutions(self, layer: Callable[[str], Attributes]) -> None:
+        """Compare every convolution's attributes with the layer that will compute it.
+
+        Args:
+            layer: arguments of the layer that takes a weight's key.
+
+        Raises:
+            CheckpointError: a convolution that the layer does not compute.
+        """
+        shapes = self.shapes()
+        for node, values in self.of("Conv"):
+            key = f"{module_path(node.name)}.weight"
+            if key not in shapes:
+                raise self.error(f"{node.name or node.output[0]}: a convolution that is no module's")
+            try:
+                check_conv(node, values, shapes[key][2:], layer(key))
+            except NodeError as error:
+                raise self.error(str(error)) from None
+
+    def of(self, op: str) -> list[tuple[NodeProto, Attributes]]:
+        """All nodes of an operator with their attributes."""
+        return [(node, self.attributes[node.output[0]]) for node in self.nodes if node.op_type == op]
 
     def loose_tables(self) -> dict[str, np.ndarray]:
         """Stored float matrices that are no weights, by name; they count as used from here on."""
@@ -157,8 +222,7 @@ class Graph:
                     raise self.error(f"{node.name}: its {operand} is computed, expected a stored tensor")
                 self._add(f"{module}.{operand}", place)
             if op != "Conv":
-                eps = _attribute(node, "epsilon")
-                self.eps.add(str(np.float32(1e-5 if eps is None else eps.f)))
+                self.eps.add(str(np.float32(self.attributes[node.output[0]]["epsilon"])))
         elif op == "MatMul" and places[-1] is not None:
             self._add(f"{module}.weight", places[-1], transposed=True)
         elif op in ("Add", "Mul") and (place := next((name for name in places if self._is_float(name)), None)):
@@ -166,7 +230,10 @@ class Graph:
             before = self._op_before(node, module)
             rank = len(self.stored[place].dims)
             if (op, before) == ("Add", "ReduceMean"):
-                self.eps.update(str(eps) for eps in self.array(place).flat)
+                eps = self.array(place)
+                if eps.size != 1:
+                    raise self.error(f"{node.name}: {eps.size} epsilons, expected one")
+                self.eps.add(str(eps.reshape(-1)[0]))
             elif (op, before, rank) in (("Add", "MatMul", 1), ("Add", "Mul", 1)):
                 self._add(f"{module}.bias", place)
             elif (op, before, rank) == ("Mul", "Div", 1):
@@ -192,14 +259,22 @@ class Graph:
 
     def _resolve(self, name: str) -> str | None:
         """Where a value is stored, through Identity nodes (the exporter shares equal weights through them)."""
-        for _ in range(len(self.nodes) + 1):
-            if name in self.stored:
-                return name
-            node = self.producers.get(name)
-            if node is None or node.op_type != "Identity":
-                return None
-            name = node.input[0]
-        raise self.error(f"{name} is defined by itself")
+        root = self._roots.get(name, name)
+        return root if root in self.stored else None
+
+    def _follow_identities(self) -> dict[str, str]:
+        """The value at the start of each chain of Identity nodes, by the values along it; each is looked at once."""
+        sources = {node.output[0]: node.input[0] for node in self.nodes if node.op_type == "Identity"}
+        roots: dict[str, str] = {}
+        for name in sources:
+            chain: dict[str, None] = {}
+            while name in sources and name not in roots:
+                if name in chain:
+                    raise self.error(f"{name} is defined by itself")
+                chain[name] = None
+                name = sources[name]
+            roots.update(dict.fromkeys(chain, roots.get(name, name)))
+        return roots
 
     def _check_storage(self, name: str, key: str) -> None:
         """What the file says about a tensor's size against the bytes that it really holds."""

@@ -15,6 +15,8 @@ from mlx.utils import tree_flatten
 from convert.checkpoint import CheckpointError
 from convert.mapping import ConversionError, plan
 from convert.onnx_graph import Graph, OnnxWeights
+from convert.onnx_ops import Attributes
+from convert.onnx_proof import prove_speaker, prove_speech_tokenizer
 from convert.transforms import Shape
 from port.config import SpeakerConfig, SpeechTokenizerConfig, from_dict
 from port.frontend.speaker import HEAD_STRIDE, CAMPPlus
@@ -51,8 +53,10 @@ def read_speech_tokenizer(path: Path, config: SpeechTokenizerConfig | None = Non
         fsq_dim=shapes["quantizer.project_in.weight"][0],
         norm_eps=graph.norm_eps(),
     )
-    _check(path, "speech_tokenizer", shapes, found, config, S3TokenizerV3)
-    return graph.weights(found)
+    _check(graph, "speech_tokenizer", shapes, found, config, S3TokenizerV3)
+    weights = graph.weights(found)
+    prove_speech_tokenizer(graph, weights)
+    return weights
 
 
 def read_speaker(path: Path, config: SpeakerConfig | None = None) -> OnnxWeights:
@@ -66,6 +70,7 @@ def read_speaker(path: Path, config: SpeakerConfig | None = None) -> OnnxWeights
     _require(path, shapes, "speaker encoder", "head.conv1.weight", "xvector.tdnn.linear.weight")
     _require(path, shapes, "speaker encoder", f"{FIRST_LAYER}.linear1.weight", "xvector.dense.linear.weight")
     _require(path, shapes, "speaker encoder", f"{FIRST_LAYER}.cam_layer.linear_local.weight")
+    segment_frames, divides = graph.segments()
     layers = Counter(key.split(".")[1] for key in shapes if key.endswith(".cam_layer.linear_local.weight"))
     blocks = [f"block{i + 1}" for i in range(len(layers))]
     head_channels = shapes["head.conv1.weight"][0]
@@ -79,14 +84,16 @@ def read_speaker(path: Path, config: SpeakerConfig | None = None) -> OnnxWeights
         bottleneck_channels=shapes[f"{FIRST_LAYER}.linear1.weight"][0],
         block_layers=tuple(layers[block] for block in blocks),
         block_dilations=tuple(
-            graph.attribute("Conv", f"xvector.{block}.tdnnd1.cam_layer.linear_local", "dilations", 1)
-            for block in blocks
+            graph.dilation(f"xvector.{block}.tdnnd1.cam_layer.linear_local") for block in blocks
         ),
-        segment_frames=graph.attribute("AveragePool", "xvector", "kernel_shape", 0),
+        segment_frames=segment_frames,
+        divide_by_full_segment=divides,
         norm_eps=graph.norm_eps(),
     )
-    _check(path, "speaker", shapes, found, config, CAMPPlus)
-    return graph.weights(found)
+    _check(graph, "speaker", shapes, found, config, CAMPPlus)
+    weights = graph.weights(found)
+    prove_speaker(graph, weights)
+    return weights
 
 
 def check_rotary_tables(graph: Graph, theta: float) -> int:
@@ -118,23 +125,37 @@ def _require(path: Path, shapes: dict[str, Shape], what: str, *keys: str) -> Non
 
 
 def _check(
-    path: Path, part: str, shapes: dict[str, Shape], found: C, wanted: C | None, build: Callable[[C], nn.Module]
+    graph: Graph, part: str, shapes: dict[str, Shape], found: C, wanted: C | None, build: Callable[[C], nn.Module]
 ) -> None:
-    """The file is of the wanted sizes, fills every parameter of the port's module once, and holds nothing else."""
+    """The file is of the wanted sizes, fills every parameter of the port's module once, and holds nothing else; its
+    convolutions are the module's."""
     for field in fields(found) if wanted is not None else ():
         if getattr(found, field.name) != getattr(wanted, field.name):
             values = f"{getattr(found, field.name)}, expected {getattr(wanted, field.name)}"
-            raise CheckpointError(f"{path}: {part}.{field.name} is {values}")
+            raise graph.error(f"{part}.{field.name} is {values}")
     try:
         model = build(from_dict(type(found), asdict(found), f".{part}"))
         expected = {f"{part}.{name}": array.shape for name, array in tree_flatten(model.parameters())}
-        given = {step.target: step.shape(shapes) for step in plan(part, shapes)}
+        steps = plan(part, shapes)
+        given = {step.target: step.shape(shapes) for step in steps}
     except (ConversionError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise graph.error(str(error)) from None
     if missing := sorted(expected.keys() - given.keys()):
-        raise CheckpointError(f"{path}: nothing for {missing[0]}; {len(given)} of {len(expected)} weights found")
+        raise graph.error(f"nothing for {missing[0]}; {len(given)} of {len(expected)} weights found")
     if extra := sorted(given.keys() - expected.keys()):
-        raise CheckpointError(f"{path}: the model has no place for {extra[0]}")
+        raise graph.error(f"the model has no place for {extra[0]}")
     for name, shape in expected.items():
         if given[name] != shape:
-            raise CheckpointError(f"{path}: {name} has shape {list(given[name])}, expected {list(shape)}")
+            raise graph.error(f"{name} has shape {list(given[name])}, expected {list(shape)}")
+    layers = dict(tree_flatten(model.leaf_modules(), is_leaf=lambda value: isinstance(value, nn.Module)))
+    targets = {step.sources[0]: step.target.removeprefix(f"{part}.").removesuffix(".weight") for step in steps}
+    graph.check_convolutions(lambda key: _convolution(layers[targets[key]]))
+
+
+def _convolution(layer: nn.Conv1d | nn.Conv2d) -> Attributes:
+    """What ONNX calls the arguments of a layer."""
+    one = isinstance(layer, nn.Conv1d)
+    names = {"strides": "stride", "pads": "padding", "dilations": "dilation"}
+    values = {name: getattr(layer, argument) for name, argument in names.items()}
+    lists = {name: list(value) if isinstance(value, tuple) else [value] * (2 - one) for name, value in values.items()}
+    return {**lists, "group": getattr(layer, "groups", 1)}

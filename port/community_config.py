@@ -98,6 +98,8 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
         for i in sorted(layers)
     ]
     head, tdnn, mixed = (tensors[name].shape for name in needed)
+    # No file says how a last, short segment is averaged: the official encoder's way, the default, is what the flow was
+    # trained on.
     return {
         "head_channels": head[0],
         "init_channels": tdnn[0],

@@ -181,6 +181,9 @@ class SpeakerConfig:
     block_layers: tuple[int, ...] = (12, 24, 16)
     block_dilations: tuple[int, ...] = (1, 2, 2)
     segment_frames: int = 100
+    # A last segment that holds fewer frames is divided by segment_frames all the same: the graph's count_include_pad,
+    # as onnxruntime 1.18 computes it. False divides by the frames that it holds.
+    divide_by_full_segment: bool = True
     norm_eps: float = 1e-5
 
 

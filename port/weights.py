@@ -6,6 +6,7 @@ Loading is strict: every parameter of the model filled once with its own shape, 
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,6 +33,8 @@ from .storage import (
 )
 
 _FLOATS = ("F32", "F16", "BF16")
+
+logger = logging.getLogger(__name__)
 BAKED_TIMES = "flow.decoder.estimator.time_embed.times"
 
 
@@ -48,6 +51,7 @@ def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
     """
     folder = Path(folder)
     config = CosyVoice3Config.load(folder)
+    say_if_old(folder)
     found = read_headers(folder)
     check_heads(config, {file for file, _ in found.values()})
     model = CosyVoice3Model(config)
@@ -75,6 +79,21 @@ def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
     for file in sorted(files):
         if (said := read_metadata(file).get(name, wanted)) != wanted:
             raise WeightsError(f"{file}: written for heads of {said!r:.80}, config.json has {wanted}")
+
+
+def say_if_old(folder: Path) -> None:
+    """Warn, in one line, of a folder whose `config.json` does not say how the last segment is averaged.
+
+    A warning: its weights are right, and every official campplus.onnx is of the one kind that is then taken.
+    """
+    speaker = read_json(folder / "config.json").get("speaker")
+    if not isinstance(speaker, dict) or "divide_by_full_segment" not in speaker:
+        logger.warning(
+            "%s: its speaker encoder is the old one, config.json does not say how it averages a recording's last "
+            "segment; the official file's way is taken, so embeddings differ by up to 1e-2 from those made before; "
+            "convert the checkpoint again with convert/run.py and save its voices again",
+            folder,
+        )
 
 
 def fill(

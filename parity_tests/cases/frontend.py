@@ -18,7 +18,8 @@ SPEAKER = dict(
     block_dilations=(1, 2),
 )
 CAM = dict(bn_channels=8, out_channels=4, segment_frames=100)
-LAYER = dict(in_channels=12, out_channels=4, bn_channels=8, segment_frames=100, eps=1e-5)
+FULL, HELD = dict(divide_by_full_segment=True), dict(divide_by_full_segment=False)
+LAYER = dict(in_channels=12, out_channels=4, bn_channels=8, segment_frames=100, eps=1e-5, **FULL)
 ATTENTION = dict(dim=32, heads=2, kernel_size=31)
 
 
@@ -141,12 +142,19 @@ CASES = (
     ),
     *(
         case(
-            f"speaker.cam.{frames}.{dilation}",
+            f"speaker.cam.{frames}.{dilation}{'' if divided is FULL else '.held'}",
             "frontend.speaker.CAMLayer",
-            dict(CAM, dilation=dilation),
+            dict(CAM, dilation=dilation, **divided),
             x=normal(2, 8, frames),
         )
-        for frames, dilation in ((37, 1), (100, 2), (137, 2), (201, 1))
+        for frames, dilation, divided in (
+            (37, 1, FULL),
+            (100, 2, FULL),
+            (137, 2, FULL),
+            (201, 1, FULL),
+            (37, 1, HELD),
+            (137, 2, HELD),
+        )
     ),
     case("speaker.dense_layer", "frontend.speaker.CAMDenseTDNNLayer", dict(LAYER, dilation=2), x=normal(2, 12, 123)),
     case(

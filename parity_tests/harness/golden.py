@@ -2,6 +2,8 @@
 
     python -m parity_tests.harness.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
+DIR may also hold NAME.onnx with NAME.safetensors: see golden_onnx.py.
+
 The reference passes when its float64 run agrees with the original's float64 numbers to 1e-12 relative rms (that proves
 the mathematics) and its float32 run is within twice the distance of the original's float32 numbers from the truth: two
 runs that are equally exact, on machines that add in another order, are no further apart. The port passes by the ratio
@@ -28,6 +30,7 @@ from parity_tests.harness import golden_special
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading, agreement, compare
 from parity_tests.harness.golden_file import GoldenFile, Side
+from parity_tests.harness.golden_onnx import judge_onnx
 from parity_tests.harness.golden_table import SPECIAL, Golden, Run, Tap, find
 from parity_tests.harness.oracle import to_numpy, to_torch
 from parity_tests.harness.targets import TARGETS
@@ -199,13 +202,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="GLOB", default="*", help="file names to run, e.g. 'hift_*'")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     options = parser.parse_args(argv)
-    paths = sorted(p for p in options.folder.glob("*.safetensors") if fnmatchcase(p.stem, options.only))
+    found = {p.with_suffix(".safetensors") for kind in ("safetensors", "onnx") for p in options.folder.glob(f"*.{kind}")}
+    paths = sorted(p for p in found if fnmatchcase(p.stem, options.only))
     if not paths:
         print(f"error: {options.folder} holds no golden file that matches {options.only}", file=sys.stderr)
         return 2
     sides: tuple[Side, ...] = ("reference", "port") if options.side == "both" else (options.side,)
     rows: list[GoldenRow] = []
     for path in paths:
+        if path.with_suffix(".onnx").is_file():
+            rows += [row for side in sides for row in judge_onnx(path, side, GoldenRow)]
+            continue
         try:
             file = GoldenFile.read(path)
         except ValueError as error:

@@ -103,9 +103,12 @@ class TDNNLayer(nn.Module):
 class CAMLayer(nn.Module):
     """Convolution gated by what the utterance and the 100-frame segment sound like (context-aware masking)."""
 
-    def __init__(self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int) -> None:
+    def __init__(
+        self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int, divide_by_full_segment: bool
+    ) -> None:
         super().__init__()
         self.segment_frames, self.dilation = segment_frames, dilation
+        self.divide_by_full_segment = divide_by_full_segment
         self.linear_local = nn.Conv1d(bn_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.linear1 = nn.Conv1d(bn_channels, bn_channels // 2, 1)
         self.linear2 = nn.Conv1d(bn_channels // 2, out_channels, 1)
@@ -119,23 +122,36 @@ class CAMLayer(nn.Module):
         return conv1d(padded, self.linear_local.weight, dilation=self.dilation) * gate
 
     def seg_pooling(self, x: mx.array) -> mx.array:
-        """Mean of each segment at each of its frames, (b, n, C); a short last segment has the mean of what it holds."""
+        """Mean of each segment at each of its frames, (b, n, C).
+
+        A short last segment is divided by what it holds, or by `segment_frames` as if zeros filled it.
+        """
         size, n = self.segment_frames, x.shape[1]
         segments = [x[:, start : start + size] for start in range(0, n, size)]
-        means = [mx.broadcast_to(_mean_over_time(segment), segment.shape) for segment in segments]
-        return mx.concatenate(means, axis=1)
+        means = [_mean_over_time(segment) for segment in segments]
+        if self.divide_by_full_segment:
+            means[-1] = means[-1] * (segments[-1].shape[1] / size)
+        pairs = zip(means, segments, strict=True)
+        return mx.concatenate([mx.broadcast_to(mean, segment.shape) for mean, segment in pairs], axis=1)
 
 
 class CAMDenseTDNNLayer(nn.Module):
     """Bottleneck, then `CAMLayer`."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, bn_channels: int, dilation: int, segment_frames: int, eps: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        bn_channels: int,
+        dilation: int,
+        segment_frames: int,
+        divide_by_full_segment: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         self.nonlinear1 = Nonlinear(in_channels, eps)
         self.linear1 = nn.Conv1d(in_channels, bn_channels, 1)
-        self.cam_layer = CAMLayer(bn_channels, out_channels, dilation, segment_frames)
+        self.cam_layer = CAMLayer(bn_channels, out_channels, dilation, segment_frames, divide_by_full_segment)
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, n, C) -> (b, n, out_channels)."""
@@ -153,14 +169,15 @@ class CAMDenseTDNNBlock(nn.Module):
         bn_channels: int,
         dilation: int,
         segment_frames: int,
+        divide_by_full_segment: bool,
         eps: float,
     ) -> None:
         super().__init__()
         self.names = [f"tdnnd{i + 1}" for i in range(num_layers)]
         for i, name in enumerate(self.names):
             channels = in_channels + i * out_channels
-            layer = CAMDenseTDNNLayer(channels, out_channels, bn_channels, dilation, segment_frames, eps)
-            setattr(self, name, layer)
+            arguments = (channels, out_channels, bn_channels, dilation, segment_frames, divide_by_full_segment, eps)
+            setattr(self, name, CAMDenseTDNNLayer(*arguments))
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, n, C) -> (b, n, C + num_layers * out_channels)."""
@@ -216,9 +233,8 @@ class XVector(nn.Module):
         self.names: list[str] = []
         channels, last = c.init_channels, len(c.block_layers)
         for i, (layers, dilation) in enumerate(zip(c.block_layers, c.block_dilations, strict=True), start=1):
-            block = CAMDenseTDNNBlock(
-                layers, channels, c.growth_rate, c.bottleneck_channels, dilation, c.segment_frames, eps
-            )
+            segments = (c.segment_frames, c.divide_by_full_segment)
+            block = CAMDenseTDNNBlock(layers, channels, c.growth_rate, c.bottleneck_channels, dilation, *segments, eps)
             channels += layers * c.growth_rate
             setattr(self, f"block{i}", block)
             setattr(self, f"transit{i}", TransitLayer(channels, channels // 2, bias=i == last, eps=eps))

@@ -97,9 +97,12 @@ class TDNNLayer(nn.Module):
 class CAMLayer(nn.Module):
     """Convolution gated by what the utterance and the 100-frame segment sound like (context-aware masking)."""
 
-    def __init__(self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int) -> None:
+    def __init__(
+        self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int, divide_by_full_segment: bool
+    ) -> None:
         super().__init__()
         self.segment_frames = segment_frames
+        self.divide_by_full_segment = divide_by_full_segment
         self.linear_local = nn.Conv1d(bn_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=False)
         self.linear1 = nn.Conv1d(bn_channels, bn_channels // 2, 1)
         self.linear2 = nn.Conv1d(bn_channels // 2, out_channels, 1)
@@ -111,23 +114,36 @@ class CAMLayer(nn.Module):
         return self.linear_local(x) * gate
 
     def seg_pooling(self, x: Tensor) -> Tensor:
-        """Mean of each segment at each of its frames, (b, C, n); a short last segment has the mean of what it holds."""
-        size = self.segment_frames
-        # There is no padding to include; said so, since onnxruntime (until 2026) took an overhang for padding.
-        means = F.avg_pool1d(x, size, stride=size, ceil_mode=True, count_include_pad=False)
-        return means[..., None].expand(-1, -1, -1, size).flatten(2)[..., : x.shape[-1]]
+        """Mean of each segment at each of its frames, (b, C, n).
+
+        A short last segment is divided by what it holds, or by `segment_frames` as if zeros filled it.
+        """
+        size, n = self.segment_frames, x.shape[-1]
+        # PyTorch divides by what a segment holds, whatever it is told, and so does onnxruntime from 2026 on; the
+        # original runs 1.18, which divides by `size` where the file says that padding counts.
+        means = F.avg_pool1d(x, size, stride=size, ceil_mode=True, count_include_pad=self.divide_by_full_segment)
+        if self.divide_by_full_segment and n % size and not torch.onnx.is_in_onnx_export():
+            means = torch.cat([means[..., :-1], means[..., -1:] * (n % size / size)], dim=-1)
+        return means[..., None].expand(-1, -1, -1, size).flatten(2)[..., :n]
 
 
 class CAMDenseTDNNLayer(nn.Module):
     """Bottleneck, then `CAMLayer`."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, bn_channels: int, dilation: int, segment_frames: int, eps: float
+        self,
+        in_channels: int,
+        out_channels: int,
+        bn_channels: int,
+        dilation: int,
+        segment_frames: int,
+        divide_by_full_segment: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         self.nonlinear1 = Nonlinear(in_channels, eps)
         self.linear1 = nn.Conv1d(in_channels, bn_channels, 1)
-        self.cam_layer = CAMLayer(bn_channels, out_channels, dilation, segment_frames)
+        self.cam_layer = CAMLayer(bn_channels, out_channels, dilation, segment_frames, divide_by_full_segment)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, C, n) -> (b, out_channels, n)."""
@@ -145,14 +161,15 @@ class CAMDenseTDNNBlock(nn.Module):
         bn_channels: int,
         dilation: int,
         segment_frames: int,
+        divide_by_full_segment: bool,
         eps: float,
     ) -> None:
         super().__init__()
         self.names = [f"tdnnd{i + 1}" for i in range(num_layers)]
         for i, name in enumerate(self.names):
             channels = in_channels + i * out_channels
-            layer = CAMDenseTDNNLayer(channels, out_channels, bn_channels, dilation, segment_frames, eps)
-            setattr(self, name, layer)
+            arguments = (channels, out_channels, bn_channels, dilation, segment_frames, divide_by_full_segment, eps)
+            setattr(self, name, CAMDenseTDNNLayer(*arguments))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, C, n) -> (b, C + num_layers * out_channels, n)."""
@@ -205,9 +222,8 @@ class XVector(nn.Module):
         self.names: list[str] = []
         channels, last = c.init_channels, len(c.block_layers)
         for i, (layers, dilation) in enumerate(zip(c.block_layers, c.block_dilations, strict=True), start=1):
-            block = CAMDenseTDNNBlock(
-                layers, channels, c.growth_rate, c.bottleneck_channels, dilation, c.segment_frames, eps
-            )
+            segments = (c.segment_frames, c.divide_by_full_segment)
+            block = CAMDenseTDNNBlock(layers, channels, c.growth_rate, c.bottleneck_channels, dilation, *segments, eps)
             channels += layers * c.growth_rate
             setattr(self, f"block{i}", block)
             setattr(self, f"transit{i}", TransitLayer(channels, channels // 2, bias=i == last, eps=eps))

@@ -217,7 +217,7 @@ def cam(job: Job) -> Mapping[str, Any]:
 
 @PARTS.offers("frontend.speaker.CAMDenseTDNNLayer", "frontend.speaker.CAMDenseTDNNBlock")
 def dense_layers(job: Job) -> Mapping[str, Any]:
-    sizes = {k: v for k, v in job.config.items() if k not in ("segment_frames", "eps")}
+    sizes = {k: v for k, v in job.config.items() if k not in ("segment_frames", "divide_by_full_segment", "eps")}
     built = getattr(xvector, job.target.path.rpartition(".")[2])(**sizes, kernel_size=3)
     return {"y": load(built, unfolded(job.state))(**inputs(job))}
 

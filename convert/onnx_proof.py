@@ -1,0 +1,152 @@
+"""The proof that an ONNX graph computes what the model computes that its weights are carried to.
+
+Weights are found by the names of nodes, and the rest of the graph is the model's by assumption: its order, axes,
+constants. So the graph is computed on two short inputs (`convert.onnx_run`) and compared with the reference, both in
+float64, which leaves the rounding of the constants that the file stores in float32.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from convert.onnx_functions import as_tensor
+from convert.onnx_graph import Graph, OnnxWeights, module_path
+from convert.onnx_ops import NodeError, odd_ones, read_attributes
+from convert.onnx_run import UnknownOpError, run
+from port.config import SpeakerConfig, SpeechTokenizerConfig
+from reference.frontend.speaker import CAMPPlus
+from reference.frontend.speech_tokenizer import MAX_POSITIONS, S3TokenizerV3, rotary_tables
+
+LIMIT = 1e-5  # relative rms; rounded constants cost 1e-7, the smallest change of an attribute that acts 1e-4
+TIE = 1e-4  # a digit this near to the next may round to it
+FRAMES = {"speech_tokenizer": (57, 22), "speaker": (203, 57)}  # 203 leave 102 after the stride: a segment and 2 frames
+
+
+def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
+    """Compare embeddings.
+
+    Raises:
+        CheckpointError: the graph computes something else; the message names the likely node.
+    """
+    config: SpeakerConfig = weights.config
+    for frames in FRAMES["speaker"]:
+        x = _noise(frames, 1, frames, config.n_mels)
+        with _reference(partial(CAMPPlus, config), weights) as model:
+            wanted = model(x)
+        results = _computed(graph, [x])
+        if results is None:
+            return
+        _require_equal(graph, f"the embedding of {frames} frames", results[0], wanted)
+
+
+def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
+    """Compare what is rounded to digits, and the tokens.
+
+    Raises:
+        CheckpointError: as `prove_speaker`.
+    """
+    config: SpeechTokenizerConfig = weights.config
+    for frames in FRAMES["speech_tokenizer"]:
+        mel, length = _noise(frames, 1, config.n_mels, frames), torch.tensor([frames])
+        with _reference(partial(S3TokenizerV3, config), weights) as model:
+            tables = rotary_tables(MAX_POSITIONS, config.dim // config.heads, config.rope_theta)
+            model.cos, model.sin = (table.double() for table in tables)
+            wanted, _ = model.activations(mel, length)
+            tokens, _ = model(mel, length)
+        results = _computed(graph, [mel, length], "Round")
+        if results is None:
+            return
+        found, rounded = results
+        if rounded is not None:
+            _require_equal(graph, f"what is rounded to the tokens of {frames} frames", rounded, wanted)
+        sure = ((wanted.abs() - 0.5).abs() > TIE).all(dim=-1)
+        if found.numel() != tokens.numel() or not torch.equal(found.reshape(tokens.shape)[sure].to(tokens), tokens[sure]):
+            raise _another(graph, f"the tokens of {frames} frames differ")
+
+
+def _computed(graph: Graph, inputs: list[Tensor], before: str = "") -> tuple[Tensor, Tensor | None] | None:
+    """The graph's first output, and what its one node `before` reads; None where an operator is not known here."""
+    own = [value for value in graph.file.graph.input if value.name not in graph.initializers]
+    if len(own) != len(inputs) or not graph.file.graph.output:
+        raise graph.error(f"the graph has {len(own)} inputs, expected {len(inputs)}")
+    given = {}
+    for value, x in zip(own, inputs, strict=True):
+        kind = value.type.tensor_type.elem_type
+        whole = {onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64}
+        given[value.name] = x if x.is_floating_point() else x.to(whole.get(kind, torch.int32))
+    output, between = graph.file.graph.output[0].name, []
+
+    def stored(name: str) -> Tensor | None:
+        return as_tensor(graph.value(name)) if name in graph.stored else None
+
+    found: Tensor | None = None
+    try:
+        for node, values, results in run(
+            graph.nodes, lambda node: read_attributes(node, graph.opset), stored, given, [output]
+        ):
+            if node.op_type == before:
+                between.append(values[0])
+            if output in node.output:
+                found = results[list(node.output).index(output)]
+    except UnknownOpError as error:
+        warnings.warn(f"{graph.path}: not compared with the model: it has {error}", stacklevel=2)
+        return None
+    except NodeError as error:
+        raise graph.error(str(error)) from None
+    if found is None:
+        raise graph.error(f"no node gives the output {output!a}")
+    return found, between[0] if len(between) == 1 else None
+
+
+def _require_equal(graph: Graph, what: str, found: Tensor, wanted: Tensor) -> None:
+    if found.shape != wanted.shape:
+        raise _another(graph, f"{what} has shape {list(found.shape)}, expected {list(wanted.shape)}")
+    error = float((found - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+    if not error <= LIMIT:
+        raise _another(graph, f"{what} differs by {error:.1e}")
+
+
+def _another(graph: Graph, what: str) -> Exception:
+    def scope(name: str) -> str:
+        return f"{re.sub('[0-9]+', '#', module_path(name))}/{name.rpartition('/')[2]}"
+
+    odd = odd_ones(graph.file, scope)
+    reason = odd or "an edge, an axis or a constant is another one than in the official files"
+    return graph.error(f"the graph computes something else than the model: {what}; {reason}")
+
+
+def _noise(seed: int, *shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+@contextmanager
+def _reference(build: Any, weights: Mapping[str, np.ndarray]) -> Iterator[nn.Module]:
+    """The model in float64, each layer's weights in memory while it runs: all of them would take 2 GB."""
+    with torch.device("meta"):
+        model = build().eval()
+
+    def fill(name: str, module: nn.Module, _: Any) -> None:
+        for key, empty in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            if empty.is_meta:
+                value = torch.from_numpy(weights[f"{name}.{key}"].astype(np.float64))
+                setattr(module, key, nn.Parameter(value, False) if key in module._parameters else value)
+
+    def drop(module: nn.Module, *_: Any) -> None:
+        module.to("meta")
+
+    for name, module in model.named_modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(partial(fill, name))
+            module.register_forward_hook(drop)
+    with torch.inference_mode():
+        yield model
