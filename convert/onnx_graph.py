@@ -140,7 +140,9 @@ class Graph:
     def norm_eps(self) -> float:
         """The epsilon that all norms share."""
         if len(self.eps) != 1:
-            raise self.error(f"norms with {len(self.eps)} different epsilons: {', '.join(sorted(self.eps)[:4]) or 'none'}")
+            raise self.error(
+                f"norms with {len(self.eps)} different epsilons: {', '.join(sorted(self.eps)[:4]) or 'none'}"
+            )
         return float(next(iter(self.eps)))
 
     def dilation(self, module: str) -> int:

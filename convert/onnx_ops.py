@@ -32,6 +32,7 @@ SUPPORTED: dict[str, dict[str, Sequence[Any]]] = {
     "Gelu": {"approximate": ("none",)},
 }
 
+
 class NodeError(ValueError):
     """An attribute that the models cannot express; the message is one line."""
 

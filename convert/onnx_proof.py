@@ -70,7 +70,9 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
         if rounded is not None:
             _require_equal(graph, f"what is rounded to the tokens of {frames} frames", rounded, wanted)
         sure = ((wanted.abs() - 0.5).abs() > TIE).all(dim=-1)
-        if found.numel() != tokens.numel() or not torch.equal(found.reshape(tokens.shape)[sure].to(tokens), tokens[sure]):
+        if found.numel() != tokens.numel() or not torch.equal(
+            found.reshape(tokens.shape)[sure].to(tokens), tokens[sure]
+        ):
             raise _another(graph, f"the tokens of {frames} frames differ")
 
 

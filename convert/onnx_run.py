@@ -1,7 +1,7 @@
 """What an ONNX graph computes, node by node in float64, as onnxruntime 1.18 reads the attributes.
 
-Nothing in a file is code: a node names one of the operators of onnx_functions.py or none. Sizes are checked before memory is taken,
-and the work of all nodes together has a limit.
+Nothing in a file is code: a node names one of the operators of onnx_functions.py or none. Sizes are checked before
+memory is taken, and the work of all nodes together has a limit.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from convert.onnx_functions import BROADCAST, OPS, RoomError, Values, as_tensor,
 from convert.onnx_ops import Attributes, NodeError, label, tensor_value
 
 MAX_WORK = 1 << 37  # multiplications, and values, of all nodes; the full tokenizer takes some 2^33 for 60 frames
+
 
 class UnknownOpError(Exception):
     """An operator that is not among the functions."""
@@ -141,5 +142,3 @@ def _work(node: NodeProto, given: Values) -> int:
     if node.op_type in BROADCAST:
         room(*torch.broadcast_shapes(*shapes))
     return 0
-
-

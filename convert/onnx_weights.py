@@ -83,9 +83,7 @@ def read_speaker(path: Path, config: SpeakerConfig | None = None) -> OnnxWeights
         growth_rate=shapes[f"{FIRST_LAYER}.cam_layer.linear_local.weight"][0],
         bottleneck_channels=shapes[f"{FIRST_LAYER}.linear1.weight"][0],
         block_layers=tuple(layers[block] for block in blocks),
-        block_dilations=tuple(
-            graph.dilation(f"xvector.{block}.tdnnd1.cam_layer.linear_local") for block in blocks
-        ),
+        block_dilations=tuple(graph.dilation(f"xvector.{block}.tdnnd1.cam_layer.linear_local") for block in blocks),
         segment_frames=segment_frames,
         divide_by_full_segment=divides,
         norm_eps=graph.norm_eps(),

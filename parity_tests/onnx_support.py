@@ -1,6 +1,7 @@
 """Tiny ONNX files of the speech tokenizer and the speaker encoder, and everyone who can run them."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,6 +26,8 @@ SPEAKER = SpeakerConfig(
     bottleneck_channels=16,
     block_layers=(2, 3, 2),
 )
+# Divides the last segment by what it holds, as every onnxruntime does where the file says that padding does not count.
+HELD = replace(SPEAKER, divide_by_full_segment=False)
 COUNTS = {"speech_tokenizer": 38, "speaker": 122}
 READ = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
 CLASSES = {
@@ -34,10 +37,11 @@ CLASSES = {
 
 
 def write_files(folder: Path) -> Path:
-    """`{part}{opset}.onnx` for both parts and both opsets."""
+    """`{part}{opset}.onnx` for both parts and both opsets, and `speaker_held{opset}.onnx`."""
     for opset in OPSETS:
         export_speech_tokenizer(live_speech_tokenizer(TOKENIZER, 0), folder / f"speech_tokenizer{opset}.onnx", opset)
         export_speaker(live_speaker(SPEAKER, 0), folder / f"speaker{opset}.onnx", opset)
+        export_speaker(live_speaker(HELD, 0), folder / f"speaker_held{opset}.onnx", opset)
     return folder
 
 

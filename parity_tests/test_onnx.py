@@ -12,7 +12,7 @@ from mlx.utils import tree_flatten
 
 from convert.mapping import plan
 from parity_tests.harness.compare import BUDGET, FLOOR, compare
-from parity_tests.onnx_support import CLASSES, COUNTS, OPSETS, SPEAKER, Witnesses, write_files
+from parity_tests.onnx_support import CLASSES, COUNTS, HELD, OPSETS, SPEAKER, Witnesses, write_files
 from port.config import CosyVoice3Config
 from port.frontend import audio as port_audio
 from port.frontend import speaker as port_speaker
@@ -28,7 +28,9 @@ EVERY_OPSET = pytest.mark.parametrize("opset", OPSETS)
 @pytest.fixture(scope="module")
 def witnesses(tmp_path_factory):
     files = write_files(tmp_path_factory.mktemp("onnx"))
-    return {(part, opset): Witnesses(part, files / f"{part}{opset}.onnx") for part in COUNTS for opset in OPSETS}
+    found = {(part, opset): Witnesses(part, files / f"{part}{opset}.onnx") for part in COUNTS for opset in OPSETS}
+    held = {("held", opset): Witnesses("speaker", files / f"speaker_held{opset}.onnx") for opset in OPSETS}
+    return found | held
 
 
 def log_mel(frames, seed=0):
@@ -73,13 +75,27 @@ def test_tokens_of_three_witnesses(witnesses, opset, frames):
 @EVERY_OPSET
 @pytest.mark.parametrize("frames", [3, 57, 198, 200, 203, 400, 431])
 def test_embeddings_of_three_witnesses(witnesses, opset, frames):
-    w = witnesses["speaker", opset]
+    """Where the last segment is divided by what it holds, and where it is full: onnxruntime 1.32 divides no other way.
+    That the official file's short segment is divided by 100 is what test_golden_onnx.py shows, by numbers of 1.18."""
     x = np.random.default_rng(frames).standard_normal((1, frames, 80)).astype(np.float32)
-    with torch.inference_mode():
-        r32, r64 = w.reference(torch.from_numpy(x)).numpy(), w.oracle(torch.from_numpy(x).double()).numpy()
-    for found in (np.array(w.port(mx.array(x))), w.onnx(x)):
-        reading = compare(found, r32, r64)
-        assert reading.status == "PASS", reading.message
+    for form in ("held", "speaker"):
+        w = witnesses[form, opset]
+        with torch.inference_mode():
+            r32, r64 = w.reference(torch.from_numpy(x)).numpy(), w.oracle(torch.from_numpy(x).double()).numpy()
+        sides = {"port": np.array(w.port(mx.array(x)))}
+        if form == "held" or frames in (200, 400):
+            sides["onnxruntime"] = w.onnx(x)
+        for side, found in sides.items():
+            reading = compare(found, r32, r64)
+            assert reading.status == "PASS", f"{form} {side}: {reading.message}"
+
+
+def test_both_divisions_are_written_and_read(witnesses):
+    x = np.random.default_rng(0).standard_normal((1, 203, 80)).astype(np.float32)
+    for form, divided in (("speaker", True), ("held", False)):
+        assert witnesses[form, 14].weights.config.divide_by_full_segment is divided
+    full, held = (np.array(witnesses[form, 14].port(mx.array(x))) for form in ("speaker", "held"))
+    assert 1e-4 < np.abs(full - held).max() / np.abs(held).max() < 1
 
 
 def test_a_real_prompt_from_file_to_tokens_and_embedding(witnesses):
@@ -94,7 +110,7 @@ def test_a_real_prompt_from_file_to_tokens_and_embedding(witnesses):
     port_mel = port_audio.log_mel_spectrogram(own)
     assert np.array_equal(np.array(w.port(port_mel, mx.array(lengths))[0]), tokens)
     assert np.array_equal(w.onnx(mel, lengths).flatten(), tokens.flatten())
-    w = witnesses["speaker", 14]
+    w = witnesses["held", 14]
     features = [reference_audio.fbank(theirs.to(d), subtract_mean=True)[None] for d in (torch.float32, torch.float64)]
     with torch.inference_mode():
         r32, r64 = w.reference(features[0]).numpy(), w.oracle(features[1]).numpy()
@@ -127,15 +143,21 @@ def test_no_more_positions_than_the_tables_hold(witnesses):
         w.reference(torch.zeros(1, 128, frames), torch.tensor([frames]))
 
 
+@pytest.mark.parametrize("config", [SPEAKER, HELD], ids=["full", "held"])
 @pytest.mark.parametrize("frames", [1, 99, 100, 101, 250, 300])
-def test_segments_have_the_mean_of_what_they_hold(frames):
+def test_segments_are_divided_by_100_or_by_what_they_hold(frames, config):
     x = np.random.default_rng(frames).standard_normal((2, frames, 3))
+    divided = config.divide_by_full_segment
     expected = np.concatenate(
-        [s.mean(1, keepdims=True) + 0 * s for s in np.split(x, range(100, frames, 100), 1)], axis=1
+        [
+            s.sum(1, keepdims=True) / (100 if divided else s.shape[1]) + 0 * s
+            for s in np.split(x, range(100, frames, 100), 1)
+        ],
+        axis=1,
     )
-    own = port_speaker.CAMLayer(3, 4, 1, 100).seg_pooling(mx.array(x.astype(np.float32)))
+    own = port_speaker.CAMLayer(3, 4, 1, 100, divided).seg_pooling(mx.array(x.astype(np.float32)))
     theirs = [
-        CLASSES["speaker"][0](SPEAKER).xvector.block1.tdnnd1.cam_layer.seg_pooling(torch.from_numpy(x).mT.to(dtype)).mT
+        CLASSES["speaker"][0](config).xvector.block1.tdnnd1.cam_layer.seg_pooling(torch.from_numpy(x).mT.to(dtype)).mT
         for dtype in (torch.float32, torch.float64)
     ]
     assert np.abs(theirs[1].numpy() - expected).max() < 1e-14
@@ -198,8 +220,8 @@ def _pairs(x, rope):
     return x * cos + turned * sin
 
 
-def _full_segments(self, x):
-    means = [x[:, i : i + 100].sum(axis=1, keepdims=True) / 100 for i in range(0, x.shape[1], 100)]
+def _held_segments(self, x):
+    means = [x[:, i : i + 100].mean(axis=1, keepdims=True) for i in range(0, x.shape[1], 100)]
     return mx.repeat(mx.concatenate(means, axis=1), 100, axis=1)[:, : x.shape[1]]
 
 
@@ -222,7 +244,7 @@ MISTAKES = {
         _memory_alone,
     ),
     "quantizer bound of 1": ("speech_tokenizer", port_tokenizer, "FSQ_BOUND", 1.0),
-    "last segment over 100 frames": ("speaker", port_speaker.CAMLayer, "seg_pooling", _full_segments),
+    "last segment over what it holds": ("speaker", port_speaker.CAMLayer, "seg_pooling", _held_segments),
     "spread over n": ("speaker", port_speaker.StatsPool, "__call__", _sample_spread),
 }
 

@@ -82,7 +82,8 @@ def test_equal_weights_shared_through_identity(tmp_path):
 @pytest.mark.parametrize("opset", OPSETS)
 @PARTS
 def test_the_graph_is_the_one_that_protobuf_reads(files, part, opset):
-    graph, raw = read_graph(files / f"{part}{opset}.onnx")
+    graph, raw, version = read_graph(files / f"{part}{opset}.onnx")
+    assert version == opset
     assert len(raw) == len(graph.initializer) > 0
     for tensor in graph.initializer:
         assert not tensor.raw_data

@@ -58,7 +58,8 @@ def export_speaker(model: CAMPPlus, path: Path, opset: int = OPSETS[0]) -> None:
 
     Args:
         model: in float32. Its folded convolutions are taken apart into convolution and batch norm, and the exporter
-            folds them again, so their weights in the file differ from the model's by float32 rounding.
+            folds them again, so their weights in the file differ from the model's by float32 rounding. The averages
+            over segments say `count_include_pad` 1 (as the official file) or 0, by `divide_by_full_segment`.
         path, opset: as in `export_speech_tokenizer`.
     """
     with _unfolded(model):

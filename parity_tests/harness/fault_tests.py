@@ -14,7 +14,12 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "frontend.text": (("test_text.py",), ("test_threads.py", "-k", "normalizer")),
     "frontend.tokenizer": (("test_tokenizer_pieces.py",), ("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
     "frontend.frontend": (("test_frontend.py", "-k", "hand_over"), ("test_cosyvoice3.py",)),
-    "frontend": (("test_frontend_audio.py",), (_GOLDEN, "-k", "mel or resample"), ("test_onnx.py",)),
+    "frontend": (
+        ("test_frontend_audio.py",),
+        (_GOLDEN, "-k", "mel or resample"),
+        ("test_golden_onnx.py",),
+        ("test_onnx.py",),
+    ),
     "llm.sampling": (
         (_GOLDEN, "-k", "sampling"),
         ("test_llm.py", "-k", "sampling"),

@@ -202,7 +202,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", metavar="GLOB", default="*", help="file names to run, e.g. 'hift_*'")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     options = parser.parse_args(argv)
-    found = {p.with_suffix(".safetensors") for kind in ("safetensors", "onnx") for p in options.folder.glob(f"*.{kind}")}
+    found = {
+        p.with_suffix(".safetensors") for kind in ("safetensors", "onnx") for p in options.folder.glob(f"*.{kind}")
+    }
     paths = sorted(p for p in found if fnmatchcase(p.stem, options.only))
     if not paths:
         print(f"error: {options.folder} holds no golden file that matches {options.only}", file=sys.stderr)

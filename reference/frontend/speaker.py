@@ -119,10 +119,10 @@ class CAMLayer(nn.Module):
         A short last segment is divided by what it holds, or by `segment_frames` as if zeros filled it.
         """
         size, n = self.segment_frames, x.shape[-1]
-        # PyTorch divides by what a segment holds, whatever it is told, and so does onnxruntime from 2026 on; the
-        # original runs 1.18, which divides by `size` where the file says that padding counts.
+        # PyTorch divides by what a segment holds, whatever it is told. The original runs onnxruntime 1.18, which
+        # divides by `size` where the file says that padding counts; an export says so, and the runtime does it.
         means = F.avg_pool1d(x, size, stride=size, ceil_mode=True, count_include_pad=self.divide_by_full_segment)
-        if self.divide_by_full_segment and n % size and not torch.onnx.is_in_onnx_export():
+        if self.divide_by_full_segment and not torch.onnx.is_in_onnx_export() and n % size:
             means = torch.cat([means[..., :-1], means[..., -1:] * (n % size / size)], dim=-1)
         return means[..., None].expand(-1, -1, -1, size).flatten(2)[..., :n]
 
