@@ -21,7 +21,7 @@ from convert.checkpoint import CheckpointError
 MAX_BYTES = 1 << 31  # protobuf's own limit
 # Far above the official files: 3206 nodes with some ten fields each, names of 50 characters, tensors of rank 4.
 MAX_NODES = 100_000
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 500_000
 MAX_NAME = 256
 MAX_RANK = 8
 MAX_NESTED = 1 << 16  # bytes of a subgraph or of an input's type

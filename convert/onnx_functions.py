@@ -158,10 +158,6 @@ def _clip(a: Attributes, v: Values) -> Tensor:
     return v[0] if low is None and high is None else torch.clamp(v[0], low, high)
 
 
-def _softmax(a: Attributes, v: Values) -> Tensor:
-    return torch.softmax(v[0], dim=a["axis"])
-
-
 def _layer_norm(a: Attributes, v: Values) -> Tensor:
     x, (scale, bias) = v[0], [*v[1:], None][:2]
     axes = list(range(a["axis"] % x.dim(), x.dim()))
@@ -193,9 +189,8 @@ def _average_pool(a: Attributes, v: Values) -> Tensor:
     parts = list(x.split(size, dim=-1)) if size == step else []
     if not parts:
         raise ValueError
-    return torch.cat(
-        [p.sum(-1, keepdim=True) / (size if a["count_include_pad"] else p.shape[-1]) for p in parts], dim=-1
-    )
+    means = [p.sum(-1, keepdim=True) / (size if a["count_include_pad"] else p.shape[-1]) for p in parts]
+    return torch.cat(means, dim=-1)
 
 
 def _gemm(a: Attributes, v: Values) -> Tensor:
@@ -211,10 +206,6 @@ def _pad(a: Attributes, v: Values) -> Tensor:
         raise ValueError
     room(*(size + abs(pads[i]) + abs(pads[x.dim() + i]) for i, size in enumerate(x.shape)))
     return F.pad(x, [pads[i + side] for i in reversed(range(x.dim())) for side in (0, x.dim())], value=value)
-
-
-def _cast(a: Attributes, v: Values) -> Tensor:
-    return v[0].to(TYPES[a["to"]])
 
 
 def _shape(a: Attributes, v: Values) -> Tensor:
@@ -261,7 +252,7 @@ OPS: dict[str, Op] = {
     "Abs": _of(torch.abs),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_norm,
-    "Cast": _cast,
+    "Cast": lambda a, v: v[0].to(TYPES[a["to"]]),
     "Ceil": _of(torch.ceil),
     "Clip": _clip,
     "Concat": _concat,
@@ -275,7 +266,7 @@ OPS: dict[str, Op] = {
     "Flatten": lambda a, v: v[0].reshape(math.prod(v[0].shape[: a["axis"]]), -1),
     "Floor": _of(torch.floor),
     "Gather": _gather,
-    "Gelu": lambda a, v: F.gelu(v[0]),
+    "Gelu": _of(F.gelu),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda a, v: v[0].mean(list(range(2, v[0].dim())), keepdim=True),
     "Identity": lambda a, v: v[0],
@@ -287,7 +278,6 @@ OPS: dict[str, Op] = {
     "Pad": _pad,
     "Range": _range,
     "Reciprocal": _of(torch.reciprocal),
-    "ReduceL2": _reduce(lambda x, dim, keepdim: torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)),
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
     "ReduceMin": _reduce(torch.amin),
@@ -298,10 +288,9 @@ OPS: dict[str, Op] = {
     "Round": _of(torch.round),
     "Shape": _shape,
     "Sigmoid": _of(torch.sigmoid),
-    "Sign": _of(torch.sign),
     "Sin": _of(torch.sin),
     "Slice": _slice,
-    "Softmax": _softmax,
+    "Softmax": lambda a, v: torch.softmax(v[0], dim=a["axis"]),
     "Split": _split,
     "Sqrt": _of(torch.sqrt),
     "Squeeze": _squeeze,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,16 @@ from onnx import NodeProto, TensorProto
 
 from convert.checkpoint import CheckpointError
 from convert.onnx_file import read_graph
-from convert.onnx_ops import Attributes, NodeError, check_conv, check_pool, read_attributes, require, tensor_value
+from convert.onnx_ops import (
+    Attributes,
+    NodeError,
+    check_conv,
+    check_pool,
+    module_path,
+    read_attributes,
+    require,
+    tensor_value,
+)
 from convert.transforms import Shape
 
 OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of Conv and of the norms
@@ -75,13 +85,10 @@ class Graph:
         self.initializers = set(self.stored)
         self.attributes: dict[str, Attributes] = {}  # by the node's first output
         for node in self.nodes:
-            try:
+            with self._wrapped():
                 self.attributes[node.output[0]] = read_attributes(node, self.opset)
-            except NodeError as error:
-                raise self.error(str(error)) from None
-            if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
-                self.stored[node.output[0]] = value.t
-                self._raw.pop(node.output[0], None)
+            if node.op_type == "Constant" and "value" in self.attributes[node.output[0]]:
+                self.stored[node.output[0]] = next(a.t for a in node.attribute if a.name == "value")
         self._roots = self._follow_identities()
         self.found: dict[str, tuple[str, bool]] = {}
         self.used: set[str] = set()
@@ -92,6 +99,13 @@ class Graph:
 
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {message}")
+
+    @contextmanager
+    def _wrapped(self) -> Iterator[None]:
+        try:
+            yield
+        except NodeError as error:
+            raise self.error(str(error)) from None
 
     def shapes(self) -> dict[str, Shape]:
         """Shapes of all weights, as their modules have them."""
@@ -122,11 +136,7 @@ class Graph:
         return flat.reshape(tuple(self.stored[name].dims))
 
     def value(self, name: str) -> np.ndarray:
-        """A stored tensor of any type.
-
-        Raises:
-            CheckpointError: sizes that the file does not hold.
-        """
+        """A stored tensor of any type; refused where the file does not hold it."""
         tensor, raw = self.stored[name], self._raw.get(name)
         if tensor.data_type == TensorProto.FLOAT:
             return self.array(name)
@@ -146,11 +156,9 @@ class Graph:
         return float(next(iter(self.eps)))
 
     def dilation(self, module: str) -> int:
-        """First dilation of the convolution that is `module`."""
-        for node, values in self.of("Conv"):
-            if module_path(node.name) == module:
-                return int(values.get("dilations", [1])[0])
-        raise self.error(f"no node gives {module}.weight")
+        """First dilation of the convolution that is `module`, 1 where there is none."""
+        found = (values for node, values in self.of("Conv") if module_path(node.name) == module)
+        return int(next(found, {}).get("dilations", [1])[0])
 
     def segments(self) -> tuple[int, bool]:
         """Frames that the averages over segments take, and whether the last one is divided by as many although it
@@ -163,33 +171,26 @@ class Graph:
         if not pools:
             raise self.error("no AveragePool node, so no average over segments")
         first = pools[0][1]
-        try:
+        with self._wrapped():
             for node, values in pools:
                 check_pool(node, values)
                 for name in ("kernel_shape", "count_include_pad"):
                     require(node, name, values[name], first[name])
-        except NodeError as error:
-            raise self.error(str(error)) from None
         return int(first["kernel_shape"][0]), bool(first["count_include_pad"])
 
     def check_convolutions(self, layer: Callable[[str], Attributes]) -> None:
-        """Compare every convolution's attributes with the layer that will compute it.
-
-        Args:
-            layer: arguments of the layer that takes a weight's key.
+        """Compare each convolution with the arguments of the `layer` that takes its weight, by the weight's key.
 
         Raises:
-            CheckpointError: a convolution that the layer does not compute.
+            CheckpointError: a convolution that its layer does not compute.
         """
         shapes = self.shapes()
         for node, values in self.of("Conv"):
             key = f"{module_path(node.name)}.weight"
             if key not in shapes:
                 raise self.error(f"{node.name or node.output[0]}: a convolution that is no module's")
-            try:
+            with self._wrapped():
                 check_conv(node, values, shapes[key][2:], layer(key))
-            except NodeError as error:
-                raise self.error(str(error)) from None
 
     def of(self, op: str) -> list[tuple[NodeProto, Attributes]]:
         """All nodes of an operator with their attributes."""
@@ -294,18 +295,3 @@ class Graph:
         """Bytes of a tensor that is stored as such: of an initializer in the file, of a constant in its node."""
         tensor = self.stored[name]
         return tensor.raw_data if tensor.HasField("raw_data") else self._raw.get(name)
-
-
-def module_path(node_name: str) -> str:
-    """`/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`: items of a list repeat the list's name."""
-    path: list[str] = []
-    for scope in node_name.strip("/").split("/")[:-1]:
-        if path and scope.startswith(f"{path[-1]}."):
-            path[-1] = scope
-        else:
-            path.append(scope)
-    return ".".join(path)
-
-
-def _attribute(node: NodeProto, name: str) -> onnx.AttributeProto | None:
-    return next((attribute for attribute in node.attribute if attribute.name == name), None)

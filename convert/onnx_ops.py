@@ -7,7 +7,8 @@ compared with the model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,17 +115,14 @@ def check_pool(node: NodeProto, values: Attributes) -> None:
     require(node, "dilations", values.get("dilations", [1]), [1])
 
 
-def odd_ones(file: OnnxFile, scope: Callable[[str], str]) -> str:
-    """The first attribute or constant that differs from what all its siblings say, in words; empty where none does.
-
-    Args:
-        scope: the name of a node without what tells its module from that module's siblings.
-    """
+def odd_one(file: OnnxFile) -> str:
+    """The first attribute or constant that differs from those of the modules like its own, in words; '' for none."""
     groups: dict[tuple[str, str], list[tuple[NodeProto, str]]] = {}
     for node in file.graph.node:
         for attribute in node.attribute:
             if node.name:
-                key = scope(node.name), attribute.name
+                place = re.sub("[0-9]+", "#", module_path(node.name)), node.name.rpartition("/")[2]
+                key = "/".join(place), attribute.name
                 groups.setdefault(key, []).append((node, show(_value(node, attribute), None)))
     for (_, name), members in groups.items():
         values = [value for _, value in members]
@@ -133,6 +131,17 @@ def odd_ones(file: OnnxFile, scope: Callable[[str], str]) -> str:
             node, value = next((node, value) for node, value in members if value != common)
             return f"{label(node)}: {name} is {show(value)}, in the modules like it {show(common)}"
     return ""
+
+
+def module_path(node_name: str) -> str:
+    """`/head/layer1/layer1.0/conv1/Conv` -> `head.layer1.0.conv1`: items of a list repeat the list's name."""
+    path: list[str] = []
+    for scope in node_name.strip("/").split("/")[:-1]:
+        if path and scope.startswith(f"{path[-1]}."):
+            path[-1] = scope
+        else:
+            path.append(scope)
+    return ".".join(path)
 
 
 def label(node: NodeProto) -> str:

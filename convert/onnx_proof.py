@@ -7,7 +7,6 @@ float64, which leaves the rounding of the constants that the file stores in floa
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from convert.onnx_functions import as_tensor
-from convert.onnx_graph import Graph, OnnxWeights, module_path
-from convert.onnx_ops import NodeError, odd_ones, read_attributes
+from convert.onnx_graph import Graph, OnnxWeights
+from convert.onnx_ops import NodeError, odd_one, read_attributes
 from convert.onnx_run import UnknownOpError, run
 from port.config import SpeakerConfig, SpeechTokenizerConfig
 from reference.frontend.speaker import CAMPPlus
@@ -119,11 +118,7 @@ def _require_equal(graph: Graph, what: str, found: Tensor, wanted: Tensor) -> No
 
 
 def _another(graph: Graph, what: str) -> Exception:
-    def scope(name: str) -> str:
-        return f"{re.sub('[0-9]+', '#', module_path(name))}/{name.rpartition('/')[2]}"
-
-    odd = odd_ones(graph.file, scope)
-    reason = odd or "an edge, an axis or a constant is another one than in the official files"
+    reason = odd_one(graph.file) or "an edge, an axis or a constant is another one than in the official files"
     return graph.error(f"the graph computes something else than the model: {what}; {reason}")
 
 

@@ -119,6 +119,21 @@ def test_numpy_arrays(model, tmp_path):
     assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))
 
 
+def test_a_folder_made_before_the_last_segment_was_read(model, tmp_path, caplog):
+    """It says so in one line, and divides as the official file does; a new folder says nothing."""
+    weights.save(tmp_path / "out", model, CONFIG)
+    assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))
+    assert not caplog.messages
+    path = tmp_path / "out" / "config.json"
+    content = json.loads(path.read_text())
+    del content["speaker"]["divide_by_full_segment"]
+    path.write_text(json.dumps(content))
+    loaded = weights.load(tmp_path / "out")
+    assert loaded.config.speaker.divide_by_full_segment
+    (line,) = caplog.messages
+    assert "its speaker encoder is the old one" in line and "convert the checkpoint again" in line and "\n" not in line
+
+
 # ---- refused folders
 
 

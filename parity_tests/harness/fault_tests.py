@@ -94,6 +94,8 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("test_convert.py",),
         ("test_convert_refused.py",),
         ("test_weights.py",),
+        ("test_golden_onnx.py",),
+        ("test_onnx_files.py",),
         ("test_walks.py", "-k", "test_walk or tokens"),
     ),
 }
@@ -157,8 +159,11 @@ MODULES = {
     "test_config_fields.py": "config",
     "test_config_fields.py::test_a_field_is_followed[streaming": "model.CosyVoice3Model",
     "test_config_keys.py": "convert",
+    "test_golden_onnx.py": "frontend.speaker.CAMPPlus",
+    "test_golden_onnx.py::test_a_file_that_does_not_count_padding_is_followed[reference]": "convert",
     "test_mapping.py": "convert",
     "test_official_depth.py": "convert",
+    "test_onnx_files.py": "convert",
     "test_weights.py": "weights",
 }
 

@@ -174,4 +174,22 @@ FAULTS = (
         "convert",
         edit("convert.transforms:_equal_to_witness", "not np.array_equal(copy, original)", "False"),
     ),
+    Fault(
+        "onnx_padding_count_not_read",
+        "configuration",
+        "convert",
+        edit("convert.onnx_weights:read_speaker", "divide_by_full_segment=divides", "divide_by_full_segment=True"),
+    ),
+    Fault(
+        "onnx_stride_taken_for_granted",
+        "configuration",
+        "convert",
+        edit("convert.onnx_ops:check_conv", 'values.get("strides", ones)', 'wanted["strides"]'),
+    ),
+    Fault(
+        "onnx_constants_taken_for_granted",
+        "configuration",
+        "convert",
+        edit("convert.onnx_weights:read_speech_tokenizer", "    prove_speech_tokenizer(graph, weights)\n", ""),
+    ),
 )

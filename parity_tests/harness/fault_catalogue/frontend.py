@@ -239,6 +239,19 @@ FAULTS = (
         edit(f"{_CAM}:CAMLayer.seg_pooling", "self.segment_frames, x.shape[1]", "self.segment_frames - 1, x.shape[1]"),
     ),
     Fault(
+        "speaker_last_segment_by_what_it_holds",
+        "normalisation",
+        f"{CAM}.CAMLayer",
+        edit(f"{_CAM}:CAMLayer.seg_pooling", "if self.divide_by_full_segment:", "if False:"),
+        "onnxruntime 16752",
+    ),
+    Fault(
+        "speaker_division_of_the_official_file_alone",
+        "configuration",
+        f"{CAM}.CAMPPlus",
+        edit(f"{_CAM}:XVector.__init__", "(c.segment_frames, c.divide_by_full_segment)", "(c.segment_frames, True)"),
+    ),
+    Fault(
         "speaker_context_without_segments",
         "missing step",
         f"{CAM}.CAMLayer",
