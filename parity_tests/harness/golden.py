@@ -2,44 +2,45 @@
 
     python -m parity_tests.harness.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
-DIR may also hold NAME.onnx with NAME.safetensors: see golden_onnx.py.
+DIR holds NAME.safetensors: weights `w.*`, inputs `in.*`, the original's results `out.*` (float32) and `out64.*`
+(float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class or
+function of the original), `config` (its sizes) and `call` (arguments of the call). A file that these do not explain, or
+that is not what the manifest says, is an ERROR.
 
-The reference passes when its float64 run agrees with the original's float64 numbers to 1e-12 relative rms (that proves
-the mathematics) and its float32 run is within twice the distance of the original's float32 numbers from the truth: two
-runs that are equally exact, on machines that add in another order, are no further apart. The port passes by the ratio
-of compare.py. A file that no line of golden_table.py knows is an ERROR.
+The reference passes when its float64 run agrees with the original's to 1e-12 relative rms (that proves the mathematics)
+and when neither's float32 run is further from the truth than the ratio of compare.py allows to the other. The truth is
+the original's float64, or the reference's where the original has none. The port passes by the same ratio.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from convert.official import dit_config, flow_config, vocoder_config
-from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import golden_special
-from parity_tests.harness.capture import Recorder
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading, agreement, compare
-from parity_tests.harness.golden_file import GoldenFile, Side
-from parity_tests.harness.golden_onnx import judge_onnx
-from parity_tests.harness.golden_table import SPECIAL, Golden, Run, Tap, find
-from parity_tests.harness.oracle import to_numpy, to_torch
-from parity_tests.harness.targets import TARGETS
-from port.config import DiTConfig, FlowConfig, VocoderConfig
+from parity_tests.harness.golden_file import (
+    MANIFEST,
+    Entry,
+    GoldenError,
+    GoldenFile,
+    Side,
+    differences,
+    read_manifest,
+)
+from parity_tests.harness.golden_replay import Replays
+from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
+from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
+from port.files import beside
 
 DOUBLE_LIMIT = 1e-12
-CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
-NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
-CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
 
 
 @dataclass(frozen=True)
@@ -57,175 +58,170 @@ class GoldenRow:
     reading: Reading | None = None
 
 
-def replay(file: GoldenFile, golden: Golden, side: Side, dtype: torch.dtype = torch.float32) -> dict[str, np.ndarray]:
-    """The file's tensors as one side computes them, in the reference's layout."""
-    found: dict[str, np.ndarray] = {}
-    for run in golden.runs:
-        wanted = {k: v for k, v in run.outputs.items() if k in file.out}
-        if wanted:
-            found |= _replay_run(file, golden, run, wanted, side, dtype)
-    return found
-
-
-def _replay_run(
-    file: GoldenFile,
-    golden: Golden,
-    run: Run,
-    wanted: Mapping[str, str | Tap],
-    side: Side,
-    dtype: torch.dtype,
-) -> dict[str, np.ndarray]:
-    target = TARGETS[run.target]
-    translate = CONFIGS.get(target.config)
-    config = {golden.rename_config.get(k, k): v for k, v in file.config.items() if k not in golden.drop_config}
-    config = asdict(translate(config)) if translate else config
-    call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS} | dict(run.call)
-    if not isinstance(target.resolve(side)[0], type):
-        call |= config
-    inputs = _inputs(file, run, call)
-    port = OwnPort()
-    if side == "port":
-        built = port.build(target, config, file.weights)
-        with Recorder("port", built) as recorder:
-            results = port.call(target, built, inputs, call)
-    else:
-        built = target.build("reference", config)
-        if isinstance(built, torch.nn.Module):
-            built.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
-            built.to(dtype).eval()
-        tensors = {k: to_torch(v, dtype) for k, v in inputs.items()}
-        with torch.inference_mode(), Recorder("reference", built) as recorder:
-            results = {k: to_numpy(v) for k, v in target.call("reference", built, {**tensors, **call}).items()}
-    return {k: _tap(v, recorder, results, side) if isinstance(v, Tap) else results[v] for k, v in wanted.items()}
-
-
-def _inputs(file: GoldenFile, run: Run, call: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    values = {**file.inputs, **{f"out.{k}": v for k, v in file.out.items()}}
-    inputs = {argument: values[name] for name, argument in run.inputs.items() if name in values}
-    if "mask" in inputs and inputs["mask"].dtype == np.uint8:
-        inputs["mask"] = inputs["mask"].astype(bool)
-    if run.target.endswith("CausalMaskedDiffWithDiT.inference") and "prompt_token" not in inputs:
-        inputs["prompt_token"] = np.zeros((1, 0), np.int32)
-        inputs["prompt_feat"] = np.zeros((1, 0, file.config["output_size"]), np.float32)
-    if "out.s" in run.inputs and not call["finalize"]:
-        inputs["x"] = inputs["x"][:, :, :-CONTEXT_FRAMES]
-    return inputs
-
-
-def _tap(tap: Tap, recorder: Recorder, results: Mapping[str, np.ndarray], side: Side) -> np.ndarray:
-    calls = recorder.of(tap.path, tap.name)
-    target = TARGETS[tap.path]
-    values = [{**c.arguments, **c.results}[tap.tensor] for c in calls]
-    if side == "port":
-        change = {**target.to_port, **target.from_port}.get(tap.tensor, np.asarray)
-        values = [change(v) for v in values]
-    if not tap.every:
-        return np.asarray(values[tap.index])[:, :: tap.step]
-    if tap.then:
-        values.append(results[tap.then])
-    return np.stack([np.squeeze(v, 0) if np.ndim(v) == 3 else v for v in values])
-
-
-def judge_file(file: GoldenFile, side: Side) -> list[GoldenRow]:
-    """Every tensor of one file on one side."""
-    golden = find(file.name)
-    special = any(fnmatchcase(file.name, glob) for glob in SPECIAL)
-    if golden is None and not special:
-        return [GoldenRow(file.name, "", side, "", None, None, "ERROR", "no line of golden_table.py knows this file")]
-    try:
-        if golden is not None:
-            found, omitted, double = [], golden.omitted, golden.double
-            for dtype in (torch.float32, torch.float64):
-                found.append(replay(file, golden, "reference", dtype))
-            port = replay(file, golden, "port") if side == "port" else {}
-        else:
-            replayed = golden_special.replay(file, side)
-            found, port = [replayed.single, replayed.double], replayed.port
-            omitted, double = replayed.omitted, replayed.exceptions
-    except Exception as error:
-        return [GoldenRow(file.name, "", side, "", None, None, "ERROR", f"{type(error).__name__}: {error}")]
-    rows = []
-    for name in file.out:
-        if name in omitted:
-            rows.append(GoldenRow(file.name, name, side, "", None, None, "SKIP", omitted[name]))
-        elif side == "reference":
-            rows += _judge_reference(file, name, found[0].get(name), found[1].get(name), double.get(name))
-        else:
-            rows.append(_judge_port(file, name, port.get(name), found[0].get(name), found[1].get(name)))
+def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
+    """Every tensor of one file on each side."""
+    part, names = part_of(file.upstream, FUNCTIONS.keys() | PARTS), dict.fromkeys([*file.out, *file.out64])
+    if part is None:
+        return [_error(file.name, sides[0], f"upstream {file.upstream!r} names no part that both sides have")]
+    if not names:
+        return [_error(file.name, sides[0], "holds no out.* tensor: nothing to compare")]
+    replays, rows = Replays(file, part), []
+    for side in sides:
+        try:
+            for name in names:
+                if reason := _omitted(part, name, side):
+                    rows.append(GoldenRow(file.name, name, side, "", None, None, "SKIP", reason))
+                else:
+                    rows += Judge(replays, name).rows(side)
+        except Exception as error:
+            kind = "" if isinstance(error, GoldenError) else f"{type(error).__name__}: "
+            rows.append(_error(file.name, side, " ".join(f"{kind}{error}".split())))
     return rows
 
 
-def _judge_reference(
-    file: GoldenFile, name: str, single: np.ndarray | None, double: np.ndarray | None, exception: str | None
-) -> list[GoldenRow]:
-    out, out64 = file.out[name], file.out64.get(name)
-    about = (file.name, name, "reference")
-    if single is None or double is None:
-        return [GoldenRow(*about, "", None, None, "ERROR", "the reference did not compute this tensor")]
-    if out.dtype.kind in "biu":
-        same = single.shape == out.shape and np.array_equal(single.astype(np.int64), out.astype(np.int64))
-        return [GoldenRow(*about, "equal", None, None, "PASS" if same else "FAIL")]
-    # Where the original's float64 number was not recorded, the reference's two precisions tell how exact float32 is.
-    e_ref = max(agreement(single, double) if out64 is None else agreement(out, out64), FLOOR)
-    distance = agreement(single, out)
-    rows = [GoldenRow(*about, "float32", distance, 2 * e_ref, "PASS" if distance <= 2 * e_ref else "FAIL")]
-    if out64 is not None:
-        distance = agreement(double, out64)
-        limit = DOUBLE_LIMIT if exception is None else e_ref
+def _error(file: str, side: Side, note: str, tensor: str = "") -> GoldenRow:
+    return GoldenRow(file, tensor, side, "", None, None, "ERROR", note)
+
+
+def _omitted(part: str, name: str, side: Side) -> str | None:
+    reasons = OMITTED.get(part, {}).items()
+    return next((why for like, (on, why) in reasons if on in ("both", side) and re.fullmatch(like, name)), None)
+
+
+class Judge:
+    """One tensor of a file: what the original gave, what the reference gives, and which of them is the truth."""
+
+    def __init__(self, replays: Replays, name: str) -> None:
+        self.replays, self.name, file = replays, name, replays.file
+        self.out, self.out64 = file.out.get(name), file.out64.get(name)
+        self.single, self.double = replays.single.get(name), replays.double.get(name)
+        self.exact = self.out is not None and self.out.dtype.kind in "biu"
+        self.truth = self.out if self.exact else self.double
+
+    def rows(self, side: Side) -> list[GoldenRow]:
+        reference = self._reference()
+        if side == "reference":
+            return reference
+        failed = next((row for row in reference if row.status != "PASS"), None)
+        if failed is not None:
+            note = f"no truth to judge by: the reference is not the original here ({failed.note or failed.measure})"
+            return [self._row("port", "", status=failed.status, note=note)]
+        port = self.replays.port.get(self.name)
+        if port is None:
+            return [self._row("port", "", status="ERROR", note="the port did not compute this tensor")]
+        return [self._judged("port", "ratio", self._compare(port, self.out, self.single))]
+
+    def _row(self, side: Side, measure: str, **rest: object) -> GoldenRow:
+        values = {"value": None, "limit": None} | rest
+        return GoldenRow(self.replays.file.name, self.name, side, measure, **values)  # type: ignore[arg-type]
+
+    def _judged(self, side: Side, measure: str, reading: Reading, note: str = "") -> GoldenRow:
+        measure, limit = ("equal", None) if reading.ratio is None else (measure, BUDGET)
+        note = "; ".join(filter(None, (reading.message, note)))
+        return self._row(side, measure, value=reading.ratio, limit=limit, status=reading.status, note=note, reading=reading)
+
+    def _compare(self, value: np.ndarray, *measures: np.ndarray | None) -> Reading:
+        """By the truth; e_ref is the largest of `measures`, of the reference in other orders too where it must be."""
+        first, *others = (measure for measure in measures if measure is not None)
+        if not self.exact and self.truth.size and not self.truth.any():  # the time of the first step: exact or wrong
+            same = value.shape == self.truth.shape and not value.any()
+            return Reading("PASS" if same else "FAIL", "" if same else "the truth is zero everywhere, this is not")
+        reading = compare(value, first, self.truth, allow_inf=True, nudged=others)
+        if reading.status == "FAIL" and not self.exact:
+            others += [run[self.name] for run in self.replays.further]
+            reading = compare(value, first, self.truth, allow_inf=True, nudged=others)
+        return reading
+
+    def _reference(self) -> list[GoldenRow]:
+        """Rows of the reference; sets the truth."""
+        if self.single is None or self.truth is None:
+            return [self._row("reference", "", status="ERROR", note="the reference did not compute this tensor")]
+        if self.exact:
+            return [self._judged("reference", "equal", self._compare(self.single, self.out))]
+        rows = []
+        if self.out64 is not None:
+            rows.append(self._float64())
+            if agreement(self.double, self.out64) <= DOUBLE_LIMIT:
+                self.truth = self.out64
+        if self.out is not None:
+            here, there = self._compare(self.single, self.out), self._compare(self.out, self.single)
+            note = "" if there.status == "PASS" else "the original's own float32"
+            worse = there if note or (there.ratio or 0) > (here.ratio or 0) else here
+            rows.insert(0, self._judged("reference", "float32", worse, note))
+        return rows
+
+    def _float64(self) -> GoldenRow:
+        names, why = NOT_DOUBLE.get(self.replays.part, ((), ""))
+        distance, limit, note = agreement(self.double, self.out64), DOUBLE_LIMIT, ""
+        if not distance <= limit:
+            if self.name in names:  # no more than a float32 run of the original
+                return self._judged("reference", "ratio64", self._compare(self.out64, self.single), why)
+            cost = agreement(self.replays.moved[self.name], self.double)
+            limit = min(max(limit, BUDGET * cost), FLOOR)
+            note = f"a rounding of the inputs in float64 moves it by {cost:.1e}"
         status = "PASS" if distance <= limit else "FAIL"
-        rows.append(GoldenRow(*about, "float64", distance, limit, status, exception or ""))
+        return self._row("reference", "float64", value=distance, limit=limit, status=status, note=note)
+
+
+def judge_folder(folder: Path, sides: Sequence[Side], only: str = "*") -> list[GoldenRow]:
+    """Every file of a folder and every entry of its manifest.
+
+    Raises:
+        GoldenError: no folder, nothing in it that matches, or a manifest that cannot be read.
+    """
+    if not folder.is_dir():
+        raise GoldenError(f"{folder} is no folder")
+    manifest = read_manifest(folder)
+    names = {path.name for path in folder.glob("*.safetensors")} | {*(manifest or ())}
+    names = {name for name in names if fnmatchcase(Path(name).stem, only)}
+    if not names:
+        raise GoldenError(f"{folder} holds no golden file that matches {only}")
+    rows = []
+    for name in sorted(names):
+        rows += _judge_path(folder / name, manifest, sides)
     return rows
 
 
-def _judge_port(
-    file: GoldenFile, name: str, port: np.ndarray | None, single: np.ndarray | None, double: np.ndarray | None
-) -> GoldenRow:
-    out = file.out[name]
-    if port is None or single is None or double is None:
-        return GoldenRow(file.name, name, "port", "", None, None, "ERROR", "a side did not compute this tensor")
-    truth = out if out.dtype.kind in "biu" else file.out64.get(name)
-    if truth is None:
-        # The original's float64 number was not recorded: its float32 one is the truth, held to the float32 error that
-        # the reference's two precisions show.
-        truth, out = out.astype(np.float64), out + (single - double)
-    if not truth.any() and port.shape == truth.shape:  # such as the time of the first step: exact or wrong
-        return GoldenRow(file.name, name, "port", "equal", None, None, "FAIL" if port.any() else "PASS")
-    reading = compare(port, out, truth, allow_inf=True)
-    measure, limit = ("equal", None) if reading.ratio is None else ("ratio", BUDGET)
-    return GoldenRow(file.name, name, "port", measure, reading.ratio, limit, reading.status, reading.message, reading)
+def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[Side]) -> list[GoldenRow]:
+    entry, rows = (manifest or {}).get(path.name), []
+    if not path.is_file():
+        return [_error(path.stem, sides[0], f"{MANIFEST} lists this file, the folder lacks it")]
+    if manifest is not None and entry is None:
+        rows.append(_error(path.stem, sides[0], f"{MANIFEST} does not list this file"))
+    try:
+        file = GoldenFile.read(path, entry)
+        rows += [_error(path.stem, sides[0], what, name) for name, what in differences(path, entry or {})]
+    except GoldenError as error:
+        return [*rows, _error(path.stem, sides[0], str(error))]
+    return rows + judge_file(file, *sides)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m parity_tests.harness.golden", description=__doc__.splitlines()[0])
+    what, _, more = __doc__.partition("\n")
+    more = more.partition("[--only GLOB]")[2].strip()
+    parser = argparse.ArgumentParser(
+        prog="python -m parity_tests.harness.golden",
+        description=what,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden .safetensors files")
     parser.add_argument("--side", choices=["reference", "port", "both"], default="both")
     parser.add_argument("--only", metavar="GLOB", default="*", help="file names to run, e.g. 'hift_*'")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     options = parser.parse_args(argv)
-    found = {
-        p.with_suffix(".safetensors") for kind in ("safetensors", "onnx") for p in options.folder.glob(f"*.{kind}")
-    }
-    paths = sorted(p for p in found if fnmatchcase(p.stem, options.only))
-    if not paths:
-        print(f"error: {options.folder} holds no golden file that matches {options.only}", file=sys.stderr)
-        return 2
     sides: tuple[Side, ...] = ("reference", "port") if options.side == "both" else (options.side,)
-    rows: list[GoldenRow] = []
-    for path in paths:
-        if path.with_suffix(".onnx").is_file():
-            rows += [row for side in sides for row in judge_onnx(path, side, GoldenRow)]
-            continue
-        try:
-            file = GoldenFile.read(path)
-        except ValueError as error:
-            rows.append(GoldenRow(path.stem, "", sides[0], "", None, None, "ERROR", str(error)))
-            continue
-        for side in sides:
-            rows += judge_file(file, side)
-    _print(rows)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    return 0 if all(row.status in ("PASS", "SKIP") for row in rows) else 1
+    try:
+        rows = judge_folder(options.folder, sides, options.only)
+        _print(rows)
+        if options.json:
+            with beside(options.json) as partial:
+                partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
+    except (GoldenError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    statuses = {row.status for row in rows}
+    return 0 if "PASS" in statuses and statuses <= {"PASS", "SKIP"} else 1
 
 
 def _print(rows: list[GoldenRow]) -> None:

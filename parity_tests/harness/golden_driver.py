@@ -6,6 +6,8 @@ the chunks, which runs of the two networks made them, and how the hop grows.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,11 @@ import torch
 from convert.mapping import convert
 from convert.official import flow_config, vocoder_config
 from parity_tests.harness.capture import Recorder
-from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit
+from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.targets import swap
 from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
 
 FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
-ROUNDS: dict[str, dict[str, Any]] = {
-    "stream": {"stream": True},
-    "stream again on the same model object": {"stream": True},
-    "offline": {},
-    "offline speed=1.25": {"speed": 1.25},
-}
 # The file brings no weights for these parts, and voice conversion from tokens does not touch them.
 UNUSED = {
     "llm": LLMConfig(qwen2=Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
@@ -36,10 +32,10 @@ UNUSED = {
 
 
 def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
-    """Four requests in a row on one object, tokens given: two streams, one whole, one whole at another tempo.
+    """The requests of `call.rounds` in turn on one object, tokens given.
 
     Raises:
-        ValueError: chunk lengths, runs of the networks or the hop differ from the original's.
+        GoldenError: chunk lengths, runs of the networks or the hop differ from the original's.
     """
     config = CosyVoice3Config(
         flow=flow_config(file.config["flow"]), vocoder=vocoder_config(file.config["hift"]), **UNUSED
@@ -52,9 +48,11 @@ def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
         "prompt_speech_feat": "prompt_feat",
         "source_speech_token": "source_speech_token",
     }
-    inputs = {argument: kit.tensor(file.inputs[name]) for argument, name in given.items()}
+    inputs = {argument: kit.tensor(file.inputs[name]) for argument, name in given.items() if name in file.inputs}
     tile = file.inputs["sine_waves_tile"]
-    samples = config.vocoder.hop_samples * config.flow.token_mel_ratio * file.inputs["source_speech_token"].shape[1]
+    slowest = min([1.0, *(options.get("speed", 1.0) for options in map(request, file.call["rounds"]))])
+    tokens = file.inputs["source_speech_token"].shape[1] / slowest
+    samples = math.ceil(config.vocoder.hop_samples * config.flow.token_mel_ratio * tokens)
     inputs["sine_waves"] = kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1)))
     again = {"incremental": False} if kit.package == "port" else {}  # the port's other way computes less
     with Recorder(kit.package, model) as recorder:
@@ -63,7 +61,7 @@ def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
         model.token_hop_len = config.streaming.token_hop_len
         streamed, chunks = _rounds(model, file, kit, inputs)
         if chunks != seen:
-            raise ValueError(f"incremental streams differ in hops or chunks: {chunks}, {seen}")
+            raise GoldenError(f"incremental streams differ in hops or chunks: {chunks}, {seen}")
         found = {name: _further(found[name], streamed[name], file.out[name]) for name in found.keys() & file.out.keys()}
     flow, vocoder = recorder.of(FLOW), recorder.of(VOCODER)
     frames = 1 if kit.package == "port" else 2
@@ -75,19 +73,32 @@ def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
         {"mel_frames": c.arguments["speech_feat"].shape[frames], "finalize": c.arguments["finalize"]} for c in vocoder
     ]
     for what, value in seen.items():
-        if value != file.call[what]:
-            raise ValueError(f"{what}: {value}, the original has {file.call[what]}")
-    mel = flow[0].results["feat"]
-    return {"mel_0": swap(mel) if kit.package == "port" else mel, **found}
+        if value != file.call.get(what):
+            raise GoldenError(f"{what}: {value}, the original has {file.call.get(what)}")
+    mels = (swap(c.results["feat"]) if kit.package == "port" else c.results["feat"] for c in flow)
+    return {**{f"mel_{number}": mel for number, mel in enumerate(mels)}, **found}
+
+
+def request(words: str) -> dict[str, Any]:
+    """Options of a request from what `call.rounds` says: "stream ..." or "offline ...", and "speed=1.25".
+
+    Raises:
+        GoldenError: it says neither.
+    """
+    way = re.match(r"(stream|offline)\b", words)
+    if way is None:
+        raise GoldenError(f"call.rounds: {words!r} begins with neither 'stream' nor 'offline'")
+    speed = re.search(r"\bspeed=(\d+(?:\.\d+)?)", words)
+    return {"stream": way[1] == "stream"} | ({"speed": float(speed[1])} if speed else {})
 
 
 def _rounds(model: Any, file: GoldenFile, kit: Kit, inputs: dict[str, Any]) -> tuple[Arrays, dict[str, list[Any]]]:
     """All requests in turn: their chunks by golden name, and the hops and lengths on the way."""
     found: Arrays = {}
     seen: dict[str, list[Any]] = {"hop_before": [], "hop_after": [], "chunks": []}
-    for number, name in enumerate(file.call["rounds"]):
+    for number, words in enumerate(file.call["rounds"]):
         seen["hop_before"].append(model.token_hop_len)
-        results = [kit.array(result["tts_speech"]) for result in model.tts(**inputs, **ROUNDS[name])]
+        results = [kit.array(result["tts_speech"]) for result in model.tts(**inputs, **request(words))]
         seen["hop_after"].append(model.token_hop_len)
         seen["chunks"].append([speech.shape[1] for speech in results])
         found |= {f"call{number}_speech_{chunk}": speech for chunk, speech in enumerate(results)}

@@ -5,6 +5,7 @@ Written for either side like the functions of `golden_special.py`.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -13,44 +14,57 @@ import torch
 from convert.official import llm_config
 from parity_tests.adapters import own
 from parity_tests.harness.capture import Recorder
-from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit
+from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit, describe, read_manifest
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig
 
 
 def _scores(kit: Kit, row: np.ndarray) -> Any:
-    return row.copy() if kit.package == "port" else torch.from_numpy(row.copy())
+    return row.copy() if kit.package == "port" else torch.from_numpy(row.copy()).to(kit.dtype)
 
 
-def sampling_ras(file: GoldenFile, kit: Kit) -> Arrays:
-    """Each draw twice: from the torch seed and from the recorded numbers; both must give the same id."""
+def sampling(file: GoldenFile, kit: Kit) -> Arrays:
+    """Independent draws, each with a seed of its own in the file, or one seed in `call` and draws in a row."""
     config = SamplingConfig(**file.config)
+    return _draws(file, kit, config) if "seed" in file.inputs else _chain(file, kit, config)
+
+
+def _draws(file: GoldenFile, kit: Kit, config: SamplingConfig) -> Arrays:
+    """Each draw twice: from the torch seed and from the recorded numbers; both must give the same id."""
     sample, nucleus = (kit.get(f"llm.sampling.{name}") for name in ("ras_sampling", "nucleus"))
     plain, seeded, recorded = (
         kit.get(f"llm.sampling.{name}") for name in ("nucleus_sampling", "SeededDraws", "RecordedDraws")
     )
+    inputs, sizes = file.inputs, (config.top_p, config.top_k)
     found: dict[str, list[Any]] = {k: [] for k in ("id", "nucleus_id", "triggered", "kept", "prob", "n_neg_inf_after")}
-    inputs = file.inputs
     for k, row in enumerate(inputs["scores"]):
+        if kit.dtype == torch.float64:
+            # The float32 sum decides who is in (`kept`, judged by itself); how likely each is, float64 says.
+            probabilities, _ = nucleus(_scores(kit, row), math.inf, int(file.out["kept"][k]))
+            found["prob"].append(_padded(kit.array(probabilities), config.top_k))
+            continue
         history = [int(i) for i in inputs["history"][k] if i >= 0]
-        scores = _scores(kit, row)
-        token = sample(scores, history, seeded(int(inputs["seed"][k])), config)
+        seed, scores = int(inputs["seed"][k]), _scores(kit, row)
+        token = sample(scores, history, seeded(seed), config)
         replayed = sample(_scores(kit, row), history, recorded([inputs["exp1"][k], inputs["exp2"][k]]), config)
         if token != replayed:
-            raise ValueError(f"draw {k}: {token} from the seed, {replayed} from the recorded numbers")
-        probabilities, _ = nucleus(_scores(kit, row), config.top_p, config.top_k)
+            raise GoldenError(f"draw {k}: {token} from the seed, {replayed} from the recorded numbers")
+        probabilities, _ = nucleus(_scores(kit, row), *sizes)
         masked = int(np.isneginf(kit.array(scores)).sum())
         found["id"].append(token)
-        found["nucleus_id"].append(plain(_scores(kit, row), seeded(int(inputs["seed"][k])), config.top_p, config.top_k))
+        found["nucleus_id"].append(plain(_scores(kit, row), seeded(seed), *sizes))
         found["n_neg_inf_after"].append(masked)
         found["triggered"].append(masked > int(np.isneginf(row).sum()))
         found["kept"].append(len(probabilities))
-        found["prob"].append(np.pad(kit.array(probabilities), (0, config.top_k - len(probabilities))))
-    return {k: np.array(v) for k, v in found.items()}
+        found["prob"].append(_padded(kit.array(probabilities), config.top_k))
+    return {k: np.array(v) for k, v in found.items() if v}
 
 
-def sampling_chain(file: GoldenFile, kit: Kit) -> Arrays:
-    config = SamplingConfig(**file.config)
+def _padded(probabilities: np.ndarray, count: int) -> np.ndarray:
+    return np.pad(probabilities, (0, count - len(probabilities)))
+
+
+def _chain(file: GoldenFile, kit: Kit, config: SamplingConfig) -> Arrays:
     ras, nucleus, seeded = (
         kit.get(f"llm.sampling.{name}") for name in ("ras_sampling", "nucleus_sampling", "SeededDraws")
     )
@@ -62,13 +76,12 @@ def sampling_chain(file: GoldenFile, kit: Kit) -> Arrays:
     return {"ras_ids": np.array(history), "nucleus_ids": np.array(plain)}
 
 
-def language_model(file: GoldenFile, weights: Arrays, kit: Kit) -> tuple[Any, LLMConfig]:
-    """The language model of a golden file; only the embedding rows that its text uses were recorded."""
-    config = llm_config(dict(file.config))
-    state = dict(weights)
-    rows = state.pop("llm.model.model.embed_tokens.weight_rows")
+def language_model(file: GoldenFile, weights: GoldenFile, kit: Kit) -> tuple[Any, LLMConfig]:
+    """The language model of a golden file, with the weights of it or of another; those hold the embedding's used rows
+    only (`in.embed_row_ids`)."""
+    config, state = llm_config(dict(file.config)), dict(weights.weights)
     table = np.zeros((config.qwen2.vocab_size, config.qwen2.hidden_size), np.float32)
-    table[file.inputs["embed_row_ids"]] = rows
+    table[weights.inputs["embed_row_ids"]] = state.pop("llm.model.model.embed_tokens.weight_rows")
     state["llm.model.model.embed_tokens.weight"] = state["llm.model.lm_head.weight"] = table
     model = kit.get("llm.speech_lm.CosyVoice3LM")(config)
     if kit.package == "port":
@@ -77,6 +90,30 @@ def language_model(file: GoldenFile, weights: Arrays, kit: Kit) -> tuple[Any, LL
         model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
         model.to(kit.dtype)
     return model, config
+
+
+def weights_beside(file: GoldenFile) -> list[GoldenFile]:
+    """For a file that was recorded without weights: those of its folder that have them for a model of its sizes.
+
+    Raises:
+        GoldenError: there is none.
+    """
+    found: list[GoldenFile] = []
+    entries = read_manifest(file.path.parent) or {}
+    for path in sorted(file.path.parent.glob("*.safetensors")):
+        try:
+            upstream, config, _ = describe(path, entries.get(path.name))
+            if "CosyVoice3LM" not in upstream or any(config.get(k, v) != v for k, v in file.config.items()):
+                continue
+            other = GoldenFile.read(path, entries.get(path.name))
+        except GoldenError:
+            continue  # has a row of its own
+        rows = other.inputs.get("embed_row_ids", ())
+        if other.weights and np.isin(file.inputs["embed_row_ids"], rows).all():
+            found.append(other)
+    if not found:
+        raise GoldenError("has no weights, and no file beside it has them for a model of its sizes and embed_row_ids")
+    return found
 
 
 class GreedyRecorder:
@@ -99,7 +136,7 @@ def _logits(kit: Kit, model: Any, hidden: list[np.ndarray]) -> np.ndarray:
 
 
 def llm_greedy(file: GoldenFile, kit: Kit) -> Arrays:
-    model, config = language_model(file, file.weights, kit)
+    model, config = language_model(file, file, kit)
     limit = config.speech_token_size if file.call["stop_ids_excluded_by_recorder"] else None
     sampler = GreedyRecorder(kit, limit)
     texts = [kit.tensor(file.inputs[k]) for k in ("text", "prompt_text", "prompt_speech_token")]
@@ -121,8 +158,20 @@ def llm_greedy(file: GoldenFile, kit: Kit) -> Arrays:
 
 
 def llm_bistream(file: GoldenFile, kit: Kit) -> Arrays:
-    """Text that arrives token by token; the recording sampler ends the speech at its last call."""
-    model, config = language_model(file, GoldenFile.read(file.path.with_name("llm_greedy.safetensors")).weights, kit)
+    """Text that arrives token by token; the recording sampler ends the speech at its last call.
+
+    The file may leave its weights to another one; of several beside it that one counts which gives its tokens.
+    """
+    sources = [file] if file.weights else weights_beside(file)
+    if len(sources) > 1:
+        tokens, judge = file.out.get("tokens"), Kit("reference")
+        fits = (one for one in sources if np.array_equal(_bistream(file, one, judge)["tokens"], tokens))
+        sources = [next(fits, sources[0])]
+    return _bistream(file, sources[0], kit)
+
+
+def _bistream(file: GoldenFile, weights: GoldenFile, kit: Kit) -> Arrays:
+    model, config = language_model(file, weights, kit)
     sampler = GreedyRecorder(kit, config.speech_token_size, file.call["eos_after_sampler_calls"], config.eos)
     text = (kit.tensor(token.reshape(1, 1)) for token in file.inputs["text_stream"])
     prompt = [kit.tensor(file.inputs[k]) for k in ("prompt_text", "prompt_speech_token")]
@@ -131,6 +180,6 @@ def llm_bistream(file: GoldenFile, kit: Kit) -> Arrays:
     calls = recorder.of("llm.qwen2.Qwen2Model")
     lengths = [call.arguments["inputs_embeds"].shape[1] for call in calls]
     if lengths != file.call["input_lengths"]:
-        raise ValueError(f"input lengths {lengths} differ from the original's {file.call['input_lengths']}")
-    hidden = [call.results["hidden"] for call in calls[: len(file.out["logits"])]]
+        raise GoldenError(f"input lengths {lengths} differ from the original's {file.call['input_lengths']}")
+    hidden = [call.results["hidden"] for call in calls[: len(file.out.get("logits", calls))]]
     return {"tokens": np.array(tokens), "logits": _logits(kit, model, hidden)}

@@ -1,13 +1,13 @@
 """Golden files that hold many calls, random draws or a driver's state: each has a function of its own here.
 
-A function is written once and runs on either side: `Kit` gives it the side's package and tensors.
+A function is written once and runs on either side: `Kit` gives it the side's package and tensors. Sizes, chunks, steps,
+seeds and windows are read from the file's `config` and `call` and from the names of its tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+import re
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,22 +15,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from parity_tests.adapters import own
 from parity_tests.harness import golden_driver, golden_llm
-from parity_tests.harness.golden_file import Arrays, GoldenFile, Kit, Side
+from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
+from parity_tests.harness.golden_table import PARTS, part_of, runs
 from parity_tests.harness.targets import TARGETS, swap
 from port import noise
 from port.config import CFMConfig, DiTConfig, FlowConfig
-
-
-@dataclass(frozen=True)
-class Replayed:
-    """Results of both precisions of the reference and of the port (empty when the port was not asked for)."""
-
-    single: Arrays
-    double: Arrays
-    port: Arrays
-    omitted: Mapping[str, str] = field(default_factory=dict)
-    exceptions: Mapping[str, str] = field(default_factory=dict)
-
 
 # Numbers that initialising the original's layers draws between the flow's noise and the source's (measured).
 DRAWS_OF_LAYERS = 3_852_961
@@ -38,25 +27,18 @@ DRAWS_OF_LAYERS = 3_852_961
 Replay = Callable[[GoldenFile, Kit], Arrays]
 
 
-def replay(file: GoldenFile, side: Side) -> Replayed:
-    """Replay one file on both precisions of the reference, and on the port when `side` asks for it.
-
-    Raises:
-        KeyError: no function knows the file.
-    """
-    function = next((f for glob, f in FUNCTIONS.items() if fnmatchcase(file.name, glob)), None)
-    if function is None:
-        raise KeyError(f"{file.name}: no function of golden_special.py knows it")
-    with torch.inference_mode():
-        single, double = (function(file, Kit("reference", dtype)) for dtype in (torch.float32, torch.float64))
-    port = function(file, Kit("port")) if side == "port" else {}
-    notes = next((n for glob, n in NOTES.items() if fnmatchcase(file.name, glob)), {})
-    omitted = {k: v for (k, s), v in notes.items() if s in ("omitted", side)}
-    return Replayed(single, double, port, omitted, {k: v for (k, s), v in notes.items() if s == "float64"})
+def _named(file: GoldenFile, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+    """The file's outputs whose whole name fits a pattern."""
+    for name in file.out:
+        if match := re.fullmatch(pattern, name):
+            yield name, match
 
 
 def _weight_norm(file: GoldenFile, kit: Kit) -> Arrays:
-    target = TARGETS["vocoder.convolution.CausalConv1d"]
+    part = part_of(file.upstream.partition("(")[2], PARTS)
+    if part is None:
+        raise GoldenError(f"no twin of {file.upstream!r}")
+    target = TARGETS[runs(part)[0].target]
     x = file.inputs["x"]
     if kit.package == "port":
         module = own.OwnPort().build(target, file.config, file.weights)
@@ -71,18 +53,26 @@ def _masks(file: GoldenFile, kit: Kit) -> Arrays:
     pad, chunks, optional = (
         kit.get(f"flow.masks.{name}") for name in ("make_pad_mask", "subsequent_chunk_mask", "add_optional_chunk_mask")
     )
-    n, lengths, mask = file.config["n"], file.inputs["lengths"], file.inputs["mask"].astype(bool)
-    zero = file.inputs["mask_zero_len"].astype(bool)
-    found = {"pad_mask": pad(kit.tensor(lengths), n), "pad_mask_auto": pad(kit.tensor(lengths))}
-    for size in (1, 3, 8, 23, 28):
-        found[f"subsequent_chunk_mask_c{size}"] = chunks(n, size)
-        found[f"subsequent_chunk_mask_c{size}_left1"] = chunks(n, size, 1)
-        found[f"chunk_mask_c{size}"] = optional(kit.tensor(mask), size)
-    found["chunk_mask_c0"] = optional(kit.tensor(mask), 0)
-    found["chunk_mask_zero_len"] = optional(kit.tensor(zero), file.config["chunk"])
-    edited = kit.tensor(zero)
-    found["chunk_mask_zero_len_c0"] = optional(edited, 0)
-    found["mask_zero_len_mutated_by_c0"] = edited
+    n = file.config["n"]
+
+    def mask(name: str) -> np.ndarray:
+        return file.inputs[name].astype(bool)
+
+    found = {}
+    for name, _ in _named(file, "pad_mask"):
+        found[name] = pad(kit.tensor(file.inputs["lengths"]), n)
+    for name, _ in _named(file, "pad_mask_auto"):
+        found[name] = pad(kit.tensor(file.inputs["lengths"]))
+    for name, match in _named(file, r"subsequent_chunk_mask_c(\d+)(?:_left(\d+))?"):
+        found[name] = chunks(n, *(int(size) for size in match.groups() if size))
+    for name, match in _named(file, r"chunk_mask_c(\d+)"):
+        found[name] = optional(kit.tensor(mask("mask")), int(match[1]))
+    for name, match in _named(file, r"chunk_mask_zero_len(?:_c(\d+))?"):
+        size = file.config["chunk"] if match[1] is None else int(match[1])
+        found[name] = optional(kit.tensor(mask("mask_zero_len")), size)
+    for name, match in _named(file, r"mask_zero_len_mutated_by_c(\d+)"):
+        found[name] = kit.tensor(mask("mask_zero_len"))
+        optional(found[name], int(match[1]))
     return {k: kit.array(v) for k, v in found.items()}
 
 
@@ -107,8 +97,10 @@ def _rotary(file: GoldenFile, kit: Kit) -> Arrays:
 def _schedule(file: GoldenFile, kit: Kit) -> Arrays:
     """The times as the solver yields them, around an estimator too small to matter."""
     sizes = DiTConfig(dim=16, depth=1, heads=1, dim_head=16, mel_dim=2, mu_dim=2, spk_dim=2, out_channels=2)
+    if file.config.get("t_scheduler", "cosine") != "cosine":
+        raise GoldenError(f"t_scheduler {file.config['t_scheduler']!r}: both sides have the cosine only")
     found: Arrays = {}
-    for steps in (10, 6, 1):
+    for steps in sorted({int(match[1]) for _, match in _named(file, r"(?:t|t_span|t_end|dt)_(\d+)")}):
         cfm = kit.get("flow.matching.CausalConditionalCFM")(FlowConfig(dit=sizes, cfm=CFMConfig(n_timesteps=steps)))
         x, spks, mask = np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 1, 3), bool)
         if kit.package == "reference":
@@ -127,86 +119,115 @@ def _schedule(file: GoldenFile, kit: Kit) -> Arrays:
 
 
 def _noise(file: GoldenFile, kit: Kit) -> Arrays:
-    """Torch itself on the side of the reference, the port's numpy generator on the other."""
+    """Torch itself on the side of the reference, the port's numpy generator on the other.
 
-    def draw(seed: int, *names: str) -> list[np.ndarray]:
-        if kit.package == "port":
-            generator = noise.TorchGenerator(seed)
-            return [getattr(generator, name)(int(n)) for name, n in (call.split(":") for call in names)]
-        generator = torch.Generator().manual_seed(seed)
-        fill = {"uniform": torch.rand, "normal": torch.randn}
-        exponential = {"exponential": lambda n, generator: torch.empty(n).exponential_(generator=generator)}
-        calls = (call.split(":") for call in names)
-        return [kit.array((fill | exponential)[name](int(n), generator=generator)) for name, n in calls]
+    `rand_noise_*` and `sine_waves_*` are what the windows of `call` show of the two buffers; `rand_N_seedS`, `randn_...`
+    and `exponential_...` the first N numbers of a seed; `rand_after_N` those that follow `randn_N_seedS`.
+    """
+    found: Arrays = {}
+    ported = kit.package == "port"
+    for name, _ in _named(file, r"rand_noise_\w+"):
+        start, end = _window(file, "rand_noise_frames")
+        whole = noise.rand_noise(end) if ported else kit.get("flow.decoder._rand_noise")(80, noise.MAX_FRAMES)
+        found[name] = np.array(whole)[:, :, start:end]
+    for name, _ in _named(file, r"sine_waves_\w+"):
+        start, end = _window(file, "sine_waves_rows")
+        found[name] = np.array(noise.sine_waves(end - start, start)) if ported else _source_noise(end)[1][start:]
+    for name, _ in _named(file, "rand_ini"):
+        found[name] = np.array(noise.rand_ini()[0]) if ported else _source_noise(0)[0]
+    for name, match in _named(file, r"(rand|randn|exponential)_(\d+)_seed(\d+)"):
+        kind, count, seed = match[1], int(match[2]), int(match[3])
+        after = [(k, m[1]) for k, m in _named(file, rf"(rand|randn|exponential)_after_{count}") if kind == "randn"]
+        draws = [(name, kind, count), *((k, other, file.out[k].size) for k, other in after)]
+        found |= _draw(kit, seed, draws)
+    return found
 
+
+def _window(file: GoldenFile, key: str) -> tuple[int, int]:
+    window = file.call.get(key)
+    if not (isinstance(window, list) and len(window) == 2 and all(isinstance(v, int) for v in window)):
+        raise GoldenError(f"call.{key} is {window!r}, not [first, last + 1]")
+    if not 0 <= window[0] < window[1]:
+        raise GoldenError(f"call.{key} is {window}: no window")
+    return window[0], window[1]
+
+
+def _draw(kit: Kit, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
+    """Draws in a row from one seed: name, kind and how many."""
     if kit.package == "port":
-        start = noise.rand_noise(64)
-    else:
-        start = kit.array(kit.get("flow.decoder._rand_noise")(80, 15000)[:, :, :64])
-    ini, sines = (noise.rand_ini()[0], noise.sine_waves(64)) if kit.package == "port" else _source_noise()
-    randn, after = draw(42, "normal:1003", "uniform:8")
-    return {
-        "rand_noise_64": start,
-        "sine_waves_64": np.array(sines),
-        "rand_ini": np.array(ini),
-        "rand_1000_seed42": draw(42, "uniform:1000")[0],
-        "randn_1003_seed42": randn,
-        "rand_after_1003": after,
-        "randn_15_seed42": draw(42, "normal:15")[0],
-        "exponential_64_seed43": draw(43, "exponential:64")[0],
+        source = noise.TorchGenerator(seed)
+        calls = {"rand": source.uniform, "randn": source.normal, "exponential": source.exponential}
+        return {name: calls[kind](count) for name, kind, count in draws}
+    generator = torch.Generator().manual_seed(seed)
+    fill = {
+        "rand": torch.Tensor.uniform_,
+        "randn": torch.Tensor.normal_,
+        "exponential": torch.Tensor.exponential_,
     }
+    return {name: fill[kind](torch.empty(count), generator=generator).numpy() for name, kind, count in draws}
 
 
-def _source_noise() -> tuple[np.ndarray, np.ndarray]:
-    """`rand_ini` (9,) and the first rows of `sine_waves` (64, 9) as torch draws them after all that comes before."""
+def _source_noise(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rand_ini` (9,) and the first rows of `sine_waves` (rows, 9) as torch draws them after all that comes before."""
     generator = torch.Generator().manual_seed(0)
-    torch.randn(1, 80, 15000, generator=generator)
+    torch.randn(1, 80, noise.MAX_FRAMES, generator=generator)
     torch.rand(DRAWS_OF_LAYERS, generator=generator)
     ini = torch.rand(9, generator=generator)
     ini[0] = 0
-    return ini.numpy(), torch.rand(64, 9, generator=generator).numpy()
+    return ini.numpy(), torch.rand(rows, 9, generator=generator).numpy()
 
 
 def _mel(file: GoldenFile, kit: Kit) -> Arrays:
     sizes = {k: v for k, v in file.config.items() if k != "center"}
+    if file.config.get("center"):
+        raise GoldenError("center is true: CosyVoice 3 has it false, and so have both sides")
     mel = kit.array(kit.get("frontend.audio.mel_spectrogram")(kit.tensor(file.inputs["y"]), **sizes))
-    found = {"mel": mel if kit.package == "reference" else swap(mel)}
-    found["mel_basis"] = np.asarray(kit.get("frontend.audio.mel_filterbank")(24000, 1920, 80, 0.0, 12000.0))
-    return found
+    rate, top = sizes["sampling_rate"], sizes["fmax"]
+    basis = kit.get("frontend.audio.mel_filterbank")(
+        rate, sizes["n_fft"], sizes["num_mels"], float(sizes["fmin"]), rate / 2 if top is None else float(top)
+    )
+    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": np.asarray(basis)}
 
 
 def _resample_fbank(file: GoldenFile, kit: Kit) -> Arrays:
+    """A resampled recording, and energies of what the original resampled, so that each is judged on its own."""
     resample, fbank = (kit.get(f"frontend.audio.{name}") for name in ("resample", "fbank"))
-    y16 = resample(kit.tensor(file.inputs["y24"]), 24000, 16000)
-    recorded = kit.tensor(file.out["y16"])  # so that the energies are judged on their own
-    found = {"y16": y16, "fbank": fbank(recorded), "fbank_norm": fbank(recorded, subtract_mean=True)}
+    (given,) = file.inputs.values()
+    rates = re.search(r"Resample\(\s*(?:orig_freq=)?(\d+)\s*,\s*(?:new_freq=)?(\d+)", file.upstream)
+    found, wave = {}, kit.tensor(given)
+    if rates:
+        (name,) = (name for name in file.out if not name.startswith("fbank"))
+        found[name] = resample(wave, int(rates[1]), int(rates[2]))
+        wave = kit.tensor(file.out[name])
+    sizes = {k: file.config[k] for k in ("num_mel_bins", "sample_frequency") if k in file.config}
+    if file.config.get("dither"):
+        raise GoldenError(f"dither is {file.config['dither']}: the original has 0, and so have both sides")
+    for name, _ in _named(file, r"fbank(_norm)?"):
+        found[name] = fbank(wave, **sizes, subtract_mean=name == "fbank_norm")
     return {k: kit.array(v) for k, v in found.items()}
 
 
+# By the last words of the original's path, as in `golden_table.TABLE`.
 FUNCTIONS: dict[str, Replay] = {
-    "causalconv1d_weightnorm": _weight_norm,
-    "masks": _masks,
-    "rotary": _rotary,
-    "cfm_t_schedule": _schedule,
-    "upstream_noise": _noise,
-    "sampling_ras": golden_llm.sampling_ras,
-    "sampling_chain": golden_llm.sampling_chain,
-    "llm_greedy*": golden_llm.llm_greedy,
-    "llm_bistream": golden_llm.llm_bistream,
-    "mel_*": _mel,
-    "resample_fbank": _resample_fbank,
-    "model_tts_vc": golden_driver.model_tts_vc,
-    "silent_filter": golden_driver.silent_filter,
+    "weight_norm": _weight_norm,
+    "utils.mask": _masks,
+    "RotaryEmbedding": _rotary,
+    "CausalConditionalCFM": _schedule,
+    "CausalConditionalCFM.rand_noise": _noise,
+    "CausalHiFTGenerator.m_source": _noise,
+    "ras_sampling": golden_llm.sampling,
+    "nucleus_sampling": golden_llm.sampling,
+    "CosyVoice3LM.inference": golden_llm.llm_greedy,
+    "CosyVoice3LM.inference_bistream": golden_llm.llm_bistream,
+    "mel_spectrogram": _mel,
+    "Resample": _resample_fbank,
+    "fbank": _resample_fbank,
+    "CosyVoice3Model.tts": golden_driver.model_tts_vc,
+    "CosyVoice3Model.llm_job": golden_driver.silent_filter,
 }
-
 _RMS = "transformers evaluates RMSNorm and the rotary angles in float32 in a float64 model too; the reference does not"
-_UNREAD = "the original draws this buffer and never reads it"
-NOTES: dict[str, dict[tuple[str, str], str]] = {
-    "masks": {
-        ("mask_zero_len_mutated_by_c0", "port"): "MLX arrays are values: the port cannot edit its caller's mask",
-    },
-    "rotary": {("inv_freq", "port"): "the port computes the angles and keeps no frequencies"},
-    "mel_chirp": {("hann_window", "omitted"): "both sides keep the window to themselves; it is judged through mel"},
-    "upstream_noise": {("uv_64", "omitted"): _UNREAD},
-    "llm_greedy*": {(name, "float64"): _RMS for name in ("prefill_hidden", "logits", "scores_given_to_sampling")},
+# Part -> outputs whose recorded float64 is none, and why.
+NOT_DOUBLE = {
+    part: ({"prefill_hidden", "logits", "scores_given_to_sampling"}, _RMS)
+    for part in ("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream")
 }

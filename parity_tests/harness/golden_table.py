@@ -1,19 +1,24 @@
-"""How each golden file is replayed: one line a file (or family of files), by the tensor names inside it.
+"""How a golden file is replayed: by the part of the original that it names, and the names of its tensors.
 
-A golden tensor is a result of the call (`y`) or was seen by a call inside it (a `Tap`).
+A part that has a twin is called with the file's inputs, and its results are the file's tensors. `TABLE` says what
+differs from that. Files that hold many calls have a function each in `golden_special.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
-from typing import Any
+import re
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from parity_tests.harness.targets import TARGETS
 
 
 @dataclass(frozen=True)
 class Tap:
-    """A tensor inside the call: argument or result `tensor` of the `index`-th call of a twin (of sub-module `name`)."""
+    """A tensor inside the call: argument or result `tensor` of the `index`-th call of a twin (of sub-module `name`).
+
+    What a pattern's group finds in the golden name is the index, or fills `name` where that has a place for it.
+    """
 
     path: str
     tensor: str
@@ -21,189 +26,138 @@ class Tap:
     index: int = 0
     every: bool = False  # all calls, stacked along a new first axis
     then: str | None = None  # a result of the outer call that follows them
-    step: int = 1  # every step-th entry of the second axis
+    step: str = ""  # key of the config: the file has one in so many entries of the second axis, and so has the port
+
+    def at(self, found: str) -> Tap:
+        if self.name and "{}" in self.name:
+            return replace(self, name=self.name.format(found))
+        return replace(self, index=int(found))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One call: golden input -> argument, golden output -> result name or tap."""
+    """One call of a twin.
 
-    target: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str | Tap]
-    call: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Golden:
-    """The runs that reproduce a file, and its tensors that are not reproduced, each with the reason.
-
-    `double` names tensors that cannot agree to 1e-12 in float64 and says where the original itself is not float64.
+    Args:
+        target: path of the twin in `TARGETS`.
+        outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
+        inputs: golden input -> argument where the names differ; `out.NAME` is a recorded result.
+        without: golden inputs that this call does not get.
     """
 
-    files: tuple[str, ...]
-    runs: tuple[Run, ...]
-    drop_config: tuple[str, ...] = ()
-    rename_config: Mapping[str, str] = field(default_factory=dict)
-    omitted: Mapping[str, str] = field(default_factory=dict)
-    double: Mapping[str, str] = field(default_factory=dict)
+    target: str
+    outputs: Mapping[str, str | Tap] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
-
-def same(*names: str) -> dict[str, str]:
-    return {name: name for name in names}
-
-
-def _simple(files: str, target: str, *inputs: str, **outputs: str) -> Golden:
-    """One call; an input `golden:argument` has two names."""
-    named = {name.partition(":")[0]: name.rpartition(":")[2] for name in inputs}
-    return Golden(tuple(files.split()), (Run(target, named, outputs or {"y": "y"}),))
-
-
-def _conv(files: str, target: str, drop: tuple[str, ...] = ()) -> Golden:
-    plain = Run(target, same("x"), {"y": "y"})
-    cached = Run(target, same("x", "cache"), {"y_cache": "y"})
-    return Golden(tuple(files.split()), (plain, cached), drop)
+    def wanted(self, names: Iterable[str]) -> Iterator[tuple[str, str | Tap]]:
+        """Those of a file's outputs that this call gives, each with its place."""
+        outputs = self.outputs or {name: name for name in TARGETS[self.target].outputs}
+        for name in names:
+            for pattern, place in outputs.items():
+                if match := re.fullmatch(pattern, name):
+                    yield name, place.at(match[1]) if isinstance(place, Tap) and match.groups() else place
+                    break
 
 
 _CFM = "flow.matching.CausalConditionalCFM"
 _VELOCITY = f"{_CFM}.velocity"
-_DIT_INPUTS = same("x", "mask", "mu", "t", "spks", "cond")
-_BLOCKS = {f"block{i}": Tap("flow.layers.DiTBlock", "y", index=i) for i in range(2)}
-_SINE = "the source module's second result in the original is noise that the generator never reads; it is not kept"
+_FLOW = "flow.decoder.CausalMaskedDiffWithDiT.inference"
+_HIFT = "vocoder.generator.CausalHiFTGenerator"
+_CONV = "vocoder.convolution.CausalConv1d"
+_F0 = "vocoder.f0.CausalConvRNNF0Predictor"
 
-TABLE: tuple[Golden, ...] = (
-    _simple("sinus_pos_emb_*", "flow.layers.SinusPositionEmbedding", "t:x", emb="y"),
-    _simple("timestep_embedding", "flow.layers.TimestepEmbedding", "t:timestep", emb="y"),
-    _simple("causal_conv_pos_emb*", "flow.layers.CausalConvPositionEmbedding", "x", "mask"),
-    _simple("grn", "flow.layers.GRN", "x"),
-    _simple("convnextv2_*", "flow.layers.ConvNeXtV2Block", "x"),
-    _simple("adaln_final", "flow.layers.AdaLayerNormZero_Final", "x", "emb"),
-    _simple(
-        "adaln_zero",
-        "flow.layers.AdaLayerNormZero",
-        "x",
-        "emb",
-        **same("y", "gate_msa", "shift_mlp", "scale_mlp", "gate_mlp"),
-    ),
-    _simple("feedforward_*", "flow.layers.FeedForward", "x"),
-    _simple("attention_*", "flow.layers.Attention", "x", "mask", "freqs:rope"),
-    _simple("dit_block_*", "flow.layers.DiTBlock", "x", "t", "mask", "freqs:rope"),
-    _simple("input_embedding", "flow.dit.InputEmbedding", "x", "cond", "text_embed", "spks"),
-    Golden(("dit_stream*", "dit_scalar_t"), (Run("flow.dit.DiT", _DIT_INPUTS, {"y": "y", **_BLOCKS}),)),
-    _simple("prelookahead_*", "flow.lookahead.PreLookaheadLayer", "inputs", "context"),
-    Golden(
-        ("cfm_stream*",),
-        (
-            Run(
-                _CFM,
-                same("mu", "mask", "spks", "cond", "noise"),
-                {
-                    "y": "y",
-                    "v_cond": Tap(_VELOCITY, "v_cond", every=True),
-                    "v_uncond": Tap(_VELOCITY, "v_uncond", every=True),
-                    "states": Tap(_VELOCITY, "x", every=True, then="y"),
-                    "t": Tap(_VELOCITY, "t", every=True),
-                },
-            ),
+# By the last words of the original's path; a part that is not here is its twin of that name.
+TABLE: dict[str, tuple[Run, ...]] = {
+    "SinusPositionEmbedding": (Run("flow.layers.SinusPositionEmbedding", {"emb": "y"}, {"t": "x"}),),
+    "TimestepEmbedding": (Run("flow.layers.TimestepEmbedding", {"emb": "y"}, {"t": "timestep"}),),
+    "Attention": (Run("flow.layers.Attention", inputs={"freqs": "rope"}),),
+    "DiTBlock": (Run("flow.layers.DiTBlock", inputs={"freqs": "rope"}),),
+    "DiT": (Run("flow.dit.DiT", {"y": "y", r"block(\d+)": Tap("flow.layers.DiTBlock", "y")}),),
+    "CausalConditionalCFM.forward": (
+        Run(
+            _CFM,
+            {
+                "y": "y",
+                "v_cond": Tap(_VELOCITY, "v_cond", every=True),
+                "v_uncond": Tap(_VELOCITY, "v_uncond", every=True),
+                "states": Tap(_VELOCITY, "x", every=True, then="y"),
+                "t": Tap(_VELOCITY, "t", every=True),
+            },
         ),
     ),
-    Golden(
-        ("flow_inference_*",),
-        (
-            Run(
-                "flow.decoder.CausalMaskedDiffWithDiT.inference",
-                same("token", "prompt_token", "prompt_feat", "embedding", "noise"),
-                {
-                    "feat": "feat",
-                    "prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y"),
-                    "spks": Tap(_CFM, "spks"),
-                    "mu": Tap(_CFM, "mu"),
-                    "cond": Tap(_CFM, "cond"),
-                },
-            ),
+    "CausalMaskedDiffWithDiT.inference": (
+        Run(
+            _FLOW,
+            {"feat": "feat", "prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y")}
+            | {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")},
         ),
     ),
-    _conv("causalconv1d_left_* causalconv1d_right_*", "vocoder.convolution.CausalConv1d", ("causal_padding",)),
-    _conv("causaldown_*", "vocoder.convolution.CausalConv1dDownSample"),
-    _conv("causalup_*", "vocoder.convolution.CausalConv1dUpsample"),
-    Golden(("snake",), (Run("vocoder.generator.Snake", same("x"), {"y": "y"}),), ("alpha_logscale",)),
-    Golden(("resblock_causal_*",), (Run("vocoder.generator.ResBlock", same("x"), {"y": "y"}),), ("causal",)),
-    _simple("f0_predictor_*", "vocoder.f0.CausalConvRNNF0Predictor", "x", f0="f0"),
-    Golden(
-        ("sinegen2_*",),
-        (
-            Run(
-                "vocoder.source.SineGen2",
-                same("f0", "sine_waves"),
-                {"y": "y", "uv": "uv", "sine_unit": Tap("vocoder.source.SineGen2._f02sine", "sines", step=480)},
-            ),
-        ),
-        ("causal",),
-    ),
-    Golden(
-        ("source_module_*",),
-        (
-            Run(
-                "vocoder.source.SourceModuleHnNSF",
-                same("f0", "sine_waves"),
-                same("sine_merge", "uv"),
-            ),
-        ),
-        ("sinegen_type", "causal"),
-        {"voiced_threshod": "voiced_threshold"},
-        omitted={"noise": _SINE},
-    ),
-    _simple("stft", "vocoder.stft.stft", "x", **same("real", "imag")),
-    _simple("istft", "vocoder.stft.istft", "magnitude", "phase", x="x"),
-    Golden(
-        ("hift_decode_*",),
-        (
-            Run(
-                "vocoder.generator.CausalHiFTGenerator.decode",
-                same("x", "s"),
-                {
-                    "wav": "wav",
-                    "conv_pre": Tap("vocoder.convolution.CausalConv1d", "y", "conv_pre"),
-                    "conv_post": Tap("vocoder.convolution.CausalConv1d", "y", "conv_post"),
-                    "up0": Tap("vocoder.convolution.CausalConv1dUpsample", "y", "ups.0"),
-                },
-            ),
+    **{
+        f"CausalConv1d{kind}": (
+            Run(f"{_CONV}{kind}", without=("cache",)),
+            Run(f"{_CONV}{kind}", {"y_cache": "y"}),
+        )
+        for kind in ("", "DownSample", "Upsample")
+    },
+    "SineGen2": (
+        Run(
+            "vocoder.source.SineGen2",
+            {"y": "y", "uv": "uv", "sine_unit": Tap("vocoder.source.SineGen2._f02sine", "sines", step="upsample_scale")},
         ),
     ),
-    Golden(
-        ("hift_inference_*",),
-        (
-            Run(
-                "vocoder.generator.CausalHiFTGenerator.inference",
-                same("speech_feat", "sine_waves"),
-                {"wav": "wav", "s": "s", "f0": Tap("vocoder.f0.CausalConvRNNF0Predictor", "f0")},
-            ),
-            Run(
-                "vocoder.generator.CausalHiFTGenerator.decode",
-                {"speech_feat": "x", "out.s": "s"},
-                {"wav_given_s32": "wav"},
-            ),
+    "CausalHiFTGenerator._stft": (Run("vocoder.stft.stft"),),
+    "CausalHiFTGenerator._istft": (Run("vocoder.stft.istft"),),
+    "CausalHiFTGenerator.decode": (
+        Run(
+            f"{_HIFT}.decode",
+            {
+                "wav": "wav",
+                r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
+                r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
+            },
         ),
     ),
-)
+    "CausalHiFTGenerator.inference": (
+        Run(f"{_HIFT}.inference", {"wav": "wav", "s": "s", "f0": Tap(_F0, "f0")}),
+        Run(f"{_HIFT}.decode", {"wav_given_s32": "wav"}, {"speech_feat": "x", "out.s": "s"}, ("sine_waves",)),
+    ),
+}
 
-# Files that are replayed by code of their own (golden_special.py), because they hold many calls or a driver's state.
-SPECIAL = (
-    "causalconv1d_weightnorm",
-    "masks",
-    "rotary",
-    "cfm_t_schedule",
-    "upstream_noise",
-    "sampling_*",
-    "llm_greedy*",
-    "llm_bistream",
-    "silent_filter",
-    "mel_*",
-    "resample_fbank",
-    "model_tts_vc",
-)
+# Part -> pattern of a tensor -> why it is not compared, on one side or on both.
+OMITTED: dict[str, dict[str, tuple[str, str]]] = {
+    "SourceModuleHnNSF": {
+        "noise": ("both", "noise that the generator never reads, so neither side returns it"),
+    },
+    "utils.mask": {
+        r"mask_zero_len_mutated_by_c\d+": ("port", "MLX arrays are values: the port cannot edit its caller's mask"),
+    },
+    "RotaryEmbedding": {"inv_freq": ("port", "the port computes the angles and keeps no frequencies")},
+    "mel_spectrogram": {"hann_window": ("both", "both sides keep the window to themselves; it is judged through mel")},
+    "CausalConditionalCFM.rand_noise": {r"uv_\d+": ("both", "the original draws this buffer and never reads it")},
+}
 
 
-def find(name: str) -> Golden | None:
-    """The line for a golden file; None when no line knows it."""
-    return next((golden for golden in TABLE if any(fnmatchcase(name, glob) for glob in golden.files)), None)
+def part_of(upstream: str, known: Container[str]) -> str | None:
+    """The first known part that a text names, by the longest end of its path; `.forward` may be said or not."""
+    for match in re.finditer(r"[A-Za-z_]\w*(?:\.\w+)*", upstream):
+        words = match[0].split(".")
+        for end in (".".join(words[start:]) for start in range(len(words))):
+            for name in (end, end.removesuffix(".forward")):
+                if name in known:
+                    return name
+    return None
+
+
+def runs(part: str) -> tuple[Run, ...]:
+    """The calls that reproduce a part: those of its line in `TABLE`, else one of the twin with its name."""
+    return TABLE.get(part) or tuple(Run(path) for path in TARGETS if path.split(".", 2)[2] == part)
+
+
+PARTS = frozenset({*TABLE, *(path.split(".", 2)[2] for path in TARGETS)})
+
+
+def target_of(upstream: str) -> str | None:
+    """Path of the twin that a file's first call is of; None for a file with a function of its own."""
+    part = part_of(upstream, PARTS)
+    return runs(part)[0].target if part else None

@@ -33,13 +33,13 @@ def frame_mask(mask: np.ndarray) -> np.ndarray:
     return mask[:, 0].astype(bool)
 
 
-def frames_of_samples(f0: np.ndarray) -> np.ndarray:
-    """(b, L, 1) with one value per 480-sample frame -> (b, L / 480).
+def frames_of_samples(f0: np.ndarray, hop: int = _HOP) -> np.ndarray:
+    """(b, L, 1) with one value per frame of `hop` samples -> (b, L / hop).
 
     Raises:
         ValueError: f0 moves inside a frame, which the original never produces and the port cannot express.
     """
-    frames = f0[:, :, 0].reshape(f0.shape[0], -1, _HOP)
+    frames = f0[:, :, 0].reshape(f0.shape[0], -1, hop)
     if not (frames == frames[:, :, :1]).all():
         raise ValueError("f0 changes inside a frame")
     return frames[:, :, 0]

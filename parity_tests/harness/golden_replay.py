@@ -1,0 +1,153 @@
+"""Run a golden file: its tensors as the reference computes them in both precisions, and as the port does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert.official import dit_config, flow_config, vocoder_config
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness.capture import Recorder
+from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
+from parity_tests.harness.golden_special import FUNCTIONS
+from parity_tests.harness.golden_table import Run, Tap, runs
+from parity_tests.harness.oracle import to_numpy, to_torch
+from parity_tests.harness.targets import TARGETS, Target, frames_of_samples
+from port.config import DiTConfig, FlowConfig, VocoderConfig
+
+CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
+NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
+UNREAD = ("token_len", "prompt_token_len", "prompt_feat_len", "rand_ini", "uv_noise")  # inputs that the original ignores
+# Arguments of the original that CosyVoice 3 has at one value, and so have the twins; and one that follows from others.
+FIXED = {"causal": True, "alpha_logscale": False, "sinegen_type": "2"}
+DERIVED = ("causal_padding",)
+RENAMED = {"voiced_threshod": "voiced_threshold"}
+CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
+
+
+class Replays:
+    """Results by golden name, each run made when it is first asked for.
+
+    Attributes:
+        single, double: of the reference.
+        port: of the port.
+        further: float32 runs of the reference in other orders of its sums.
+        moved: of the float64 reference when each input is off by a rounding of float64.
+    """
+
+    def __init__(self, file: GoldenFile, part: str) -> None:
+        self.file, self.part = file, part
+
+    def run(self, kit: Kit, file: GoldenFile | None = None) -> Arrays:
+        return replay(file or self.file, self.part, kit)
+
+    @cached_property
+    def single(self) -> Arrays:
+        return self.run(Kit("reference"))
+
+    @cached_property
+    def double(self) -> Arrays:
+        return self.run(Kit("reference", torch.float64))
+
+    @cached_property
+    def port(self) -> Arrays:
+        return self.run(Kit("port"))
+
+    @cached_property
+    def further(self) -> list[Arrays]:
+        return []
+
+    @cached_property
+    def moved(self) -> Arrays:
+        rng = np.random.default_rng(0)
+
+        def off(value: np.ndarray) -> np.ndarray:
+            units = rng.integers(-1, 2, value.shape)
+            return value * (1 + 2.0**-52 * units) if value.dtype.kind == "f" else value
+
+        inputs, out = ({k: off(v) for k, v in group.items()} for group in (self.file.inputs, self.file.out))
+        return self.run(Kit("reference", torch.float64), replace(self.file, inputs=inputs, out=out))
+
+
+def replay(file: GoldenFile, part: str, kit: Kit) -> Arrays:
+    """The file's tensors as one side computes them, in the reference's layout."""
+    if part in FUNCTIONS:
+        with torch.inference_mode():
+            return FUNCTIONS[part](file, kit)
+    found: Arrays = {}
+    for run in runs(part):
+        if wanted := dict(run.wanted(file.out)):
+            found |= _call(file, run, wanted, kit)
+    return found
+
+
+def _call(file: GoldenFile, run: Run, wanted: Mapping[str, str | Tap], kit: Kit) -> Arrays:
+    target, config = TARGETS[run.target], _config(file)
+    if hop := config.get("upsample_scale"):
+        target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
+    if translate := CONFIGS.get(target.config):
+        config = asdict(translate(config))
+    call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
+    if not isinstance(target.resolve(kit.package)[0], type):
+        call |= config
+    inputs = _inputs(file, run, call)
+    if kit.package == "port":
+        built = OwnPort().build(target, config, file.weights)
+        with Recorder("port", built) as recorder:
+            results = OwnPort().call(target, built, inputs, call)
+    else:
+        built = target.build("reference", config)
+        if isinstance(built, torch.nn.Module):
+            built.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
+            built.to(kit.dtype).eval()
+        tensors = {k: to_torch(v, kit.dtype) for k, v in inputs.items()}
+        with torch.inference_mode(), Recorder("reference", built) as recorder:
+            results = {k: to_numpy(v) for k, v in target.call("reference", built, {**tensors, **call}).items()}
+    return {
+        name: _tap(place, recorder, results, kit, config) if isinstance(place, Tap) else results[place]
+        for name, place in wanted.items()
+    }
+
+
+def _config(file: GoldenFile) -> dict[str, Any]:
+    for key, value in FIXED.items():
+        if file.config.get(key, value) != value:
+            raise GoldenError(f"config.{key} is {file.config[key]!r}; CosyVoice 3 and both sides have {value!r} only")
+    return {RENAMED.get(k, k): v for k, v in file.config.items() if k not in (*FIXED, *DERIVED)}
+
+
+def _inputs(file: GoldenFile, run: Run, call: Mapping[str, Any]) -> Arrays:
+    """All inputs of the file but those that the original ignores; one that the twin does not know is its TypeError."""
+    given = {k: v for k, v in file.inputs.items() if k not in (*UNREAD, *run.without)}
+    given |= {f"out.{k}": v for k, v in file.out.items() if f"out.{k}" in run.inputs}
+    inputs = {run.inputs.get(k, k): v.astype(bool) if v.dtype == np.uint8 else v for k, v in given.items()}
+    if run.target.endswith("CausalMaskedDiffWithDiT.inference") and "prompt_token" not in inputs:
+        inputs["prompt_token"] = np.zeros((1, 0), np.int32)
+        inputs["prompt_feat"] = np.zeros((1, 0, file.config["output_size"]), np.float32)
+    if "out.s" in run.inputs and not call["finalize"]:
+        inputs["x"] = inputs["x"][:, :, :-CONTEXT_FRAMES]
+    return inputs
+
+
+def _tap(
+    tap: Tap, recorder: Recorder, results: Mapping[str, np.ndarray], kit: Kit, config: Mapping[str, Any]
+) -> np.ndarray:
+    calls = recorder.of(tap.path, tap.name)
+    target: Target = TARGETS[tap.path]
+    values = [{**c.arguments, **c.results}[tap.tensor] for c in calls]
+    if tap.step:  # what the port has once a frame, the reference has once a sample
+        value = np.asarray(values[tap.index])
+        return value if kit.package == "port" else value[:, :: config[tap.step]]
+    if kit.package == "port":
+        change = {**target.to_port, **target.from_port}.get(tap.tensor, np.asarray)
+        values = [change(v) for v in values]
+    if not tap.every:
+        return np.asarray(values[tap.index])
+    if tap.then:
+        values.append(results[tap.then])
+    return np.stack([np.squeeze(v, 0) if np.ndim(v) == 3 else v for v in values])
