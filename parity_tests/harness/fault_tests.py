@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from parity_tests.harness.cases import all_cases
-from parity_tests.harness.golden_table import find
+from parity_tests.harness.golden_file import GoldenError, describe
+from parity_tests.harness.golden_table import target_of
 
 _GOLDEN = "test_golden.py::test_the_port_is_the_original"
+GOLDEN_FILES = Path(__file__).parents[1] / "data" / "golden"
 GOLDEN = (_GOLDEN,)  # all of them, where a stage's own tests have seen nothing
 # What runs before the isolated cases, which all depend on it, by the first word of the fault's module.
 BEFORE = {"convert": (("test_transforms.py",),)}
@@ -174,11 +178,18 @@ def module_of(nodeid: str) -> str:
     known = [beginning for beginning in MODULES if name.startswith(beginning)]
     if known:
         return MODULES[max(known, key=len)]
-    file = name.partition("[")[2].removesuffix("]")
-    of_case = next((case.target.path for case in all_cases() if case.name == file), None)
+    inner = name.partition("[")[2].removesuffix("]")
+    of_case = next((case.target.path for case in all_cases() if case.name == inner), None)
     if of_case:
         return of_case
     if name.startswith("test_dtypes.py::test_sums"):
-        return file.partition("-")[0]
-    golden = find(file) if name.startswith(_GOLDEN) else None
-    return golden.runs[0].target if golden else name.partition("::")[0]
+        return inner.partition("-")[0]
+    target = _golden_target(inner) if name.startswith(_GOLDEN) else None
+    return target or name.partition("::")[0]
+
+
+def _golden_target(file: str) -> str | None:
+    try:
+        return target_of(describe(GOLDEN_FILES / f"{file}.safetensors")[0])
+    except GoldenError:
+        return None

@@ -3,9 +3,9 @@
     python -m parity_tests.harness.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
 DIR holds NAME.safetensors: weights `w.*`, inputs `in.*`, the original's results `out.*` (float32) and `out64.*`
-(float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class or
-function of the original), `config` (its sizes) and `call` (arguments of the call). A file that these do not explain, or
-that is not what the manifest says, is an ERROR.
+(float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class
+or function of the original), `config` (its sizes) and `call` (arguments of the call). A file that these do not explain,
+or that is not what the manifest says, is an ERROR.
 
 The reference passes when its float64 run agrees with the original's to 1e-12 relative rms (that proves the mathematics)
 and when neither's float32 run is further from the truth than the ratio of compare.py allows to the other. The truth is
@@ -18,8 +18,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from parity_tests.harness.golden_file import (
     Entry,
     GoldenError,
     GoldenFile,
+    GoldenRow,
     Side,
     differences,
     read_manifest,
@@ -43,19 +44,8 @@ from port.files import beside
 DOUBLE_LIMIT = 1e-12
 
 
-@dataclass(frozen=True)
-class GoldenRow:
-    """One line of the table: a tensor of a file on one side."""
-
-    file: str
-    tensor: str
-    side: Side
-    measure: str
-    value: float | None
-    limit: float | None
-    status: str
-    note: str = ""
-    reading: Reading | None = None
+# What stands beside NAME.safetensors and is what it was recorded from, by suffix: who judges such a pair.
+PAIRS: dict[str, Callable[[Path, Sequence[Side]], list[GoldenRow]]] = {}
 
 
 def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
@@ -118,7 +108,9 @@ class Judge:
     def _judged(self, side: Side, measure: str, reading: Reading, note: str = "") -> GoldenRow:
         measure, limit = ("equal", None) if reading.ratio is None else (measure, BUDGET)
         note = "; ".join(filter(None, (reading.message, note)))
-        return self._row(side, measure, value=reading.ratio, limit=limit, status=reading.status, note=note, reading=reading)
+        return self._row(
+            side, measure, value=reading.ratio, limit=limit, status=reading.status, note=note, reading=reading
+        )
 
     def _compare(self, value: np.ndarray, *measures: np.ndarray | None) -> Reading:
         """By the truth; e_ref is the largest of `measures`, of the reference in other orders too where it must be."""
@@ -126,10 +118,11 @@ class Judge:
         if not self.exact and self.truth.size and not self.truth.any():  # the time of the first step: exact or wrong
             same = value.shape == self.truth.shape and not value.any()
             return Reading("PASS" if same else "FAIL", "" if same else "the truth is zero everywhere, this is not")
-        reading = compare(value, first, self.truth, allow_inf=True, nudged=others)
-        if reading.status == "FAIL" and not self.exact:
-            others += [run[self.name] for run in self.replays.further]
-            reading = compare(value, first, self.truth, allow_inf=True, nudged=others)
+        reading = compare(value, first, self.truth, allow_inf=True, further=others)
+        if reading.status == "FAIL" and not self.exact:  # more runs can only raise e_ref: a pass needs none
+            run, *runs = (run[self.name] for run in self.replays.further)
+            rounded, others = self.replays.rounded[self.name], [*runs, first, *others]
+            reading = compare(value, run, self.truth, allow_inf=True, further=others, rounded=rounded)
         return reading
 
     def _reference(self) -> list[GoldenRow]:
@@ -188,6 +181,9 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[S
         return [_error(path.stem, sides[0], f"{MANIFEST} lists this file, the folder lacks it")]
     if manifest is not None and entry is None:
         rows.append(_error(path.stem, sides[0], f"{MANIFEST} does not list this file"))
+    for suffix, judge in PAIRS.items():
+        if path.with_suffix(suffix).is_file():
+            return rows + judge(path, sides)
     try:
         file = GoldenFile.read(path, entry)
         rows += [_error(path.stem, sides[0], what, name) for name, what in differences(path, entry or {})]

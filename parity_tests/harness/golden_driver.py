@@ -37,6 +37,15 @@ def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
     Raises:
         GoldenError: chunk lengths, runs of the networks or the hop differ from the original's.
     """
+    found, seen = requests(file, kit)
+    for what, value in seen.items():
+        if value != file.call.get(what):
+            raise GoldenError(f"{what}: {value}, the original has {file.call.get(what)}")
+    return found
+
+
+def requests(file: GoldenFile, kit: Kit) -> tuple[Arrays, dict[str, list[Any]]]:
+    """Chunks and mels by golden name; and what `call` records of the way: chunks, runs of the networks, the hop."""
     config = CosyVoice3Config(
         flow=flow_config(file.config["flow"]), vocoder=vocoder_config(file.config["hift"]), **UNUSED
     )
@@ -72,11 +81,8 @@ def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
     seen["hift_calls"] = [
         {"mel_frames": c.arguments["speech_feat"].shape[frames], "finalize": c.arguments["finalize"]} for c in vocoder
     ]
-    for what, value in seen.items():
-        if value != file.call.get(what):
-            raise GoldenError(f"{what}: {value}, the original has {file.call.get(what)}")
     mels = (swap(c.results["feat"]) if kit.package == "port" else c.results["feat"] for c in flow)
-    return {**{f"mel_{number}": mel for number, mel in enumerate(mels)}, **found}
+    return {**{f"mel_{number}": mel for number, mel in enumerate(mels)}, **found}, seen
 
 
 def request(words: str) -> dict[str, Any]:

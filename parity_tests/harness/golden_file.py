@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from parity_tests.adapters import own
 from parity_tests.harness import oracle
+from parity_tests.harness.compare import Reading
 
 Arrays = dict[str, np.ndarray]
 Side = Literal["reference", "port"]
@@ -68,6 +69,21 @@ class GoldenFile:
         except (OSError, SafetensorError, TypeError) as error:
             raise GoldenError(f"{path}: not a golden file ({error})") from None
         return cls(path, *described, groups["w"], groups["in"], groups["out"], groups["out64"])
+
+
+@dataclass(frozen=True)
+class GoldenRow:
+    """One line of the table: a tensor of a file on one side."""
+
+    file: str
+    tensor: str
+    side: Side
+    measure: str
+    value: float | None
+    limit: float | None
+    status: str
+    note: str = ""
+    reading: Reading | None = None
 
 
 def describe(path: Path, entry: Entry | None = None) -> tuple[str, dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,13 +16,20 @@ from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import Run, Tap, runs
-from parity_tests.harness.oracle import to_numpy, to_torch
+from parity_tests.harness.oracle import one_rounding, to_numpy, to_torch
+from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS, Target, frames_of_samples
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
 CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
 NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
-UNREAD = ("token_len", "prompt_token_len", "prompt_feat_len", "rand_ini", "uv_noise")  # inputs that the original ignores
+UNREAD = (
+    "token_len",
+    "prompt_token_len",
+    "prompt_feat_len",
+    "rand_ini",
+    "uv_noise",
+)  # inputs that the original ignores
 # Arguments of the original that CosyVoice 3 has at one value, and so have the twins; and one that follows from others.
 FIXED = {"causal": True, "alpha_logscale": False, "sinegen_type": "2"}
 DERIVED = ("causal_padding",)
@@ -36,8 +43,9 @@ class Replays:
     Attributes:
         single, double: of the reference.
         port: of the port.
-        further: float32 runs of the reference in other orders of its sums.
-        moved: of the float64 reference when each input is off by a rounding of float64.
+        further: of the reference in float32 with its sums in other orders.
+        rounded, moved: of the reference in float64 when weights and inputs are off by a rounding of float32 each, and
+            inputs by one of float64.
     """
 
     def __init__(self, file: GoldenFile, part: str) -> None:
@@ -60,18 +68,26 @@ class Replays:
 
     @cached_property
     def further(self) -> list[Arrays]:
-        return []
+        return in_other_orders(lambda: self.run(Kit("reference")))
+
+    @cached_property
+    def rounded(self) -> Arrays:
+        return self._double_from(one_rounding)
 
     @cached_property
     def moved(self) -> Arrays:
-        rng = np.random.default_rng(0)
+        return self._double_from(_one_rounding_of_float64)
 
-        def off(value: np.ndarray) -> np.ndarray:
-            units = rng.integers(-1, 2, value.shape)
-            return value * (1 + 2.0**-52 * units) if value.dtype.kind == "f" else value
+    def _double_from(self, move: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Arrays:
+        """The float64 reference from weights and inputs of which each number is moved."""
+        rng, file = np.random.default_rng(0), self.file
+        groups = ({k: move(v, rng) for k, v in group.items()} for group in (file.weights, file.inputs, file.out))
+        weights, inputs, out = groups
+        return self.run(Kit("reference", torch.float64), replace(file, weights=weights, inputs=inputs, out=out))
 
-        inputs, out = ({k: off(v) for k, v in group.items()} for group in (self.file.inputs, self.file.out))
-        return self.run(Kit("reference", torch.float64), replace(self.file, inputs=inputs, out=out))
+
+def _one_rounding_of_float64(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return array * (1 + 2.0**-52 * rng.integers(-1, 2, array.shape)) if array.dtype.kind == "f" else array
 
 
 def replay(file: GoldenFile, part: str, kit: Kit) -> Arrays:

@@ -121,8 +121,8 @@ def _schedule(file: GoldenFile, kit: Kit) -> Arrays:
 def _noise(file: GoldenFile, kit: Kit) -> Arrays:
     """Torch itself on the side of the reference, the port's numpy generator on the other.
 
-    `rand_noise_*` and `sine_waves_*` are what the windows of `call` show of the two buffers; `rand_N_seedS`, `randn_...`
-    and `exponential_...` the first N numbers of a seed; `rand_after_N` those that follow `randn_N_seedS`.
+    `rand_noise_*` and `sine_waves_*` are the windows of `call` in the two buffers; `rand_N_seedS`, `randn_N_seedS` and
+    `exponential_N_seedS` the first N numbers of a seed; `rand_after_N` those that follow `randn_N_seedS`.
     """
     found: Arrays = {}
     ported = kit.package == "port"
@@ -186,7 +186,7 @@ def _mel(file: GoldenFile, kit: Kit) -> Arrays:
     basis = kit.get("frontend.audio.mel_filterbank")(
         rate, sizes["n_fft"], sizes["num_mels"], float(sizes["fmin"]), rate / 2 if top is None else float(top)
     )
-    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": np.asarray(basis)}
+    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": np.array(basis)}
 
 
 def _resample_fbank(file: GoldenFile, kit: Kit) -> Arrays:

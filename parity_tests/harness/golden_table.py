@@ -103,7 +103,11 @@ TABLE: dict[str, tuple[Run, ...]] = {
     "SineGen2": (
         Run(
             "vocoder.source.SineGen2",
-            {"y": "y", "uv": "uv", "sine_unit": Tap("vocoder.source.SineGen2._f02sine", "sines", step="upsample_scale")},
+            {
+                "y": "y",
+                "uv": "uv",
+                "sine_unit": Tap("vocoder.source.SineGen2._f02sine", "sines", step="upsample_scale"),
+            },
         ),
     ),
     "CausalHiFTGenerator._stft": (Run("vocoder.stft.stft"),),
