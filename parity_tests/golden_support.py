@@ -49,19 +49,22 @@ def write(files: Iterable[GoldenFile], folder: Path, manifest: bool = True, meta
         (folder / MANIFEST).write_text(json.dumps({"upstream": "made in a test", "cases": cases}))
 
 
-def made(file: GoldenFile, *names: str, double: bool = True) -> GoldenFile:
-    """The file with results of the reference: the outputs `names`, those of `out64` too when `double`."""
+def made(file: GoldenFile, *names: str, then: Iterable[str] = (), double: bool = True) -> GoldenFile:
+    """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
+    of `out64` too when `double`."""
     part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
-    file = replace(file, out=dict.fromkeys(names, np.zeros(0, np.float32)), out64={})
-    for _ in range(2):  # some results are inputs of others
-        found = Replays(file, part).single
-        file = replace(file, out={k: _plain(found[k]) for k in names})
+    file = replace(file, out={}, out64={})
+    for wanted in (names, tuple(then)):
+        draft = replace(file, out={**dict.fromkeys(wanted, np.zeros(0, np.float32)), **file.out})
+        found = Replays(draft, part).single
+        file = replace(file, out={**file.out, **{k: _plain(found[k]) for k in wanted}})
     truth = Replays(file, part).double if double else {}
-    return replace(file, out64={k: v for k, v in truth.items() if k in names and v.dtype == np.float64})
+    return replace(file, out64={k: truth[k] for k, v in file.out.items() if k in truth and v.dtype == np.float32})
 
 
 def _plain(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.uint8) if value.dtype == bool else np.array(value)
+    """As the original's files have it: masks as bytes, floats in float32 (the pitch is computed in float64)."""
+    return value.astype({"b": np.uint8, "f": np.float32}.get(value.dtype.kind, value.dtype))
 
 
 def resized(file: GoldenFile, config: Mapping[str, Any], inputs: Mapping[str, Any], seed: int = 0) -> GoldenFile:
@@ -173,7 +176,7 @@ def variants() -> dict[str, GoldenFile]:
         ),
         "vocoder": made(
             resized(vocoder, sizes, {"speech_feat": (1, 80, 13), "sine_waves": uniform(1, 13 * 480, 9)}),
-            "wav", "s", "f0", "wav_given_s32",
+            "wav", "s", "f0", then=["wav_given_s32"],
         ),
         "decode": made(
             replace(resized(decode, sizes, {"x": (2, 80, 7), "s": (2, 1, 7 * 480)}), call={"finalize": False}),
@@ -211,7 +214,7 @@ def variants() -> dict[str, GoldenFile]:
         "fbank": made(
             replace(fbank, inputs={"y22": 0.3 * uniform(1, 9000) - 0.1},
                     upstream="torchaudio.transforms.Resample(22050,16000) + torchaudio.compliance.kaldi.fbank"),
-            "y16", "fbank", "fbank_norm", double=False,
+            "y16", then=["fbank", "fbank_norm"], double=False,
         ),
         "silence": made(
             replace(golden("silent_filter"), config={"silent_tokens": [3, 4], "max_silent_token_num": 2},

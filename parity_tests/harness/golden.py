@@ -138,8 +138,8 @@ class Judge:
                 self.truth = self.out64
         if self.out is not None:
             here, there = self._compare(self.single, self.out), self._compare(self.out, self.single)
-            note = "" if there.status == "PASS" else "the original's own float32"
-            worse = there if note or (there.ratio or 0) > (here.ratio or 0) else here
+            worse = max(here, there, key=lambda reading: (reading.status != "PASS", reading.ratio or 0.0))
+            note = "the original's own float32" if worse is there and there.status != "PASS" else ""
             rows.insert(0, self._judged("reference", "float32", worse, note))
         return rows
 

@@ -128,8 +128,8 @@ def _noise(file: GoldenFile, kit: Kit) -> Arrays:
     ported = kit.package == "port"
     for name, _ in _named(file, r"rand_noise_\w+"):
         start, end = _window(file, "rand_noise_frames")
-        whole = noise.rand_noise(end) if ported else kit.get("flow.decoder._rand_noise")(80, noise.MAX_FRAMES)
-        found[name] = np.array(whole)[:, :, start:end]
+        whole = noise.rand_noise(end) if ported else kit.get("flow.decoder._rand_noise")(80, noise.MAX_FRAMES).numpy()
+        found[name] = np.array(whole[:, :, start:end])
     for name, _ in _named(file, r"sine_waves_\w+"):
         start, end = _window(file, "sine_waves_rows")
         found[name] = np.array(noise.sine_waves(end - start, start)) if ported else _source_noise(end)[1][start:]
@@ -186,7 +186,8 @@ def _mel(file: GoldenFile, kit: Kit) -> Arrays:
     basis = kit.get("frontend.audio.mel_filterbank")(
         rate, sizes["n_fft"], sizes["num_mels"], float(sizes["fmin"]), rate / 2 if top is None else float(top)
     )
-    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": np.array(basis)}
+    basis = basis if kit.package == "port" else basis.numpy()
+    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": basis.copy()}
 
 
 def _resample_fbank(file: GoldenFile, kit: Kit) -> Arrays:
