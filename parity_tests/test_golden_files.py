@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from parity_tests.degraded import KINDS, degraded
 from parity_tests.golden_support import EMBEDDED, golden, tensors, variants, write
 from parity_tests.harness import golden as runner
 from parity_tests.harness.golden import judge_file
@@ -119,19 +120,13 @@ def test_float64_of_a_waveform_may_cost_what_a_rounding_costs(others):
         assert next(r.status for r in rows if (r.tensor, r.measure) == ("wav", "float64")) == status
 
 
-def test_a_reference_that_is_not_float32_passes_nothing(monkeypatch):
-    import torch
-
-    linear = torch.nn.functional.linear
-
-    def rounded(x, weight, bias=None):
-        if x.dtype == torch.float32:
-            x, weight = x.bfloat16().float(), weight.bfloat16().float()
-        return linear(x, weight, bias)
-
-    monkeypatch.setattr(torch.nn.functional, "linear", rounded)
-    rows = judge_file(golden("feedforward_tanh"), *SIDES)
-    assert "PASS" not in {row.status for row in rows if row.measure != "float64"}
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reference_that_is_not_float32_passes_nothing(tmp_path, capsys, kind):
+    with degraded(kind):
+        rows = judge_file(golden("dit_stream1"), *SIDES)
+        code, text = said(capsys, folder_of(tmp_path, "dit_stream1"))
+    assert {(r.side, r.measure) for r in rows if r.status == "PASS"} == {("reference", "float64")}
+    assert code == 2 and text.startswith("error: ") and "PyTorch" in text
 
 
 # ---- nothing compared is never a pass

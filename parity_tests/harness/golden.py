@@ -39,6 +39,7 @@ from parity_tests.harness.golden_file import (
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
 from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
+from parity_tests.harness.regime import NotFloat32, require_float32
 from port.files import beside
 
 DOUBLE_LIMIT = 1e-12
@@ -208,12 +209,13 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     sides: tuple[Side, ...] = ("reference", "port") if options.side == "both" else (options.side,)
     try:
+        require_float32()
         rows = judge_folder(options.folder, sides, options.only)
         _print(rows)
         if options.json:
             with beside(options.json) as partial:
                 partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    except (GoldenError, OSError) as error:
+    except (GoldenError, NotFloat32, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     statuses = {row.status for row in rows}
