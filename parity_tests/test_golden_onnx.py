@@ -11,7 +11,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from parity_tests.harness import golden
-from parity_tests.harness.golden import GoldenRow
 from parity_tests.harness.golden_onnx import judge_onnx
 from port.frontend import speaker
 
@@ -29,7 +28,7 @@ def pair(tmp_path):
 
 
 def judge(path, side):
-    return {row.tensor: row for row in judge_onnx(path, side, GoldenRow)}
+    return {row.tensor: row for row in judge_onnx(path, side)}
 
 
 def rewrite(path, change):

@@ -36,6 +36,12 @@ from parity_tests.harness import orders_mlx
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.compare import BUDGET, Reading
+from parity_tests.harness.fault_tests import GOLDEN_FILES
+from parity_tests.harness.golden import judge_replays
+from parity_tests.harness.golden_file import GoldenFile, Kit
+from parity_tests.harness.golden_replay import Replays
+from parity_tests.harness.golden_special import FUNCTIONS
+from parity_tests.harness.golden_table import PARTS, part_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import run_reference as run_case
 from parity_tests.harness.oracle import truth_of
@@ -125,6 +131,24 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
                 yield f"{row.name} ({row.kind})", before.get((row.name, row.kind), row.reading), row.reading
 
 
+def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
+    """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
+    file = GoldenFile.read(GOLDEN_FILES / f"{name.removeprefix('golden.')}.safetensors")
+    part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
+    plain = Replays(file, part)
+    doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
+    found = machines(count, lambda: plain.run(Kit("reference")), lambda: plain.run(Kit("port")))
+    for port, single, further in found:
+        rules = []
+        for more in ([single], further):
+            given = Replays(file, part)
+            vars(given).update(doubles | {"port": port, "single": single, "further": more})
+            rules.append(judge_replays(given, "reference", "port"))
+        for before, after in zip(*rules, strict=True):
+            if after.reading is not None:
+                yield f"{name}.{after.tensor} ({after.side})", before.reading, after.reading
+
+
 def _ratio(reading: Reading) -> float:
     if reading.ratio is None or reading.status not in ("PASS", "FAIL"):
         return 0.0 if reading.status in ("PASS", "SKIP") else math.inf
@@ -132,18 +156,21 @@ def _ratio(reading: Reading) -> float:
 
 
 def _measure(task: tuple[str, int, int]) -> dict[str, list[tuple[float, float]]]:
-    """One case or walk with one seed on all machines: pairs of ratios, before and after, by row."""
+    """One case, walk or golden file with one seed on all machines: pairs of ratios, before and after, by row."""
     name, seed, count = task
     torch.set_num_threads(1)
     found: dict[str, list[tuple[float, float]]] = {}
-    for row, before, after in (_of_walk if name.startswith("walk.") else _of_case)(name, seed, count):
+    kind = {"walk": _of_walk, "golden": _of_golden}.get(name.partition(".")[0], _of_case)
+    for row, before, after in kind(name, seed, count):
         found.setdefault(row, []).append((_ratio(before), _ratio(after)))
     return found
 
 
 def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> list[Alarm]:
-    """Every row of some cases and walks, over all seeds and machines."""
-    tasks = [(name, seed, count) for seed in range(seeds) for name in names]
+    """Every row of some cases, walks and golden files, over all seeds and machines."""
+    tasks = [
+        (name, seed, count) for seed in range(seeds) for name in names if not (seed and name.startswith("golden."))
+    ]
     pairs: dict[str, list[tuple[float, float]]] = {}
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         results = pool.map(_measure, tasks)
@@ -194,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="of weights and inputs (default: 5)")
     parser.add_argument(
-        "--only", default="*", metavar="GLOB", help="cases and walks, such as 'vocoder.*' (default: all)"
+        "--only", default="*", metavar="GLOB", help="cases, walks, golden files: 'vocoder.*', 'walk.*' (default: all)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every ratio of every row")
     parser.add_argument(
@@ -202,6 +229,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     names = [case.name for case in all_cases()] + list(walks(CosyVoice3Config()))
+    names += [f"golden.{path.stem}" for path in sorted(GOLDEN_FILES.glob("*.safetensors"))]
     names = [name for name in names if fnmatchcase(name, options.only)]
     problem = None
     if options.machines < 2 * len(BLOCKS) or options.machines % len(BLOCKS):
@@ -209,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     elif options.seeds < 1 or options.jobs < 1:
         problem = "--seeds and --jobs are 1 or more"
     elif not names:
-        problem = f"no case or walk matches {options.only}"
+        problem = f"no case, walk or golden file matches {options.only}"
     try:
         require_float32()
     except NotFloat32 as error:

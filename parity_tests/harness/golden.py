@@ -18,7 +18,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +36,7 @@ from parity_tests.harness.golden_file import (
     differences,
     read_manifest,
 )
+from parity_tests.harness.golden_onnx import judge_onnx
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
 from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
@@ -45,18 +46,20 @@ from port.files import beside
 DOUBLE_LIMIT = 1e-12
 
 
-# What stands beside NAME.safetensors and is what it was recorded from, by suffix: who judges such a pair.
-PAIRS: dict[str, Callable[[Path, Sequence[Side]], list[GoldenRow]]] = {}
-
-
 def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
     """Every tensor of one file on each side."""
-    part, names = part_of(file.upstream, FUNCTIONS.keys() | PARTS), dict.fromkeys([*file.out, *file.out64])
+    part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
     if part is None:
         return [_error(file.name, sides[0], f"upstream {file.upstream!r} names no part that both sides have")]
-    if not names:
+    if not file.out and not file.out64:
         return [_error(file.name, sides[0], "holds no out.* tensor: nothing to compare")]
-    replays, rows = Replays(file, part), []
+    return judge_replays(Replays(file, part), *sides)
+
+
+def judge_replays(replays: Replays, *sides: Side) -> list[GoldenRow]:
+    """Every tensor of one file on each side, by runs that are made or given."""
+    file, part, rows = replays.file, replays.part, []
+    names = dict.fromkeys([*file.out, *file.out64])
     for side in sides:
         try:
             for name in names:
@@ -182,9 +185,8 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[S
         return [_error(path.stem, sides[0], f"{MANIFEST} lists this file, the folder lacks it")]
     if manifest is not None and entry is None:
         rows.append(_error(path.stem, sides[0], f"{MANIFEST} does not list this file"))
-    for suffix, judge in PAIRS.items():
-        if path.with_suffix(suffix).is_file():
-            return rows + judge(path, sides)
+    if path.with_suffix(".onnx").is_file():
+        return rows + [row for side in sides for row in judge_onnx(path, side)]
     try:
         file = GoldenFile.read(path, entry)
         rows += [_error(path.stem, sides[0], what, name) for name, what in differences(path, entry or {})]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -22,25 +21,20 @@ from convert.mapping import convert
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker
 from parity_tests.harness.compare import BUDGET, Reading, compare
-from parity_tests.harness.golden_file import Side
+from parity_tests.harness.golden_file import GoldenRow, Side
+from parity_tests.harness.orders import in_other_orders
 from port.config import CosyVoice3Config
 from port.frontend import speaker as port_speaker
 from reference.frontend.speaker import CAMPPlus
 
-R = TypeVar("R")
 GROUPS = ("in", "out", "out132")
 
 
-def judge_onnx(path: Path, side: Side, row: Callable[..., R]) -> list[R]:
-    """Every length of one pair on one side.
+def judge_onnx(path: Path, side: Side) -> list[GoldenRow]:
+    """Every length of one pair, NAME.safetensors and NAME.onnx, on one side."""
 
-    Args:
-        path: NAME.safetensors or NAME.onnx.
-        row: `golden.GoldenRow`: file, tensor, side, measure, value, limit, status, note, reading.
-    """
-
-    def error(tensor: str, note: object) -> R:
-        return row(path.stem, tensor, side, "", None, None, "ERROR", " ".join(str(note).split()))
+    def error(tensor: str, note: object) -> GoldenRow:
+        return GoldenRow(path.stem, tensor, side, "", None, None, "ERROR", " ".join(str(note).split()))
 
     try:
         groups = _read(path.with_suffix(".safetensors"))
@@ -50,46 +44,55 @@ def judge_onnx(path: Path, side: Side, row: Callable[..., R]) -> list[R]:
         port = _port(weights) if side == "port" else None
     except Exception as problem:
         return [error("", problem)]
-    rows: list[R] = []
+    rows: list[GoldenRow] = []
     for length in sorted(groups["in"], key=lambda text: (len(text), text)):
         x, name = groups["in"][length], f"out.{length}"
         if length not in groups["out"]:
             rows.append(error(name, f"in.{length} has no out.{length}"))
             continue
         try:
-            with torch.inference_mode():
-                r32, r64 = (m(torch.from_numpy(x).to(d)).numpy() for m, d in _typed(single, double))
-            original = compare(groups["out"][length], r32, r64)
+            judge = _judge(single, double, x)
+            original = judge(groups["out"][length])
             if port is None:
-                rows.append(_row(row, path, name, side, original))
-                rows += _not_the_other(row, path, length, groups, r32, r64)
+                rows.append(_row(path, name, side, original))
+                rows += _not_the_other(path, length, groups, judge)
             elif original.status != "PASS":
                 rows.append(error(name, f"no truth: onnxruntime 1.18 against the reference: {original.message}"))
             else:
-                rows.append(_row(row, path, name, side, compare(np.array(port(mx.array(x))), r32, r64)))
+                rows.append(_row(path, name, side, judge(np.array(port(mx.array(x))))))
         except Exception as problem:
             rows.append(error(name, problem))
     return rows or [error("", f"{path.with_suffix('.safetensors')} holds no in.T")]
 
 
-def _typed(single: CAMPPlus, double: CAMPPlus) -> tuple[tuple[CAMPPlus, torch.dtype], ...]:
-    return (single, torch.float32), (double, torch.float64)
+def _judge(single: CAMPPlus, double: CAMPPlus, x: np.ndarray) -> Callable[[np.ndarray], Reading]:
+    """What judges an embedding of `x`."""
+
+    def run(model: CAMPPlus, dtype: torch.dtype) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(x).to(dtype)).numpy()
+
+    further = in_other_orders(lambda: run(single, torch.float32))
+    r32, r64 = run(single, torch.float32), run(double, torch.float64)
+    return lambda found: compare(found, r32, r64, further=further)
 
 
-def _row(row: Callable[..., R], path: Path, name: str, side: Side, reading: Reading) -> R:
-    return row(path.stem, name, side, "ratio", reading.ratio, BUDGET, reading.status, reading.message, reading)
+def _row(path: Path, name: str, side: Side, reading: Reading) -> GoldenRow:
+    return GoldenRow(path.stem, name, side, "ratio", reading.ratio, BUDGET, reading.status, reading.message, reading)
 
 
 def _not_the_other(
-    row: Callable[..., R], path: Path, length: str, groups: dict[str, dict[str, np.ndarray]], *truth: np.ndarray
-) -> list[R]:
+    path: Path, length: str, groups: dict[str, dict[str, np.ndarray]], judge: Callable[[np.ndarray], Reading]
+) -> list[GoldenRow]:
     """Where 1.32 gave another embedding than 1.18, the reference must not be near it."""
     other, about = groups["out132"].get(length), (path.stem, f"out132.{length}", "reference", "differs")
-    if other is None or compare(other, *truth).status == "PASS" == compare(groups["out"][length], *truth).status:
+    if other is None or judge(other).status == "PASS" == judge(groups["out"][length]).status:
         return []
-    reading = compare(other, *truth)
+    reading = judge(other)
     status = "PASS" if reading.status == "FAIL" else "FAIL" if reading.status == "PASS" else "ERROR"
-    return [row(*about, reading.ratio, BUDGET, status, "onnxruntime 1.32 divides the last segment by what it holds")]
+    return [
+        GoldenRow(*about, reading.ratio, BUDGET, status, "onnxruntime 1.32 divides the last segment by what it holds")
+    ]
 
 
 def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
