@@ -41,6 +41,8 @@ ONE_SIDED = {
         "vocoder/fast.py": "fast paths of the port",
         "vocoder/incremental.py": "the vocoder as a stream; the original computes the whole again",
         "vocoder/state.py": "what a stream of the vocoder carries on",
+        "frontend/normalizer.py": "framework-free, both sides use it",
+        "frontend/recording.py": "framework-free, both sides use it",
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",

@@ -13,7 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from port.frontend import normalizer as wetext_side
 from port.frontend import text as front
+from port.frontend.special_tokens import SPECIAL_TOKENS, mistaken_tokens
 from port.frontend.text import split_paragraph, split_sentences, text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 
@@ -37,7 +39,7 @@ def official_encode(tmp_path_factory):
 @pytest.fixture
 def wetext():
     pytest.importorskip("wetext", reason="wetext is not installed (extra 'text')")
-    return front.WeTextNormalizer()
+    return wetext_side.WeTextNormalizer()
 
 
 @pytest.mark.parametrize("row", EXAMPLES, ids=IDS)
@@ -78,8 +80,8 @@ def test_without_split_no_full_stop_is_added():
 
 
 def test_single_rules():
-    assert front.contains_chinese("abc一") and front.contains_chinese("鿿")
-    assert not front.contains_chinese("カナ ㄅ 。")
+    assert wetext_side.contains_chinese("abc一") and wetext_side.contains_chinese("鿿")
+    assert not wetext_side.contains_chinese("カナ ㄅ 。")
     assert front.replace_blank("你好 a b 好") == "你好a b好"
     assert front.replace_blank("你好 ") == "你好"
     assert front.replace_blank(" a  b ") == "ab"
@@ -137,10 +139,10 @@ def fake_wetext(monkeypatch, normalize):
     module = types.ModuleType("wetext")
     module.Normalizer = lambda **_: types.SimpleNamespace(normalize=normalize)
     monkeypatch.setitem(sys.modules, "wetext", module)
-    return front.WeTextNormalizer()
+    return wetext_side.WeTextNormalizer()
 
 
-def test_a_failing_wetext_is_reported_once_and_replaced_by_the_plain_rules(monkeypatch, caplog):
+def test_a_failing_wetext_is_reported_once_a_text_and_replaced_by_the_plain_rules(monkeypatch, caplog):
     def fail(text):
         raise AssertionError
 
@@ -148,7 +150,12 @@ def test_a_failing_wetext_is_reported_once_and_replaced_by_the_plain_rules(monke
     with caplog.at_level(logging.WARNING):
         assert text_normalize("5 cats", words, normalizer=normalizer) == ["five cats."]
         assert text_normalize("5只猫", words, normalizer=normalizer) == ["5只猫。"]
-    assert len(caplog.records) == 1
+        assert text_normalize("5 cats and 6 dogs, 7 cows.", words, normalizer=normalizer)
+    assert [record.getMessage().partition(";")[0] for record in caplog.records] == [
+        "wetext cannot read '5'",
+        "wetext cannot read '5只猫'",
+        "wetext cannot read '5', '6', '7'",
+    ]
 
 
 def test_wetext_output_is_unescaped_only_where_wetext_was_at_work(monkeypatch):
@@ -158,23 +165,153 @@ def test_wetext_output_is_unescaped_only_where_wetext_was_at_work(monkeypatch):
     assert idle(' 好\\"好 ') == '好\\"好'
 
 
-def test_wetext_reads_chinese_and_latin_script_only(monkeypatch):
+def test_letters_of_any_script_leave_numbers_to_wetext(monkeypatch):
     normalizer = fake_wetext(monkeypatch, str.upper)
-    assert [normalizer(t) for t in ("a3", "好a", "3 é", "3$ ²", "日本かa")] == ["A3", "好A", "3 É", "3$ ²", "日本かA"]
-    assert [normalizer(t) for t in ("오늘 a", "я a", "かな a")] == ["오늘 a", "я a", "かな a"]
+    texts = ("a3", "好a3", "3 é", "日本かa3", "오늘 a3", "я a3", "かな a3", "π a3", "ʼ3a")
+    assert [normalizer(text) for text in texts] == [text.upper() for text in texts]
 
 
 def test_a_missing_or_broken_wetext_means_plain_rules(monkeypatch, caplog):
-    front.load_normalizer.cache_clear()
+    wetext_side.load_normalizer.cache_clear()
     monkeypatch.setitem(sys.modules, "wetext", None)
     with caplog.at_level(logging.WARNING):
-        assert front.load_normalizer() is None
-    assert not caplog.records
-    front.load_normalizer.cache_clear()
+        assert wetext_side.load_normalizer() is None
+    assert "wetext is not installed, so plain rules read numbers" in caplog.text
+    wetext_side.load_normalizer.cache_clear()
     monkeypatch.setitem(sys.modules, "wetext", types.ModuleType("wetext"))
-    assert front.load_normalizer() is None
+    assert wetext_side.load_normalizer() is None
     assert "cannot be used" in caplog.text
-    front.load_normalizer.cache_clear()
+    wetext_side.load_normalizer.cache_clear()
+
+
+# What the original makes of it where it does; where it asserts, all that can be read is.
+READ = {
+    "The value of π is 3.14159.": "The value of pi is three point one four one five nine.",
+    "5 µm and $3.50": "five µm and three point five dollars",
+    "ʻOkina in 2024": "ʻOkina in twenty twenty four",
+    "Я родился в 1985": "Я родился в nineteen eighty five",
+    "かな and $3.50": "かな and three point five dollars",
+    "Dr. Smith & co": "Dr. Smith & co",  # wetext 0.0.4 leaves a text without a digit alone
+    "2024": "twenty twenty four",  # 0.1.8 would read it in Chinese, 0.0.4 did not
+    "12345": "twelve thousand three hundred and forty five",
+    " 2024.": "twenty twenty four.",
+    "２０２４年": "二零二四年",
+    "See [12]. On 2024-01-15 it cost $3.50 and 1,000,000 people paid 50%.": "See [twelve]. On the fifteenth of january "
+    "twenty twenty four it cost three point five dollars and one million people paid fifty percent.",
+    "Call +49 30 on Jan 5, 2024": "Call +forty-nine thirty on the fifth of january, twenty twenty four",
+    "x²=5 costs $3.50": "x squared=five costs three point five dollars",
+    '[1] is "$3.50" \\ 2': '[one] is "three point five dollars" \\ two',
+    "[HH][AH0][L][OW1] there are 3": "[HH][AH0][L][OW1] there are three",
+    "[AH0]": "[AH0]",
+    "他读[AH0]三遍": "他读[AH0]三遍",
+    "他有[AH0]3只": "他有[AH0]三只",
+    "[breath]3 <strong>2024</strong> [OW1] ": "[breath]three <strong>twenty twenty four</strong> [OW1]",
+}
+
+
+@pytest.mark.parametrize("text", READ)
+def test_numbers_are_read_around_what_wetext_cannot_read(text, wetext):
+    assert text_normalize(text, words, split=False, normalizer=wetext) == READ[text]
+
+
+@pytest.mark.parametrize(
+    "spot", ["[12]", "5€", "3×4", "→5", "§5", "№5", "5😀", "5ü", "5ñ", "5™", "+49 30", "x²=5", "か5"]
+)
+@pytest.mark.parametrize("join", [" and ", ". ", ", ", "\n"])
+def test_one_spot_spoils_no_other(spot, join, wetext, caplog):
+    text = join.join(["On 2024-01-15", spot, "1,000,000 people paid $3.50"])
+    with caplog.at_level(logging.WARNING):
+        found = text_normalize(text, words, split=False, normalizer=wetext)
+    assert found.startswith("On the fifteenth of january twenty twenty four")
+    assert found.endswith("one million people paid three point five dollars")
+    assert not re.search(r"\d", found)
+    assert sum("wetext cannot read" in record.getMessage() for record in caplog.records) <= 1
+
+
+@pytest.mark.parametrize("before", ["", "3 ", "好3", "x€5 "])
+def test_special_tokens_survive_every_step(before, wetext):
+    for token in SPECIAL_TOKENS:
+        for normalizer in (None, wetext):
+            for split_long in (False, True):
+                made = text_normalize(f"{before}{token}7", words, False, True, normalizer, split_long)
+                assert token in made and made.count("[") == token.count("[")
+
+
+MISTAKEN = {
+    "[Laughter] ha": "[laughter]",
+    "【laughter】好": "[laughter]",
+    "［breath］ a": "[breath]",
+    "[i\u030c]": "[ǐ]",
+    "[ah0]": "[AH0]",
+    "[quick breath]": "[quick_breath]",
+    "<Strong>a": "<strong>",
+    "</STRONG>": "</strong>",
+    "<laugh>": "<laughter>",
+    "[sighs]": "[sigh]",
+    "<|EndOfPrompt|>a": "<|endofprompt|>",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKEN)
+def test_what_only_looks_like_a_token_is_pointed_out_in_one_line(text, caplog):
+    with caplog.at_level(logging.WARNING):
+        text_normalize(text, words)
+    (record,) = caplog.records
+    assert record.getMessage().endswith(f"(nearest: {MISTAKEN[text]})")
+    assert "\n" not in record.getMessage()
+
+
+def test_brackets_that_do_not_look_like_a_token():
+    for text in (
+        "[12]",
+        "[John Smith said]",
+        "【公告】好",
+        "1 < 2 and 3 > 2",
+        "[breath]<strong>a</strong>[ǐ]",
+        "[]",
+        "f[x+y]",
+    ):
+        assert mistaken_tokens(text) == {}
+    assert len(mistaken_tokens("".join(f"[w{i}]" for i in range(10_000)))) <= 20  # and at once
+
+
+SILENT = ["❤️", "\u200b", "\ufeff", "👨\u200d👩\u200d👧", "👍🏽", "🇨🇳", "\u2060 \u00ad", "#️⃣", "\u0301", "\x00"]
+
+
+@pytest.mark.parametrize("text", SILENT)
+def test_texts_in_which_nothing_can_be_spoken_are_empty(text):
+    assert text_normalize(text, words) == []
+    assert text_normalize(f"a<|endofprompt|>{text}", words) == []
+    assert text_normalize(f"a{text}", words) == [f"a{text}".strip("\u200b\ufeff") + "."]
+
+
+def test_the_original_leaves_some_texts_in_one_piece_and_an_option_splits_them():
+    """The first three are the original's own law."""
+    sentence = "One, two, three, four, five, six, seven, eight, nine and 10 in the kitchen. "
+    system = "Be kind.<|endofprompt|>"
+    long = {
+        system + sentence * 9: "kitchen.",
+        "きょうはとてもいいてんきです。" * 30: "です。",
+        "ab, " * 300 + "ab": "ab,",
+    }
+    for text, end in long.items():
+        whole = text_normalize(text, list)
+        assert len(whole) == 1
+        pieces = text_normalize(text, list, split_long=True)
+        assert len(pieces) > 2
+        assert all(piece.strip().endswith(end.strip()) for piece in pieces[:-1])
+        assert all(len(piece.removeprefix(system)) <= 160 for piece in pieces)
+        assert all(piece.startswith(system) for piece in pieces) == text.startswith(system)
+        joined = "".join(piece.removeprefix(system) for piece in pieces).replace(" ", "")
+        assert joined.rstrip(".") == text.removeprefix(system).replace(" ", "").replace("10", "ten").rstrip(".")
+    assert text_normalize(system, list, split_long=True) == []
+    assert text_normalize(f"{system}4 cats", words, split=False, split_long=True) == f"{system}four cats"
+    numbers = text_normalize("共1,234，" * 60, list, split_long=True)
+    assert len(numbers) > 3 and all(piece.endswith(("1,234，", "。")) for piece in numbers)
+
+
+def test_a_zero_width_start_is_not_spoken():
+    assert text_normalize("\ufeff4 cats\u200b", words) == ["four cats."]
 
 
 MIXED = "今天好ab 12.。！?;：、，,\"”'()（）【】`—-²³₂①\n\t<|>[]오я😀"
@@ -196,7 +333,7 @@ def test_any_text_gives_pieces_that_are_not_empty(text, front_end):
 @given(text=ANY_TEXT)
 def test_any_text_survives_wetext(text):
     pytest.importorskip("wetext", reason="wetext is not installed (extra 'text')")
-    pieces = text_normalize(text, words, normalizer=front.load_normalizer())
+    pieces = text_normalize(text, words, normalizer=wetext_side.load_normalizer())
     assert all(pieces) or pieces == [text] == [""]
 
 

@@ -28,8 +28,8 @@ import mlx.core as mx
 from . import community, weights
 from .device import keep_freed_memory
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
+from .frontend.normalizer import load_normalizer
 from .frontend.special_tokens import END_OF_PROMPT
-from .frontend.text import load_normalizer
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .hub import find_folder
 from .llm.sampling import SeededDraws

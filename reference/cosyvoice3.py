@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
+from port.frontend.normalizer import load_normalizer
 from port.frontend.special_tokens import END_OF_PROMPT
-from port.frontend.text import load_normalizer
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from reference.frontend.frontend import CosyVoiceFrontEnd, ModelInput

@@ -18,9 +18,10 @@ import numpy as np
 from ..config import CosyVoice3Config
 from ..speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
+from .normalizer import Normalizer
 from .speaker import CAMPPlus
 from .speech_tokenizer import S3TokenizerV3
-from .text import Normalizer, text_normalize
+from .text import text_normalize
 from .tokenizer import CosyVoice3Tokenizer
 
 PROMPT_RATE = 16000  # Hz, of the speech tokenizer and the speaker encoder
@@ -65,9 +66,11 @@ class CosyVoiceFrontEnd:
             for name, info in self.spk2info.items()
         }
 
-    def text_normalize(self, text: str | Iterator[str], split: bool = True, text_frontend: bool = True) -> Any:
+    def text_normalize(
+        self, text: str | Iterator[str], split: bool = True, text_frontend: bool = True, split_long: bool = False
+    ) -> Any:
         """Pieces of a text, or one string; see `port.frontend.text.text_normalize`."""
-        return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer)
+        return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer, split_long)
 
     def extract_text_token(self, text: str | Iterator[str]) -> np.ndarray | Iterator[np.ndarray]:
         """Token ids (1, L) int32; of an iterator of strings an iterator of single tokens (1, 1)."""

@@ -4,6 +4,13 @@ Source: `CosyVoice3Tokenizer` in cosyvoice/tokenizer/tokenizer.py. Ids count on 
 vocabulary, so that <|endofprompt|> is 151646 in the official checkpoint and something small in a test checkpoint.
 """
 
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from difflib import SequenceMatcher
+
 END_OF_TEXT = "<|endoftext|>"  # also the padding token
 END_OF_PROMPT = "<|endofprompt|>"  # ends the instruction; the language model refuses input without it
 
@@ -40,3 +47,47 @@ ADDITIONAL_SPECIAL_TOKENS = (
 
 # All of them in id order: 3 of the base and 278 new ones.
 SPECIAL_TOKENS = tuple(dict.fromkeys(BASE_SPECIAL_TOKENS + ADDITIONAL_SPECIAL_TOKENS))
+
+TOKEN = re.compile("(" + "|".join(map(re.escape, sorted(SPECIAL_TOKENS, key=len, reverse=True))) + ")")
+_BRACKETS = str.maketrans("［］【】〔〕＜＞", "[][][]<>")
+_BRACKETED = re.compile(r"\[[^\[\]\n]{1,30}\]|<[^<>\n]{1,30}>")
+_NAME = re.compile(r"/?[^\W\d_][\w -]*/?")
+MOST_MISTAKEN = 16  # words in brackets that are looked at in a text
+
+
+def outside_tokens(change: Callable[[str], str], text: str) -> str:
+    """Apply `change` to all of `text` but the special tokens in it."""
+    parts = TOKEN.split(text)
+    return "".join(part if i % 2 else change(part) for i, part in enumerate(parts) if part)
+
+
+def mistaken_tokens(text: str) -> dict[str, str]:
+    """What looks like a special token and is none ("[Laughter]", "【laughter】"), each with the nearest real one.
+
+    A word of Latin letters in brackets does; a number does not, nor do several words unless they are nearly a token.
+    """
+    inside: dict[str, str] = {}
+    for part in TOKEN.split(text)[::2]:
+        for match in _BRACKETED.finditer(part.translate(_BRACKETS)):
+            if _NAME.fullmatch(name := _plain_name(match[0])) and _is_latin(name):
+                inside[part[match.start() : match.end()]] = name
+            if len(inside) >= MOST_MISTAKEN:
+                break
+    near = {found: _nearest(name, found[0]) for found, name in inside.items()}
+    return {found: token for found, (token, alike) in near.items() if alike > 0.6 or " " not in inside[found]}
+
+
+def _plain_name(token: str) -> str:
+    return unicodedata.normalize("NFKC", token).strip("[]<>|【】〔〕 ").casefold()
+
+
+def _is_latin(name: str) -> bool:
+    return "".join(c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c)).isascii()
+
+
+def _nearest(name: str, bracket: str) -> tuple[str, float]:
+    def likeness(token: str) -> tuple[float, bool]:
+        return SequenceMatcher(None, name, _plain_name(token)).ratio(), token[0] == bracket.translate(_BRACKETS)
+
+    token = max(SPECIAL_TOKENS, key=likeness)
+    return token, likeness(token)[0]

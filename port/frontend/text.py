@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
+from unicodedata import is_normalized
 
-import inflect
 import regex
 
-Language = Literal["zh", "en"]
+from .normalizer import Language, Normalizer, contains_chinese
+from .special_tokens import END_OF_PROMPT, mistaken_tokens, outside_tokens
+
 Tokenize = Callable[[str], Sequence[int]]
-Normalizer = Callable[[str], str]
 
 TOKEN_MAX_N = 80  # a piece may not grow past this ...
 TOKEN_MIN_N = 60  # ... once it is longer than this
@@ -29,12 +29,12 @@ MERGE_LEN = 20  # a last piece shorter than this is glued to the one before
 
 BREAKS: dict[str, frozenset[str]] = {"zh": frozenset("。？！；：、.?!;"), "en": frozenset(".?!;:")}
 COMMAS = frozenset("，,")
+ZERO_WIDTH = "\ufeff\u200b"  # the first starts many files
 CLOSING_QUOTES = frozenset('"”')
 
-_CHINESE = re.compile("[\u4e00-\u9fff]")
 _ONLY_MARKS = regex.compile(r"[\p{P}\p{S}]*")
-_NOT_LATIN = regex.compile(r"[^\P{L}\p{Latin}]")
-_ESCAPED = re.compile(r'\\(["\\])')
+_SILENT = regex.compile(r"[\p{P}\p{S}\p{M}\p{Z}\p{C}]*")
+_COMMA = re.compile(r"(?<=[，,、])(?!\d)")
 _TRAILING_COMMAS = re.compile("[，,、]+$")
 
 logger = logging.getLogger(__name__)
@@ -46,8 +46,11 @@ def text_normalize(
     split: bool = True,
     text_frontend: bool = True,
     normalizer: Normalizer | None = None,
+    split_long: bool = False,
 ) -> Any:
     """Spell out, clean and split `text` for synthesis (`CosyVoiceFrontEnd.text_normalize`).
+
+    Special tokens stay as they are. What looks like one and is none is pointed out in one logged line.
 
     Args:
         text: the text, or an iterator of text parts, which is passed on untouched.
@@ -55,9 +58,12 @@ def text_normalize(
         split: False returns one string instead of pieces, without the full stop that splitting appends.
         text_frontend: False returns the text as it is; so does a text with both "<|" and "|>" in it.
         normalizer: numbers and symbols to words, as `load_normalizer` gives it; None for the plain rules alone.
+        split_long: also read and split what the original leaves in one piece: what follows an instruction (each piece
+            gets the instruction), kana at Japanese marks, and at commas a sentence that is too long for a piece.
 
     Returns:
-        A list of pieces, possibly empty, when `split`; otherwise a string. An iterator comes back in a list of one.
+        A list of pieces when `split`, empty when nothing in the text can be spoken; otherwise a string. An iterator
+        comes back in a list of one.
 
     Raises:
         TypeError: `text` is neither.
@@ -65,17 +71,35 @@ def text_normalize(
     if isinstance(text, Iterator):
         return [text]
     if not isinstance(text, str):
-        raise TypeError(f"text must be a string or an iterator of strings, not {type(text).__name__}")
-    if not text or not text_frontend or ("<|" in text and "|>" in text):
+        hint = "; pass iter(...) of its strings" if isinstance(text, Iterable) else ""
+        raise TypeError(f"text must be a string or an iterator of strings, not {type(text).__name__}{hint}")
+    if mistaken := mistaken_tokens(text):
+        # A decomposed "ǐ" looks like the composed one.
+        shown = {found: repr(found) if is_normalized("NFC", found) else ascii(found) for found in mistaken}
+        names = ", ".join(f"{shown[found]} (nearest: {real})" for found, real in mistaken.items())
+        logger.warning("the model has no such tokens and gets them as text: %s", names)
+    instruction, mark, words = text.rpartition(END_OF_PROMPT)
+    if text and split and text_frontend and is_silent(words):
+        return []
+    if split_long and text_frontend and mark:
+        read = text_normalize(words, tokenize, split, text_frontend, normalizer, split_long)
+        return [instruction + mark + piece.lstrip() for piece in read] if split else instruction + mark + read
+    raw = "<|" in text and "|>" in text and not split_long
+    if not text or not text_frontend or raw:
         return [text] if split else text
     lang: Language = "zh" if contains_chinese(text) else "en"
-    text = text.strip()
+    text = text.strip().strip(ZERO_WIDTH).strip()
     if normalizer is not None and text:
         text = normalizer(text)
-    text = _chinese_rules(text) if lang == "zh" else spell_out_number(_spell_out_corner_mark(text))
+    text = _chinese_rules(text) if lang == "zh" else outside_tokens(_english_rules, text).strip()
     if not split:
         return text
-    return [piece for piece in split_paragraph(text, tokenize, lang) if not is_only_punctuation(piece)]
+    pieces = split_paragraph(text, tokenize, lang, split_long=split_long)
+    return [piece for piece in pieces if not is_only_punctuation(piece)]
+
+
+def _english_rules(text: str) -> str:
+    return spell_out_number(_spell_out_corner_mark(text))
 
 
 def _chinese_rules(text: str) -> str:
@@ -84,11 +108,6 @@ def _chinese_rules(text: str) -> str:
     # The full stop of a decimal number changes too when no normalizer has read it, as in the original.
     text = text.replace(".", "。").replace(" - ", "，")
     return _TRAILING_COMMAS.sub("。", remove_bracket(text))
-
-
-def contains_chinese(text: str) -> bool:
-    """Whether any character is in U+4E00..U+9FFF (Japanese kanji are)."""
-    return _CHINESE.search(text) is not None
 
 
 def replace_blank(text: str) -> str:
@@ -118,6 +137,8 @@ def spell_out_number(text: str) -> str:
 
 
 def _number_words(digits: str) -> str:
+    import inflect  # takes seconds, and most texts never need it
+
     try:
         return str(_inflect_engine().number_to_words(digits))
     except inflect.NumOutOfRangeError:  # 37 digits or more: one by one
@@ -125,7 +146,9 @@ def _number_words(digits: str) -> str:
 
 
 @cache
-def _inflect_engine() -> inflect.engine:
+def _inflect_engine() -> Any:
+    import inflect
+
     return inflect.engine()
 
 
@@ -141,7 +164,7 @@ def _spell_out_corner_mark(text: str) -> str:
             return str(unicodedata.digit(character))
         return character
 
-    return "".join(map(plain, text)).strip()
+    return "".join(map(plain, text))
 
 
 def split_paragraph(
@@ -152,24 +175,32 @@ def split_paragraph(
     token_min_n: int = TOKEN_MIN_N,
     merge_len: int = MERGE_LEN,
     comma_split: bool = False,
+    split_long: bool = False,
 ) -> list[str]:
     """Split into sentences and join them to pieces of a good length for the language model.
 
     Lengths are characters for "zh" and tokens for "en". A full stop is appended when the text ends without a mark. A
-    piece ends once it is longer than `token_min_n` and the next sentence would take it past `token_max_n`.
+    piece ends once it is longer than `token_min_n` and the next sentence would take it past `token_max_n`. With
+    `split_long` full-width marks end sentences in every language, and one past `token_max_n` is cut at its commas.
     """
     if not text:
         return []
     breaks = BREAKS[lang] | COMMAS if comma_split else BREAKS[lang]
+    if split_long:
+        breaks = breaks | BREAKS["zh"]
     if text[-1] not in breaks:
         text += "。" if lang == "zh" else "."
 
     def length(part: str) -> int:
         return len(part) if lang == "zh" else len(tokenize(part))
 
+    sentences = split_sentences(text, breaks)
+    if split_long:
+        cut = (_COMMA.split(sentence) if length(sentence) > token_max_n else [sentence] for sentence in sentences)
+        sentences = [part for parts in cut for part in parts]
     pieces: list[str] = []
     current = ""
-    for sentence in split_sentences(text, breaks):
+    for sentence in sentences:
         if length(current + sentence) > token_max_n and length(current) > token_min_n:
             pieces.append(current)
             current = ""
@@ -207,46 +238,6 @@ def is_only_punctuation(text: str) -> bool:
     return _ONLY_MARKS.fullmatch(text) is not None
 
 
-class WeTextNormalizer:
-    """Numbers and symbols to words by wetext, guarded against its failures.
-
-    It reads Chinese and English; a text with letters of another script is returned as it is, and so is one on which
-    wetext fails (0.1.8 does on "5€" or "[breath]3"). The first failure is logged.
-
-    Raises:
-        ImportError: wetext is not installed.
-    """
-
-    def __init__(self) -> None:
-        import wetext
-
-        # Language "auto" as in the original: digits alone count as Chinese there.
-        self._normalizer = wetext.Normalizer(remove_erhua=False)
-        self._lock = threading.Lock()
-        self._reported = False
-
-    def __call__(self, text: str) -> str:
-        if not contains_chinese(text) and _NOT_LATIN.search(text):
-            return text
-        try:
-            with self._lock:
-                normalized = self._normalizer.normalize(text)
-        except Exception as error:
-            if not self._reported:
-                self._reported = True
-                logger.warning("wetext failed (%s); plain rules are used for such texts", type(error).__name__)
-            return text
-        # wetext 0.1.8 escapes quotes and backslashes in whatever it has touched.
-        return normalized if normalized == text.strip() else _ESCAPED.sub(r"\1", normalized)
-
-
-@cache
-def load_normalizer() -> Normalizer | None:
-    """The normalizer of the original when wetext is installed and works, otherwise None (and a line is logged)."""
-    try:
-        return WeTextNormalizer()
-    except ModuleNotFoundError:
-        logger.info("wetext is not installed; numbers and symbols are read by the plain rules")
-    except Exception as error:
-        logger.warning("wetext cannot be used (%s); numbers and symbols are read by the plain rules", error)
-    return None
+def is_silent(text: str) -> bool:
+    """Whether nothing in the text can be spoken: emoji, marks, blanks, invisible characters (an empty text too)."""
+    return _SILENT.fullmatch(text) is not None

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
-from port.frontend.text import Normalizer, text_normalize
+from port.frontend.normalizer import Normalizer
+from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from reference.frontend.audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
@@ -67,9 +68,11 @@ class CosyVoiceFrontEnd:
             for name, info in self.spk2info.items()
         }
 
-    def text_normalize(self, text: str | Iterator[str], split: bool = True, text_frontend: bool = True) -> Any:
+    def text_normalize(
+        self, text: str | Iterator[str], split: bool = True, text_frontend: bool = True, split_long: bool = False
+    ) -> Any:
         """Pieces of a text, or one string; see `port.frontend.text.text_normalize`."""
-        return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer)
+        return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer, split_long)
 
     def extract_text_token(self, text: str | Iterator[str]) -> Tensor | Iterator[Tensor]:
         """Token ids (1, L) int32; of an iterator of strings an iterator of single tokens (1, 1)."""

@@ -6,6 +6,7 @@ from parity_tests.harness.fault_catalogue.base import Fault, constant, edit
 
 TEXT, TOKENIZER, NOISE = "frontend.text", "frontend.tokenizer", "noise"
 _SPLIT, _RULES = "frontend.text:split_paragraph", "frontend.text:_chinese_rules"
+_WETEXT = "frontend.normalizer:WeTextNormalizer.__call__"
 _GENERATOR, _FIXED = "noise:TorchGenerator", "noise:_FixedNoise"
 
 FAULTS = (
@@ -58,14 +59,43 @@ FAULTS = (
         "instructions_are_normalised",
         "text rules",
         TEXT,
-        edit("frontend.text:text_normalize", '("<|" in text and "|>" in text)', "False"),
+        edit("frontend.text:text_normalize", '"<|" in text and "|>" in text and', "False and"),
+    ),
+    Fault(
+        "special_tokens_given_to_the_normaliser",
+        "text rules",
+        TEXT,
+        edit(
+            _WETEXT,
+            "outside_tokens(lambda part: self._read(part, lang, _PARTS, unread), text)",
+            "self._read(text, lang, _PARTS, unread)",
+        ),
+    ),
+    Fault(
+        "digits_of_special_tokens_spelled_out",
+        "text rules",
+        TEXT,
+        edit("frontend.text:text_normalize", "outside_tokens(_english_rules, text)", "_english_rules(text)"),
+    ),
+    Fault(
+        "one_spot_spoils_the_text",
+        "text rules",
+        TEXT,
+        edit(_WETEXT, "self._read(part, lang, _PARTS, unread)", "self._read(part, lang, (), unread)"),
+    ),
+    Fault(
+        "digits_alone_are_chinese",
+        "text rules",
+        TEXT,
+        edit(_WETEXT, "if contains_chinese(text) else", "if contains_chinese(text) or text.isdigit() else"),
+        "wetext 0.1.8",
     ),
     Fault(
         "kanji_are_english",
         "text rules",
         TEXT,
         edit(
-            "frontend.text:contains_chinese",
+            "frontend.normalizer:contains_chinese",
             "_CHINESE.search(text) is not None",
             'any("\\u4e01" <= c <= "\\u9fff" for c in text)',
         ),

@@ -1,0 +1,110 @@
+"""Numbers and symbols to words by wetext, as the original's front end calls it.
+
+Source: `text_normalize` in cosyvoice/cli/frontend.py with wetext 0.0.4, the version that the original pins: it leaves a
+text without a digit alone, and takes one for Chinese when a Chinese character is in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import groupby
+from typing import Literal
+
+from .special_tokens import TOKEN, outside_tokens
+
+Language = Literal["zh", "en"]
+Normalizer = Callable[[str], str]
+
+_CHINESE = re.compile("[\u4e00-\u9fff]")
+_DIGIT = re.compile(r"\d")
+_ESCAPED = re.compile(r'\\(["\\])')
+# What is read on its own when a text as a whole cannot be: clauses, then words. Blanks stay with what follows them.
+_PARTS = (re.compile(r"(?<=[.?!;:,。？！；：，、])(?=\s)|(?=\n)"), re.compile(r"(?=\s)"))
+_NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)+")
+
+logger = logging.getLogger(__name__)
+
+
+def contains_chinese(text: str) -> bool:
+    """Whether any character is in U+4E00..U+9FFF (Japanese kanji are)."""
+    return _CHINESE.search(text) is not None
+
+
+class WeTextNormalizer:
+    """Numbers and symbols to words by wetext, in the language that the original takes, guarded against its failures.
+
+    The original asserts on "5€", "[12]" or "[breath]3". Here what wetext can read around such a spot is read, the spot
+    itself is left to the plain rules, and one line a text says so. Special tokens are kept from it: it would read the
+    digit of "[AH0]".
+
+    Raises:
+        ImportError: wetext is not installed.
+    """
+
+    def __init__(self) -> None:
+        import wetext
+
+        # Language "auto" of 0.1.8 would take digits alone for Chinese.
+        self._normalizers = {lang: wetext.Normalizer(lang=lang, remove_erhua=False) for lang in ("zh", "en")}
+        self._lock = threading.Lock()
+
+    def __call__(self, text: str) -> str:
+        lang: Language = "zh" if contains_chinese(text) else "en"
+        if not _DIGIT.search(TOKEN.sub("", text)):
+            return text.strip() if lang == "zh" else " ".join(text.split())
+        unread: list[str] = []
+        text = outside_tokens(lambda part: self._read(part, lang, _PARTS, unread), text)
+        if unread:
+            named = ", ".join(f"{word!r:.40}" for word in unread[:5])
+            logger.warning("wetext cannot read %s; plain rules are used there", named)
+        return text.strip()
+
+    def _read(self, text: str, lang: Language, finer: Sequence[re.Pattern[str]], unread: list[str]) -> str:
+        """As much of the text as wetext can read; words that it cannot are left and added to `unread`."""
+        if (done := self._attempt(text, lang)) is not None:
+            return done
+        if not finer:
+            if not _DIGIT.search(text):
+                return text
+            unread.append(text.strip())
+            return _NUMBER.sub(lambda number: self._attempt(number[0], lang) or number[0], text)
+        made: list[str] = []
+        # Neighbours that can be read are read together: "Jan 5," belongs to "2024".
+        for readable, run in groupby(finer[0].split(text), lambda part: self._attempt(part, lang) is not None):
+            parts = list(run)
+            parts = ["".join(parts)] if readable else parts
+            made += [self._read(part, lang, finer[1:], unread) for part in parts]
+        return "".join(made)
+
+    def _attempt(self, text: str, lang: Language) -> str | None:
+        """What wetext makes of a text, with the blanks at its ends; None where it fails."""
+        core = text.strip()
+        if not core:
+            return text
+        try:
+            with self._lock:
+                read = self._normalizers[lang].normalize(core)
+        except Exception:
+            return None
+        if not read:
+            return None
+        # wetext 0.1.8 escapes quotes and backslashes in whatever it has touched.
+        read = core if read == core else _ESCAPED.sub(r"\1", read)
+        before, after = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+        return before + read + after
+
+
+@cache
+def load_normalizer() -> Normalizer | None:
+    """The normalizer of the original when wetext is installed and works, otherwise None (and a line is logged)."""
+    try:
+        return WeTextNormalizer()
+    except ModuleNotFoundError:
+        logger.warning("wetext is not installed, so plain rules read numbers and symbols; pip install wetext==0.1.8")
+    except Exception as error:
+        logger.warning("wetext cannot be used (%s), so plain rules read numbers and symbols", error)
+    return None
