@@ -2,7 +2,16 @@
 
 import sys
 
-from .cli import main
+from .arguments import parser
+
+
+def main() -> int:
+    """Parse first: help and mistakes are answered before MLX is loaded."""
+    options = parser().parse_args()
+    from .cli import run
+
+    return run(options)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -68,17 +68,22 @@ def parser() -> argparse.ArgumentParser:
 
     say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
     text = say.add_mutually_exclusive_group()
-    text.add_argument("--text", help="what to say; read from standard input when neither this nor --text-file is given")
+    text.add_argument(
+        "--text", type=_text, help="what to say; read from standard input when neither this nor --text-file is given"
+    )
     text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
     say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
     how = say.add_mutually_exclusive_group()
-    how.add_argument("--prompt-text", metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording")
-    how.add_argument("--instruct", metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
+    how.add_argument(
+        "--prompt-text", type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording"
+    )
+    how.add_argument("--instruct", type=_text, metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
     say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
     say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
+    _add_split_long(say)
     say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
     _add_output(say)
 
@@ -98,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
+    _add_split_long(batch)
 
     spk = commands.add_parser("spk", help=SPK, description=SPK, epilog=EXAMPLES,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -105,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     add = command(actions, "add", "spk_add", "Save the voice of a recording under a name.")
     add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
     add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
-    add.add_argument("--prompt-text", required=True, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words")
+    add.add_argument(
+        "--prompt-text", required=True, type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words"
+    )
     command(actions, "list", "spk_list", "Print the names of the saved voices.")
     remove = command(actions, "remove", "spk_remove", "Forget a saved voice.")
     remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
@@ -133,6 +141,20 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="what a stream may keep between chunks, such as 500M or 2G (default: a quarter of the device's memory)",
     )
+
+
+def _add_split_long(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--split-long",
+        action="store_true",
+        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, kana at 。, a sentence of "
+        "more than 80 tokens at commas. Default, as the original: a text with <|...|> in it is spoken as it is in one "
+        "piece however long; others are cut at .?!;: and, with Chinese characters, at 。？！；：、, never at commas",
+    )
+
+
+def _text(text: str) -> str:
+    return text.removeprefix("\ufeff")  # of a file that the shell put in
 
 
 def _bytes(text: str) -> int:

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .cosyvoice3 import CosyVoice3, Speech
-from .files import beside
+from .files import beside, read_text
 from .speaking import NOTHING_SPOKEN, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"
 RECORDS = ".records"  # one file for each utterance, so that ranks never write to the same one
 SAFE_ID = re.compile(r"[\w-][\w.-]{0,199}")
+MAX_NAME_BYTES = 200  # of an id, so that the names beside its place stay within the 255 of a file system
 PATHS = ("prompt_wav", "source_wav")
 # What a line of each mode must have besides `id`; for one of the alternatives.
 MODES: dict[str, tuple[set[str], ...]] = {
@@ -60,15 +62,16 @@ class Utterance:
 
     @classmethod
     def from_line(cls, line: dict[str, Any], folder: Path) -> Utterance:
-        """Check a line; paths become those below `folder`.
+        """Check a line; paths become those below `folder`, and null stands for nothing.
 
         Raises:
             ManifestError: an unknown field, a value of the wrong type, or fields that do not make a mode.
         """
+        if unknown := [name for name in line if name not in FIELDS]:
+            raise ManifestError(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
+        line = {name: value for name, value in line.items() if value is not None}
         types = {"seed": int, "speed": (int, float)}
         for name, value in line.items():
-            if name not in FIELDS:
-                raise ManifestError(f"unknown field {name!r:.40}; fields are {', '.join(FIELDS)}")
             if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
                 raise ManifestError(f"{name}: a {type(value).__name__} cannot stand here")
         given = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
@@ -85,31 +88,35 @@ class Utterance:
             ways = " or ".join(sorted({", ".join(sorted(way)) for mode in possible for way in MODES[mode]}))
             raise ManifestError(f"{said} needs exactly {ways}; found {', '.join(sorted(given)) or 'nothing'}")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            raise ManifestError(f"seed {self.seed} is not in 0..2^64-1")
+            raise ManifestError(f"seed {self.seed!s:.40} is not in 0..2^64-1")
+        if not 0 < self.speed <= sys.float_info.max:
+            raise ManifestError(f"speed {self.speed!s:.40} is no tempo; give a number above 0")
+        if len(self.id.encode()) > MAX_NAME_BYTES:
+            raise ManifestError(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
 
-    def speech(self, voice: CosyVoice3, seed: int) -> Speech:
+    def speech(self, voice: CosyVoice3, seed: int, split_long: bool = False) -> Speech:
         """Audio of this line; `seed` where the line has none of its own."""
         if self.source_wav is not None:
             return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
         seed = seed if self.seed is None else self.seed
-        return speech(self, voice, self.text, {"speed": self.speed, "seed": seed})
+        return speech(self, voice, self.text, {"speed": self.speed, "seed": seed, "split_long": split_long})
 
 
 FIELDS = tuple(field.name for field in fields(Utterance))
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Lines of a manifest, each with an `id` that is a safe file name and stands once.
+    """Lines of a manifest, each with an `id` that stands once and has no way out of the folder; a whole number will do.
 
     Raises:
         ManifestError: no such file, no JSON object on a line, or no usable id.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: not readable as UTF-8 text ({error})") from None
+        text = read_text(path)
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
     lines: dict[str, dict[str, Any]] = {}
-    for number, row in enumerate(text.splitlines(), 1):
+    for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line
         if not row.strip():
             continue
         try:
@@ -117,6 +124,8 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             raise ManifestError(f"{path}, line {number}: no JSON; write one object a line") from None
         name = line.get("id") if isinstance(line, dict) else None
+        if type(name) is int and name >= 0:
+            line["id"] = name = str(name)
         if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
             raise ManifestError(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
         if name in lines:
@@ -127,7 +136,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     return list(lines.values())
 
 
-def run_batch(manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None) -> tuple[int, int]:
+def run_batch(
+    manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None, split_long: bool = False
+) -> tuple[int, int]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
     A line that fails is recorded and tried again by the next run.
@@ -138,6 +149,7 @@ def run_batch(manifest: Path, out: Path, model: str, seed: int = 0, revision: st
         model: as for `CosyVoice3.from_pretrained`.
         seed: utterances without a seed of their own get one from this and their id.
         revision: of a hub id.
+        split_long: as for `CosyVoice3`.
 
     Returns:
         How many lines failed, of how many, over all ranks.
@@ -156,10 +168,11 @@ def run_batch(manifest: Path, out: Path, model: str, seed: int = 0, revision: st
     bar = tqdm(own, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
     failed = 0
     for line in bar:
-        record = records / f"{line['id']}.json"
-        request = hashlib.sha256(json.dumps([line, seed, weights], sort_keys=True).encode()).hexdigest()
+        record = _record(records, line)
+        asked = [line, seed, weights] + ["split long"] * split_long
+        request = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
         if not _is_done(record, out / f"{line['id']}.wav", request):
-            found = _speak(line, manifest.parent, out, voice, seed)
+            found = _speak(line, manifest.parent, out, voice, seed, split_long)
             _write_atomically(record, json.dumps({**found, "request": request}))
         failed += json.loads(record.read_text("utf-8"))["status"] != "done"
     # Every rank waits here for the others; only then are all records there.
@@ -169,10 +182,18 @@ def run_batch(manifest: Path, out: Path, model: str, seed: int = 0, revision: st
     return failed, len(lines)
 
 
-def _speak(line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int) -> dict[str, Any]:
+def _speak(
+    line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int, split_long: bool
+) -> dict[str, Any]:
     """Write one sound file; the line of the results file that tells of it."""
     name = line["id"]
     path = out / f"{name}.wav"
+    try:
+        utterance = Utterance.from_line(line, folder)
+    except ValueError as error:
+        with suppress(OSError):  # a name that no file can have
+            path.unlink(missing_ok=True)  # of an earlier request with this id
+        return {"id": name, "status": "failed", "error": " ".join(str(error).split())}
     for left in out.glob(".*.wav"):  # by a run that was killed
         if re.fullmatch(rf"\.{re.escape(name)}\.\d+\.wav", left.name):
             left.unlink()
@@ -180,28 +201,36 @@ def _speak(line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, see
         own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
         samples = 0
         with sound_file(path, voice.sample_rate) as file:
-            for result in Utterance.from_line(line, folder).speech(voice, own_seed):
+            for result in utterance.speech(voice, own_seed, split_long):
                 wave = np.array(result["tts_speech"])[0]
                 samples += len(wave)
                 file.write(wave)
             if not samples:
                 raise ManifestError(NOTHING_SPOKEN)
-    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+    except Exception as error:  # whatever it is, the other lines go on
         path.unlink(missing_ok=True)  # of an earlier request with this id
         return {"id": name, "status": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
     return {"id": name, "status": "done", "file": path.name, "seconds": round(samples / voice.sample_rate, 3)}
 
 
+def _record(records: Path, line: dict[str, Any]) -> Path:
+    """Where the result of a line is kept; by a hash where no file can have its id as a name."""
+    name = line["id"]
+    if len(name.encode()) > MAX_NAME_BYTES:
+        name = hashlib.sha256(name.encode()).hexdigest()
+    return records / f"{name}.json"
+
+
 def _is_done(record: Path, wav: Path, request: str) -> bool:
     try:
         found = json.loads(record.read_text("utf-8"))
-    except (OSError, ValueError):
+        return found["status"] == "done" and found["request"] == request and wav.is_file()
+    except (OSError, ValueError, KeyError, TypeError):
         return False
-    return found.get("status") == "done" and found.get("request") == request and wav.is_file()
 
 
 def _results(lines: Sequence[dict[str, Any]], records: Path) -> list[str]:
-    found = [json.loads((records / f"{line['id']}.json").read_text("utf-8")) for line in lines]
+    found = [json.loads(_record(records, line).read_text("utf-8")) for line in lines]
     return [json.dumps({k: v for k, v in record.items() if k != "request"}) + "\n" for record in found]
 
 

@@ -1,7 +1,8 @@
 """What the commands `python -m port say|vc|spk ...` do; `arguments.py` has their arguments.
 
-Speech goes to a file that is written beside its place and renamed at the end, progress to standard error, the summary
-to standard output. Exit codes: 0 done, 1 something could not be used, 2 wrong arguments; either way one line says what.
+Speech goes to a file that is written beside its place and renamed at the end; of a run that breaks off, what is there
+stays as NAME.partial.wav. Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1
+something could not be used, 2 wrong arguments; either way one line says what.
 """
 
 from __future__ import annotations
@@ -22,29 +23,38 @@ from .batch import RESULTS_FILE, run_batch
 from .config import CosyVoice3Config
 from .cosyvoice3 import CosyVoice3, Speech
 from .device import use_device
+from .files import read_text
+from .frontend.recording import check_recording
+from .frontend.special_tokens import require_end_of_prompt
+from .frontend.text import ZERO_WIDTH
 from .hub import find_folder
 from .llm.sampling import ras_sampling
-from .speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
-from .speaking import NOTHING_SPOKEN, UsageError, check_request, sound_file, speech
+from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from .speaking import NOTHING_SPOKEN, UsageError, check_instruction, check_request, sound_file, speech
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    options = parser().parse_args(argv)
+    """Parse and run one command; returns the exit code."""
+    return run(parser().parse_args(argv))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the command that was parsed; returns the exit code."""
     try:
         use_device(options.device)
         COMMANDS[options.run](options)
     except UsageError as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
-        return _complain(str(error) or type(error).__name__, 1)
-    except KeyboardInterrupt:
-        return _complain("interrupted; no unfinished file was left", 1)
+        return _complain(error, 1)
+    except KeyboardInterrupt as error:
+        return _complain(error, 1, "interrupted")
     return 0
 
 
-def _complain(error: object, code: int) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
+def _complain(error: BaseException, code: int, said: str = "") -> int:
+    parts = [said or str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
+    print("error: " + " ".join("; ".join(parts).split()), file=sys.stderr)
     return code
 
 
@@ -52,30 +62,42 @@ def _say(options: argparse.Namespace) -> None:
     check_request(options)
     _check_output(options)
     text = _text(options)
+    check_instruction(options, text)
+    if options.prompt_wav:
+        check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     voice = CosyVoice3.from_pretrained(options.model, options.revision)
     with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
+            "split_long": options.split_long,
             "seed": seed,
             "strict_min_length": options.strict_min_length,
             "sampling": _counting(progress),
         }
         started = time.perf_counter()
-        _write(options, voice, speech(options, voice, text, common), started, f"seed {seed}")
+        told = _write(options, voice, speech(options, voice, text, common), started)
+    print(f"{told}, seed {seed}")
 
 
 def _vc(options: argparse.Namespace) -> None:
     _check_output(options)
+    check_recording(options.source_wav, voice=False)
+    check_recording(options.prompt_wav)
     voice = CosyVoice3.from_pretrained(options.model, options.revision)
-    started = time.perf_counter()
-    speech = voice.inference_vc(
-        options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
-    )
-    _write(options, voice, speech, started)
+    with tqdm(desc="audio", unit="s", unit_scale=True, file=sys.stderr, disable=None) as progress:
+        started = time.perf_counter()
+        speech = voice.inference_vc(
+            options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
+        )
+        told = _write(options, voice, _measured(speech, progress, voice.sample_rate), started)
+    print(told)
 
 
 def _spk_add(options: argparse.Namespace) -> None:
+    check_name(options.spk)
+    require_end_of_prompt(options.prompt_text)
+    check_recording(options.prompt_wav)
     voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
     voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
     voice.save_spkinfo()
@@ -99,7 +121,9 @@ def _spk_remove(options: argparse.Namespace) -> None:
 
 
 def _batch(options: argparse.Namespace) -> None:
-    failed, total = run_batch(options.manifest, options.out, options.model, options.seed, options.revision)
+    failed, total = run_batch(
+        options.manifest, options.out, options.model, options.seed, options.revision, options.split_long
+    )
     if failed:
         raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
     print(f"{options.out}: {total} utterances, {RESULTS_FILE}")
@@ -112,15 +136,16 @@ def _text(options: argparse.Namespace) -> str:
     if options.text is not None:
         text = options.text
     elif options.text_file is not None:
-        try:
-            text = options.text_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{options.text_file}: not readable as UTF-8 text ({error})") from None
+        text = read_text(options.text_file)
     else:
-        text = sys.stdin.read()
-    if not text.strip():
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input: not readable as UTF-8 text ({error})") from None
+    text = text.strip().strip(ZERO_WIDTH).strip()
+    if not text:
         raise ValueError("the text is empty: nothing to speak")
-    return text.strip()
+    return text
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
@@ -138,6 +163,13 @@ def _counting(progress: tqdm) -> Callable[..., int]:
     return sample
 
 
+def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:
+    """The same speech, with its seconds on the progress bar."""
+    for result in speech:
+        progress.update(round(result["tts_speech"].shape[1] / sample_rate, 2))
+        yield result
+
+
 def _check_output(options: argparse.Namespace) -> None:
     """Before minutes of work: a place that can be written, in a format that is known."""
     if options.stream and options.speed != 1.0:
@@ -151,9 +183,10 @@ def _check_output(options: argparse.Namespace) -> None:
         raise UsageError(f"{path}: cannot be written there")
 
 
-def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float, *notes: str) -> None:
+def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float) -> str:
+    """Write the speech; returns what there is to tell of it."""
     first, samples = None, 0
-    with sound_file(options.output, voice.sample_rate) as file:
+    with sound_file(options.output, voice.sample_rate, keep_unfinished=True) as file:
         for result in speech:
             wave = np.array(result["tts_speech"])[0]
             first = time.perf_counter() - started if first is None else first
@@ -166,7 +199,7 @@ def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, start
     told = [f"{audio:.2f} s of audio", f"made in {seconds:.2f} s"]
     if options.stream:
         told += [f"first audio after {first:.2f} s", f"real-time factor {seconds / audio:.2f}"]
-    print(f"{options.output}: " + ", ".join([*told, *notes]))
+    return f"{options.output}: " + ", ".join(told)
 
 
 COMMANDS = {

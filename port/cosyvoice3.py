@@ -18,8 +18,10 @@ What the networks get of a prompt (LM: language model, flow: flow decoder):
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Iterator
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +31,17 @@ from . import community, weights
 from .device import keep_freed_memory
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.normalizer import load_normalizer
-from .frontend.special_tokens import END_OF_PROMPT
+from .frontend.recording import Recording
+from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from .frontend.text import ZERO_WIDTH, arriving
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .hub import find_folder
 from .llm.sampling import SeededDraws
-from .model import CosyVoice3Model
+from .model import SPEED_IN_STREAM, CosyVoice3Model
 from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 
 Speech = Iterator[dict[str, mx.array]]
-Wav = str | Path
+Wav = Recording
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +62,7 @@ class CosyVoice3:
         stream: yield chunks early.
         speed: tempo, 1.0 as learnt; not with `stream`.
         text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
+        split_long: also normalise and split such a text, after its instruction; and kana, and long sentences at commas.
         seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
             nothing else in the process can disturb.
         options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
@@ -126,7 +131,7 @@ class CosyVoice3:
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
         check_name(zero_shot_spk_id)
-        _require_end_of_prompt(prompt_text)
+        require_end_of_prompt(prompt_text)
         self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
         return True
 
@@ -148,10 +153,12 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend)
+        _check_tempo(speed, stream)
+        pieces = self._pieces(tts_text, "", text_frontend, split_long)
         return self._speak(pieces, self.frontend.frontend_sft(spk_id), stream, speed, seed, options)
 
     def inference_zero_shot(
@@ -164,6 +171,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording.
@@ -173,7 +181,8 @@ class CosyVoice3:
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend)
+        _check_tempo(speed, stream)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, split_long)
         said = prompt_text.rpartition(END_OF_PROMPT)[2]
         for piece in pieces:
             if isinstance(piece, str) and 2 * len(piece) < len(said):
@@ -190,10 +199,12 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend)
+        _check_tempo(speed, stream)
+        pieces = self._pieces(tts_text, "", text_frontend, split_long)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
 
@@ -207,6 +218,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording as an instruction says.
@@ -216,7 +228,8 @@ class CosyVoice3:
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend)
+        _check_tempo(speed, stream)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, split_long)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
 
@@ -234,19 +247,21 @@ class CosyVoice3:
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
         """
+        _check_tempo(speed, stream)
         prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
         return self.model.tts(**prompt, stream=stream, speed=speed, **options)
 
-    def _pieces(self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool) -> list[Any]:
+    def _pieces(
+        self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, split_long: bool
+    ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
-        if isinstance(tts_text, str):
-            if not tts_text.strip():
-                raise ValueError("the text is empty: nothing to speak")
-            if prompt_text is not None:
-                _require_end_of_prompt(prompt_text + tts_text)
-        elif prompt_text is not None:
-            _require_end_of_prompt(prompt_text)
-        return self.frontend.text_normalize(tts_text, split=True, text_frontend=text_frontend)
+        text = arriving(tts_text) if isinstance(tts_text, Iterator) else tts_text
+        pieces = self.frontend.text_normalize(text, True, text_frontend, split_long)
+        if isinstance(tts_text, str) and not tts_text.strip().strip(ZERO_WIDTH):
+            raise ValueError("the text is empty: nothing to speak")
+        if prompt_text is not None:
+            require_end_of_prompt(prompt_text + (tts_text if isinstance(tts_text, str) else ""))
+        return pieces
 
     def _speak(
         self,
@@ -267,9 +282,13 @@ class CosyVoice3:
         return speech()
 
 
-def _require_end_of_prompt(text: str) -> None:
-    if END_OF_PROMPT not in text:
-        raise ValueError(
-            f"no {END_OF_PROMPT} in the prompt text or the text; CosyVoice 3 needs an instruction that ends with it, "
-            f"such as 'You are a helpful assistant.{END_OF_PROMPT}'"
-        )
+def _check_tempo(speed: float, stream: bool) -> None:
+    """Refuse a tempo before anything is computed.
+
+    Raises:
+        ValueError: no number above 0, or not 1 in a stream.
+    """
+    if isinstance(speed, bool) or not isinstance(speed, Real) or not 0 < speed < math.inf:
+        raise ValueError(f"speed {speed!r:.40} is no tempo; give a number above 0")
+    if stream and speed != 1:
+        raise ValueError(SPEED_IN_STREAM.format(speed))

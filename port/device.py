@@ -6,8 +6,6 @@ import ctypes
 import os
 import sys
 
-import mlx.core as mx
-
 DEVICES = ("auto", "cpu", "gpu")
 # malloc.h of glibc: what is freed at the heap's end and stays, and from which size on an array lives outside the heap.
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
@@ -24,6 +22,8 @@ def use_device(name: str) -> None:
         raise ValueError(f"device {name!r} is unknown; choose {', '.join(DEVICES)}")
     if name == "auto":
         return
+    import mlx.core as mx  # here, so that the arguments of a command are read without it
+
     kind = mx.gpu if name == "gpu" else mx.cpu
     if not mx.is_available(kind):
         raise ValueError(f"device {name}: this MLX ({mx.__version__}) finds none here; leave it out or choose another")
@@ -37,6 +37,8 @@ def keep_freed_memory() -> bool:
     cleared again, an eighth of its time. To be called when the weights are there, which then stay outside the heap, so
     that weights let go of are given back. Whoever sets glibc's MALLOC_ variables keeps their choice.
     """
+    import mlx.core as mx
+
     chosen = any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ)
     if sys.platform != "linux" or chosen or mx.default_device().type != mx.DeviceType.cpu:
         return False

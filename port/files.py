@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and text files of people."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def beside(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """Text of a UTF-8 file, with "\\n" between its lines and without the mark that Windows puts first.
+
+    Raises:
+        ValueError: not readable; one line that names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{path}: not readable, no such file") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable as UTF-8 text ({error})") from None

@@ -11,10 +11,11 @@ import soundfile
 
 from .cosyvoice3 import CosyVoice3, Speech
 from .files import beside
-from .frontend.special_tokens import END_OF_PROMPT
+from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from .speakers import EMBEDDING
 
-NOTHING_SPOKEN = "the text holds only punctuation: nothing to speak"
+NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
+KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping
 
 
 class UsageError(ValueError):
@@ -44,6 +45,16 @@ def check_request(request: Request) -> None:
         )
 
 
+def check_instruction(request: Request, text: str) -> None:
+    """Refuse a request without an instruction; a saved voice may bring one.
+
+    Raises:
+        ValueError: no `<|endofprompt|>`.
+    """
+    if not request.spk:
+        require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
+
+
 def speech(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     if request.instruct is not None:
@@ -61,10 +72,20 @@ def speech(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any
 
 
 @contextmanager
-def sound_file(path: Path, sample_rate: int) -> Iterator[soundfile.SoundFile]:
-    """A 16-bit mono file that takes the place of `path` at the end, and goes away when anything fails."""
-    with (
-        beside(path) as partial,
-        soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file,
-    ):
-        yield file
+def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
+    """A 16-bit mono file that takes the place of `path` at the end.
+
+    When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
+    of audio in it, and a note on the error says so.
+    """
+    unfinished = path.with_name(f"{path.stem}.partial{path.suffix}")
+    with beside(path) as partial:
+        try:
+            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
+                yield file
+        except BaseException as error:
+            seconds = soundfile.info(partial).duration if keep_unfinished and partial.exists() else 0.0
+            if seconds >= KEPT_SECONDS:
+                partial.replace(unfinished)
+                error.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
+            raise

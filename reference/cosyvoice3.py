@@ -28,7 +28,7 @@ from torch import Tensor
 
 from port.config import CosyVoice3Config
 from port.frontend.normalizer import load_normalizer
-from port.frontend.special_tokens import END_OF_PROMPT
+from port.frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from reference.frontend.frontend import CosyVoiceFrontEnd, ModelInput
@@ -60,6 +60,7 @@ class CosyVoice3:
         stream: yield chunks early.
         speed: tempo, 1.0 as learnt; not with `stream`.
         text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
+        split_long: also normalise and split such a text, after its instruction; and kana, and long sentences at commas.
         seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
             nothing else in the process can disturb.
         options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
@@ -132,7 +133,7 @@ class CosyVoice3:
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
         check_name(zero_shot_spk_id)
-        _require_end_of_prompt(prompt_text)
+        require_end_of_prompt(prompt_text)
         self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
         return True
 
@@ -154,10 +155,11 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend)
+        pieces = self._pieces(tts_text, "", text_frontend, split_long)
         return self._speak(pieces, self.frontend.frontend_sft(spk_id), stream, speed, seed, options)
 
     def inference_zero_shot(
@@ -170,6 +172,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording.
@@ -179,7 +182,7 @@ class CosyVoice3:
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, split_long)
         said = prompt_text.rpartition(END_OF_PROMPT)[2]
         for piece in pieces:
             if isinstance(piece, str) and 2 * len(piece) < len(said):
@@ -196,10 +199,11 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend)
+        pieces = self._pieces(tts_text, "", text_frontend, split_long)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
 
@@ -213,6 +217,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         seed: int | None = None,
+        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording as an instruction says.
@@ -222,7 +227,7 @@ class CosyVoice3:
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, split_long)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
 
@@ -243,16 +248,18 @@ class CosyVoice3:
         prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
         return self.model.tts(**prompt, stream=stream, speed=speed, **options)
 
-    def _pieces(self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool) -> list[Any]:
+    def _pieces(
+        self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, split_long: bool
+    ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
         if isinstance(tts_text, str):
             if not tts_text.strip():
                 raise ValueError("the text is empty: nothing to speak")
             if prompt_text is not None:
-                _require_end_of_prompt(prompt_text + tts_text)
+                require_end_of_prompt(prompt_text + tts_text)
         elif prompt_text is not None:
-            _require_end_of_prompt(prompt_text)
-        return self.frontend.text_normalize(tts_text, split=True, text_frontend=text_frontend)
+            require_end_of_prompt(prompt_text)
+        return self.frontend.text_normalize(tts_text, True, text_frontend, split_long)
 
     def _speak(
         self,
@@ -271,11 +278,3 @@ class CosyVoice3:
                 yield from self.model.tts(**prompt, text=text, stream=stream, speed=speed, draws=draws, **options)
 
         return speech()
-
-
-def _require_end_of_prompt(text: str) -> None:
-    if END_OF_PROMPT not in text:
-        raise ValueError(
-            f"no {END_OF_PROMPT} in the prompt text or the text; CosyVoice 3 needs an instruction that ends with it, "
-            f"such as 'You are a helpful assistant.{END_OF_PROMPT}'"
-        )

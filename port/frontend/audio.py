@@ -10,26 +10,21 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import soundfile
+
+from .recording import AudioError, Recording, about, read
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
-MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 kHz
 
 
-class AudioError(ValueError):
-    """Audio that cannot be used; the message says which, why and what to do."""
-
-
-def load_wav(path: str | Path, target_sr: int, min_sr: int = 16000) -> mx.array:
-    """Read a sound file as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
+def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
+    """Read a recording as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg).
+        path: a sound file or samples, see `recording.read`.
         target_sr: Hz.
         min_sr: lowest rate accepted, Hz.
 
@@ -37,30 +32,11 @@ def load_wav(path: str | Path, target_sr: int, min_sr: int = 16000) -> mx.array:
         (1, s) float32; the mean over channels, peak not normalised.
 
     Raises:
-        AudioError: unreadable, empty, not finite, longer than `MAX_SAMPLES`, or below `min_sr`.
+        AudioError: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
-    try:
-        with soundfile.SoundFile(str(path)) as file:
-            # A few bytes of flac or ogg can hold hours of silence.
-            if file.frames * file.channels > MAX_SAMPLES:
-                raise AudioError(f"{path}: {file.frames} samples in {file.channels} channels; cut it")
-            speech, sample_rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    except AudioError:
-        raise
-    except (OSError, RuntimeError, MemoryError) as error:
-        raise AudioError(
-            f"{path}: cannot be read as audio ({_one_line(error)}); give a wav, flac or ogg file"
-        ) from None
-    if sample_rate < min_sr:
-        raise AudioError(f"{path}: sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
-    if not speech.shape[0]:
-        raise AudioError(f"{path}: holds no samples")
-    if not np.isfinite(speech).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
-    try:
+    speech, sample_rate = read(path, min_sr)
+    with about(path):
         return resample(speech.mean(axis=1, dtype=np.float64)[None], sample_rate, target_sr)
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from None
 
 
 def check_prompt_length(speech: mx.array, sample_rate: int, max_seconds: float = 30.0) -> None:
@@ -75,7 +51,7 @@ def check_prompt_length(speech: mx.array, sample_rate: int, max_seconds: float =
         AudioError: longer than `max_seconds`.
     """
     if (seconds := speech.shape[-1] / sample_rate) > max_seconds:
-        raise AudioError(f"prompt of {seconds:.1f} s is longer than {max_seconds:g} s; cut it")
+        raise AudioError(f"{seconds:.1f} s is longer than {max_seconds:g} s; cut it")
 
 
 @lru_cache(maxsize=16)
@@ -289,7 +265,3 @@ def _to_mlx(array: np.ndarray) -> mx.array:
 def _check_reflection(audio: mx.array | np.ndarray, pad: int) -> None:
     if audio.shape[-1] <= pad:
         raise AudioError(f"audio of {audio.shape[-1]} samples is too short: more than {pad} are needed")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

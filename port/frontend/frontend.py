@@ -9,7 +9,6 @@ prompt's file again for every piece of text; here each prompt is read once, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +18,7 @@ from ..config import CosyVoice3Config
 from ..speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from .normalizer import Normalizer
+from .recording import Recording, about, at_hand, check_recording
 from .speaker import CAMPPlus
 from .speech_tokenizer import S3TokenizerV3
 from .text import text_normalize
@@ -82,38 +82,42 @@ class CosyVoiceFrontEnd:
     def _encode(self, text: str) -> np.ndarray:
         return np.array(self.tokenizer.encode(text), np.int32).reshape(1, -1)
 
-    def extract_speech_token(self, prompt_wav: str | Path) -> np.ndarray:
+    def extract_speech_token(self, prompt_wav: Recording) -> np.ndarray:
         """Speech tokens (1, P) int32 of a file, 25 a second.
 
         Raises:
             AudioError: see `load_wav`; longer than 30 s.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE)
-        check_prompt_length(speech, PROMPT_RATE)
-        mel = log_mel_spectrogram(speech, self.config.speech_tokenizer.n_mels)
+        with about(prompt_wav):
+            check_prompt_length(speech, PROMPT_RATE)
+            mel = log_mel_spectrogram(speech, self.config.speech_tokenizer.n_mels)
         tokens, lengths = self.speech_tokenizer(mel, mx.array([mel.shape[1]]))
         return np.array(tokens[:, : int(lengths.item())], np.int32)
 
-    def extract_spk_embedding(self, prompt_wav: str | Path) -> mx.array:
+    def extract_spk_embedding(self, prompt_wav: Recording) -> mx.array:
         """Speaker embedding (1, spk_embed_dim) of a file.
 
         Raises:
             AudioError: see `load_wav`.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE)
-        feat = fbank(speech, self.config.speaker.n_mels, PROMPT_RATE, subtract_mean=True)
+        with about(prompt_wav):
+            feat = fbank(speech, self.config.speaker.n_mels, PROMPT_RATE, subtract_mean=True)
         embedding = self.speaker(feat[None])
         mx.eval(embedding)  # a lazy array could be evaluated by this thread only
         return embedding
 
-    def extract_speech_feat(self, prompt_wav: str | Path) -> mx.array:
+    def extract_speech_feat(self, prompt_wav: Recording) -> mx.array:
         """Log-mel (1, F, C) of a file, 50 frames a second.
 
         Raises:
             AudioError: see `load_wav`.
         """
         speech = load_wav(prompt_wav, self.config.sample_rate)
-        return mel_spectrogram(speech, num_mels=self.config.flow.output_size, sampling_rate=self.config.sample_rate)
+        rate, bins = self.config.sample_rate, self.config.flow.output_size
+        with about(prompt_wav):
+            return mel_spectrogram(speech, num_mels=bins, sampling_rate=rate)
 
     def frontend_sft(self, spk_id: str) -> ModelInput:
         """A saved voice by its embedding alone.
@@ -123,16 +127,16 @@ class CosyVoiceFrontEnd:
         """
         return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
 
-    def frontend_zero_shot(self, prompt_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """A recording and what is said in it, or a saved voice.
 
         Args:
             prompt_text: instruction, `<|endofprompt|>`, transcript of the recording.
-            prompt_wav: the recording, 30 s at most.
+            prompt_wav: the recording, 30 s at most, see `recording.read`.
             zero_shot_spk_id: a saved voice, which stands for the text and the recording.
 
         Raises:
-            AudioError: see `extract_speech_token`.
+            AudioError: see `check_recording`.
             SpeakerError: no such speaker, or one without a prompt.
         """
         if zero_shot_spk_id:
@@ -140,6 +144,8 @@ class CosyVoiceFrontEnd:
             if info.keys() != FIELDS.keys():
                 raise SpeakerError(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return dict(info)
+        prompt_wav = at_hand(prompt_wav)
+        check_recording(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         speech_token, speech_feat = self._align(speech_token, speech_feat)
         return {
@@ -150,7 +156,7 @@ class CosyVoiceFrontEnd:
             "flow_embedding": self.extract_spk_embedding(prompt_wav),
         }
 
-    def frontend_cross_lingual(self, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """A recording in whatever language: the language model gets neither its words nor its sound.
 
         Args and Raises as for `frontend_zero_shot`.
@@ -159,7 +165,7 @@ class CosyVoiceFrontEnd:
         del model_input["prompt_text"], model_input["llm_prompt_speech_token"]
         return model_input
 
-    def frontend_instruct2(self, instruct_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_instruct2(self, instruct_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """An instruction for the language model, which does not get the recording's sound.
 
         Args:
@@ -174,7 +180,7 @@ class CosyVoiceFrontEnd:
         del model_input["llm_prompt_speech_token"]
         return model_input
 
-    def frontend_vc(self, source_wav: str | Path, prompt_wav: str | Path, align_prompt: bool = False) -> ModelInput:
+    def frontend_vc(self, source_wav: Recording, prompt_wav: Recording, align_prompt: bool = False) -> ModelInput:
         """What is said in one recording, for the voice of another.
 
         Args:
@@ -183,8 +189,11 @@ class CosyVoiceFrontEnd:
                 up to 2 frames of the prompt start the result, and as many are doubled where chunks of a stream meet.
 
         Raises:
-            AudioError: as for `extract_speech_token`.
+            AudioError: see `check_recording`.
         """
+        source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
+        check_recording(source_wav, voice=False)
+        check_recording(prompt_wav)
         source_token = self.extract_speech_token(source_wav)
         prompt_token, prompt_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         if align_prompt:

@@ -61,6 +61,19 @@ def outside_tokens(change: Callable[[str], str], text: str) -> str:
     return "".join(part if i % 2 else change(part) for i, part in enumerate(parts) if part)
 
 
+def require_end_of_prompt(text: str) -> None:
+    """Refuse a request whose prompt text and text hold no instruction.
+
+    Raises:
+        ValueError: no `<|endofprompt|>`.
+    """
+    if END_OF_PROMPT not in text:
+        raise ValueError(
+            f"no {END_OF_PROMPT} in the prompt text or the text; CosyVoice 3 needs an instruction that ends with it, "
+            f"such as 'You are a helpful assistant.{END_OF_PROMPT}'"
+        )
+
+
 def mistaken_tokens(text: str) -> dict[str, str]:
     """What looks like a special token and is none ("[Laughter]", "【laughter】"), each with the nearest real one.
 

@@ -98,6 +98,23 @@ def text_normalize(
     return [piece for piece in pieces if not is_only_punctuation(piece)]
 
 
+def arriving(parts: Iterator[str]) -> Iterator[str]:
+    """The same parts of a text; refuses what is none.
+
+    Raises:
+        TypeError: a part is no string.
+        ValueError: at the end, when there was nothing to speak.
+    """
+    silent = True
+    for part in parts:
+        if not isinstance(part, str):
+            raise TypeError(f"a part of the text must be a string, not {type(part).__name__}")
+        silent = silent and is_silent(part)
+        yield part
+    if silent:
+        raise ValueError("the parts of the text held nothing to speak")
+
+
 def _english_rules(text: str) -> str:
     return spell_out_number(_spell_out_corner_mark(text))
 

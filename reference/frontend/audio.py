@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from port.frontend.recording import AudioError, Recording, about, read
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
 
 
-class AudioError(ValueError):
-    """Audio that cannot be used; the message says which, why and what to do."""
-
-
-def load_wav(path: str | Path, target_sr: int, min_sr: int = 16000) -> Tensor:
-    """Read a sound file as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
+def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> Tensor:
+    """Read a recording as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
 
     Args:
-        path: a file that libsndfile reads (wav, flac, ogg).
+        path: a sound file or samples, see `recording.read`.
         target_sr: Hz.
         min_sr: lowest rate accepted, Hz.
 
@@ -35,24 +31,11 @@ def load_wav(path: str | Path, target_sr: int, min_sr: int = 16000) -> Tensor:
         (1, s) float32; the mean over channels, peak not normalised.
 
     Raises:
-        AudioError: unreadable, empty, not finite, or below `min_sr`.
+        AudioError: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
-    try:
-        speech, sample_rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise AudioError(
-            f"{path}: cannot be read as audio ({_one_line(error)}); give a wav, flac or ogg file"
-        ) from None
-    if sample_rate < min_sr:
-        raise AudioError(f"{path}: sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
-    if not speech.shape[0]:
-        raise AudioError(f"{path}: holds no samples")
-    if not np.isfinite(speech).all():
-        raise AudioError(f"{path}: holds NaN or infinite samples")
-    try:
+    speech, sample_rate = read(path, min_sr)
+    with about(path):
         return resample(torch.from_numpy(speech.T.copy()).mean(dim=0, keepdim=True), sample_rate, target_sr)
-    except AudioError as error:
-        raise AudioError(f"{path}: {error}") from None
 
 
 def check_prompt_length(speech: Tensor, sample_rate: int, max_seconds: float = 30.0) -> None:
@@ -67,7 +50,7 @@ def check_prompt_length(speech: Tensor, sample_rate: int, max_seconds: float = 3
         AudioError: longer than `max_seconds`.
     """
     if (seconds := speech.shape[-1] / sample_rate) > max_seconds:
-        raise AudioError(f"prompt of {seconds:.1f} s is longer than {max_seconds:g} s; cut it")
+        raise AudioError(f"{seconds:.1f} s is longer than {max_seconds:g} s; cut it")
 
 
 @lru_cache(maxsize=16)
@@ -254,7 +237,3 @@ def fbank(
 def _check_reflection(audio: Tensor, pad: int) -> None:
     if audio.shape[-1] <= pad:
         raise AudioError(f"audio of {audio.shape[-1]} samples is too short: more than {pad} are needed")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()).rstrip(".")

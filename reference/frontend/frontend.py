@@ -9,7 +9,6 @@ prompt's file again for every piece of text; here each prompt is read once, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from port.config import CosyVoice3Config
 from port.frontend.normalizer import Normalizer
+from port.frontend.recording import Recording
 from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
@@ -85,7 +85,7 @@ class CosyVoiceFrontEnd:
         return torch.tensor(self.tokenizer.encode(text), dtype=torch.int32).reshape(1, -1)
 
     @torch.inference_mode()
-    def extract_speech_token(self, prompt_wav: str | Path) -> Tensor:
+    def extract_speech_token(self, prompt_wav: Recording) -> Tensor:
         """Speech tokens (1, P) int32 of a file, 25 a second.
 
         Raises:
@@ -98,7 +98,7 @@ class CosyVoiceFrontEnd:
         return tokens[:, : int(lengths)].to(torch.int32)
 
     @torch.inference_mode()
-    def extract_spk_embedding(self, prompt_wav: str | Path) -> Tensor:
+    def extract_spk_embedding(self, prompt_wav: Recording) -> Tensor:
         """Speaker embedding (1, spk_embed_dim) of a file.
 
         Raises:
@@ -108,7 +108,7 @@ class CosyVoiceFrontEnd:
         feat = fbank(speech, self.config.speaker.n_mels, PROMPT_RATE, subtract_mean=True)
         return self.speaker(feat[None])
 
-    def extract_speech_feat(self, prompt_wav: str | Path) -> Tensor:
+    def extract_speech_feat(self, prompt_wav: Recording) -> Tensor:
         """Log-mel (1, F, C) of a file, 50 frames a second.
 
         Raises:
@@ -126,7 +126,7 @@ class CosyVoiceFrontEnd:
         """
         return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
 
-    def frontend_zero_shot(self, prompt_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """A recording and what is said in it, or a saved voice.
 
         Args:
@@ -153,7 +153,7 @@ class CosyVoiceFrontEnd:
             "flow_embedding": self.extract_spk_embedding(prompt_wav),
         }
 
-    def frontend_cross_lingual(self, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """A recording in whatever language: the language model gets neither its words nor its sound.
 
         Args and Raises as for `frontend_zero_shot`.
@@ -162,7 +162,7 @@ class CosyVoiceFrontEnd:
         del model_input["prompt_text"], model_input["llm_prompt_speech_token"]
         return model_input
 
-    def frontend_instruct2(self, instruct_text: str, prompt_wav: str | Path, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_instruct2(self, instruct_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
         """An instruction for the language model, which does not get the recording's sound.
 
         Args:
@@ -177,7 +177,7 @@ class CosyVoiceFrontEnd:
         del model_input["llm_prompt_speech_token"]
         return model_input
 
-    def frontend_vc(self, source_wav: str | Path, prompt_wav: str | Path, align_prompt: bool = False) -> ModelInput:
+    def frontend_vc(self, source_wav: Recording, prompt_wav: Recording, align_prompt: bool = False) -> ModelInput:
         """What is said in one recording, for the voice of another.
 
         Args:

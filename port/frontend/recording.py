@@ -1,0 +1,216 @@
+"""Recordings as people bring them: a path, the bytes of a file, an open file, or samples with their rate.
+
+s samples, c channels
+"""
+
+from __future__ import annotations
+
+import io
+import numbers
+import os
+import shlex
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+
+Recording = str | Path | bytes | BinaryIO | tuple[Any, int]
+
+LONGEST, SHORTEST = 30.0, 0.1  # seconds: what the speech tokenizer was trained for, and what has no voice in it
+SILENCE = 2.0**-12  # from the lowest to the highest sample; room noise of a 16-bit recording is above
+MAX_SECONDS = 60  # read at all; between the two the length is told after reading
+MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 kHz
+MAX_BYTES = 256 << 20
+UNKNOWN = 1 << 62  # libsndfile gives a flac without a length 2^63 - 1 samples
+FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF")
+
+
+class AudioError(ValueError):
+    """Audio that cannot be used; the message says which, why and what to do."""
+
+
+class _Forward(soundfile.SoundFile):
+    """Read once from start to end: after each read soundfile would seek, which fails in a flac without a length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def name_of(source: Recording) -> str:
+    """What messages call a recording."""
+    if isinstance(source, str | Path):
+        name = str(source)
+        return name if name.isprintable() and len(name) <= 400 else f"{name!a:.400}"
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"audio of {len(source)} bytes"
+    if isinstance(source, tuple):
+        return "array of samples"
+    name = getattr(source, "name", None)
+    return f"open file {name!a:.400}" if isinstance(name, str) else type(source).__name__
+
+
+@contextmanager
+def about(source: Recording) -> Iterator[None]:
+    """Put the recording's name before an `AudioError`."""
+    try:
+        yield
+    except AudioError as error:
+        raise AudioError(f"{name_of(source)}: {error}") from None
+
+
+def at_hand(source: Recording) -> Recording:
+    """The same recording in a form that can be read several times: an open file becomes the bytes that follow.
+
+    Raises:
+        AudioError: the file is not open for reading in binary mode, or holds too much.
+    """
+    if not hasattr(source, "read"):
+        return source
+    with about(source):
+        try:
+            data = source.read(MAX_BYTES + 1)
+        except (OSError, ValueError) as error:
+            raise AudioError(f"cannot be read ({_one_line(error)})") from None
+        if not isinstance(data, bytes):
+            raise AudioError("is no binary file; open it with mode 'rb'")
+        if len(data) > MAX_BYTES:
+            raise AudioError(f"holds more than {MAX_BYTES >> 20} MB; cut it")
+    return data
+
+
+def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
+    """Samples and sample rate of a recording.
+
+    Args:
+        source: a path, the bytes of a file, a file open for reading in binary mode, or samples with their rate: (s,),
+            (s, c) or (c, s) of floats in [-1, 1] or of integers over their range.
+        min_sr: lowest rate accepted, Hz.
+
+    Returns:
+        (s, c) float32, and the rate in Hz.
+
+    Raises:
+        AudioError: no such file, unreadable, empty, not finite, longer than `MAX_SECONDS` or `MAX_SAMPLES`, or below
+            `min_sr`.
+    """
+    source = at_hand(source)
+    with about(source):
+        if isinstance(source, tuple):
+            speech, sample_rate = _from_array(source, min_sr)
+        elif isinstance(source, bytes | bytearray | memoryview):
+            speech, sample_rate = _from_file(io.BytesIO(source), "INPUT", min_sr)
+        elif isinstance(source, str | Path):
+            _check_path(source)
+            speech, sample_rate = _from_file(str(source), shlex.quote(name_of(source)), min_sr)
+        else:
+            raise AudioError("is no recording; give a path, bytes, an open file or (samples, sample rate)")
+        if not speech.shape[0]:
+            raise AudioError("holds no samples")
+        if not np.isfinite(speech).all():
+            raise AudioError("holds NaN or infinite samples")
+    return speech, sample_rate
+
+
+def check_recording(source: Recording, voice: bool = True) -> None:
+    """Refuse what would fail later, before any model is loaded or run.
+
+    Args:
+        source: as for `read`.
+        voice: it shall lend its voice, so that silence is refused too.
+
+    Raises:
+        AudioError: see `read`; longer than `LONGEST`, shorter than `SHORTEST`, or silent.
+    """
+    speech, sample_rate = read(source)
+    with about(source):
+        seconds = len(speech) / sample_rate
+        if seconds > LONGEST:
+            raise _too_long(seconds)
+        if seconds < SHORTEST:
+            raise AudioError(f"{seconds:.3f} s is too short; some seconds of speech are needed")
+        if voice and np.ptp(speech.mean(axis=1, dtype=np.float64)) < SILENCE:
+            raise AudioError("is silent: there is no voice in it")
+
+
+def _check_path(path: str | Path) -> None:
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError:
+        raise AudioError("no such file") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"cannot be read as audio ({_one_line(getattr(error, 'strerror', error))})") from None
+    # A pipe or a device might never end, or never begin.
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
+        raise AudioError(f"cannot be read as audio ({kind}); give a sound file")
+    if not os.access(path, os.R_OK):
+        raise AudioError("cannot be read as audio (no permission)")
+    if not status.st_size:
+        raise AudioError("cannot be read as audio (the file is empty)")
+
+
+def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndarray, int]:
+    try:
+        with _Forward(file) as sound:
+            _check_rate(sound.samplerate, min_sr)
+            limit = min(MAX_SAMPLES // sound.channels, MAX_SECONDS * sound.samplerate)
+            # A few bytes of flac or ogg can hold hours of silence.
+            if limit < sound.frames < UNKNOWN:
+                raise _too_long(sound.frames / sound.samplerate)
+            speech = sound.read(min(sound.frames, limit + 1), dtype="float32", always_2d=True)
+            if len(speech) > limit:
+                raise _too_long(len(speech) / sound.samplerate)
+            return speech, sound.samplerate
+    except AudioError:
+        raise
+    except (OSError, RuntimeError, MemoryError, TypeError, ValueError) as error:
+        why = _one_line(getattr(error, "error_string", error))
+        known = ", ".join(name.lower() for name in FORMATS if name in soundfile.available_formats())
+        convert = f"ffmpeg -i {shown} new.wav"
+        if sys.platform == "darwin":
+            convert = f"afconvert -f WAVE -d LEI16 {shown} new.wav"
+        raise AudioError(
+            f"cannot be read as audio ({why}); give {known}, or convert m4a and others with: {convert}"
+        ) from None
+
+
+def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
+    if len(source) != 2:
+        raise AudioError(f"a tuple of {len(source)} is no recording; give (samples, sample rate)")
+    samples, rate = source[::-1] if isinstance(source[0], numbers.Real) else source
+    if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or rate != rate // 1 or rate <= 0:
+        raise AudioError("the second of (samples, sample rate) must be a number of Hz")
+    _check_rate(int(rate), min_sr)
+    try:
+        speech = np.asarray(samples)
+    except Exception as error:
+        raise AudioError(f"cannot be read as samples ({_one_line(error):.200})") from None
+    if speech.dtype.kind not in "iuf" or speech.ndim not in (1, 2):
+        raise AudioError(f"samples are {speech.dtype} {list(speech.shape)}; give floats or integers, (s,) or (s, c)")
+    if speech.size > MAX_SAMPLES or max(speech.shape) > MAX_SECONDS * rate:
+        raise _too_long(max(speech.shape) / rate)
+    if speech.ndim == 2 and speech.shape[0] < speech.shape[1]:
+        speech = speech.T
+    speech, kind = speech.reshape(len(speech), -1), speech.dtype
+    if kind.kind != "f":
+        half = 2.0 ** (8 * kind.itemsize - 1)
+        speech = speech / half - (kind.kind == "u")
+    return speech.astype(np.float32), int(rate)
+
+
+def _check_rate(sample_rate: int, min_sr: int) -> None:
+    if sample_rate < min_sr:
+        raise AudioError(f"sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
+
+
+def _too_long(seconds: float) -> AudioError:
+    return AudioError(f"{seconds:.1f} s is longer than {LONGEST:g} s; cut it")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split()).rstrip(".")
