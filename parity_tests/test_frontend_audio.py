@@ -194,7 +194,7 @@ def _broken_files(folder):
         "odd.wav": "no exact resampler for the ratio 23999:16000",
         "text.wav": "cannot be read as audio",
         "nothing.wav": "cannot be read as audio",
-        "missing.wav": "cannot be read as audio",
+        "missing.wav": "no such file",
         ".": "cannot be read as audio",
     }
 

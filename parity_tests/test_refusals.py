@@ -22,14 +22,25 @@ def refusals(tmp_path):
     good = write_voice(tmp_path / "good.wav", 1)
     text = tmp_path / "text.wav"
     text.write_text("no sound")
-    silence = tmp_path / "short.wav"
-    soundfile.write(silence, np.zeros(200, np.float32), 24000)
+    short, silent = write_voice(tmp_path / "short.wav", 0.05), tmp_path / "silent.wav"
+    soundfile.write(silent, np.zeros(24000, np.float32), 24000)
     return {
         "longer than 30 s": lambda v: v.inference_zero_shot(WORDS, SYSTEM, long),
         "below 16000 Hz": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, poor),
         "cannot be read": lambda v: v.inference_instruct2(WORDS, SYSTEM, text),
-        "too short": lambda v: v.inference_vc(good, silence),
-        "prompt of 30.1 s": lambda v: v.inference_vc(long, good),
+        "short.wav: 0.050 s is too short": lambda v: v.inference_vc(good, short),
+        "long.wav: 30.1 s is longer": lambda v: v.inference_vc(long, good),
+        "short.wav: 0.050 s": lambda v: v.inference_zero_shot(WORDS, SYSTEM, short),
+        "silent.wav: is silent": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, silent),
+        "silent.wav: is": lambda v: v.add_zero_shot_spk(SYSTEM, silent, "x"),
+        "none.wav: no such file": lambda v: v.inference_zero_shot(WORDS, SYSTEM, tmp_path / "none.wav"),
+        "text is empty: nothing": lambda v: v.inference_zero_shot("\ufeff", SYSTEM, good),
+        "speed 0 is no tempo": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, speed=0),
+        "speed nan is no tempo": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, good, speed=float("nan")),
+        "speed '1.5' is no tempo": lambda v: v.inference_vc(good, good, speed="1.5"),
+        "speed True is no tempo": lambda v: v.inference_instruct2(WORDS, SYSTEM, good, speed=True),
+        "speed -inf is no tempo": lambda v: v.inference_sft(SYSTEM + WORDS, "x", speed=-float("inf")),
+        "leave out stream or speed": lambda v: v.inference_vc(good, good, stream=True, speed=1.5),
         "text is empty": lambda v: v.inference_zero_shot("  \n", SYSTEM, good),
         "no <|endofprompt|>": lambda v: v.inference_zero_shot(WORDS, PROMPT_WORDS, good),
         "no <|endofprompt|> in": lambda v: v.inference_cross_lingual(WORDS, good),
@@ -42,13 +53,42 @@ def refusals(tmp_path):
     }
 
 
-def test_refusals(voices, tmp_path):
+def test_refusals(voices, tmp_path, monkeypatch):
+    """Before any network runs."""
+    for part in ("speech_tokenizer", "speaker", "llm", "flow", "vocoder"):
+        monkeypatch.setattr(type(getattr(voices.port.model, part)), "__call__", None, raising=False)
     for words, ask in refusals(tmp_path).items():
         voices.port.frontend.spk2info.clear()
         with pytest.raises(ValueError) as error:
             ask(voices.port)
         assert words in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_text_that_is_none(voices, recordings):
+    """The model takes strings and iterators of strings."""
+    prompt = (SYSTEM, recordings[0])
+    for text, said in ((["a"], "not list; pass iter"), (None, "not NoneType"), (b"a", "not bytes"), (3, "not int")):
+        with pytest.raises(TypeError, match=said):
+            voices.port.inference_zero_shot(text, *prompt)
+    for text, said in (([], "held nothing to speak"), (["", " "], "held nothing"), (["\ufeff", "..."], "held nothing")):
+        with pytest.raises(ValueError, match=said):
+            list(voices.port.inference_zero_shot(iter(text), *prompt, seed=1))
+    with pytest.raises(TypeError, match="a part of the text must be a string, not bytes"):
+        list(voices.port.inference_zero_shot(iter(["a", b"b"]), *prompt, seed=1))
+
+
+def test_long_texts_are_split_on_request(voice, recordings, monkeypatch):
+    """By default, as in the original, a text with its instruction is one piece."""
+    spoken = []
+    monkeypatch.setattr(type(voice.model), "tts", lambda self, *, text, **_: spoken.append(text) or iter(()))
+    text = SYSTEM + WORDS + " The clock says 12." * 30
+    for split_long in (False, True):
+        list(voice.inference_cross_lingual(text, recordings[0], split_long=split_long))
+    assert len(spoken) > 3
+    said = [voice.frontend.tokenizer.decode(tokens[0].tolist(), skip_special_tokens=False) for tokens in spoken]
+    assert said[0] == text
+    assert all(piece.startswith(SYSTEM) and "12" not in piece for piece in said[1:])
 
 
 def test_audio_errors_have_a_type_of_their_own(voices, tmp_path):

@@ -1,8 +1,11 @@
 """What is made once and kept is shared by the threads of a server: each finds what it asked for, evaluated."""
 
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -12,7 +15,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from parity_tests.stream_support import start, utterance
-from port import noise, streaming
+from port import device, noise, streaming
 from port.flow import fast
 from port.flow.layers import CausalConvPositionEmbedding
 from port.flow.matching import cosine_schedule
@@ -23,6 +26,8 @@ from port.ops import conv_backend
 from port.streaming import StreamMemory
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
 from port.vocoder.f0 import CausalConvRNNF0Predictor
+
+ROOT = Path(__file__).parents[1]
 
 
 def normal(*shape):
@@ -223,3 +228,54 @@ def test_one_at_a_time_in_the_normalizer(monkeypatch):
     assert waits(
         monkeypatch, normalizer, "_lock", (inner, "normalize"), lambda: normalizer("a"), lambda: normalizer("b")
     )
+
+
+# ---- threads that end
+
+WORKERS = """
+import sys
+import threading
+import numpy as np
+import mlx.core as mx
+from port.cosyvoice3 import CosyVoice3
+
+voice = CosyVoice3.from_pretrained(sys.argv[1], lazy="lazy" in sys.argv)
+text, lengths, handed_on = sys.argv[3] + "Hello there.", {}, {}
+if "handed on" in sys.argv:
+    handed_on = {i: voice.inference_cross_lingual(text, sys.argv[2], seed=i, stream=True) for i in range(2)}
+
+def work(i):
+    results = handed_on.get(i) or voice.inference_cross_lingual(text, sys.argv[2], seed=i)
+    lengths[i] = sum(np.array(result["tts_speech"]).shape[1] for result in results)
+    assert mx.sum(mx.ones(5) @ mx.ones((5, 5))).item() == 25  # the thread may go on with MLX
+
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(lengths) == 4 and min(lengths.values()) > 0, lengths
+"""
+
+
+@pytest.mark.parametrize("way", ["loaded", "lazy", "handed on"])
+def test_worker_threads_end_well(parity, recordings, way):
+    """Streams of threads that are gone let MLX 0.32 abort at the end of nearly every process; lazy weights belong to
+    the thread that loaded them."""
+    arguments = [str(parity.models.folder), str(recordings[0]), "Be kind.<|endofprompt|>", way]
+    for _ in range(4):  # without that, two of three runs abort
+        done = subprocess.run(
+            [sys.executable, "-c", WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_mlx_without_streams_of_threads(monkeypatch):
+    """0.31 has one set of them."""
+    for name in ("clear_streams", "new_thread_unsafe_stream"):
+        monkeypatch.delattr(mx, name, raising=False)
+    with device.for_any_thread():
+        kept = mx.ones(3) + 1
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(device.end_streams_with_thread).result()
+    assert kept.sum().item() == 6

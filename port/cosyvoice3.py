@@ -20,7 +20,9 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import community, weights
-from .device import keep_freed_memory
+from .device import end_streams_with_thread, for_any_thread, keep_freed_memory
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.normalizer import load_normalizer
 from .frontend.recording import Recording
@@ -74,6 +76,8 @@ class CosyVoice3:
         self.model = model
         self.frontend = frontend
         self.folder = None if folder is None else Path(folder)
+        self._lazy_in: int | None = None  # the thread that may leave weights on disk
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -89,7 +93,7 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
                 (see community.py).
             revision: branch, tag or commit of a hub id.
-            lazy: leave weights on disk until they are used; then use the model from this thread only.
+            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
 
@@ -97,7 +101,8 @@ class CosyVoice3:
             WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
         """
         folder = find_folder(str(path_or_hf_repo), revision)
-        model = community.load(folder, lazy)[0] if community.recognises(folder) else weights.load(folder, lazy)
+        with for_any_thread() if lazy else nullcontext():
+            model = community.load(folder, lazy)[0] if community.recognises(folder) else weights.load(folder, lazy)
         if bake_timesteps:
             model.flow.decoder.bake()
         keep_freed_memory()
@@ -109,7 +114,9 @@ class CosyVoice3:
             load_normalizer(),
             load_speakers(folder / SPEAKERS_FILE, model.config),
         )
-        return cls(model, frontend, folder)
+        made = cls(model, frontend, folder)
+        made._lazy_in = threading.get_ident() if lazy else None
+        return made
 
     @property
     def sample_rate(self) -> int:
@@ -130,6 +137,7 @@ class CosyVoice3:
             SpeakerError: an unusable name.
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
+        self._enter_thread()
         check_name(zero_shot_spk_id)
         require_end_of_prompt(prompt_text)
         self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
@@ -157,7 +165,7 @@ class CosyVoice3:
         **options: Any,
     ) -> Speech:
         """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
-        _check_tempo(speed, stream)
+        _check(speed, stream, seed)
         pieces = self._pieces(tts_text, "", text_frontend, split_long)
         return self._speak(pieces, self.frontend.frontend_sft(spk_id), stream, speed, seed, options)
 
@@ -181,7 +189,7 @@ class CosyVoice3:
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
-        _check_tempo(speed, stream)
+        _check(speed, stream, seed)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, split_long)
         said = prompt_text.rpartition(END_OF_PROMPT)[2]
         for piece in pieces:
@@ -203,7 +211,7 @@ class CosyVoice3:
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
-        _check_tempo(speed, stream)
+        _check(speed, stream, seed)
         pieces = self._pieces(tts_text, "", text_frontend, split_long)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
@@ -228,7 +236,7 @@ class CosyVoice3:
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
-        _check_tempo(speed, stream)
+        _check(speed, stream, seed)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, split_long)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, stream, speed, seed, options)
@@ -247,14 +255,16 @@ class CosyVoice3:
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
         """
-        _check_tempo(speed, stream)
+        _check(speed, stream)
+        self._enter_thread()
         prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
-        return self.model.tts(**prompt, stream=stream, speed=speed, **options)
+        return self._results(self.model.tts(**prompt, stream=stream, speed=speed, **options))
 
     def _pieces(
         self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, split_long: bool
     ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
+        self._enter_thread()
         text = arriving(tts_text) if isinstance(tts_text, Iterator) else tts_text
         pieces = self.frontend.text_normalize(text, True, text_frontend, split_long)
         if isinstance(tts_text, str) and not tts_text.strip().strip(ZERO_WIDTH):
@@ -277,18 +287,32 @@ class CosyVoice3:
         def speech() -> Speech:
             for piece in pieces:
                 text = self.frontend.extract_text_token(piece)
-                yield from self.model.tts(**prompt, text=text, stream=stream, speed=speed, draws=draws, **options)
+                results = self.model.tts(**prompt, text=text, stream=stream, speed=speed, draws=draws, **options)
+                yield from self._results(results)
 
         return speech()
 
+    def _results(self, results: Speech) -> Speech:
+        """The same results; each may be asked for by another thread."""
+        self._enter_thread()
+        for result in results:
+            yield result
+            self._enter_thread()
 
-def _check_tempo(speed: float, stream: bool) -> None:
-    """Refuse a tempo before anything is computed.
+    def _enter_thread(self) -> None:
+        """Before this thread computes."""
+        end_streams_with_thread()
+        if self._lazy_in not in (None, threading.get_ident()):
+            with self._lock:
+                mx.eval(self.model.parameters())
+                self._lazy_in = None
 
-    Raises:
-        ValueError: no number above 0, or not 1 in a stream.
-    """
+
+def _check(speed: float, stream: bool, seed: int | None = None) -> None:
+    """Refuse before anything is computed: a tempo that is no number above 0, or not 1 in a stream; no seed."""
     if isinstance(speed, bool) or not isinstance(speed, Real) or not 0 < speed < math.inf:
         raise ValueError(f"speed {speed!r:.40} is no tempo; give a number above 0")
     if stream and speed != 1:
         raise ValueError(SPEED_IN_STREAM.format(speed))
+    if seed is not None:
+        SeededDraws(seed)

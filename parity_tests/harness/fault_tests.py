@@ -15,7 +15,7 @@ GOLDEN = (_GOLDEN,)  # all of them, where a stage's own tests have seen nothing
 BEFORE = {"convert": (("test_transforms.py",),)}
 # What runs after the isolated cases, by the longest path that the fault's module starts with.
 TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "frontend.text": (("test_text.py",), ("test_threads.py", "-k", "normalizer")),
+    "frontend.text": (("test_text.py",), ("test_text_numbers.py",), ("test_threads.py", "-k", "normalizer")),
     "frontend.tokenizer": (("test_tokenizer_pieces.py",), ("test_tokenizer.py",), ("test_edges.py", "-k", "digits")),
     "frontend.frontend": (("test_frontend.py", "-k", "hand_over"), ("test_cosyvoice3.py",)),
     "frontend": (
@@ -150,6 +150,7 @@ MODULES = {
     "test_flow_fast.py": "flow.fast",
     "test_vocoder_fast.py": "vocoder.fast",
     "test_text.py": "frontend.text",
+    "test_text_numbers.py": "frontend.text",
     "test_flow_streaming.py": "flow.incremental.StreamingFlow",
     "test_streaming.py": "streaming",
     "test_streaming.py::test_the_driver": "model.CosyVoice3Model",

@@ -196,7 +196,7 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
         raise _too_long(max(speech.shape) / rate)
     if speech.ndim == 2 and speech.shape[0] < speech.shape[1]:
         speech = speech.T
-    speech, kind = speech.reshape(len(speech), -1), speech.dtype
+    speech, kind = speech.reshape(len(speech), -1) if speech.size else np.zeros((0, 1)), speech.dtype
     if kind.kind != "f":
         half = 2.0 ** (8 * kind.itemsize - 1)
         speech = speech / half - (kind.kind == "u")

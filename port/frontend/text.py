@@ -78,24 +78,23 @@ def text_normalize(
         shown = {found: repr(found) if is_normalized("NFC", found) else ascii(found) for found in mistaken}
         names = ", ".join(f"{shown[found]} (nearest: {real})" for found, real in mistaken.items())
         logger.warning("the model has no such tokens and gets them as text: %s", names)
-    instruction, mark, words = text.rpartition(END_OF_PROMPT)
-    if text and split and text_frontend and is_silent(words):
+    if text and split and text_frontend and is_silent(text.rpartition(END_OF_PROMPT)[2]):
         return []
-    if split_long and text_frontend and mark:
-        read = text_normalize(words, tokenize, split, text_frontend, normalizer, split_long)
-        return [instruction + mark + piece.lstrip() for piece in read] if split else instruction + mark + read
     raw = "<|" in text and "|>" in text and not split_long
     if not text or not text_frontend or raw:
         return [text] if split else text
+    instruction, mark, text = text.rpartition(END_OF_PROMPT)
     lang: Language = "zh" if contains_chinese(text) else "en"
     text = text.strip().strip(ZERO_WIDTH).strip()
     if normalizer is not None and text:
         text = normalizer(text)
     text = _chinese_rules(text) if lang == "zh" else outside_tokens(_english_rules, text).strip()
     if not split:
-        return text
+        return instruction + mark + text
     pieces = split_paragraph(text, tokenize, lang, split_long=split_long)
-    return [piece for piece in pieces if not is_only_punctuation(piece)]
+    pieces = [piece for piece in pieces if not is_only_punctuation(piece)]
+    # Each piece is spoken on its own and needs the instruction.
+    return [instruction + mark + piece.lstrip() for piece in pieces] if mark else pieces
 
 
 def arriving(parts: Iterator[str]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from port.config import CosyVoice3Config
 from port.frontend.normalizer import Normalizer
-from port.frontend.recording import Recording
+from port.frontend.recording import Recording, at_hand
 from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
@@ -143,6 +143,7 @@ class CosyVoiceFrontEnd:
             if info.keys() != FIELDS.keys():
                 raise SpeakerError(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return dict(info)
+        prompt_wav = at_hand(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         speech_token, speech_feat = self._align(speech_token, speech_feat)
         return {
@@ -188,6 +189,7 @@ class CosyVoiceFrontEnd:
         Raises:
             AudioError: as for `extract_speech_token`.
         """
+        source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
         source_token = self.extract_speech_token(source_wav)
         prompt_token, prompt_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         if align_prompt:

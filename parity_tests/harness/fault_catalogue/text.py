@@ -10,7 +10,12 @@ _WETEXT = "frontend.normalizer:WeTextNormalizer.__call__"
 _GENERATOR, _FIXED = "noise:TorchGenerator", "noise:_FixedNoise"
 
 FAULTS = (
-    Fault("pieces_of_81", "off by one", TEXT, edit(_SPLIT, "> token_max_n", "> token_max_n + 1")),
+    Fault(
+        "pieces_of_81",
+        "off by one",
+        TEXT,
+        edit(_SPLIT, "sentence) > token_max_n and", "sentence) > token_max_n + 1 and"),
+    ),
     Fault("pieces_from_61", "off by one", TEXT, edit(_SPLIT, "> token_min_n", "> token_min_n + 1")),
     Fault(
         "short_rest_not_glued", "missing step", TEXT, edit(_SPLIT, "length(current) < merge_len", "length(current) < 0")

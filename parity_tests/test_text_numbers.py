@@ -1,0 +1,153 @@
+"""Numbers with wetext as the original pins it, special tokens, texts with nothing to speak, and long ones."""
+
+import logging
+import re
+
+import pytest
+
+from port.frontend.normalizer import WeTextNormalizer
+from port.frontend.special_tokens import SPECIAL_TOKENS, mistaken_tokens
+from port.frontend.text import text_normalize
+
+
+def words(text):
+    """Stands in for the tokenizer."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+@pytest.fixture(scope="module")
+def wetext():
+    pytest.importorskip("wetext", reason="wetext is not installed (extra 'text')")
+    return WeTextNormalizer()
+
+
+# What the original makes of it where it does; where it asserts, all that can be read is.
+READ = {
+    "The value of π is 3.14159.": "The value of pi is three point one four one five nine.",
+    "5 µm and $3.50": "five µm and three point five dollars",
+    "ʻOkina in 2024": "ʻOkina in twenty twenty four",
+    "Я родился в 1985": "Я родился в nineteen eighty five",
+    "かな and $3.50": "かな and three point five dollars",
+    "Dr. Smith & co": "Dr. Smith & co",  # wetext 0.0.4 leaves a text without a digit alone
+    "2024": "twenty twenty four",  # 0.1.8 would read it in Chinese, 0.0.4 did not
+    "12345": "twelve thousand three hundred and forty five",
+    " 2024.": "twenty twenty four.",
+    "２０２４年": "二零二四年",
+    "See [12]. On 2024-01-15 it cost $3.50 and 1,000,000 people paid 50%.": "See [twelve]. On the fifteenth of january "
+    "twenty twenty four it cost three point five dollars and one million people paid fifty percent.",
+    "Call +49 30 on Jan 5, 2024": "Call +forty-nine thirty on the fifth of january, twenty twenty four",
+    "x²=5 costs $3.50": "x squared=five costs three point five dollars",
+    '[1] is "$3.50" \\ 2': '[one] is "three point five dollars" \\ two',
+    "[HH][AH0][L][OW1] there are 3": "[HH][AH0][L][OW1] there are three",
+    "[AH0]": "[AH0]",
+    "他读[AH0]三遍": "他读[AH0]三遍",
+    "他有[AH0]3只": "他有[AH0]三只",
+    "[breath]3 <strong>2024</strong> [OW1] ": "[breath]three <strong>twenty twenty four</strong> [OW1]",
+}
+
+
+@pytest.mark.parametrize("text", READ)
+def test_numbers_are_read_around_what_wetext_cannot_read(text, wetext):
+    assert text_normalize(text, words, split=False, normalizer=wetext) == READ[text]
+
+
+@pytest.mark.parametrize(
+    "spot", ["[12]", "5€", "3×4", "→5", "§5", "№5", "5😀", "5ü", "5ñ", "5™", "+49 30", "x²=5", "か5"]
+)
+@pytest.mark.parametrize("join", [" and ", ". ", ", ", "\n"])
+def test_one_spot_spoils_no_other(spot, join, wetext, caplog):
+    text = join.join(["On 2024-01-15", spot, "1,000,000 people paid $3.50"])
+    with caplog.at_level(logging.WARNING):
+        found = text_normalize(text, words, split=False, normalizer=wetext)
+    assert found.startswith("On the fifteenth of january twenty twenty four")
+    assert found.endswith("one million people paid three point five dollars")
+    assert not re.search(r"\d", found)
+    assert sum("wetext cannot read" in record.getMessage() for record in caplog.records) <= 1
+
+
+@pytest.mark.parametrize("before", ["", "3 ", "好3", "x€5 "])
+def test_special_tokens_survive_every_step(before, wetext):
+    for token in SPECIAL_TOKENS:
+        for normalizer in (None, wetext):
+            for split_long in (False, True):
+                made = text_normalize(f"{before}{token}7", words, False, True, normalizer, split_long)
+                assert token in made and made.count("[") == token.count("[")
+
+
+MISTAKEN = {
+    "[Laughter] ha": "[laughter]",
+    "【laughter】好": "[laughter]",
+    "［breath］ a": "[breath]",
+    "[i\u030c]": "[ǐ]",
+    "[ah0]": "[AH0]",
+    "[quick breath]": "[quick_breath]",
+    "<Strong>a": "<strong>",
+    "</STRONG>": "</strong>",
+    "<laugh>": "<laughter>",
+    "[sighs]": "[sigh]",
+    "<|EndOfPrompt|>a": "<|endofprompt|>",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKEN)
+def test_what_only_looks_like_a_token_is_pointed_out_in_one_line(text, caplog):
+    for split_long in (False, True):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            text_normalize(text, words, split_long=split_long)
+        (record,) = caplog.records
+    assert record.getMessage().endswith(f"(nearest: {MISTAKEN[text]})")
+    assert "\n" not in record.getMessage()
+
+
+def test_brackets_that_do_not_look_like_a_token():
+    for text in (
+        "[12]",
+        "[John Smith said]",
+        "【公告】好",
+        "1 < 2 and 3 > 2",
+        "[breath]<strong>a</strong>[ǐ]",
+        "[]",
+        "f[x+y]",
+    ):
+        assert mistaken_tokens(text) == {}
+    assert len(mistaken_tokens("".join(f"[w{i}]" for i in range(10_000)))) <= 20  # and at once
+
+
+SILENT = ["❤️", "\u200b", "\ufeff", "👨\u200d👩\u200d👧", "👍🏽", "🇨🇳", "\u2060 \u00ad", "#️⃣", "\u0301", "\x00"]
+
+
+@pytest.mark.parametrize("text", SILENT)
+def test_texts_in_which_nothing_can_be_spoken_are_empty(text):
+    assert text_normalize(text, words) == []
+    assert text_normalize(f"a<|endofprompt|>{text}", words) == []
+    assert text_normalize(f"a{text}", words) == [f"a{text}".strip("\u200b\ufeff") + "."]
+
+
+def test_the_original_leaves_some_texts_in_one_piece_and_an_option_splits_them():
+    """The first three are the original's own law."""
+    sentence = "One, two, three, four, five, six, seven, eight, nine and 10 in the kitchen. "
+    system = "Be kind.<|endofprompt|>"
+    long = {
+        system + sentence * 9: "kitchen.",
+        "きょうはとてもいいてんきです。" * 30: "です。",
+        "ab, " * 300 + "ab": "ab,",
+    }
+    for text, end in long.items():
+        whole = text_normalize(text, list)
+        assert len(whole) == 1
+        pieces = text_normalize(text, list, split_long=True)
+        assert len(pieces) > 2
+        assert all(piece.strip().endswith(end.strip()) for piece in pieces[:-1])
+        assert all(len(piece.removeprefix(system)) <= 160 for piece in pieces)
+        assert all(piece.startswith(system) for piece in pieces) == text.startswith(system)
+        joined = "".join(piece.removeprefix(system) for piece in pieces).replace(" ", "")
+        assert joined.rstrip(".") == text.removeprefix(system).replace(" ", "").replace("10", "ten").rstrip(".")
+    assert text_normalize(system, list, split_long=True) == []
+    assert text_normalize(f"{system}4 cats", words, split=False, split_long=True) == f"{system}four cats"
+    numbers = text_normalize("共1,234，" * 60, list, split_long=True)
+    assert len(numbers) > 3 and all(piece.endswith(("1,234，", "。")) for piece in numbers)
+
+
+def test_a_zero_width_start_is_not_spoken():
+    assert text_normalize("\ufeff4 cats\u200b", words) == ["four cats."]
