@@ -1,16 +1,22 @@
 """What several test files share: both sides ready to speak, small models, a checkpoint, a hub on this machine."""
 
+import io
 import shutil
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from convert import run
 from parity_tests.convert_support import passing
 from parity_tests.driver_support import SIDES, Speaker
 from parity_tests.fake_hub import CHUNK, fake_hub
-from parity_tests.speech_support import sides, small_models, write_voice
+from parity_tests.speech_support import copy_folder, sides, small_models, write_voice
 from parity_tests.stream_support import small_flow
+from port import cli
+from port.speakers import SPEAKERS_FILE
 from reference.synthesize import synthesize
 
 
@@ -59,6 +65,58 @@ def official(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official") / "tiny"
     synthesize(folder, "tiny", seed=3)
     return folder
+
+
+# ---- the command line
+
+
+@pytest.fixture(scope="module")
+def model(parity, tmp_path_factory):
+    """A converted folder for the tests of a file to write into."""
+    return copy_folder(parity.models, tmp_path_factory.mktemp("folder") / "model")
+
+
+@pytest.fixture(scope="module")
+def wavs(tmp_path_factory):
+    """Recordings by what is wrong with them."""
+    folder = tmp_path_factory.mktemp("wavs")
+    (folder / "text.wav").write_text("no sound")
+    silent = folder / "silent.wav"
+    soundfile.write(silent, np.zeros(24000, np.float32), 24000)
+    return {
+        "prompt": write_voice(folder / "prompt.wav", 1.1, 22050),
+        "source": write_voice(folder / "source.flac", 2.6, 16000, 190),
+        "long": write_voice(folder / "long.wav", 30.1, 16000),
+        "poor": write_voice(folder / "poor.wav", 1, 8000),
+        "text": folder / "text.wav",
+        "none": folder / "none.wav",
+        "short": write_voice(folder / "short.wav", 0.05),
+        "silent": silent,
+    }
+
+
+@pytest.fixture(name="run")
+def run_command(model, capsys, monkeypatch):
+    """Run a command in this process; returns exit code, standard output and standard error."""
+    monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
+
+    def command(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            code = cli.main([str(a) for a in arguments if a is not None])
+        except SystemExit as exit_:  # argparse
+            code = exit_.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return command
+
+
+@pytest.fixture
+def no_voices_left(model):
+    """Whatever a test saved is gone for the next."""
+    yield
+    (model / SPEAKERS_FILE).unlink(missing_ok=True)
 
 
 @pytest.fixture

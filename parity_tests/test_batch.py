@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.speech_support import SYSTEM, copy_folder, write_voice
+from parity_tests.speech_support import SYSTEM, write_voice
 from port import batch, cli
 from port.batch import ManifestError, Utterance, read_manifest
 
@@ -22,11 +22,6 @@ LINES = (
     dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
     dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
 )
-
-
-@pytest.fixture(scope="module")
-def model(parity, tmp_path_factory):
-    return copy_folder(parity.models, tmp_path_factory.mktemp("batch") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +133,58 @@ def rank_of(launcher):
     return last
 
 
+def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
+    lines = [
+        dict(id="first", source_wav="source.wav", prompt_wav="prompt.wav"),
+        '{"id": "huge", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": 1' + "0" * 400 + "}",
+        '{"id": "odd", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": NaN}',
+        dict(id="日" * 100, source_wav="source.wav", prompt_wav="prompt.wav"),
+        dict(id="fails", text="x", spk="nobody"),
+        dict(id="zero", source_wav="source.wav", prompt_wav="prompt.wav", speed=0),
+        dict(id="nul", source_wav="a\0b", prompt_wav="prompt.wav"),
+        dict(id=7, source_wav="source.wav", prompt_wav="prompt.wav", seed=None, text=None, mode=None),
+        dict(id="日" * 60, source_wav="source.wav", prompt_wav="prompt.wav"),
+    ]
+    path = manifest.parent / "mixed.jsonl"
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines), encoding="utf-8")
+    real = Utterance.speech
+
+    def breaks(self, *given):
+        if self.id == "fails":
+            raise ZeroDivisionError
+        return real(self, *given)
+
+    monkeypatch.setattr(Utterance, "speech", breaks)
+    for _ in range(2):  # a second run meets its own records
+        assert cli.main(arguments(model, path, tmp_path / "out")) == 1
+        results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+        assert {r["id"]: r.get("error") for r in results} == {
+            "first": None,
+            "huge": "speed 1" + "0" * 39 + " is no tempo; give a number above 0",
+            "odd": "speed nan is no tempo; give a number above 0",
+            "日" * 100: "the id has more than 200 bytes, too many for the name of a file",
+            "fails": "ZeroDivisionError",
+            "zero": "speed 0 is no tempo; give a number above 0",
+            "nul": results[6]["error"],
+            "7": None,
+            "日" * 60: None,
+        }
+        assert "cannot be read as audio" in results[6]["error"]
+    assert (tmp_path / "out" / "7.wav").is_file()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
+    """JSON strings may hold every mark that ends a line elsewhere but the two that end one here."""
+    texts = [f"a{mark}b" for mark in ("\u2028", "\u2029", "\x85", "\ufeff")]
+    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
+    (tmp_path / "m.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
+    found = read_manifest(tmp_path / "m.jsonl")
+    assert [line["text"] for line in found] == texts
+    assert [line["id"] for line in found] == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -150,6 +197,11 @@ def rank_of(launcher):
         ('{"id": ".x"}', "needs an id"),
         ('{"id": "a/b"}', "needs an id"),
         ('{"id": "a"}\n{"id": "a"}', "line 2: the id a stands twice"),
+        ('{"id": "7"}\n{"id": 7}', "line 2: the id 7 stands twice"),
+        ('{"id": -7}', "needs an id"),
+        ('{"id": true}', "needs an id"),
+        ('{"id": 7.0}', "needs an id"),
+        ('{"id": null}', "needs an id"),
     ],
 )
 def test_manifests_that_are_refused(tmp_path, text, said):
@@ -172,6 +224,12 @@ def test_manifests_that_are_refused(tmp_path, text, said):
         (dict(text=["x"], spk="me"), "text: a list"),
         (dict(text="x", spk="me", speed=True), "speed: a bool"),
         (dict(text="x", spk="me", seed=-1), "seed -1"),
+        (dict(text="x", spk="me", seed=1 << 64), "seed 18446744073709551616"),
+        (dict(text="x", spk="me", speed="1.5"), "speed: a str"),
+        (dict(text="x", spk="me", speed=10**400), "speed 1000000000000000000000000000000000000000 is no tempo"),
+        (dict(text="x", spk="me", speed=float("inf")), "speed inf is no tempo"),
+        (dict(text="x", spk="me", speed=-1), "speed -1 is no tempo"),
+        (dict(text=None, spk="me"), "found spk"),
     ],
 )
 def test_lines_that_are_refused(line, said):

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .cosyvoice3 import CosyVoice3, Speech
-from .files import beside, read_text
+from .files import TextError, beside, read_text
 from .speaking import NOTHING_SPOKEN, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"
@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     """
     try:
         text = read_text(path)
-    except ValueError as error:
+    except TextError as error:
         raise ManifestError(str(error)) from None
     lines: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line

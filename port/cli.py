@@ -25,8 +25,8 @@ from .cosyvoice3 import CosyVoice3, Speech
 from .device import use_device
 from .files import read_text
 from .frontend.recording import check_recording
-from .frontend.special_tokens import require_end_of_prompt
-from .frontend.text import ZERO_WIDTH
+from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from .frontend.text import ZERO_WIDTH, is_silent
 from .hub import find_folder
 from .llm.sampling import ras_sampling
 from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
@@ -62,6 +62,8 @@ def _say(options: argparse.Namespace) -> None:
     check_request(options)
     _check_output(options)
     text = _text(options)
+    if is_silent(text.rpartition(END_OF_PROMPT)[2]) and not options.no_text_frontend:
+        raise ValueError(NOTHING_SPOKEN)
     check_instruction(options, text)
     if options.prompt_wav:
         check_recording(options.prompt_wav)

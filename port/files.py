@@ -19,15 +19,19 @@ def beside(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+class TextError(ValueError):
+    """A text file that cannot be read; the message is one line and names it."""
+
+
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, with "\\n" between its lines and without the mark that Windows puts first.
 
     Raises:
-        ValueError: not readable; one line that names the file.
+        TextError: not readable.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ValueError(f"{path}: not readable, no such file") from None
+        raise TextError(f"{path}: not readable, no such file") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable as UTF-8 text ({error})") from None
+        raise TextError(f"{path}: not readable as UTF-8 text ({error})") from None

@@ -24,7 +24,10 @@ from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from parity_tests.onnx_support import SPEAKER, TOKENIZER
 from port.batch import ManifestError, Utterance, read_manifest
 from port.config import ConfigError, CosyVoice3Config
+from port.files import TextError, read_text
 from port.frontend.audio import AudioError, load_wav
+from port.frontend.normalizer import load_normalizer
+from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.model import CosyVoice3Model
 from port.speakers import FIELDS, SpeakerError, load_speakers
@@ -43,6 +46,7 @@ REFUSALS = (
     ManifestError,
     ReportError,
     SpeakerError,
+    TextError,
     TokenizerError,
     WeightsError,
 )
@@ -148,13 +152,32 @@ def _write_sound(kind: str) -> Callable[[Path], None]:
 
 
 def _write_manifest(folder: Path) -> None:
-    lines = [dict(id="a", text="x", spk="me"), dict(id="b.2", source_wav="s.wav", prompt_wav="p.wav", speed=1.5)]
-    (folder / "x.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    lines = [
+        dict(id="a", text="x", spk="me", seed=None),
+        dict(id="b.2", source_wav="s.wav", prompt_wav="p.wav", speed=1.5),
+        dict(id=3, mode="zero-shot", text="日\u2028本", prompt_wav="p.wav", prompt_text="y", seed=7),
+    ]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (folder / "x.jsonl").write_text(text, encoding="utf-8-sig")
 
 
 def _read_manifest(folder: Path) -> None:
     for line in read_manifest(folder / "x.jsonl"):
         Utterance.from_line(line, folder)
+
+
+TEXT = 'On 2024-01-15 [AH0] it cost $3.50 [12], 5€; "π" <strong>x²</strong> [Laughter] + 49 30 ①\n'
+
+
+def _write_text(folder: Path) -> None:
+    (folder / "x.txt").write_text(TEXT + "他有3.5只[breath]猫（２０２４年）。" * 3, encoding="utf-8")
+
+
+def _read_text(folder: Path) -> None:
+    text = read_text(folder / "x.txt")
+    for part in (text, text.partition("他")[0]):  # Chinese, and English alone
+        for split_long in (False, True):
+            text_normalize(part, str.split, True, True, load_normalizer(), split_long)
 
 
 def _write_report(folder: Path) -> None:
@@ -184,8 +207,9 @@ READERS = (
     Reader("speakers", "x", _write_speakers, lambda folder: load_speakers(folder / "x", CosyVoice3Config())),
     *(
         Reader(kind, f"x.{kind}", _write_sound(kind), lambda folder, kind=kind: load_wav(folder / f"x.{kind}", 16000))
-        for kind in ("wav", "flac", "ogg")
+        for kind in ("wav", "flac", "ogg", "aiff")
     ),
+    Reader("text", "x.txt", _write_text, _read_text),
     Reader("manifest", "x.jsonl", _write_manifest, _read_manifest),
     Reader("report", "x.json", _write_report, lambda folder: load_report(folder / "x.json")),
 )
