@@ -24,6 +24,8 @@ _DIGIT = re.compile(r"\d")
 _ESCAPED = re.compile(r'\\(["\\])')
 # What is read on its own when a text as a whole cannot be: clauses, then words. Blanks stay with what follows them.
 _PARTS = (re.compile(r"(?<=[.?!;:,。？！；：，、])(?=\s)|(?=\n)"), re.compile(r"(?=\s)"))
+_SENTENCES = re.compile(r"(?<=[.?!])(?=\s)|(?=\n)|(?<=[。？！])")
+MAX_STRETCH = 500  # characters given to wetext at once: its time grows with the square, 7 s for 10 000
 _NUMBER = re.compile(r"\d+(?:[.,:/-]\d+)+")
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,21 @@ logger = logging.getLogger(__name__)
 def contains_chinese(text: str) -> bool:
     """Whether any character is in U+4E00..U+9FFF (Japanese kanji are)."""
     return _CHINESE.search(text) is not None
+
+
+def stretches(text: str, cuts: Sequence[re.Pattern[str]] = (_SENTENCES, *_PARTS)) -> list[str]:
+    """Parts of at most `MAX_STRETCH` characters, cut at sentences, else at clauses, else at words, else anywhere."""
+    if len(text) <= MAX_STRETCH:
+        return [text]
+    if not cuts:
+        return [text[i : i + MAX_STRETCH] for i in range(0, len(text), MAX_STRETCH)]
+    made = [""]
+    for part in cuts[0].split(text):
+        if len(made[-1]) + len(part) <= MAX_STRETCH:
+            made[-1] += part
+        else:
+            made.append(part)
+    return [stretch for part in made if part for stretch in stretches(part, cuts[1:])]
 
 
 class WeTextNormalizer:
@@ -57,7 +74,7 @@ class WeTextNormalizer:
         if not _DIGIT.search(TOKEN.sub("", text)):
             return text.strip() if lang == "zh" else " ".join(text.split())
         unread: list[str] = []
-        text = outside_tokens(lambda part: self._read(part, lang, _PARTS, unread), text)
+        text = outside_tokens(lambda part: "".join(self._read(s, lang, _PARTS, unread) for s in stretches(part)), text)
         if unread:
             named = ", ".join(f"{word!r:.40}" for word in unread[:5])
             logger.warning("wetext cannot read %s; plain rules are used there", named)

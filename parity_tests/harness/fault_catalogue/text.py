@@ -72,7 +72,7 @@ FAULTS = (
         TEXT,
         edit(
             _WETEXT,
-            "outside_tokens(lambda part: self._read(part, lang, _PARTS, unread), text)",
+            'outside_tokens(lambda part: "".join(self._read(s, lang, _PARTS, unread) for s in stretches(part)), text)',
             "self._read(text, lang, _PARTS, unread)",
         ),
     ),
@@ -86,7 +86,7 @@ FAULTS = (
         "one_spot_spoils_the_text",
         "text rules",
         TEXT,
-        edit(_WETEXT, "self._read(part, lang, _PARTS, unread)", "self._read(part, lang, (), unread)"),
+        edit(_WETEXT, "lang, _PARTS, unread)", "lang, (), unread)"),
     ),
     Fault(
         "digits_alone_are_chinese",
