@@ -23,6 +23,7 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 PIECES = {
     "I'll don't WE'RE o'clock": ["I", "'ll", " don", "'t", " WE", "'RE", " o", "'clock"],
     "it's'd'M'x": ["it", "'s", "'d", "'M", "'x"],
+    "I'LLa We'Sx o'rex": ["I", "'LL", "a", " We", "'S", "x", " o", "'re", "x"],
     "2025, 3.14": ["2", "0", "2", "5", ",", " ", "3", ".", "1", "4"],
     "a1b²Ⅷ٣": ["a", "1", "b", "²", "Ⅷ", "٣"],
     "a  b   c": ["a", " ", " b", "  ", " c"],
