@@ -17,7 +17,7 @@ FAULTS = (
     Fault(
         "exponential_with_a_short_logarithm",
         "constant",
-        "flow.fast.silu",
+        "flow.fast.attention",
         constant("flow.fast:LOG2_E", 1.4427),
     ),
     Fault(
