@@ -7,7 +7,7 @@ float64, which leaves the rounding of the constants that the file stores in floa
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +26,7 @@ from port.config import SpeakerConfig, SpeechTokenizerConfig
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import MAX_POSITIONS, S3TokenizerV3, rotary_tables
 
+logger = logging.getLogger(__name__)
 LIMIT = 1e-5  # relative rms; rounded constants cost 1e-7, the smallest change of an attribute that acts 1e-4
 TIE = 1e-4  # a digit this near to the next may round to it
 FRAMES = {"speech_tokenizer": (57, 22), "speaker": (203, 57)}  # 203 leave 102 after the stride: a segment and 2 frames
@@ -100,7 +101,7 @@ def _computed(graph: Graph, inputs: list[Tensor], before: str = "") -> tuple[Ten
             if output in node.output:
                 found = results[list(node.output).index(output)]
     except UnknownOpError as error:
-        warnings.warn(f"{graph.path}: not compared with the model: it has {error}", stacklevel=2)
+        logger.warning("%s: not compared with the model: it has %s", graph.path, error)
         return None
     except NodeError as error:
         raise graph.error(str(error)) from None

@@ -107,7 +107,10 @@ def _branch(
     found: dict[str, Tensor] = {}
     for node, _, results in run(graph.node, attributes, lambda name: own.get(name, find(name)), {}, outputs):
         found.update(zip(node.output, results, strict=False))
-    return [found[name] if name in found else find(name) for name in outputs]
+    results = [found[name] if name in found else find(name) for name in outputs]
+    if any(result is None for result in results):
+        raise NodeError("a branch does not give what it should")
+    return results
 
 
 def _reads(node: NodeProto) -> list[str]:
