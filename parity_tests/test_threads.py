@@ -21,7 +21,7 @@ from port.flow.layers import CausalConvPositionEmbedding
 from port.flow.matching import cosine_schedule
 from port.flow.modulation import MAX_TIMES, ModulationTables, step_times
 from port.flow.state import FlowState
-from port.frontend.text import WeTextNormalizer
+from port.frontend.normalizer import WeTextNormalizer
 from port.ops import conv_backend
 from port.streaming import StreamMemory
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
@@ -224,9 +224,9 @@ def test_one_at_a_time_in_the_normalizer(monkeypatch):
     """wetext keeps the text that it works on."""
     normalizer = WeTextNormalizer.__new__(WeTextNormalizer)
     inner = SimpleNamespace(normalize=lambda text: text)
-    normalizer._normalizer, normalizer._lock, normalizer._reported = inner, threading.Lock(), False
+    normalizer._normalizers, normalizer._lock = {"en": inner}, threading.Lock()
     assert waits(
-        monkeypatch, normalizer, "_lock", (inner, "normalize"), lambda: normalizer("a"), lambda: normalizer("b")
+        monkeypatch, normalizer, "_lock", (inner, "normalize"), lambda: normalizer("1"), lambda: normalizer("2")
     )
 
 

@@ -180,7 +180,7 @@ FAULTS = (
         "normalizer_without_its_lock",
         "lock",
         "frontend.text",
-        edit("frontend.text:WeTextNormalizer.__call__", "with self._lock:", "if True:"),
+        edit("frontend.normalizer:WeTextNormalizer._attempt", "with self._lock:", "if True:"),
     ),
     # Devices without float64.
     Fault(
