@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def pytest_configure(config):
         use_device(config.getoption("--device"))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    config.stash[Session.key] = Session(config, command=_command())
+    session = config.stash[Session.key] = Session(config, command=_command())
+    if not config.option.help and not config.option.version:
+        session.begin()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -54,17 +57,30 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def pytest_collection_finish(session):
-    if not session.config.option.collectonly:
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    if not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
         session.config.stash[Session.key].require_float32()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    item.config.stash[Session.key].gathered.attach(item, report)
+    return report
+
+
 def pytest_runtest_logreport(report):
-    Session.current.log(report)
+    Session.current.gathered.receive(report)
 
 
-def pytest_sessionfinish(session):
-    session.config.stash[Session.key].finish(ROOT)
+def pytest_collectreport(report):
+    if report.failed:
+        Session.current.gathered.failed_collection(report)
+
+
+def pytest_sessionfinish(session, exitstatus):
+    session.exitstatus = session.config.stash[Session.key].finish(ROOT, exitstatus)
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -87,4 +103,4 @@ def _folder(value):
 def _command():
     names = {"__main__": "pytest", "branches": "python -m parity_tests.harness.branches"}
     first = Path(sys.argv[0]).stem
-    return " ".join([names.get(first, first), *sys.argv[1:]])
+    return " ".join([names.get(first, first), shlex.join(sys.argv[1:])]).strip()

@@ -126,7 +126,7 @@ def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, st
         rows.append(Row(f"{name}.{output}", "whole", "chained", module, name, reading))
     if (mode, stream) == ("zero_shot", False):
         entry = listening("zero-shot, whole", single["wav"][0], port["wav"][0], voices.port.sample_rate)
-        parity.sections.setdefault("audio", []).append(entry)
+        parity.keep("audio", [entry])
     parity.add(rows)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import fault_checks, faults, signatures
+from parity_tests.harness import fault_checks, faults, places, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
 from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
 from parity_tests.harness.judge import judge
@@ -29,19 +29,10 @@ def runner(parity):
     return faults.examine
 
 
-@pytest.fixture(scope="module")
-def verdicts(parity):
-    """Verdicts of the tests below; they reach the report together."""
-    found = []
-    yield found
-    if found:
-        parity.sections["faults"] = section(found)
-
-
 @pytest.mark.parametrize("name", QUICK)
-def test_a_fault_is_caught_in_its_own_module(runner, verdicts, name):
-    verdicts.append(runner(BY_NAME[name]))
-    verdict = verdicts[-1]
+def test_a_fault_is_caught_in_its_own_module(parity, runner, name):
+    verdict = runner(BY_NAME[name])
+    parity.keep("faults", [verdict.to_dict()])
     assert verdict.caught, verdict.problem or "survived"
     assert verdict.right_module, f"{verdict.finding.first_failing} was named first"
 
@@ -130,7 +121,7 @@ def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
     """As it was last recorded, by `make faults`; the report says when, and whether the code has changed since."""
     found = faults.catalogue_section()
     assert found is not None, "no score was recorded: make faults"
-    parity.sections["fault_catalogue"] = found
+    parity.keep("fault_catalogue", [found])
 
 
 @pytest.mark.meta
@@ -202,10 +193,10 @@ def nearest(fault):
     """What the report calls the failures under a fault."""
     with fault_checks.clean(), fault.patch():
         rows = [row.to_dict() for case in fault_checks.cases(fault.module) for row in judge(case, OwnPort())]
-    signatures.name_nearest(rows)
-    assert not any(row.get("nearest_fault") for row in rows if row["status"] == "PASS")
-    (words,) = {row["nearest_fault"] for row in rows if row["status"] != "PASS"}
-    return words
+    signatures.name_nearest(rows, places.describe(row["module"] for row in rows))
+    (row,) = (row for row in rows if row.get("nearest_fault"))
+    assert row["status"] != "PASS"
+    return row["nearest_fault"]
 
 
 # Mistakes of a known kind, at a size or place that the catalogue does not have.
@@ -229,7 +220,7 @@ VARIATIONS = {
 def test_an_unseen_variation_of_a_known_fault_is_named_after_it(name):
     known = BY_NAME[name]
     words = nearest(Fault("unseen", "test", known.module, VARIATIONS[name]))
-    assert f"{name} ({known.family})" in words and "likeness" in words
+    assert f"{name} ({known.family})" in words and f"in {known.module}: likeness" in words
 
 
 @pytest.mark.meta

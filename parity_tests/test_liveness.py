@@ -24,24 +24,16 @@ CASES = {c.name: c for c in all_cases()}
 UNREAD = ("lm_head.weight", "inv_freq")
 
 
-@pytest.fixture(scope="module")
-def alive(parity):
-    """Rows of all tests below; they reach the report together."""
-    rows = []
-    yield rows
-    parity.sections["liveness"] = liveness.summarised(rows)
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_every_tensor_of_a_case_matters(alive, name):
+def test_every_tensor_of_a_case_matters(parity, name):
     rows = liveness.liveness(CASES[name])
-    alive += rows
+    parity.keep("liveness", [row.to_dict() for row in rows])
     dead = [f"{row.tensor} moved {row.moved_budgets:.3g} budgets" for row in rows if row.status == "VACUOUS"]
     assert not dead, dead
 
 
 @pytest.mark.parametrize("name", ["walk.llm", "walk.flow.full", "walk.vocoder.end", "walk.speaker"])
-def test_a_sample_of_the_models_tensors_matters(parity, alive, name):
+def test_a_sample_of_the_models_tensors_matters(parity, name):
     plan, rng = walks(parity.models.config)[name], np.random.default_rng(1)
     part = getattr(parity.models.double, plan.stage)
     inputs = {d: {k: to_torch(v, d) for k, v in plan.inputs.items()} for d in (torch.float32, torch.float64)}
@@ -52,11 +44,13 @@ def test_a_sample_of_the_models_tensors_matters(parity, alive, name):
 
     single, truth = run(parity.models.single, torch.float32), run(parity.models.double, torch.float64)
     tensors = {k: v for k, v in part.state_dict().items() if not k.endswith(UNREAD)}
+    rows = []
     for key in sorted(rng.permutation(sorted(tensors))[:12]):
         with liveness.changed(tensors[key], rng):
             distance = liveness.moved(truth, single, run(parity.models.double, torch.float64))
-        alive.append(liveness.LivenessRow(name, str(key), distance, "PASS" if distance >= 5 else "VACUOUS"))
-    dead = [row for row in alive if row.case == name and row.status == "VACUOUS"]
+        rows.append(liveness.LivenessRow(name, str(key), distance, "PASS" if distance >= 5 else "VACUOUS"))
+    parity.keep("liveness", [row.to_dict() for row in rows])
+    dead = [row for row in rows if row.status == "VACUOUS"]
     assert not dead, dead
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ __all__ = [
     "ReportError",
     "checkpoint",
     "failure_sentence",
+    "faults_section",
     "in_pipeline_order",
     "isolated_of",
     "load",
@@ -98,6 +100,12 @@ def weights_section(audit: Row) -> dict[str, Any]:
         "missing": [],
         "files": files,
     }
+
+
+def faults_section(rows: Sequence[Row]) -> dict[str, Any]:
+    """The section `faults`; faults proved equivalent are listed but leave the score."""
+    counted = [row for row in rows if row["equivalent"] is None]
+    return {"score": {"caught": sum(row["caught"] for row in counted), "total": len(counted)}, "rows": list(rows)}
 
 
 @cache

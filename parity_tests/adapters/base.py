@@ -7,6 +7,7 @@ checkpoint, float32), the inputs as numpy arrays, and returns numpy arrays.
 from __future__ import annotations
 
 import re
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from importlib import import_module
@@ -69,6 +70,10 @@ class Adapter(ABC):
         """
         raise NotOffered(f"{self.name} does not say what noise it takes by itself")
 
+    def place(self, path: str) -> str | None:
+        """Where a part stands in the port, as `file:line` below the repository; None where nothing says it."""
+        return None
+
     def versions(self) -> dict[str, str]:
         """Versions for the report's provenance."""
         return {}
@@ -78,21 +83,49 @@ def load_adapter(name: str, dtype: str = "float32") -> Adapter:
     """The adapter in `parity_tests/adapters/NAME.py`, made by its function `make(dtype=...)`.
 
     Raises:
-        AdapterError: no such module, no function `make`, or a package that it needs is not installed.
+        AdapterError: no such module, no function `make`, a package that it needs is not installed, or it cannot be
+            made for another reason, such as a part that the suite does not know.
     """
     module = f"{__package__}.{name}"
     here = Path(__file__)
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or not here.with_name(f"{name}.py").exists():
         raise AdapterError(f"no adapter is named {name}; there are {', '.join(adapter_names())}")
     try:
-        make = import_module(module).make
+        make = getattr(import_module(module), "make", None)
     except ImportError as error:
         pinned = here.with_name(f"{name}.requirements.txt").exists()
         hint = f"; python -m {__package__}.audit {name} installs it in an environment of its own" if pinned else ""
         raise AdapterError(f"adapter {name}: {error}{hint}") from None
-    except AttributeError:
-        raise AdapterError(f"{module} has no function make(dtype)") from None
-    return make(dtype=dtype)
+    except Exception as error:
+        raise AdapterError(f"adapter {name}: {described(error)}") from None
+    if make is None:
+        raise AdapterError(f"{module} has no function make(dtype)")
+    try:
+        return make(dtype=dtype)
+    except Exception as error:
+        raise AdapterError(f"adapter {name}: {described(error)}") from None
+
+
+def show_tracebacks(adapter: Adapter) -> None:
+    """Make an adapter print where its port raised, before the comparison takes the exception for its result."""
+    run = adapter.run
+
+    def shown(*arguments: Any) -> dict[str, np.ndarray]:
+        try:
+            return run(*arguments)
+        except NotOffered:
+            raise
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    adapter.run = shown  # type: ignore[method-assign]
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line: type and message; of an `AdapterError`, which is one line already, the message."""
+    message = " ".join(str(error).split())
+    return message if type(error) is AdapterError else f"{type(error).__name__}: {message}".removesuffix(": ")
 
 
 def adapter_names() -> list[str]:

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 from convert.mapping import convert
 from convert.quantize import FLOAT32, Precision
 from parity_tests.adapters.base import Adapter
+from parity_tests.harness.places import find
 from parity_tests.harness.targets import Target
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
@@ -62,6 +63,10 @@ class OwnPort(Adapter):
             "sine_waves": lambda: noise.sine_waves(shape[1])[None],
         }
         return np.array(draw[name]())
+
+    def place(self, path: str) -> str | None:
+        found = find("port", path)
+        return found and str(found)
 
     def versions(self) -> dict[str, str]:
         return {"mlx": mx.__version__}

@@ -49,7 +49,7 @@ from parity_tests.harness.fault_catalogue.base import Fault, FaultError
 from parity_tests.harness.fault_checks import Finding
 from parity_tests.harness.fingerprint import ROOT, fingerprint
 from parity_tests.harness.signatures import Signature
-from reports.model import write_atomically
+from reports.model import faults_section, write_atomically
 
 SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
 CODE = ("port", "convert", "reference", "parity_tests")  # what the score depends on
@@ -120,10 +120,8 @@ class Verdict:
 
 
 def section(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """The report's section `faults`; faults proved equivalent are listed but leave the score."""
-    counted = [v for v in verdicts if v.fault.equivalent is None]
-    score = {"caught": sum(v.caught for v in counted), "total": len(counted)}
-    return {"score": score, "rows": [v.to_dict() for v in verdicts]}
+    """The report's section `faults`."""
+    return faults_section([verdict.to_dict() for verdict in verdicts])
 
 
 def record(verdicts: Sequence[Verdict], started: datetime) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 import time
 from collections.abc import Iterable
@@ -17,11 +18,14 @@ import pytest
 from convert.quantize import FLOAT32, Found, Precision, precision_of
 from convert.run import Source, convert_folder
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
-from parity_tests.harness import regime
+from parity_tests.harness import places, regime
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
+from parity_tests.harness.folders import FolderError, check_folders
+from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.judge import Row, failures, judge, reduced
+from parity_tests.harness.liveness import LivenessRow, summarised
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
 from port.config import ConfigError
@@ -30,6 +34,13 @@ from reference.synthesize import synthesize
 from reports import model as report_model
 
 STAGES = ("llm", "flow")  # that `--dtype` makes less precise
+REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
+WITH_OPTIONS = ("pytest ", "python -m parity_tests.harness.trace ")  # commands that take the options of a run
+ENDED = {  # exit codes of pytest with which tests are missing
+    pytest.ExitCode.INTERRUPTED: "interrupted",
+    pytest.ExitCode.INTERNAL_ERROR: "internal error",
+    pytest.ExitCode.USAGE_ERROR: "usage error",
+}
 
 
 class Session:
@@ -42,14 +53,39 @@ class Session:
         Session.current = self
         self.config = config
         self.command = command
-        self.rows: list[tuple[Row, str]] = []
-        self.tests: dict[str, dict[str, Any]] = {}
-        self.sections: dict[str, Any] = {}
+        self.gathered = Gathered()
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
         self._scratch = tempfile.TemporaryDirectory(prefix="parity-")
         self.arithmetic = regime.arithmetic()
         self._report: dict[str, Any] | None = None
+        self._problem = ""
+
+    def begin(self) -> None:
+        """Check the folders that the run names, and drop the report of an earlier run: it is not that of this one.
+
+        Raises:
+            pytest.UsageError: a folder that is none of its kind, or that cannot be written to; one line.
+        """
+        if hasattr(self.config, "workerinput"):
+            return  # pytest-xdist: what started the workers has asked
+        try:
+            check_folders(self.config.getoption("--checkpoint"), self.config.getoption("--mlx-path"))
+            if folder := self._folder():
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in REPORT_FILES:
+                    (folder / name).unlink(missing_ok=True)
+        except FolderError as error:
+            raise pytest.UsageError(str(error)) from None
+        except OSError as error:
+            raise pytest.UsageError(f"--report: {error.filename}: {error.strerror}; give a folder") from None
+
+    def _folder(self) -> Path | None:
+        """Where this process writes the report; a worker of pytest-xdist writes none."""
+        folder = self.config.getoption("--report")
+        if folder is None or hasattr(self.config, "workerinput") or self.config.getoption("--collect-only"):
+            return None
+        return Path(folder)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -64,7 +100,10 @@ class Session:
         """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
         option, scratch = self.config.getoption, Path(self._scratch.name)
         precision = Precision(option("--dtype"))
-        return prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
+        models = prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
+        about = {"weights": [asdict(file) for file in models.files], "revision": models.revision}
+        self.keep("models", [about | {"audit": report_model.weights_section(models.audit) if models.audit else None}])
+        return models
 
     @property
     def label(self) -> str:
@@ -87,7 +126,8 @@ class Session:
         problems = regime.not_float32(self.arithmetic)
         for side, problem in problems.items():
             name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
-            self.rows.append((Row(name, "whole", "exact", "harness.regime", name, reading), "arithmetic"))
+            row = Row(name, "whole", "exact", "harness.regime", name, reading, self.command)
+            self.gathered.keep_outside("rows", [self._checkpoint(row, "arithmetic")])
         if problems:
             pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)
 
@@ -100,7 +140,7 @@ class Session:
         rows = self._reduced(rows)
         assert rows, "nothing was compared"
         nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.rows += [(row, nodeid) for row in rows]
+        self.keep("rows", [self._checkpoint(row, nodeid) for row in rows])
         if all(row.reading.status == "SKIP" for row in rows):
             pytest.skip(rows[0].reading.message)
         if broken := failures(rows):
@@ -119,75 +159,107 @@ class Session:
                 found += reduced([row], dtype, () if dtype == "float32" else STAGES)
         return found
 
-    def log(self, report: pytest.TestReport) -> None:
-        """Keep the outcome of every test; a failure outside the call phase counts as an error."""
-        if report.when != "call" and report.outcome == "passed":
-            return
-        outcome = report.outcome if report.when == "call" or report.skipped else "error"
-        if report.skipped:
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        else:
-            reason = "" if report.passed else str(report.longrepr).strip().splitlines()[-1][:500]
-        entry = {"nodeid": report.nodeid, "outcome": outcome, "duration_s": round(report.duration, 3), "reason": reason}
-        self.tests[report.nodeid] = entry
+    def keep(self, section: str, entries: Iterable[Any]) -> None:
+        """Add the running test's entries to a section of the report."""
+        self.gathered.keep(section, entries)
 
-    def finish(self, root: Path) -> None:
-        """Write DIR/report.json when asked to, and drop what was written on the way."""
-        if folder := self.config.getoption("--report"):
-            self._report = self._build(root)
-            report_model.save(self._report, Path(folder) / "report.json")
-        self._scratch.cleanup()
+    def finish(self, root: Path, exit_code: int) -> int:
+        """Write DIR/report.json when asked to, drop what was written on the way, and return the exit code.
+
+        A run that ended early is an error in its report, and a report that is no PASS is no success.
+        """
+        try:
+            if folder := self._folder():
+                if exit_code in ENDED:
+                    self.gathered.error("session", f"the run ended early: {ENDED[exit_code]}")
+                self._report = self._build(root)
+                report_model.save(self._report, folder / "report.json")
+                if self._report["verdict"]["status"] != "PASS":
+                    exit_code = exit_code or pytest.ExitCode.TESTS_FAILED
+        except (report_model.ReportError, OSError) as error:
+            self._problem = f"ERROR: no report was written: {error}"
+            exit_code = exit_code or pytest.ExitCode.INTERNAL_ERROR
+        finally:
+            self._scratch.cleanup()
+        return exit_code
 
     def summary(self) -> list[str]:
         """Lines for the end of pytest's output."""
-        return [self._report["verdict"]["sentence"]] if self._report else []
+        return [self._problem] if self._problem else [self._report["verdict"]["sentence"]] if self._report else []
 
     def _build(self, root: Path) -> dict[str, Any]:
-        checkpoints = [_checkpoint(row, nodeid) for row, nodeid in sorted(self.rows, key=_smallest_first)]
-        name_nearest(checkpoints)
-        compared = {nodeid for _, nodeid in self.rows}
-        tests = [entry for nodeid, entry in self.tests.items() if nodeid not in compared]
-        prepared: Models | None = self.__dict__.get("models")
-        audit = report_model.weights_section(prepared.audit) if prepared else None
-        parts = components(checkpoints, list(self.tests.values()), self._partial())
-        verdict = report_model.verdict_of(
-            checkpoints,
-            tests,
-            weights_audit=audit,
-            components=parts,
-            liveness=self.sections.get("liveness"),
-            faults=self.sections.get("faults"),
-            quality=self.sections.get("quality"),
-        )
+        checkpoints = sorted(self.gathered.entries("rows"), key=_smallest_first)
+        modules = places.describe((row["module"] for row in checkpoints), self.adapter.place)
+        name_nearest(checkpoints, modules)
+        compared = {row["test"] for row in checkpoints}
+        tests = [entry for nodeid, entry in self.gathered.tests.items() if nodeid not in compared]
+        prepared = next(iter(self.gathered.entries("models")), None)
+        found = self._sections() | {"weights_audit": prepared and prepared["audit"]}
+        parts = components(checkpoints, list(self.gathered.tests.values()), self._partial())
+        judged = {name: found.get(name) for name in ("weights_audit", "liveness", "faults", "quality")}
         return {
             "schema_version": report_model.SCHEMA_VERSION,
-            "verdict": verdict,
+            "verdict": report_model.verdict_of(checkpoints, tests, components=parts, modules=modules, **judged),
             "provenance": self._provenance(root, prepared),
             "budget": {"ratio": BUDGET, "floor": FLOOR},
             "checkpoints": checkpoints,
             "tests": tests,
             "components": parts,
+            "modules": modules,
             "exceptions": EXCEPTIONS,
             "not_checked": NOT_CHECKED,
-            "weights_audit": audit,
-            **self.sections,
+            **found,
         }
+
+    def _checkpoint(self, row: Row, nodeid: str) -> dict[str, Any]:
+        fields = row.to_dict()
+        fields["message"] = fields["message"] or None
+        fields["reason"] = fields["reason"] or None
+        command = fields["reproduce"] or shlex.join(["pytest", nodeid])
+        return report_model.checkpoint(test=nodeid, **fields | {"reproduce": self._again(command)})
+
+    def _again(self, command: str) -> str:
+        """A command with the options of this run that decide what it compares."""
+        option, words = self.config.getoption, []
+        usual = {"--adapter": "own", "--dtype": "float32", "--device": "auto", "--seed": 0}
+        usual |= {"--checkpoint": None, "--mlx-path": None}
+        if not command.startswith(WITH_OPTIONS):
+            return command
+        for name, value in usual.items():
+            if option(name) != value:
+                words += [name, str(option(name))]
+        if command.startswith("pytest ") and option("--full"):
+            words.append("--full")
+        return f"{command} {shlex.join(words)}" if words else command
+
+    def _sections(self) -> dict[str, Any]:
+        """The further sections that tests have left entries of."""
+        kept = {name: self.gathered.entries(name) for name in ("liveness", "faults", "quality", "audio")}
+        found: dict[str, Any] = {name: entries for name, entries in kept.items() if entries}
+        if rows := found.get("liveness"):
+            found["liveness"] = summarised(LivenessRow(**row) for row in rows)
+        if rows := found.get("faults"):
+            found["faults"] = report_model.faults_section(rows)
+        for entry in self.gathered.entries("fault_catalogue"):
+            found["fault_catalogue"] = entry
+        return found
 
     def _partial(self) -> bool:
         """Whether the command named files, tests or keywords, so that parts of the plan were left out on purpose."""
         option = self.config.option
         whole = [[], ["parity_tests"], ["parity_tests/"], ["."]]
-        return option.file_or_dir not in whole or bool(option.keyword or option.deselect or option.lf)
+        chosen = (getattr(option, name, None) for name in ("keyword", "deselect", "lf"))  # the last is a plugin's
+        return option.file_or_dir not in whole or any(chosen)
 
-    def _provenance(self, root: Path, prepared: Models | None) -> dict[str, Any]:
+    def _provenance(self, root: Path, prepared: dict[str, Any] | None) -> dict[str, Any]:
         head, dirty = regime.commit(root)
         option = self.config.getoption
         return {
             "commit": head,
             "dirty": dirty,
             "original": "FunAudioLLM/CosyVoice ace7c47",
-            "weights": [asdict(file) for file in prepared.files] if prepared else [],
-            "revision": prepared.revision if prepared else None,
+            "weights": prepared["weights"] if prepared else [],
+            "revision": prepared and prepared["revision"],
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
             "precision": regime.precision(self.arithmetic),
@@ -201,20 +273,11 @@ class Session:
         }
 
 
-def _smallest_first(entry: tuple[Row, str]) -> int:
+def _smallest_first(row: dict[str, Any]) -> int:
     """Single parts, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
-    row, _ = entry
-    if row.kind == "golden":
+    if row["kind"] == "golden":
         return 1
-    return 3 if row.kind == "chained" else 2 if row.case.startswith("walk.") else 0
-
-
-def _checkpoint(row: Row, nodeid: str) -> dict[str, Any]:
-    fields = row.to_dict()
-    fields["message"] = fields["message"] or None
-    fields["reason"] = fields["reason"] or None
-    fields["reproduce"] = fields["reproduce"] or f"pytest '{nodeid}'"
-    return report_model.checkpoint(test=nodeid, **fields)
+    return 3 if row["kind"] == "chained" else 2 if row["case"].startswith("walk.") else 0
 
 
 def prepare_models(

@@ -18,49 +18,60 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from parity_tests.harness.compare import BUDGET
 from parity_tests.harness.fingerprint import fingerprint
+from reports.causes import causes_of
 
-FILE = Path(__file__).parents[1] / "data" / "fault_signatures.json"
+DATA = Path(__file__).parents[1] / "data"
+FILE, SCORE = DATA / "fault_signatures.json", DATA / "fault_score.json"  # the second says which module each is in
 CODE = ("port", "convert", "parity_tests/cases", "parity_tests/harness/fault_catalogue")
 LEAST, MOST = math.log10(BUDGET), 6.0  # of a logarithm: the budget; beyond the other, or without a ratio, all is lost
 DECADES_OF_SIZE = 4.0  # that weigh as much as one decade of shape
 JUDGED = ("PASS", "FAIL", "ERROR", "VACUOUS")
-NAMED = 3  # faults that look alike
+NAMED, ALIKE = 3, 0.005  # faults that look alike: at most so many are named, of a likeness so near the best
+PRECISION, TRIALS = 0.9, 20  # share of the trials that must be right, of at least so many
 
 Signature = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Known:
-    """Recorded signatures: of which fault, its family, and whether the code has not changed since."""
+    """Recorded signatures: of which fault, its family, its module, and whether the code has not changed since."""
 
     signatures: Mapping[str, Signature]
     families: Mapping[str, str]
+    modules: Mapping[str, str]
     fresh: bool
 
     @classmethod
-    def read(cls, path: Path = FILE) -> Known:
-        """The file that `record` wrote."""
+    def read(cls, path: Path = FILE, score: Path = SCORE) -> Known:
+        """The file that `record` wrote, and that of the score."""
         content = json.loads(path.read_text("utf-8"))
+        modules = {row["name"]: row["module"] for row in json.loads(score.read_text("utf-8"))["rows"]}
         names = content["checkpoints"]
         found = {
             fault: {names[int(at)]: value for at, value in row["signature"].items()}
             for fault, row in content["faults"].items()
+            if fault in modules
         }
         families = {fault: row["family"] for fault, row in content["faults"].items()}
-        return cls(found, families, content["fingerprint"] == fingerprint(CODE))
+        return cls(found, families, modules, content["fingerprint"] == fingerprint(CODE))
+
+    def judged_by(self, checkpoints: Collection[str]) -> Known:
+        """The same faults as a run sees them that judged these checkpoints alone."""
+        shown = {f: {k: v for k, v in s.items() if k in checkpoints} for f, s in self.signatures.items()}
+        return replace(self, signatures={fault: signature for fault, signature in shown.items() if signature})
 
 
 @cache
 def known() -> Known | None:
     """The committed signatures, if they are there."""
-    return Known.read() if FILE.is_file() else None
+    return Known.read() if FILE.is_file() and SCORE.is_file() else None
 
 
 def record(found: Mapping[str, tuple[str, Signature]]) -> str:
@@ -111,34 +122,82 @@ def likeness(one: Signature, other: Signature, weight: Signature) -> float:
     return 1.0 / (1.0 + math.sqrt(spread / total) + abs(shift) / DECADES_OF_SIZE)
 
 
-def name_nearest(rows: Sequence[dict[str, Any]], faults: Known | None = None) -> None:
-    """Give each failing row of a report its `nearest_fault`, by all isolated checkpoints that failed in its stage.
+@dataclass(frozen=True)
+class Nearest:
+    """The faults that a signature is most like, and how much."""
 
-    Where none did (a fault that only a walk shows), by those of all stages.
+    faults: list[str]
+    likeness: float
+
+
+def nearest(mine: Signature, known: Known, weight: Signature, without: Collection[str] = ()) -> Nearest:
+    """The known faults that failures are most like; none where they have nothing in common."""
+    found = {f: likeness(mine, s, weight) for f, s in known.signatures.items() if f not in without}
+    best = max(found.values(), default=0.0)
+    return Nearest([fault for fault, value in found.items() if best and value > best - ALIKE], best)
+
+
+def trials(known: Known, weight: Signature) -> list[tuple[float, bool]]:
+    """Likeness of the nearest other fault and whether all faults so named are in the right module, see above."""
+    found = []
+    for fault, mine in known.signatures.items():
+        for without in ({fault}, {other for other in known.signatures if known.modules[other] == known.modules[fault]}):
+            near = nearest(mine, known, weight, without)
+            right = bool(near.faults) and {known.modules[other] for other in near.faults} == {known.modules[fault]}
+            found.append((near.likeness, right))
+    return sorted(found, reverse=True)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """From which likeness on the nearest fault is mostly in the right module: `right` of the `of` trials so near."""
+
+    least: float
+    right: int
+    of: int
+
+
+def reach(known: Known, weight: Signature) -> Reach | None:
+    """The lowest such likeness; None where no twenty trials bear one out."""
+    found, right = None, 0
+    for of, (value, hit) in enumerate(trials(known, weight), 1):
+        right += hit
+        if of >= TRIALS and right >= PRECISION * of:
+            found = Reach(value, right, of)
+    return found
+
+
+def name_nearest(
+    rows: Sequence[dict[str, Any]], modules: Mapping[str, Any] | None = None, faults: Known | None = None
+) -> None:
+    """Give the first part that fails its `nearest_fault`, by all isolated checkpoints that failed in its stage.
+
+    Nothing where the nearest fault is not near enough to be mostly right.
+
+    Args:
+        rows: checkpoints of a report.
+        modules: its section of that name.
     """
     faults = faults or known()
-    if faults is None:
+    causes = causes_of(rows, modules)
+    if faults is None or not causes:
         return
+    first = causes[0].row
     isolated = [row for row in rows if row["kind"] == "isolated" and row["status"] in JUDGED]
-    judged = {row["name"] for row in isolated}
-    shown = {fault: {k: v for k, v in s.items() if k in judged} for fault, s in faults.signatures.items()}
-    weight = weights([s for s in shown.values() if s])
-    broken = [(row["stage"], row["name"], strength(row["status"], row["ratio"])) for row in isolated]
-    words: dict[str, str | None] = {}
-    for row in rows:
-        if strength(row["status"], row["ratio"]):
-            stage = row["stage"]
-            if stage not in words:
-                mine = {name: v for at, name, v in broken if v and at == stage} or {n: v for _, n, v in broken if v}
-                words[stage] = _words({fault: likeness(mine, s, weight) for fault, s in shown.items()}, faults)
-            row["nearest_fault"] = words[stage]
+    faults = faults.judged_by({row["name"] for row in isolated})
+    weight = weights(faults.signatures.values())
+    broken = {r["name"]: strength(r["status"], r["ratio"]) for r in isolated if r["stage"] == first["stage"]}
+    near = nearest({name: value for name, value in broken.items() if value}, faults, weight)
+    places = {faults.modules[fault] for fault in near.faults}
+    if len(places) == 1 and (held := reach(faults, weight)) and near.likeness >= held.least:
+        first["nearest_fault"] = _words(near, *places, faults, held)
 
 
-def _words(found: Mapping[str, float], faults: Known) -> str | None:
-    best = max(found.values(), default=0.0)
-    if not best:
-        return None
-    alike = [fault for fault, value in found.items() if value > best - 0.005]
-    named = " or ".join(f"{fault} ({faults.families[fault]})" for fault in alike[:NAMED])
-    more = f" or {len(alike) - NAMED} more" if len(alike) > NAMED else ""
-    return f"{named}{more}, likeness {best:.2f}" + ("" if faults.fresh else ", recorded on other code")
+def _words(near: Nearest, module: str, faults: Known, held: Reach) -> str:
+    named = " or ".join(f"{fault} ({faults.families[fault]})" for fault in near.faults[:NAMED])
+    more = f" or {len(near.faults) - NAMED} more" if len(near.faults) > NAMED else ""
+    stale = "" if faults.fresh else "; recorded on other code"
+    return (
+        f"{named}{more} in {module}: likeness {near.likeness:.2f}; from {held.least:.2f} on the nearest known fault "
+        f"was in the right module in {held.right} of {held.of} trials of the catalogue{stale}"
+    )

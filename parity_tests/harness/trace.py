@@ -14,15 +14,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from parity_tests.adapters.base import AdapterError, load_adapter
+from convert.quantize import Precision
+from parity_tests.adapters.base import AdapterError, load_adapter, show_tracebacks
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
+from parity_tests.harness.folders import check_folders
 from parity_tests.harness.judge import Row, judge
 from parity_tests.harness.regime import NotFloat32, require_float32
 from parity_tests.harness.session import prepare_models
-from parity_tests.harness.signatures import name_nearest
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
+from port.device import DEVICES, use_device
 from reports.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 
 
@@ -39,25 +41,40 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="official checkpoint (default: a tiny one)")
     parser.add_argument("--mlx-path", type=Path, metavar="DIR", help="its conversion (default: converted on the fly)")
+    parser.add_argument("--seed", type=int, default=0, help="of the tiny checkpoint (default: 0)")
+    dtypes = ["float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
+    parser.add_argument("--device", default="auto", choices=DEVICES, help="where MLX computes")
+    parser.add_argument("--traceback", action="store_true", help="print where the port raised what it raised")
     options = parser.parse_args(argv)
     cases = {case.name: case for case in all_cases()}
     planned = walks(CosyVoice3Config())
     if options.case == "list":
         print("\n".join([*cases, *planned]))
         return 0
+    try:
+        use_device(options.device)
+        check_folders(options.checkpoint, options.mlx_path)
+    except ValueError as error:
+        return _say(str(error))
     if options.case in cases:
         try:
             require_float32()
-            rows = judge(cases[options.case], load_adapter(options.adapter))
+            adapter = load_adapter(options.adapter, options.dtype)
         except (AdapterError, NotFloat32) as error:
             return _say(str(error))
+        if options.traceback:
+            show_tracebacks(adapter)
+        rows = judge(cases[options.case], adapter)
     elif options.case in planned:
         if options.adapter != "own":
             return _say(f"{options.case} walks through this repository's port; other adapters run isolated cases")
         with tempfile.TemporaryDirectory() as scratch:
             try:
                 require_float32()
-                models = prepare_models(options.checkpoint, options.mlx_path, Path(scratch), 0)
+                precision = Precision(options.dtype)
+                folders = options.checkpoint, options.mlx_path, Path(scratch)
+                models = prepare_models(*folders, options.seed, precision)
             except (ValueError, OSError) as error:
                 return _say(str(error))
             rows = walk(models, walks(models.config)[options.case])
@@ -79,10 +96,6 @@ def divergence(first: Row, rows: Sequence[Row]) -> list[str]:
     twins = [row for row in rows if row.name == first.name]
     lines = [failure_sentence(first.to_dict())]
     lines += [f"{row.kind}: {ratio_text(row.reading.ratio)} ({row.reading.status})" for row in twins]
-    described = {id(row): row.to_dict() for row in rows}
-    name_nearest(list(described.values()))
-    if alike := described[id(first)].get("nearest_fault"):
-        lines.append(f"looks like {alike}")
     reading = first.reading
     if len(reading.worst_positions) > 1:
         lines.append("worst elements: index, port, float64, float32 reference")
