@@ -115,9 +115,11 @@ def test_a_part_that_needs_its_noise_is_not_offered_without(name, noise):
 
 def test_one_path_is_offered_once():
     parts = Parts()
-    parts.offers("a")(lambda job: {})
-    with pytest.raises(ValueError, match="twice"):
-        parts.offers("a")(lambda job: {})
+    parts.offers("flow.layers.GRN")(lambda job: {})
+    with pytest.raises(AdapterError, match="twice"):
+        parts.offers("flow.layers.GRN")(lambda job: {})
+    with pytest.raises(AdapterError, match="twice"):
+        parts.offers("flow.layers.Attention", "flow.layers.Attention")
 
 
 # The template

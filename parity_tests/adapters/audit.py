@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from parity_tests.adapters.base import Adapter, AdapterError, adapter_names, load_adapter
+from parity_tests.adapters.base import Adapter, AdapterError, adapter_names, load_adapter, show_tracebacks
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "python -m parity_tests.adapters.audit"
@@ -96,9 +97,9 @@ def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32"
 
     clock, started = time.monotonic(), datetime.now(UTC)
     rows = judge_all(adapter, only)
+    options = ["--only", only] * (only != "*") + ["--dtype", dtype] * (dtype != "float32")
     about = {
-        "command": " ".join([COMMAND, module, *(["--only", only] if only != "*" else [])])
-        + (f" --dtype {dtype}" if dtype != "float32" else ""),
+        "command": f"{COMMAND} {shlex.join([module, *options])}",
         "started": started.isoformat(timespec="seconds"),
         "duration_s": round(time.monotonic() - clock, 1),
         "dtype": dtype,
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         choices=("float32", "float16", "bfloat16"),
         help="of the port's weights; below float32 the rows judge nothing (default: %(default)s)",
     )
+    parser.add_argument("--traceback", action="store_true", help="print where the port raised what it raised")
     parser.add_argument("--here", action="store_true", help="use the port that is installed in this environment")
     options = parser.parse_args(argv)
     folder = options.report or ROOT / "reports" / "out" / f"audit-{options.name}"
@@ -132,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if pins and not options.here:
             python = environment(options.name, pins)
             words = [options.name, "--report", str(folder.resolve()), "--only", options.only, "--dtype", options.dtype]
+            words += ["--traceback"] * options.traceback
             command = [str(python), "-m", "parity_tests.adapters.audit", *words, "--here"]
             return subprocess.run(command, cwd=ROOT, check=False).returncode
         return _run_here(options, folder)
@@ -152,8 +155,14 @@ def _run_here(options: argparse.Namespace, folder: Path) -> int:
         require_float32()
     except NotFloat32 as error:
         raise AdapterError(str(error)) from None
-    found = audit(load_adapter(options.name, options.dtype), options.name, options.only, options.dtype)
-    paths = build(found, folder)
+    adapter = load_adapter(options.name, options.dtype)
+    if options.traceback:
+        show_tracebacks(adapter)
+    found = audit(adapter, options.name, options.only, options.dtype)
+    try:
+        paths = build(found, folder)
+    except OSError as error:
+        raise AdapterError(f"--report: {error.filename or folder}: {error.strerror}; give a folder") from None
     print("\n".join(lines(found)))
     print(f"report: {paths['report.html']}")
     return 0 if found["verdict"]["status"] == "PASS" else 1

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.findings import BROKEN, Findings
-from parity_tests.harness import regime
+from parity_tests.harness import places, regime
 from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.judge import Row, reduced
 from parity_tests.harness.signatures import name_nearest
@@ -38,17 +40,19 @@ def report(
         for title in findings.stale(rows)
     ]
     checkpoints = [_checkpoint(findings.explain(row), module) for row in rows]
-    name_nearest(checkpoints)
+    modules = places.describe((row["module"] for row in checkpoints), adapter.place)
+    name_nearest(checkpoints, modules)
     parts = components(checkpoints, findings)
     return report_model.validate(
         {
             "schema_version": report_model.SCHEMA_VERSION,
-            "verdict": report_model.verdict_of(checkpoints, [], components=parts),
+            "verdict": report_model.verdict_of(checkpoints, [], components=parts, modules=modules),
             "provenance": _provenance(adapter, module, about),
             "budget": {"ratio": BUDGET, "floor": FLOOR},
             "checkpoints": checkpoints,
             "tests": [],
             "components": parts,
+            "modules": modules,
             "exceptions": [],
             "not_checked": [*findings.notes, *stale, *ELSEWHERE],
         }
@@ -71,12 +75,23 @@ def lines(report: dict[str, Any]) -> list[str]:
     found = [f"{len(names['PASS'])} parts conform, {len(broken)} diverge, {len(names['SKIP'])} are not offered"]
     if reduced := sum(part["status"] == "REDUCED" for part in parts):
         found[0] += f", {reduced} only inform"
-    worst = {p["component"]: [c for c in report["checkpoints"] if c["name"] in p["evidence"]] for p in broken}
     for part in broken:
-        ratios = [c["ratio"] for c in worst[part["component"]] if c["status"] in BROKEN and c["ratio"] is not None]
-        size = ratio_text(max(ratios)) if ratios else "unequal"
-        found.append(f"  {part['status']:7} {size:>9}  {part['component']}")
+        rows = [c for c in report["checkpoints"] if c["module"] == part["component"] and c["status"] in BROKEN]
+        found.append(f"  {part['status']:7} {_size(rows):>9}  {part['component']}{_raised(rows)}")
     return [*found, report["verdict"]["sentence"]]
+
+
+def _size(rows: Sequence[dict[str, Any]]) -> str:
+    """The worst ratio of failing rows; what they are where none has one."""
+    ratios = [row["ratio"] for row in rows if row["ratio"] is not None]
+    unequal = any(row["status"] == "FAIL" for row in rows)
+    return ratio_text(max(ratios)) if ratios else "unequal" if unequal else "no result"
+
+
+def _raised(rows: Sequence[dict[str, Any]]) -> str:
+    """Why a part could not be compared, in one line."""
+    why = next((row["message"] for row in rows if row["status"] == "ERROR" and row["message"]), "")
+    return f": {' '.join(why.split())}" if why else ""
 
 
 def _component(module: str, rows: list[dict[str, Any]], findings: Findings) -> dict[str, Any]:
@@ -104,7 +119,7 @@ def _checkpoint(row: Row, module: str) -> dict[str, Any]:
     fields = row.to_dict()
     fields["message"] = fields["message"] or None
     fields["reason"] = fields["reason"] or None
-    command = f"python -m parity_tests.adapters.audit {module} --only '{row.case}'"
+    command = shlex.join(["python", "-m", "parity_tests.adapters.audit", module, "--only", escape(row.case)])
     return report_model.checkpoint(test=command, **fields | {"reproduce": command})
 
 

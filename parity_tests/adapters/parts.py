@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parity_tests.adapters.base import Adapter, NotOffered
-from parity_tests.harness.targets import Target
+from parity_tests.adapters.base import Adapter, AdapterError, NotOffered
+from parity_tests.harness.fingerprint import ROOT
+from parity_tests.harness.targets import TARGETS, Target
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -68,16 +73,36 @@ class Parts(dict[str, Run]):
     """Path of a part -> the function that runs it."""
 
     def offers(self, *paths: str) -> Callable[[Run], Run]:
-        """Decorator: the function runs the parts of these paths."""
+        """Decorator: the function runs the parts of these paths.
+
+        Raises:
+            AdapterError: a path that no case asks for, or one that is offered already.
+        """
+        for path in paths:
+            if path not in known_parts():
+                raise unknown(path, "offers", known_parts())
+            if path in self or paths.count(path) > 1:
+                raise AdapterError(f"{path} is offered twice")
 
         def add(run: Run) -> Run:
-            for path in paths:
-                if path in self:
-                    raise ValueError(f"{path} is offered twice")
-                self[path] = run
+            self.update(dict.fromkeys(paths, run))
             return run
 
         return add
+
+
+@cache
+def known_parts() -> frozenset[str]:
+    """Paths of all parts that a case asks for, those of an audit too."""
+    from parity_tests.adapters.extra import EXTRA_TARGETS
+
+    return frozenset([*TARGETS, *(target.path for target in EXTRA_TARGETS)])
+
+
+def unknown(path: str, where: str, known: frozenset[str]) -> AdapterError:
+    """A part that nothing asks for would be left out of the audit in silence."""
+    near = get_close_matches(path, known, n=1, cutoff=0)
+    return AdapterError(f"{where}: the suite has no part {path!r}; the nearest is {near[0]!r}")
 
 
 class PartsAdapter(Adapter):
@@ -88,6 +113,9 @@ class PartsAdapter(Adapter):
         parts: what it offers.
         absent: path, or its beginning, -> why the port does not offer it.
         to_numpy: turns what a function of the table returns for an output into an array.
+
+    Raises:
+        AdapterError: no part's path is, or begins with, one of `parts` or `absent`.
     """
 
     def __init__(
@@ -101,6 +129,20 @@ class PartsAdapter(Adapter):
         self.parts = parts
         self.absent = dict(absent or {})
         self._to_numpy = to_numpy
+        for path in self.parts:
+            if path not in known_parts():
+                raise unknown(path, "parts", known_parts())
+        for beginning in self.absent:
+            if not any(path.startswith(beginning) for path in known_parts()):
+                raise unknown(beginning, "absent", known_parts())
+
+    def place(self, path: str) -> str | None:
+        run = self.parts.get(path)
+        if run is None:
+            return None
+        code = inspect.unwrap(run).__code__
+        file = Path(code.co_filename)
+        return f"{file.relative_to(ROOT).as_posix()}:{code.co_firstlineno}" if file.is_relative_to(ROOT) else None
 
     def run(
         self,
