@@ -117,11 +117,24 @@ def make(seed: int = 0, *, broken: bool = False, **overrides: Any) -> dict[str, 
         "checkpoints": [*rows, whole, skip],
         "tests": tests,
         "components": [_component(name, part, rows) for name, part in parts.items()],
+        "modules": places(),
         "exceptions": [],
         "not_checked": [{"what": "Metal kernels", "why": "this machine has no Metal device"}],
         **overrides,
     }
     return judged(report)
+
+
+def places() -> dict[str, Any]:
+    """Places of the units, and that the last of each stage is made of the others."""
+    found = {}
+    for units in UNITS.values():
+        for i, path in enumerate(units):
+            file = "/".join(path.split(".")[:-1])
+            inside = list(units[:i]) if path == units[-1] else []
+            found[path] = {side: f"{side}/{file}.py:{10 + i}" for side in ("reference", "port")}
+            found[path]["contains"] = inside
+    return found
 
 
 def _component(name: str, part: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -138,7 +151,7 @@ def _component(name: str, part: str, rows: list[dict[str, Any]]) -> dict[str, An
 
 def judged(report: dict[str, Any]) -> dict[str, Any]:
     """The report with the verdict that its rows give."""
-    sections = {k: report.get(k) for k in ("weights_audit", "liveness", "faults", "components", "quality")}
+    sections = {k: report.get(k) for k in ("weights_audit", "liveness", "faults", "components", "quality", "modules")}
     coverage = {"covered": 951, "total": 951} if report.get("liveness") else None
     verdict = verdict_of(report["checkpoints"], report["tests"], weight_coverage=coverage, **sections)
     return report | {"verdict": verdict}

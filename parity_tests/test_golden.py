@@ -4,17 +4,22 @@ The files here cover every module and travel with the project; the whole set run
 """
 
 import os
+import shlex
+from glob import escape
 from pathlib import Path
 
 import pytest
 
 from parity_tests.harness import golden
 from parity_tests.harness.compare import Reading
+from parity_tests.harness.fault_tests import module_of
 from parity_tests.harness.golden import GoldenRow, judge_file
 from parity_tests.harness.golden_file import GoldenFile
 from parity_tests.harness.judge import Row
 
+ROOT = Path(__file__).parents[1]
 EMBEDDED = Path(__file__).parent / "data" / "golden"
+COMMAND = ("python", "-m", "parity_tests.harness.golden")
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))
@@ -36,10 +41,10 @@ def report_row(row: GoldenRow, folder: Path) -> Row:
         name=f"golden.{row.file}.{row.tensor}",
         stage=stage_of(row.file),
         kind="golden",
-        module=row.file,
+        module=module_of(f"test_golden.py::test_the_port_is_the_original[{row.file}]"),
         case=row.file,
         reading=reading,
-        reproduce=f"python -m parity_tests.harness.golden {folder.name} --side port --only {row.file}",
+        reproduce=shlex.join([*COMMAND, str(folder), "--side", "port", "--only", escape(row.file)]),
     )
 
 
@@ -62,7 +67,7 @@ def test_the_reference_is_the_original(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_port_is_the_original(parity, path):
-    parity.add(report_row(row, EMBEDDED) for row in judge_file(GoldenFile.read(path), "port"))
+    parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(GoldenFile.read(path), "port"))
 
 
 @pytest.mark.skipif(not FULL.is_dir(), reason="the full golden set is not here; name it in COSYVOICE3_GOLDEN")

@@ -15,6 +15,7 @@ import pytest
 from parity_tests import synthetic_report
 from parity_tests.synthetic_report import judged, make, sections
 from reports import build, drift, model, view
+from reports.causes import causes_of
 
 pytestmark = pytest.mark.meta
 
@@ -27,6 +28,18 @@ def write(folder, report, name="run.json"):
     path = folder / name
     path.write_text(json.dumps(report), "utf-8")
     return path
+
+
+def several_causes():
+    """Eight parts of three stages that fail by themselves."""
+    report, rng = make(broken=True, **sections()), random.Random(1)
+    for stage, units in synthetic_report.UNITS.items():
+        for module in units[:2] if stage == "flow" else units[:3]:
+            name = f"{stage}.{module.rpartition('.')[2].lower()}"
+            places = [i for i, r in enumerate(report["checkpoints"]) if (r["name"], r["kind"]) == (name, "isolated")]
+            failing = synthetic_report.row(name, stage, "isolated", module, name, 9.5, rng)
+            report["checkpoints"][places[0]] = failing
+    return judged(report)
 
 
 def shown(page, name, kind):
@@ -85,10 +98,12 @@ def test_failures_come_first_and_open():
     statuses = re.findall(r'<tr class="r-(\w+)"', body.split("</tbody>")[0])
     n = report["verdict"]["counts"]["FAIL"]
     assert set(statuses[:n]) == {"FAIL"} and "FAIL" not in statuses[n:]
+    many = several_causes()
+    page = build.render_html(many)
     assert page.count('<details class="panel is-FAIL" open>') == view.OPEN_PANELS
-    for row in report["checkpoints"]:
-        if row["status"] == "FAIL":
-            assert html.escape(row["reproduce"]) in page
+    assert page.count('<details class="panel is-FAIL"') == len(causes_of(many["checkpoints"], many["modules"])) == 8
+    for cause in causes_of(many["checkpoints"], many["modules"]):
+        assert html.escape(cause.row["reproduce"]) in page
 
 
 def test_hostile_strings_stay_text(tmp_path):
@@ -112,14 +127,16 @@ def test_hostile_strings_stay_text(tmp_path):
     report["drift"] = drift.compare(make(), report)
     page, text = build.render_html(model.validate(report)), build.render_markdown(report)
     assert page.count("<script") == page.count("</script") == 1
-    assert "<img src=//" not in page and "<img src=//" not in re.sub(r"`[^`\n]*`", "", text)
+    code_spans = r"(?<!`)(`+)(?!`).*?(?<!`)\1(?!`)"
+    for written in (text, build.render_markdown(report, summary=True)):
+        assert "<img src=//" not in page and "<img src=//" not in re.sub(code_spans, "", written)
     assert "Fast paths: fused_qkv, compiled" in text and "Fast paths</dt><dd>fused_qkv, compiled" in page
     assert "own, commit" not in text and "mlx 0.32.4, torch 2.13.0, " in text
     for line in text.splitlines():
         if line.startswith("| FAIL"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 11, line
     for line in build.annotations(report):
-        assert "\n" not in line and re.match(r"::(error file=[^:]*,line=1,title=[^:]*|notice)::", line), line
+        assert "\n" not in line and re.match(r"::(error file=[^:]*,line=\d+,title=[^:]*|notice)::", line), line
 
 
 def test_long_run_stays_small():
@@ -128,7 +145,13 @@ def test_long_run_stays_small():
     report = make()
     report["checkpoints"] = [
         synthetic_report.row(
-            f"flow.block.{i}@step{i % 10}", "flow", "chained", "flow.layers.Attention", "x" * 500, 5.0 + i, rng
+            f"flow.block.{i}@step{i % 10}",
+            "flow",
+            "chained",
+            f"flow.layers.Attention{i}",
+            f"{i}" + "x" * 500,
+            5.0 + i,
+            rng,
         )
         for i in range(1000)
     ]
@@ -136,14 +159,14 @@ def test_long_run_stays_small():
     report = model.validate(judged(report))
     page, summary = build.render_html(report), build.render_markdown(report, summary=True)
     assert len(page) < 8e6 and page.count('<details class="panel') == view.PANELS
-    assert len(summary.encode()) < build.SUMMARY_BYTES and "980 more" in summary
+    assert len(summary.encode()) < build.SUMMARY_BYTES and "980 more parts" in summary
     assert len(build.annotations(report)) == build.ANNOTATIONS + 1
 
 
 def test_summary_is_cut_at_a_line(monkeypatch):
-    monkeypatch.setattr(build, "SUMMARY_BYTES", 2000)
+    monkeypatch.setattr(build, "SUMMARY_BYTES", 1000)
     summary = build.render_markdown(make(broken=True), summary=True)
-    assert len(summary.encode()) < 2000 and summary.endswith("report.html.\n")
+    assert len(summary.encode()) < 1000 and summary.endswith("report.html.\n")
 
 
 def test_reports_import_neither_model():
@@ -168,7 +191,7 @@ const form = document.querySelector("form.filter");
 form.elements.kind.value = "isolated"; form.elements.text.value = "BLOCKS.2";
 form.dispatchEvent(new Event("input")); found.filtered = names();
 found.count = form.querySelector("output").textContent;
-const closed = document.querySelector("#failures details:not([open])");
+const closed = document.querySelector("#failures > details.panel:not([open])");
 closed.querySelector("summary").click(); found.opened = closed.open;
 const shown = (row) => [...row.querySelectorAll("td.num")].map((cell) => cell.dataset.v);
 const label = (row) => row.cells[2].textContent + " " + row.cells[3].textContent;
@@ -176,9 +199,9 @@ found.rows = Object.fromEntries([...table.tBodies[0].rows].map((r) => [label(r),
 found.panel = {
   name: closed.querySelector("summary .name").textContent, kind: closed.querySelector("summary .kind").textContent,
   numbers: [...closed.querySelectorAll("summary .num, dl.facts dd .num")].map((e) => e.dataset.v),
-  worst: [...closed.querySelectorAll("table tbody tr")].map(shown), text: closed.innerText,
+  worst: [...closed.querySelectorAll("table.compact tbody tr")].map(shown), text: closed.innerText,
 };
-found.open = [...document.querySelectorAll("#failures details")].map((d) => d.open);
+found.open = [...document.querySelectorAll("#failures > details.panel")].map((d) => d.open);
 found.plots = document.querySelectorAll("svg.plot").length;
 found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
 document.body.dataset.found = JSON.stringify(found);
@@ -187,7 +210,7 @@ document.body.dataset.found = JSON.stringify(found);
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium in PATH, and CHROMIUM names none")
 def test_page_in_a_browser(tmp_path):
-    report = make(broken=True, **sections())
+    report = several_causes()
     path = tmp_path / "report.html"
     path.write_text(build.render_html(report).replace("</body>", PROBE + "</body>"), "utf-8")
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"

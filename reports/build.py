@@ -22,7 +22,7 @@ from reports import drift
 from reports.card import CARD_FILE, CardError, card
 from reports.model import ReportError, load, to_json, validate, write_atomically
 from reports.view import view_of
-from reports.words import BUDGET_RATIO, Row, number_text, ratio_text
+from reports.words import BUDGET_RATIO, Row, number_text, precision_text, ratio_text, stage_number
 
 HERE = Path(__file__).parent
 SUMMARY_BYTES = 1024 * 1024  # what a GitHub step summary takes
@@ -43,12 +43,15 @@ def _environment(kind: str) -> Environment:
         "ratio": lambda value, budget=BUDGET_RATIO: "-" if value is None else ratio_text(value, budget),
         "padded": lambda value, budget=BUDGET_RATIO: "-" if value is None else ratio_text(value, budget, padded=True),
         "number": number_text,
+        "stage_number": stage_number,
+        "precision": precision_text,
         "sci": lambda value: "-" if value is None else f"{value:.2e}",
         "brief": lambda value: "not finite" if value is None else f"{value:.3g}",
         "shape": lambda value: "-" if value is None else "×".join(map(str, value)) or "scalar",
         "bytes": _bytes,
         "duration": lambda s: f"{s:.1f} s" if s < 60 else f"{int(s // 60)} min {int(s % 60)} s",
         "code": _code,
+        "command": _command,
         "clip": lambda text, limit: text if len(text) <= limit else text[: limit - 4] + " ...",
     }
     return env
@@ -79,6 +82,14 @@ def _code(value: object) -> Markup:
     return Markup(f"`{text}`")
 
 
+def _command(value: object) -> Markup:
+    """A code span of a command, to be pasted as it stands; not for tables."""
+    text = " ".join(str(value).splitlines())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    pad = " " if "`" in text else ""
+    return Markup(f"{fence}{pad}{text}{pad}{fence}")
+
+
 def render_html(report: Row) -> str:
     """One self-contained page."""
     static = {kind: Markup((HERE / "static" / f"report.{kind}").read_text("utf-8")) for kind in ("css", "js")}
@@ -86,8 +97,9 @@ def render_html(report: Row) -> str:
 
 
 def render_markdown(report: Row, *, summary: bool = False) -> str:
-    """The report as Markdown; as a summary without the long tables and under GitHub's limit."""
-    text = _environment("md").get_template("template.md.j2").render(**view_of(report), summary=summary)
+    """The report as Markdown; as a summary only the verdict and what diverged, under GitHub's limit."""
+    template = "summary.md.j2" if summary else "template.md.j2"
+    text = _environment("md").get_template(template).render(**view_of(report))
     data = text.encode()
     if summary and len(data) >= SUMMARY_BYTES:
         whole_lines = data[: SUMMARY_BYTES - 100].rpartition(b"\n")[0].decode()
@@ -96,16 +108,21 @@ def render_markdown(report: Row, *, summary: bool = False) -> str:
 
 
 def annotations(report: Row) -> list[str]:
-    """GitHub workflow commands that show the first failures beside the tests they come from."""
+    """GitHub workflow commands that show each cause at the part's line of the port, and failed tests at their file."""
     view = view_of(report)
-    found = [(p["row"]["test"], p["row"]["name"], p["sentence"]) for p in view["failing"]]
-    found += [(t["nodeid"], t["nodeid"], t["reason"] or t["outcome"]) for t in view["failed_tests"]]
+    found = []
+    for panel in view["failing"]:
+        file, _, line = ((panel["place"] or {}).get("port") or "").rpartition(":")
+        place = (file, line) if file else (panel["row"]["test"].partition("::")[0], "1")
+        found.append((*place, panel["row"]["name"], panel["sentence"]))
+    found += [
+        (t["nodeid"].partition("::")[0], "1", t["nodeid"], t["reason"] or t["outcome"]) for t in view["failed_tests"]
+    ]
     if not found and report["verdict"]["status"] != "PASS":
-        found = [("", "verdict", report["verdict"]["sentence"])]
+        found = [("", "", "verdict", report["verdict"]["sentence"])]
     lines = []
-    for test, name, text in found[:ANNOTATIONS]:
-        path = test.partition("::")[0]
-        place = f"file={_property(path)},line=1," if path else ""
+    for path, line, name, text in found[:ANNOTATIONS]:
+        place = f"file={_property(path)},line={line}," if path else ""
         lines.append(f"::error {place}title={_property(name)}::{_data(text)}")
     left = view["failing_total"] + len(view["failed_tests"]) - len(lines)
     return lines + ([f"::notice::{left} more failures are in report.html"] if left > 0 else [])

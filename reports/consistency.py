@@ -96,6 +96,7 @@ def _of_verdict(report: Row) -> Iterator[str]:
         faults=report.get("faults"),
         components=report["components"],
         quality=report.get("quality"),
+        modules=report.get("modules"),
     )
     for field in ("status", "counts", "test_counts", "worst", "first_over_budget", "fault_score"):
         if said[field] != true[field]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from reports.words import BUDGET_RATIO, JUDGED, OUTCOMES, STAGES, STATUSES, Row, ratio_text
+from reports.causes import Cause, causes_of, in_pipeline_order
+from reports.words import BAD, BUDGET_RATIO, JUDGED, OUTCOMES, STAGES, STATUSES, Row, ratio_text
+
+__all__ = ["in_pipeline_order", "isolated_of", "status_of", "verdict_of", "worst_of", "worst_per_stage"]
 
 _SEVERITY = ("ERROR", "FAIL", "VACUOUS", "XFAIL", "REDUCED", "SKIP", "PASS")
 
@@ -21,8 +24,12 @@ def verdict_of(
     components: Sequence[Row] | None = None,
     weight_coverage: Row | None = None,
     quality: Sequence[Row] | None = None,
+    modules: Mapping[str, Row] | None = None,
 ) -> dict[str, Any]:
     """The verdict that follows from the rows.
+
+    `first_over_budget` is the first row over budget of a part that fails alone, where there is one; `modules` says
+    what the parts contain.
 
     FAIL when anything failed: a checkpoint, a test, a vacuous case, an unproved weight, a surviving fault, a component,
     a limit of quality.
@@ -54,21 +61,22 @@ def verdict_of(
     }
     nothing = not any(counts[status] for status in ("PASS", "FAIL", "ERROR", "VACUOUS"))
     status = "FAIL" if any(failing.values()) else "ERROR" if nothing or any(broken.values()) else "PASS"
-    bad = in_pipeline_order(row for row in checkpoints if row["status"] == "FAIL")
-    judged = [row for row in checkpoints if row["status"] in JUDGED and row["ratio"] is not None]
-    worst = max(judged, key=lambda row: row["ratio"], default=None)
+    causes = causes_of(checkpoints, modules)
+    bad = [row for cause in causes for row in cause.rows() if row["status"] == "FAIL"]
+    worst = worst_of(checkpoints)
+    measured = worst if worst and worst["ratio"] is not None else None
     verdict = {
         "status": status,
         "counts": counts,
         "test_counts": test_counts,
-        "worst": worst and {"checkpoint": worst["name"], "ratio": worst["ratio"]},
+        "worst": measured and {"checkpoint": measured["name"], "ratio": measured["ratio"]},
         "first_over_budget": bad[0]["name"] if bad else None,
         "fault_score": dict(faults["score"]) if faults else None,
         "weight_coverage": dict(weight_coverage) if weight_coverage else None,
     }
     problems = [f"{n} {_counted(what, n)}" for what, n in (failing | broken).items() if n]
     problems += ["no checkpoint was compared"] if nothing else []
-    return verdict | {"sentence": _sentence(verdict, len(checkpoints), problems, budget_ratio)}
+    return verdict | {"sentence": _sentence(verdict, len(checkpoints), problems, budget_ratio, causes)}
 
 
 def _counted(what: str, n: int) -> str:
@@ -76,13 +84,11 @@ def _counted(what: str, n: int) -> str:
     return what if n != 1 else f"{noun} {rest}".strip() if rest else what.removesuffix("s")
 
 
-def _sentence(verdict: Row, total: int, problems: list[str], budget_ratio: float) -> str:
+def _sentence(verdict: Row, total: int, problems: list[str], budget_ratio: float, causes: Sequence[Cause]) -> str:
     counts, tests = verdict["counts"], verdict["test_counts"]
     parts = [f"{counts['PASS']} of {total} checkpoints within {budget_ratio:g}x of the reference's own float32 error"]
     if problems:
-        parts = [", ".join(problems), *parts]
-    if verdict["first_over_budget"]:
-        parts.append(f"first over budget {verdict['first_over_budget']}")
+        parts = [", ".join(problems), *([_blame(causes)] if causes else []), *parts]
     if worst := verdict["worst"]:
         parts.append(f"worst {ratio_text(worst['ratio'], budget_ratio)} at {worst['checkpoint']}")
     parts += [f"{counts[s]} {s}" for s in ("SKIP", "XFAIL", "REDUCED") if counts[s]]
@@ -96,9 +102,14 @@ def _sentence(verdict: Row, total: int, problems: list[str], budget_ratio: float
     return f"{verdict['status']}: " + "; ".join(parts) + "."
 
 
-def in_pipeline_order(rows: Iterable[Row]) -> list[Row]:
-    """Rows by stage in the order the data flows, and in their own order within a stage."""
-    return sorted(rows, key=lambda row: STAGES.index(row["stage"]))
+def _blame(causes: Sequence[Cause]) -> str:
+    """The first part to look at, and how many more there are."""
+    first, others = causes[0], len(causes) - 1
+    how = "fails alone" if first.alone else "fails first, and only inside the whole"
+    if first.row["status"] == "VACUOUS":
+        how = "is vacuous"
+    more = f", and {others} more {'part' if others == 1 else 'parts'}" if others else ""
+    return f"{first.row['module']} {how} ({first.row['name']}){more}"
 
 
 def status_of(statuses: Iterable[str]) -> str | None:
@@ -109,13 +120,22 @@ def status_of(statuses: Iterable[str]) -> str | None:
     return next((status for status in _SEVERITY if status in found), None)
 
 
+def worst_of(rows: Sequence[Row]) -> Row | None:
+    """The row with the largest ratio, of those that fail where some do; without a ratio where none of these has one."""
+    bad = [row for row in rows if row["status"] in BAD]
+    measured = [row for row in bad or rows if row["ratio"] is not None and (bad or row["status"] in JUDGED)]
+    return max(measured, key=lambda row: row["ratio"], default=bad[0] if bad else None)
+
+
 def worst_per_stage(checkpoints: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """For each stage: `status`, worst `ratio` and its `checkpoint` (null where none), `total` and `passed` rows."""
+    """For each stage: `status`, worst `ratio` and its `checkpoint` (null where none), `total` and `passed` rows.
+
+    Where rows fail, the worst is one of them, and its ratio is null when none of them has one (unequal integers).
+    """
     found = {}
     for stage in STAGES:
         rows = [row for row in checkpoints if row["stage"] == stage]
-        judged = [row for row in rows if row["status"] in JUDGED and row["ratio"] is not None]
-        worst = max(judged, key=lambda row: row["ratio"], default=None)
+        worst = worst_of(rows)
         found[stage] = {
             "status": status_of(row["status"] for row in rows),
             "ratio": worst and worst["ratio"],

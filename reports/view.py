@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reports import plots
+from reports.causes import Cause, causes_of
 from reports.verdict import in_pipeline_order, isolated_of, status_of, worst_per_stage
-from reports.words import PIPELINE, STAGE_NAMES, STAGES, STATUSES, Row, budget_unit, failure_sentence
+from reports.words import PIPELINE, RESTATED, STAGE_NAMES, STAGES, STATUSES, Row, budget_unit, failure_sentence, with_it
 
-PANELS, OPEN_PANELS = 100, 5  # failures with a panel of their own; those that are open at first
+PANELS, OPEN_PANELS = 100, 5  # causes with a panel of their own; those that are open at first
 OPTIONAL = (
     "weights_audit",
     "llm",
@@ -26,10 +27,9 @@ OPTIONAL = (
 def view_of(report: Row) -> dict[str, Any]:
     """Everything the templates need, derived from a valid report."""
     rows, budget = report["checkpoints"], report["budget"]["ratio"]
-    over = in_pipeline_order(row for row in rows if row["status"] == "FAIL")
-    first = over[0] if over else None
-    failing = over + in_pipeline_order(row for row in rows if row["status"] in ("ERROR", "VACUOUS"))
-    rank = {id(row): i for i, row in enumerate(failing)}
+    causes = causes_of(rows, report.get("modules"))
+    first = next((row for cause in causes for row in cause.rows() if row["status"] == "FAIL"), None)
+    rank = {id(row): i for i, row in enumerate(row for cause in causes for row in cause.rows())}
     order = {id(row): i + 1 for i, row in enumerate(rows)}
     return {
         "report": dict.fromkeys(OPTIONAL) | dict(report),
@@ -44,8 +44,8 @@ def view_of(report: Row) -> dict[str, Any]:
         "ratio_plot": plots.ratio_plot(rows, budget, first),
         "error_plot": plots.error_plot(rows, report["budget"]["floor"]),
         "rows": [(order[id(row)], row) for row in sorted(rows, key=lambda row: rank.get(id(row), len(rows)))],
-        "failing": [_panel(row, rows, budget, report["budget"]["floor"], row is first) for row in failing[:PANELS]],
-        "failing_total": len(failing),
+        "failing": [_panel(cause, report, cause.row is first) for cause in causes[:PANELS]],
+        "failing_total": len(causes),
         "open_panels": OPEN_PANELS,
         "modules": list(_modules(rows)),
         "failed_tests": [test for test in report["tests"] if test["outcome"] in ("failed", "error")],
@@ -57,12 +57,24 @@ def view_of(report: Row) -> dict[str, Any]:
     }
 
 
-def _panel(row: Row, rows: Sequence[Row], budget: float, floor: float, first: bool) -> dict[str, Any]:
+def _panel(cause: Cause, report: Row, first: bool) -> dict[str, Any]:
+    row, rows, budget, floor = cause.row, report["checkpoints"], report["budget"]["ratio"], report["budget"]["floor"]
+    about = (report.get("modules") or {}).get(row["module"])
     isolated = isolated_of(row, rows) if row["kind"] == "chained" else None
     chained = [r for r in rows if r["kind"] == "chained" and r["name"] == row["name"] and r is not row]
+    sentence = failure_sentence(
+        row, budget_ratio=budget, first=first, isolated=isolated, smallest=cause.alone and about is not None
+    )
+    said = row["message"] is None or row["message"] in sentence or RESTATED in row["message"]
     return {
         "row": row,
-        "sentence": failure_sentence(row, budget_ratio=budget, first=first, isolated=isolated),
+        "message": None if said else row["message"],
+        "own": cause.own,
+        "folded": cause.folded,
+        "with_it": with_it(len(cause.own), len(cause.folded)),
+        "alone": cause.alone,
+        "place": about,
+        "sentence": sentence,
         "isolated": isolated,
         "chained": max(chained, key=lambda r: r["ratio"] or 0, default=None) if row["kind"] == "isolated" else None,
         "histogram": row["histogram"] and plots.histogram_plot(row["histogram"]),

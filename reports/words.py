@@ -27,11 +27,18 @@ STAGE_NAMES = {
     "whole": "whole model",
 }
 
+RESTATED = "the reference's own float32 error"  # a row's message that says its ratio once more
+
 Row = Mapping[str, Any]
 
 
 def failure_sentence(
-    row: Row, *, budget_ratio: float = BUDGET_RATIO, first: bool = False, isolated: Row | None = None
+    row: Row,
+    *,
+    budget_ratio: float = BUDGET_RATIO,
+    first: bool = False,
+    isolated: Row | None = None,
+    smallest: bool = False,
 ) -> str:
     """What is wrong at one checkpoint, in one breath.
 
@@ -40,6 +47,7 @@ def failure_sentence(
         budget_ratio: the budget it was held to.
         first: it is the first checkpoint over budget.
         isolated: the isolated run of the same module, from `isolated_of`.
+        smallest: no module that this one contains fails alone.
     """
     name, ratio = row["name"], row["ratio"]
     if row["status"] in ("ERROR", "VACUOUS"):
@@ -54,7 +62,7 @@ def failure_sentence(
             outside = "max-abs" if inside == "rms" else "rms"
             low = ratio_text(min(row["ratio_rms"], row["ratio_max"]), budget_ratio)
             which = f" in {outside} ({low} in {inside})"
-        parts = [f"{name}: {ratio_text(ratio, budget_ratio)} the reference's own float32 error{which}"]
+        parts = [f"{name}: {ratio_text(ratio, budget_ratio)} {RESTATED}{which}"]
         parts[0] += f" (budget {budget_ratio:g}x)."
     if first:
         parts.append("First checkpoint over budget.")
@@ -62,7 +70,9 @@ def failure_sentence(
         values = f"port {number_text(worst['port'])}, float64 {number_text(worst['oracle'])}"
         parts.append(f"Worst element {list(worst['index'])}: {values}.")
     if row["kind"] == "isolated" and ratio is not None:
-        parts.append("Fed the reference's own inputs, so the fault is inside this module or a part of it.")
+        where = "and nothing in it fails alone: the fault is in" if smallest else "so the fault is inside"
+        of = "" if smallest else " or a part of it"
+        parts.append(f"Fed the reference's own inputs, {where} this module{of}.")
     if row["kind"] == "chained":
         if isolated is None:
             parts.append("Its module was not run in isolation.")
@@ -72,6 +82,12 @@ def failure_sentence(
             where = "" if isolated["name"] == name else f" ({isolated['name']}, same class)"
             parts.append(f"Isolated{where}: {ratio_text(isolated['ratio'], budget_ratio)}, {verdict}.")
     return " ".join(parts)
+
+
+def with_it(own: int, folded: int) -> str:
+    """How many rows fail beside the first of a part: further ones of it, and those of what follows from it."""
+    rows = [f"{own} more of this part"] * bool(own) + [f"{folded} of what contains it or comes after it"] * bool(folded)
+    return f"With it fail {' and '.join(rows)}." if rows else ""
 
 
 def ratio_text(ratio: float | None, budget_ratio: float = BUDGET_RATIO, *, padded: bool = False) -> str:
@@ -92,6 +108,17 @@ def budget_unit(row: Row, *, budget_ratio: float = BUDGET_RATIO, floor: float = 
     return budget_ratio * max(row["e_ref_max"] or 0.0, floor)
 
 
+def precision_text(precision: Row) -> str:
+    """The arithmetic of a run: the regime of both sides with the product that was the worst, and the flag."""
+    sides = {side: precision[side] for side in ("reference", "port")}
+    measured = [
+        f"the {side} computes in {found['regime']} (worst: a {found['worst']}, {found['error']:.2e})"
+        for side, found in sides.items()
+    ]
+    flag = "not set" if precision["tf32_flag"] is None else precision["tf32_flag"]
+    return ", ".join([*measured, f"MLX_ENABLE_TF32 {flag}"])
+
+
 def heat_map(grid: Row, unit: float) -> list[str]:
     """An error map as lines of text, one character a cell, and its legend.
 
@@ -110,6 +137,14 @@ def heat_map(grid: Row, unit: float) -> list[str]:
         f"rows: {grid['row_axis']}; columns: {grid['column_axis']}; a cell is the largest |error| in it",
         "in budgets of one element: n from 10^n on, '.' from 0.1 to 1 (within), blank below",
     ]
+
+
+def stage_number(found: Row, budget_ratio: float = BUDGET_RATIO) -> str:
+    """What stands in the box of a stage, from `worst_per_stage`: a ratio, else what there is instead of one."""
+    if found["ratio"] is not None:
+        return ratio_text(found["ratio"], budget_ratio)
+    instead = {"FAIL": "unequal", "ERROR": "error", "VACUOUS": "vacuous", "PASS": "exact"}
+    return instead.get(found["status"], "-")
 
 
 def number_text(value: float | None) -> str:

@@ -15,9 +15,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,8 @@ def _judge_one(entry: Mapping[str, Any], folder: Path, results: Path) -> list[Ro
     else:
         follow = TARGETS[entry["module"]].follows
         readings = compare_all(port, groups["out"], groups["out64"], follow=follow)
-    command = f"python -m parity_tests.harness.record --judge {folder} {results} --only '{entry['case']}'"
+    words = ["--judge", str(folder), str(results), "--only", escape(entry["case"])]
+    command = shlex.join(["python", "-m", "parity_tests.harness.record", *words])
     about = ("isolated", entry["module"], entry["case"])
     return [Row(f"{entry['case']}.{k}", entry["stage"], *about, reading, command) for k, reading in readings.items()]
 
