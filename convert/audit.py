@@ -17,9 +17,10 @@ from convert.mapping import PORT_ROOT, TABLE, Step
 from convert.transforms import Shape
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model
+from port.printing import OneLineError
 
 
-class AuditError(ValueError):
+class AuditError(OneLineError):
     """A conversion that is not whole; the message names the tensor."""
 
 

@@ -6,11 +6,10 @@ Whatever is wrong with a file ends in one `CheckpointError` line that names the 
 from __future__ import annotations
 
 import hashlib
-import pickle
-import re
-import zipfile
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,26 @@ import numpy as np
 import torch
 import yaml
 
-from convert.mapping import COUNTERS
+from convert.archive import CheckpointError
+from convert.names import COUNTERS
+from convert.torch_file import Foreign, Storage, Stored, read_torch_file
 from convert.transforms import Shape
+from convert.yaml_limits import check_events
+from port.files import require_regular
+from port.storage import read_header
 
 # Far above any real model, far below what would fill a machine.
 MAX_TENSORS = 20_000
 MAX_ELEMENTS = 1 << 31
-MAX_PICKLE_BYTES = 64 << 20
-MAX_YAML_BYTES = 1 << 20
-WRAPPERS = ("state_dict", "module")
+MAX_DIMENSIONS = 8
+# What trainers put a state dict into: DeepSpeed `module`, Lightning `state_dict`, vocoder trainers `generator`, ...
+WRAPPERS = ("state_dict", "model_state_dict", "module", "model", "generator")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+LFS_POINTER = b"version https://git-lfs"
+_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # The official yaml seeds four generators; nothing else in it may ask for a call.
 ALLOWED_APPLY = frozenset({"random.seed", "numpy.random.seed", "torch.manual_seed", "torch.cuda.manual_seed_all"})
-
-
-class CheckpointError(ValueError):
-    """A source file that cannot be used; one line that names the file and what is wrong with it."""
+MAX_YAML_BYTES = 1 << 18
 
 
 class StateDict(Mapping[str, np.ndarray]):
@@ -75,6 +78,7 @@ def sha256(path: Path) -> str:
         CheckpointError: the file cannot be read.
     """
     try:
+        require_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -82,90 +86,115 @@ def sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Open a `.pt` file as torch.save writes it, memory-mapped; nothing in it is executed.
+    """Open the weights of a `.pt` file as torch.save writes it, or of a safetensors file; nothing in it is executed.
 
-    Accepted around the weights: `epoch` and `step`, and one wrapper `state_dict` or `module`.
+    Accepted around the weights: `WRAPPERS`, one inside another, and beside the weights whatever is none (`ignored`).
 
     Raises:
-        CheckpointError: missing, truncated, compressed or not a torch file, code in the pickle, not a state dict,
-            tensors that are not floating point, or shapes that the file cannot hold.
+        CheckpointError: missing, truncated, damaged, compressed or not such a file, code in the pickle, not a state
+            dict, tensors that are not floating point, or shapes that the file cannot hold.
+        WeightsError: a damaged safetensors file.
     """
-    _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"asks for {named[1]}" if named else "holds more than tensors"
-        raise CheckpointError(f"{path}: refused, its pickle {what}, and only plain tensors are read") from None
-    except Exception as error:  # a damaged pickle can make torch's reader fail in any way
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path}: not readable as a torch state dict ({reason})") from None
-    tensors, ignored = _unwrap(path, content)
-    for key, tensor in tensors.items():
-        _check_tensor(path, key, tensor)
-    return StateDict(tensors, ignored)
-
-
-def _check_archive(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: not found")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
-        raise CheckpointError(f"{path}: truncated, or not a file written by torch.save (1.6 or newer)") from None
-    if len(records) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: {len(records)} records, more than {MAX_TENSORS}")
-    size = path.stat().st_size
-    for record in records:
-        # Weights are stored as they are, so a record that unpacks to more than it takes is no checkpoint.
-        if record.compress_type != zipfile.ZIP_STORED or record.file_size > size:
-            raise CheckpointError(
-                f"{path}: record {record.filename!r} is compressed; torch.save stores records plainly"
-            )
-        if record.filename.endswith("data.pkl") and record.file_size > MAX_PICKLE_BYTES:
-            raise CheckpointError(f"{path}: its pickle takes {record.file_size} bytes, more than {MAX_PICKLE_BYTES}")
-
-
-def _unwrap(path: Path, content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
-    ignored: list[str] = []
-    if isinstance(content, Mapping):
-        for wrapper in WRAPPERS:
-            inner = content.get(wrapper)
-            if isinstance(inner, Mapping):
-                if outside := [key for key, value in content.items() if isinstance(value, torch.Tensor)]:
-                    raise CheckpointError(f"{path}: tensor {outside[0]!r} stands outside {wrapper!r}")
-                ignored += [str(key) for key in content if key != wrapper]
-                content = inner
-                break
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path}: holds {type(content).__name__}, expected a state dict")
-    tensors = {}
+        require_regular(path)
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    if start.startswith(LFS_POINTER):
+        raise CheckpointError(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
+    if path.suffix == ".safetensors" or start[8:9] == b"{":
+        content, data, kept = *_read_safetensors(path), ()
+    else:
+        content, data = read_torch_file(path)
+        content, kept = _unwrap(path, content)
+    ignored, tensors = list(kept), {}
     for key, value in content.items():
-        if key in COUNTERS:
+        beside = isinstance(key, str) and "." not in key and not _is_tensor(value)
+        if beside or (key in COUNTERS and isinstance(value, Stored) and math.prod(value.shape) == 1):
             ignored.append(key)
-        elif not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{path}: entry {key!r} is {type(value).__name__}, expected a tensor under a name")
+        elif not isinstance(key, str):
+            raise CheckpointError(f"{path}: entry {key!r:.60} is {_what(value)}, expected a tensor under a name")
         else:
-            tensors[key] = value
+            tensors[key] = _tensor(path, key, value, data)
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
-    return tensors, tuple(ignored)
+    if len(tensors) > MAX_TENSORS:
+        raise CheckpointError(f"{path}: {len(tensors)} tensors, more than {MAX_TENSORS}")
+    return StateDict(tensors, tuple(ignored))
 
 
-def _check_tensor(path: Path, key: str, tensor: torch.Tensor) -> None:
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
-        raise CheckpointError(f"{path}: {key} is not a plain dense tensor")
-    if tensor.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{path}: {key} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating point"
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], mmap]:
+    """Descriptions and bytes, as `read_torch_file` gives them."""
+    entries = read_header(path)
+    with path.open("rb") as file:
+        begin = 8 + int.from_bytes(file.read(8), "little")
+        data = mmap(file.fileno(), 0, access=ACCESS_COPY)
+    content: dict[str, Any] = {}
+    for name, info in entries.items():
+        dtype, count = _SAFETENSORS.get(info.dtype), math.prod(info.shape)
+        strides = tuple(math.prod(info.shape[i + 1 :]) for i in range(len(info.shape)))
+        content[name] = (
+            Foreign(f"safetensors.{info.dtype}")
+            if dtype is None
+            else Stored(Storage(dtype, begin + info.begin, count), 0, info.shape, strides)
         )
-    shape = list(tensor.shape)
+    return content, data
+
+
+def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
+    """The state dict in whatever a trainer put it into, and the names of what stands beside it."""
+    ignored: list[str] = []
+    for _ in WRAPPERS:
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: holds {_what(content)}, expected a state dict")
+        wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
+        if wrapper is None:
+            break
+        for key, value in content.items():
+            # A norm of gradients or a loss may be a tensor too; more numbers than one are weights.
+            if isinstance(value, Stored) and math.prod(value.shape) != 1:
+                raise CheckpointError(f"{path}: tensor {key!r:.80} stands outside {wrapper!r}")
+        ignored += [str(key) for key in content if key != wrapper]
+        content = content[wrapper]
+    return content, ignored
+
+
+def _is_tensor(value: Any) -> bool:
+    """Dense or, such as `torch._utils._rebuild_sparse_tensor`, of another kind."""
+    return isinstance(value, Stored) or (
+        isinstance(value, Foreign) and value.name.startswith(("torch.", "safetensors."))
+    )
+
+
+def _what(value: Any) -> str:
+    return (
+        value.name if isinstance(value, Foreign) else "a tensor" if isinstance(value, Stored) else type(value).__name__
+    )
+
+
+def _tensor(path: Path, key: str, value: Any, data: mmap) -> torch.Tensor:
+    """The tensor that `value` describes, on the mapped file."""
+    if isinstance(value, Foreign) and _is_tensor(value):
+        raise CheckpointError(f"{path}: {key} is not a plain dense tensor ({value.name})")
+    if not isinstance(value, Stored):
+        raise CheckpointError(f"{path}: entry {key!r:.120} is {_what(value)}, expected a tensor under a name")
+    storage, offset, shape, strides = value
+    if storage.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{path}: {key} holds {str(storage.dtype).removeprefix('torch.')}, expected floating point"
+        )
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{path}: {key} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+    count = math.prod(shape)
+    if count == 0:
+        raise CheckpointError(f"{path}: {key} is empty, shape {list(shape)}")
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # A stride of 0 lets a few stored bytes claim any size.
-    if tensor.numel() > MAX_ELEMENTS or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise CheckpointError(f"{path}: {key} claims shape {shape}, more than the file holds")
-    if tensor.numel() == 0:
-        raise CheckpointError(f"{path}: {key} is empty, shape {shape}")
+    if count > min(MAX_ELEMENTS, storage.count) or last >= storage.count:
+        raise CheckpointError(f"{path}: {key} claims shape {list(shape)}, more than the file holds")
+    numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.count, offset=storage.begin)
+    return numbers.as_strided(shape, strides, offset)
 
 
 # ---- yaml
@@ -221,31 +250,29 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a HyperPyYAML file to plain data; tags become `Tagged` values and nothing is imported or called.
 
     Raises:
-        CheckpointError: missing, not yaml, too large, aliases, or a tag outside `!new`, `!name`, `!ref` and the four
-            seed calls of the official file.
+        CheckpointError: missing, not yaml, too large or too deep, aliases that unfold to too much, or a tag outside
+            `!new`, `!name`, `!ref` and the four seed calls of the official file.
     """
     try:
+        require_regular(path)
         if path.stat().st_size > MAX_YAML_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable ({type(error).__name__})") from None
+        raise CheckpointError(f"{path}: not readable ({getattr(error, 'strerror', None) or 'no UTF-8 text'})") from None
     try:
-        for event in yaml.parse(text, Loader=_PlainLoader):
-            # The official file has none, and a chain of them unfolds without bound.
-            if isinstance(event, yaml.AliasEvent):
-                raise CheckpointError(f"line {event.start_mark.line + 1}: aliases are not accepted")
+        check_events(text)
         data = yaml.load(text, Loader=_PlainLoader)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise CheckpointError(f"{path}: {where}not valid yaml ({problem})") from None
-    except (RecursionError, ValueError, TypeError) as error:
+    except Exception as error:  # PyYAML makes numbers, dates and truth values of text without looking at it
         raise CheckpointError(f"{path}: not valid yaml ({type(error).__name__})") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a mapping at the top")

@@ -42,7 +42,11 @@ def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
             f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
         )
     mel = Arguments("feat_extractor", resolve(document, part_of(document, "feat_extractor"), "feat_extractor"), True)
-    # Files from before December 2025 said fmax 8000; the official file was corrected to null.
+    if (fmax := mel.values.get("fmax")) is not None:
+        raise ConfigError(
+            f"feat_extractor.fmax: {fmax!r:.40} is not supported; the published file was corrected to null in "
+            "December 2025: write `fmax: null`, or download cosyvoice3.yaml again"
+        )
     mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)
     mel.expect(hop_size=config.vocoder.hop_samples, fmin=0, fmax=None)
     mel.allow(center=False)

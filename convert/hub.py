@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
 from convert.checkpoint import CheckpointError
 from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
-from convert.parts import official_parts
+from convert.parts import held_as, official_parts
 from convert.space import require_space
 from port import hub
+from port.printing import OneLineError
 
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 
 
-class UsageError(ValueError):
+class UsageError(OneLineError):
     """Arguments that cannot work."""
 
 
@@ -77,9 +79,17 @@ class Source:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def needed_files(llm: str = "base") -> tuple[str, ...]:
-    """What a conversion reads, about 4.4 GB of the 9.9 GB that the repository holds."""
-    return (*(part.file for part in official_parts(llm)), *TEXT_FILES)
+def needed_files(llm: str = "base", names: Container[str] = ()) -> tuple[str, ...]:
+    """What a conversion reads, about 4.4 GB of the 9.9 GB that the repository holds; see `official_parts`."""
+    return (*(part.file for part in official_parts(llm, names)), *TEXT_FILES)
+
+
+def names_in(folder: Path) -> frozenset[str]:
+    """Names of the files of a folder."""
+    try:
+        return frozenset(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
 
 
 def find_source(
@@ -105,18 +115,30 @@ def find_source(
             raise UsageError(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
         return Source(folder, hf_path, None, llm)
     if folder.exists() or not hub.ID.fullmatch(hf_path):
-        raise UsageError(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}")
+        raise UsageError(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}{_alike(folder)}")
+    if (alike := _alike(folder)) or hf_path.startswith("."):
+        raise UsageError(f"{hf_path}: no such folder{alike}")
     if revision is None and hf_path == RELEASE.repo:
         revision = RELEASE.revision
-    files = needed_files(llm)
+    files: Sequence[str] = needed_files(llm)
     known = RELEASE.files if (hf_path, revision) == (RELEASE.repo, RELEASE.revision) else {}
     fixed = revision is not None and hub.COMMIT.fullmatch(revision)
     folder = (hub.in_cache(hf_path, revision, files) if fixed else None) or _download(
         hf_path, revision, files, out, share, known
     )
+    files = [held_as(name, names_in(folder)) for name in files]
     _check_sizes(folder, {name: known[name].bytes for name in files if name in known})
     digests = {name: known[name].digest if name in known else _cached_digest(folder / name) for name in files}
     return Source(folder, hf_path, folder.name, llm, {name: digest for name, digest in digests.items() if digest})
+
+
+def _alike(folder: Path) -> str:
+    """What may have been meant by a folder that is not there."""
+    try:
+        near = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], 1)
+    except OSError:
+        return ""
+    return f"; did you mean {folder.parent / near[0]}?" if near and len(folder.parts) > 1 else ""
 
 
 def _download(
@@ -128,6 +150,10 @@ def _download(
         if held := hub.in_cache(repo, revision, files):
             return held
         raise CheckpointError(f"{error}, and the cache does not hold all that a conversion needs") from None
+    except hub.HubError as error:
+        beside = "; nor is there such a folder here" if Path(repo).parent.is_dir() else ""
+        raise CheckpointError(f"{error}{beside}") from None
+    files = [held_as(name, listing.sizes) for name in files]
     if missing := [name for name in files if name not in listing.sizes]:
         raise CheckpointError(
             f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint"

@@ -16,6 +16,7 @@ from itertools import chain
 import numpy as np
 
 from convert.mapping_onnx import ONNX_ROWS
+from convert.names import ADAPTER, COUNTERS, strip_prefixes
 from convert.transforms import (
     CONSTANT,
     CONV,
@@ -24,10 +25,12 @@ from convert.transforms import (
     FOLD_EXACTLY,
     IDENTITY,
     TIED,
+    UNUSED,
     Shape,
     Transform,
 )
 from port.config import CosyVoice3Config
+from port.printing import OneLineError
 
 # Where each part's parameters live in the port.
 PORT_ROOT = {
@@ -38,13 +41,9 @@ PORT_ROOT = {
     "speaker": "speaker",
     "unit": "unit",
 }
-# What training code puts around a state dict: its counters, and prefixes of wrapped modules (the original strips
-# `generator.` itself: cosyvoice/cli/model.py, load).
-COUNTERS = frozenset({"epoch", "step"})
-PREFIXES = {"hift": ("module.", "generator."), "llm": ("module.",), "flow": ("module.",)}
 
 
-class ConversionError(ValueError):
+class ConversionError(OneLineError):
     """Source tensors that do not follow the table; the message names the tensor."""
 
 
@@ -86,6 +85,8 @@ class Step:
         Raises:
             ConversionError: values that are not finite, or a check that failed.
         """
+        if self.row.transform is UNUSED:
+            return None
         arrays = []
         for key in self._reads:
             array = np.asarray(tensors[key])
@@ -192,6 +193,7 @@ TABLE: tuple[Row, ...] = (
     _row("hift", "source_downs.#.bias", "vocoder.source_downs.$1.bias"),
     _row("hift", "m_source.l_linear.(weight|bias)", "vocoder.m_source.l_linear.$1"),
     _row("hift", "f0_predictor.classifier.(weight|bias)", "vocoder.f0_predictor.classifier.$1"),
+    _row("hift", "discriminator.(.*)", None, UNUSED, reason="the other side of the vocoder's training"),
     # Modules of the original that no official file carries; parity tests bring weights of their own.
     _row("unit", "(.*)(gamma|beta)", "unit.$1$2"),
     _row("unit", "(.*)dwconv.weight", "unit.$1dwconv.weight", CONV),
@@ -217,13 +219,6 @@ def _patterns(part: str) -> tuple[tuple[re.Pattern[str], Row, int], ...]:
     return tuple(
         (_regex(pattern), row, index) for row in TABLE if row.part == part for index, pattern in enumerate(row.sources)
     )
-
-
-def strip_prefixes(part: str, key: str) -> str:
-    """The key as the official file spells it, without the prefixes of wrapped modules."""
-    for prefix in PREFIXES.get(part, ()):
-        key = key.removeprefix(prefix)
-    return key
 
 
 def plan(part: str, keys: Iterable[str]) -> list[Step]:
@@ -291,6 +286,10 @@ def _find(part: str, plain: str, spelled: str) -> tuple[Row, int, tuple[str, ...
     for regex, row, index in _patterns(part):
         if match := regex.fullmatch(plain):
             return row, index, match.groups()
+    if ADAPTER.search(plain):
+        raise ConversionError(
+            f"{part}: {spelled!r} is of an adapter; merge the adapter first (peft: merge_and_unload) and save again"
+        )
     raise ConversionError(f"{part}: unknown tensor {spelled!r}; the model has no place for it")
 
 

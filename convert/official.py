@@ -15,15 +15,16 @@ from convert.arguments import Arguments
 from convert.checkpoint import CheckpointError, read_yaml
 from convert.front_end import check_front_end, end_of_prompt, part_of
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.qwen2 import qwen2_config
 from convert.references import resolve
 from port.config import (
+    MAX_BYTES,
     CFMConfig,
     ConfigError,
     CosyVoice3Config,
     DiTConfig,
     FlowConfig,
     LLMConfig,
-    Qwen2Config,
     SamplingConfig,
     SpeakerConfig,
     SpeechTokenizerConfig,
@@ -31,6 +32,7 @@ from port.config import (
     check_sizes,
     from_dict,
 )
+from port.files import require_regular
 from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"
@@ -175,29 +177,6 @@ def llm_config(
     return LLMConfig(**values)
 
 
-def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool = False) -> Qwen2Config:
-    """`config.json` of a Qwen2 model (transformers `Qwen2Config`) as a `Qwen2Config`.
-
-    Raises:
-        ConfigError: a key or a value that the port has no counterpart for.
-    """
-    given = Arguments(where, content, complete)
-    values = given.take(*Qwen2Config.__dataclass_fields__)
-    given.allow(
-        model_type="qwen2", hidden_act="silu", tie_word_embeddings=True, use_sliding_window=False, rope_scaling=None
-    )
-    given.ignore("architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
-    given.ignore("initializer_range", "max_position_embeddings", "max_window_layers", "sliding_window")
-    given.ignore("torch_dtype", "dtype", "transformers_version")
-    given.done()
-    config = from_dict(Qwen2Config, values, f".{where}")
-    if config.hidden_size % config.num_attention_heads or config.head_dim % 2:
-        raise ConfigError(f"{where}.num_attention_heads: {config.num_attention_heads} heads do not divide hidden_size")
-    if config.num_attention_heads % config.num_key_value_heads:
-        raise ConfigError(f"{where}.num_key_value_heads: {config.num_key_value_heads} does not divide the heads")
-    return config
-
-
 def load_config(folder: Path) -> CosyVoice3Config:
     """Configuration of an official checkpoint folder, from its text files and its two ONNX graphs.
 
@@ -261,7 +240,12 @@ def with_front_end(
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        require_regular(path)
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path}: larger than {MAX_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
+    except CheckpointError:
+        raise
     except FileNotFoundError:
         raise CheckpointError(f"{path}: not found") from None
     except (OSError, ValueError, RecursionError) as error:

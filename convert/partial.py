@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from convert.hub import UsageError
+from convert.official import YAML_FILE
 
 MARK = ".converting"  # in a folder that is being written, locked as long as its writer lives
 
@@ -23,8 +24,10 @@ def refuse_existing(out: Path) -> None:
     """Raises:
     UsageError: `out` exists.
     """
+    if (out / YAML_FILE).exists() or (out / "llm.pt").exists():
+        raise UsageError(f"{out}: is a checkpoint; --hf-path takes it, and --mlx-path a folder that does not exist yet")
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out}: exists already; remove it or choose another --mlx-path")
+        raise UsageError(f"{out}: exists already and is left as it is; choose another --mlx-path")
 
 
 def clear_leftover(out: Path) -> None:

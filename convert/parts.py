@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,9 +34,16 @@ PARTS = (
 LLM_FILES = {"base": "llm.pt", "rl": "llm.rl.pt"}  # the second is the first after reinforcement learning
 
 
-def official_parts(llm: str = "base") -> tuple[Part, ...]:
-    """`PARTS` with one of the two language models."""
-    return tuple(part._replace(file=LLM_FILES[llm]) if part.name == "llm" else part for part in PARTS)
+def held_as(file: str, names: Container[str]) -> str:
+    """A file's name, or that of the same weights as safetensors where `names` has only those."""
+    other = str(Path(file).with_suffix(".safetensors"))
+    return other if file.endswith(".pt") and file not in names and other in names else file
+
+
+def official_parts(llm: str = "base", names: Container[str] = ()) -> tuple[Part, ...]:
+    """`PARTS` with one of the two language models, by the names that a folder has for them."""
+    files = {part.name: LLM_FILES[llm] if part.name == "llm" else part.file for part in PARTS}
+    return tuple(part._replace(file=held_as(files[part.name], names)) for part in PARTS)
 
 
 def converted_parts(folder: Path) -> tuple[Part, ...]:
@@ -45,5 +52,7 @@ def converted_parts(folder: Path) -> tuple[Part, ...]:
     Raises:
         WeightsError: it cannot be read.
     """
-    provenance = read_json(folder / "config.json").get("provenance", {})
-    return official_parts("rl" if LLM_FILES["rl"] in provenance.get("sha256", {}) else "base")
+    provenance = read_json(folder / "config.json").get("provenance")
+    hashes = provenance.get("sha256") if isinstance(provenance, dict) else None
+    names = frozenset(hashes) if isinstance(hashes, dict) else frozenset()
+    return official_parts("rl" if held_as(LLM_FILES["rl"], names) in names else "base", names)

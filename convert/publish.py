@@ -15,24 +15,32 @@ from typing import Any
 
 from tqdm import tqdm
 
+from convert.card_flags import add_card_flags
 from convert.checkpoint import CheckpointError, sha256
 from port import hub
-from port.files import beside
+from port.printing import OneLineError, printable
 from port.storage import WeightsError
-from reports.card import CARD_FILE, CardError, card, read_json
+from reports.card import CARD_FILE, CardError, card, is_card, read_json, write_card
 
 AUDIT_FILE = "audit.json"
 SETTLED = ("PASS", "SKIP", "XFAIL", "REDUCED")
 
 
-class PublishError(ValueError):
+class PublishError(OneLineError):
     """A folder that must not be published; one line."""
 
 
 REFUSALS = (PublishError, CardError, CheckpointError, WeightsError)
 
 
-def publish(folder: Path, repo: str, report: Path | None = None, private: bool = False) -> str:
+def publish(
+    folder: Path,
+    repo: str,
+    report: Path | None = None,
+    private: bool = False,
+    base_model: str | None = None,
+    licence: str | None = None,
+) -> str:
     """Write the model card into the folder and upload it.
 
     Args:
@@ -40,6 +48,7 @@ def publish(folder: Path, repo: str, report: Path | None = None, private: bool =
         repo: hub id, made where it does not exist.
         report: report.json of a run of the suite on this folder, for the card.
         private: of a repository that is made.
+        base_model, licence: for the card, see `card`.
 
     Returns:
         Address on the hub.
@@ -50,15 +59,15 @@ def publish(folder: Path, repo: str, report: Path | None = None, private: bool =
     """
     audit = require_verified(folder)
     run = require_report(report, audit) if report else None
-    text = card(folder, run, repo)
-    with beside(folder / CARD_FILE) as file:
-        file.write_text(text, "utf-8")
+    text = card(folder, run, repo, base_model, licence)
+    write_card(folder, text)
     files = [*audit["written"], AUDIT_FILE, CARD_FILE]
     from huggingface_hub import HfApi
 
     api = HfApi()
     try:
         api.create_repo(repo, exist_ok=True, private=private)
+        _note_other_card(repo)
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -69,6 +78,18 @@ def publish(folder: Path, repo: str, report: Path | None = None, private: bool =
         cause = error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
         raise hub.explained(cause, repo, None) from None
     return str(done)
+
+
+def _note_other_card(repo: str) -> None:
+    """Say that a README.md on the hub, which is no card of this command, will be replaced."""
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        held = Path(hf_hub_download(repo, CARD_FILE))
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
+        return
+    if not is_card(held):
+        print(f"note: {repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it")
 
 
 def require_verified(folder: Path) -> dict[str, Any]:
@@ -117,19 +138,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--upload-repo", required=True, metavar="NAME", help="hub id, such as me/CosyVoice3-mlx")
     parser.add_argument("--report", type=Path, metavar="JSON", help="report.json of the suite on this folder")
     parser.add_argument("--private", action="store_true", help="make the repository private if it is new")
+    add_card_flags(parser)
     options = parser.parse_args(arguments)
     if not hub.ID.fullmatch(options.upload_repo):
         return _say(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx", 2)
     try:
-        address = publish(options.mlx_path, options.upload_repo, options.report, options.private)
+        address = publish(
+            options.mlx_path,
+            options.upload_repo,
+            options.report,
+            options.private,
+            options.base_model,
+            options.license,
+        )
     except (*REFUSALS, OSError) as error:
         return _say(error, 1)
-    print(f"published: {address}")
+    print(printable(f"published: {address}"))
     return 0
 
 
 def _say(error: object, code: int) -> int:
-    print("publish: " + " ".join(str(error).split()), file=sys.stderr)
+    print("publish: " + printable(error), file=sys.stderr)
     return code
 
 

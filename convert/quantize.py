@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from convert.mapping import ConversionError
+from port.printing import OneLineError
 from port.storage import DTYPES, Shape, TensorInfo, read_headers
 from port.weights import quantization_of
 
@@ -40,7 +41,7 @@ HALF_BY_DEFAULT = ("llm", "embeddings", "flow")
 QUANTIZED_BY_DEFAULT = ("llm",)
 
 
-class PrecisionError(ValueError):
+class PrecisionError(OneLineError):
     """A precision that cannot be had; one line."""
 
 
@@ -179,10 +180,10 @@ def precision_of(folder: Path) -> Found:
         WeightsError: files that cannot be read.
     """
     settings = quantization_of(folder) or {}
-    bits = {settings.get("bits"), *(own.get("bits") for own in settings.values() if isinstance(own, dict))}
+    bits = [own.get("bits") for own in (settings, *settings.values()) if isinstance(own, dict)]
     return Found(
         {name: info.dtype for name, (_, info) in read_headers(folder).items()},
-        tuple(sorted(b for b in bits if isinstance(b, int))),
+        tuple(sorted({b for b in bits if type(b) is int})),
     )
 
 

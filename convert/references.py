@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 from typing import Any
 
@@ -24,6 +26,19 @@ CLASSES = {
     "get_tokenizer": "cosyvoice.tokenizer.tokenizer.get_qwen_tokenizer",
 }
 
+# What HyperPyYAML computes, but for powers.
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
+MAX_TEXT = 200  # characters of a reference
+LARGEST = 1 << 62
+MAX_REFERENCES = 8  # that name one another
+
 
 def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
     """Follow references and check class paths.
@@ -44,7 +59,7 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
     wanted = CLASSES.get(where)
     found = value.target if isinstance(value, Tagged) else None
     if found != wanted:
-        raise ConfigError(f"{where}: class {found!r} is not known, expected {wanted or 'plain values'}")
+        raise ConfigError(f"{where}: class {found!r:.120} is not known, expected {wanted or 'plain values'}")
     if isinstance(value, Tagged):
         value = {} if value.value is None else value.value
     if isinstance(value, dict):
@@ -54,16 +69,42 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
     return value
 
 
-def _reference(document: dict[str, Any], text: str, where: str) -> Any:
-    names = re.findall(r"<(\w+)>", text)
-    if not re.fullmatch(r"\s*<\w+>(\s*\*\s*<\w+>)*\s*", text):
-        raise ConfigError(f"{where}: reference {text!r:.60} is not a name or a product of names")
-    product: Any = None
-    for name in names:
-        value = document.get(name)
-        if not isinstance(value, int | float | str):
-            raise ConfigError(f"{where}: reference <{name}> names no plain value of this file")
-        if len(names) > 1 and isinstance(value, str):
-            raise ConfigError(f"{where}: reference <{name}> is not a number")
-        product = value if product is None else product * value
-    return product
+def _reference(document: dict[str, Any], text: str, where: str, followed: int = 0) -> Any:
+    """`<name>`, a product or another sum of numbers and names, or a text with names in it."""
+    if len(text) > MAX_TEXT or followed > MAX_REFERENCES:
+        raise ConfigError(f"{where}: reference {text!r:.60} is too long, or refers to itself")
+    values = {name: _named(document, name, where, followed) for name in re.findall(r"<(\w+)>", text)}
+    if single := re.fullmatch(r"\s*<(\w+)>\s*", text):
+        return values[single[1]]
+    words = [name for name, value in values.items() if isinstance(value, str)]
+    if words and "*" in text:
+        raise ConfigError(f"{where}: reference <{words[0]}> is not a number")
+    filled = re.sub(r"<(\w+)>", lambda match: str(values[match[1]]), text)
+    if words:
+        return filled[:MAX_TEXT]
+    try:
+        number = _computed(ast.parse(filled.strip(), mode="eval").body if values else None)
+        if abs(number) >= LARGEST:
+            raise ValueError
+        return number
+    except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError, MemoryError):
+        raise ConfigError(f"{where}: reference {text!r:.60} is not a name or a product of names and numbers") from None
+
+
+def _named(document: dict[str, Any], name: str, where: str, followed: int) -> int | float | str:
+    value = document.get(name)
+    if isinstance(value, Tagged) and value.kind == "ref":
+        return _reference(document, value.target, where, followed + 1)
+    if not isinstance(value, int | float | str):
+        raise ConfigError(f"{where}: reference <{name}> names no plain value of this file")
+    return value
+
+
+def _computed(node: ast.expr | None) -> int | float:
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        return node.value
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_computed(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](_computed(node.left), _computed(node.right))
+    raise ValueError

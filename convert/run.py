@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,30 +21,32 @@ if __package__ in (None, ""):  # run as a file: the repository, not convert/, is
 
 from tqdm import tqdm
 
-from convert.audit import Audit, AuditError, SourceFile, port_shapes, prove
+from convert.audit import Audit, AuditError, port_shapes, prove
 from convert.bake import Bake
-from convert.checkpoint import CheckpointError, StateDict, sha256
+from convert.card_flags import add_card_flags, card_arguments
+from convert.checkpoint import CheckpointError, sha256
 from convert.hub import (
     RELEASE,
-    TEXT_FILES,
     Source,
     UsageError,
-    check_digests,
     differences,
     find_source,
     identity,
+    names_in,
     needed_files,
 )
+from convert.layout import describe_files, require_checkpoint
 from convert.mapping import ConversionError, Step, plan
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
 from convert.partial import MARK, beside, clear_leftover, refuse_existing
-from convert.parts import LLM_FILES, Part, Weights, official_parts
+from convert.parts import LLM_FILES, Weights, official_parts
 from convert.quantize import FLOAT32, Precision, PrecisionError, add_flags, from_flags
 from convert.space import output_bytes, output_layout, output_share, require_space
 from port.config import ConfigError, CosyVoice3Config
 from port.device import DEVICES, use_device
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.hub import ID
+from port.printing import OneLineError, printable
 from port.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
 from port.weights import check, heads, save_config
 
@@ -57,7 +59,7 @@ Row = Mapping[str, Any]
 ParityCheck = Callable[[Path, Path], Sequence[Row]]
 
 
-class ParityError(ValueError):
+class ParityError(OneLineError):
     """Written files that do not do what the source does."""
 
 
@@ -99,9 +101,8 @@ def convert_folder(
         CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError: one line.
     """
     refuse_existing(out)
-    for file in needed_files(source.llm):
-        if not (source.folder / file).is_file():
-            raise CheckpointError(f"{source.folder / file}: not found")
+    names = names_in(source.folder)
+    require_checkpoint(source.folder, needed_files(source.llm, names))
     config = text_config(source.folder)
     tokenizer = CosyVoice3Tokenizer.from_folder(source.folder / TOKENIZER_FOLDER)
     if tokenizer.end_of_prompt != config.llm.end_of_prompt or len(tokenizer) > config.llm.qwen2.vocab_size:
@@ -109,7 +110,7 @@ def convert_folder(
             f"{source.folder / TOKENIZER_FOLDER}: a vocabulary of {len(tokenizer)} does not fit the language model's "
             f"{config.llm.qwen2.vocab_size} rows"
         )
-    parts = official_parts(source.llm)
+    parts = official_parts(source.llm, names)
     opened = {part.name: part.read(source.folder / part.file) for part in parts}
     config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
     plans = {part: plan(part, held) for part, held in opened.items()}
@@ -140,25 +141,6 @@ def convert_folder(
         report["written"] = written
         (partial / AUDIT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return audit, rows
-
-
-def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
-    """Sizes and hashes of everything that was read, weights by part and text files by name.
-
-    Raises:
-        CheckpointError: a file that is not the published one.
-    """
-    folder, files = source.folder, {}
-    for part in tqdm(parts, desc="sha256", unit="file", file=sys.stderr, disable=None):
-        path, held = folder / part.file, opened[part.name]
-        elements = sum(map(math.prod, held.shapes.values())) - (held.shared if isinstance(held, StateDict) else 0)
-        size = path.stat().st_size
-        files[part.name] = SourceFile(part.file, sha256(path), size, len(held), elements, held.ignored)
-    for name in TEXT_FILES:
-        path = folder / name
-        files[name] = SourceFile(name, sha256(path), path.stat().st_size, 0, 0)
-    check_digests(source, {file.name: file.sha256 for file in files.values()})
-    return files
 
 
 def _write(
@@ -229,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--llm", choices=LLM_FILES, default="base", help="language model: llm.pt, or rl for llm.rl.pt (default: base)"
     )
+    add_card_flags(parser)
     options = parser.parse_args(arguments)
     try:
         refuse_existing(options.mlx_path)
@@ -236,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _choose(options.device)
         if options.upload_repo and not ID.fullmatch(options.upload_repo):
             raise UsageError(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
+        if not options.upload_repo and (given := card_arguments(options)):
+            raise UsageError(f"{given[0]} goes with --upload-repo")
         precision = from_flags(options)
         share = output_share(precision, options.bake_timesteps)
         source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path, share)
@@ -249,16 +234,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 1)
     for line in differences(source, {file.name: file.sha256 for file in audit.files.values()}):
-        print(f"note: {line}")
-    passed = sum(row["status"] == "PASS" for row in rows)
-    print(f"{options.mlx_path}: {audit.verdict}; parity {passed} of {len(rows)} checkpoints pass")
-    return _upload(options.mlx_path, options.upload_repo) if options.upload_repo else 0
+        print("note: " + printable(line))
+    print(printable(f"{options.mlx_path}: {audit.verdict}; {parity_verdict(rows)}"))
+    return _upload(options) if options.upload_repo else 0
 
 
-def _upload(folder: Path, repo: str) -> int:
+def parity_verdict(rows: Sequence[Row]) -> str:
+    """One line for people: how many comparisons came out how, and what the reduced ones are judged by."""
+    counts = Counter(row["status"] for row in rows)
+    if set(counts) == {"PASS"}:
+        return f"parity {len(rows)} of {len(rows)} checkpoints pass"
+    said = f"parity {counts['PASS']} of {len(rows)} checkpoints pass"
+    said += "".join(f", {count} {status}" for status, count in sorted(counts.items()) if status != "PASS")
+    if counts["REDUCED"]:
+        said += " (not float32, so not judged one by one: quality.json has what they are judged by)"
+    return said
+
+
+def _upload(options: argparse.Namespace) -> int:
     from convert.publish import main as publish
 
-    return publish(["--mlx-path", str(folder), "--upload-repo", repo])
+    given = ["--mlx-path", str(options.mlx_path), "--upload-repo", options.upload_repo]
+    return publish([*given, *card_arguments(options)])
 
 
 def _choose(device: str) -> None:
@@ -269,7 +266,7 @@ def _choose(device: str) -> None:
 
 
 def _say(error: object, code: int) -> int:
-    print("convert: " + " ".join(str(error).split()), file=sys.stderr)
+    print("convert: " + printable(error), file=sys.stderr)
     return code
 
 

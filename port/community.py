@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .community_config import TOKENIZER_FOLDER, XVECTOR, read_config
+from .community_config import NUMBER, TOKENIZER_FOLDER, XVECTOR, read_config, section
 from .config import ConfigError, SpeakerConfig
 from .model import CosyVoice3Model
 from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # Names there -> names here; the first that fits. A pitch convolution keeps the place it has among the activations.
 _CONV = r"((?:conv_pre|conv_post|ups\.\d+|source_downs\.\d+|(?:source_)?resblocks\.\d+\.convs[12]\.\d+))"
-_TDNN = rf"{XVECTOR}\.blocks\.(\d+)\.layers\.(\d+)\."
+_TDNN = rf"{XVECTOR}\.blocks\.{NUMBER}\.layers\.{NUMBER}\."
 NAMES: tuple[tuple[str, str], ...] = (
     (r"qwen2\.model\.(.*)", r"llm.qwen2.\1"),
     (r"llm\.((?:speech_embedding|llm_decoder)\.weight)", r"llm.\1"),
@@ -145,7 +145,7 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
             f"{folder} has no speech tokenizer, so no recording can be heard; put the files of "
             f"mlx-community/{TOKENIZER_FOLDER} into {folder / TOKENIZER_FOLDER}"
         )
-    if isinstance(quantization := settings.get("quantization"), dict):
+    if quantization := section(settings, "quantization"):
         quantize(model, quantization, tensors)
     fill(model, {name: (folder, describe(name, array)) for name, array in tensors.items()}, tensors, folder, lazy)
     inventory = Inventory(used, tuple(sorted(headers.keys() - used.keys())), lacking)
@@ -171,7 +171,7 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
             raise WeightsError(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
         # Blocks and transits of the speaker encoder count from one here, and the norms that stay have names.
         new = re.sub(_TDNN, lambda m: f"{XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
-        new = re.sub(r"\.transits\.(\d+)\.", lambda m: f".transit{int(m[1]) + 1}.", new)
+        new = re.sub(rf"\.transits\.{NUMBER}\.", lambda m: f".transit{int(m[1]) + 1}.", new)
         new = re.sub(r"(\.transit\d+\.nonlinear|\.nonlinear1|\.dense\.nonlinear)\.0\.", r"\1.batchnorm.", new)
         if new in taken:
             raise WeightsError(f"{file}: {name!r:.120} and {taken[new]!r:.120} are both {new}")
@@ -183,7 +183,7 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     """Multiply batch norms into the convolutions before them, in float32.
 
     Raises:
-        WeightsError: a norm without its convolution or one of its four vectors.
+        WeightsError: a norm without its convolution or one of its four vectors, or vectors of another length.
     """
     transits = [name for name in tensors if re.fullmatch(rf"{XVECTOR}\.transit\d+\.linear\.weight", name)]
     last = max(transits, default="").removesuffix(".weight")
@@ -195,8 +195,11 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
             continue
         if absent := [name for name in (f"{conv}.weight", *(f"{norm}.{k}" for k in STATISTICS)) if name not in tensors]:
             raise WeightsError(f"{absent[0]} is missing: {norm} cannot be folded")
-        gamma, beta, mean, variance = (tensors.pop(f"{norm}.{kind}").astype(mx.float32) for kind in STATISTICS)
         weight = tensors[f"{conv}.weight"].astype(mx.float32)
+        for kind in STATISTICS:
+            if (shape := tensors[f"{norm}.{kind}"].shape) != weight.shape[:1] or not weight.ndim:
+                raise WeightsError(f"{norm}.{kind} has shape {list(shape)}, which does not fit {conv}.weight")
+        gamma, beta, mean, variance = (tensors.pop(f"{norm}.{kind}").astype(mx.float32) for kind in STATISTICS)
         scale = gamma * mx.rsqrt(variance + SpeakerConfig.norm_eps)
         tensors[f"{conv}.weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
         tensors[f"{conv}.bias"] = beta - mean * scale

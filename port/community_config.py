@@ -14,6 +14,7 @@ from .storage import WeightsError
 
 TOKENIZER_FOLDER = "S3TokenizerV3"
 XVECTOR = "speaker.xvector"
+NUMBER = r"(\d{1,4})"  # more digits are no count of layers
 HEAD_DIM = 64  # of a speech tokenizer whose config.json is not there: its width is seen, its heads are not
 # Names there -> names here, of the numbers that have another.
 RENAMED = {
@@ -47,8 +48,8 @@ def read_config(
         WeightsError: a tensor missing that shows a size.
     """
     default, sections = CosyVoice3Config(), ("llm", "flow", "hifigan")
-    llm, flow, hifigan = (dict(_object(settings, key)) for key in sections)
-    dit = dict(_object(flow, "dit") or _object(flow, "estimator"))
+    llm, flow, hifigan = (dict(section(settings, key)) for key in sections)
+    dit = dict(section(flow, "dit") or section(flow, "estimator"))
     flow = {key: value for key, value in flow.items() if key not in ("dit", "estimator")}
     width = llm.get("hidden_size", default.llm.qwen2.hidden_size)
     for key in ("llm_input_size", "llm_output_size"):
@@ -73,11 +74,16 @@ def read_config(
     return CosyVoice3Config.from_dict(content)
 
 
-def _object(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    value = settings.get(key) or {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{key}: expected an object")
-    return value
+def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object of the file, empty where it is not there.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    value = settings.get(key)
+    if not isinstance(value, dict | None):
+        raise ConfigError(f"config.{key}: expected an object, found {type(value).__name__}")
+    return value or {}
 
 
 def _taken(default: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +98,12 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
     needed = ("speaker.head.conv1.weight", f"{XVECTOR}.tdnn.linear.weight", f"{first}.{local}")
     if absent := [name for name in needed if name not in tensors]:
         raise WeightsError(f"{absent[0]} is missing")
-    layers = {int(m[1]) for name in tensors if (m := re.match(rf"{XVECTOR}\.block(\d+)\.", name))}
+    layers = {int(m[1]) for name in tensors if (m := re.match(rf"{XVECTOR}\.block{NUMBER}\.", name))}
     counted = [
         len([name for name in tensors if re.fullmatch(rf"{XVECTOR}\.block{i}\.tdnnd\d+\.linear1\.weight", name)])
         for i in sorted(layers)
     ]
-    head, tdnn, mixed = (tensors[name].shape for name in needed)
+    head, tdnn, mixed = (_shape(tensors, name) for name in needed)
     # No file says how a last, short segment is averaged: the official encoder's way, the default, is what the flow was
     # trained on.
     return {
@@ -109,10 +115,17 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
     }
 
 
+def _shape(tensors: Mapping[str, mx.array], name: str) -> tuple[int, ...]:
+    shape = tensors[name].shape
+    if len(shape) < 2:
+        raise WeightsError(f"{name} has shape {list(shape)}, expected a layer's weight")
+    return shape
+
+
 def _tokenizer(tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]) -> dict[str, Any]:
     if "speech_tokenizer.conv2.weight" not in tensors:
         return {}
-    dim = tensors["speech_tokenizer.conv2.weight"].shape[0]
+    dim = _shape(tensors, "speech_tokenizer.conv2.weight")[0]
     depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
     for key, seen in (("n_audio_state", dim), ("n_audio_layer", depth)):
         if hearing.get(key, seen) != seen:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .files import require_regular
 from .strict import ConfigError, check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
@@ -234,6 +235,7 @@ class CosyVoice3Config:
         """Read `config.json` of a converted folder."""
         path = Path(folder) / "config.json"
         try:
+            require_regular(path)
             if path.stat().st_size > MAX_BYTES:
                 raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes")
             data = json.loads(path.read_text(encoding="utf-8"))

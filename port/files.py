@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def require_regular(path: Path) -> None:
+    """Before a file is opened: a pipe or a device might never end, or never begin.
+
+    Raises:
+        OSError: not there, or no file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", str(path))
 
 
 @contextmanager

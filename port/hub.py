@@ -160,6 +160,15 @@ def explained(error: Exception, repo: str, revision: str | None) -> HubError:
     if isinstance(error, OSError):
         what = error.strerror or ("a file arrived with another size" if "Consistency" in str(error) else "I/O error")
         return HubError(f"{repo}: not transferred ({what}); run again to go on")
+    if "hf_transfer" in str(error):
+        return HubError(
+            f"{repo}: HF_HUB_ENABLE_HF_TRANSFER asks for hf_transfer, which fails or is not installed; unset it"
+        )
+    # The native clients (xet) raise RuntimeError or classes of their own for whatever happens to a transfer.
+    if type(error) is RuntimeError or "xet" in f"{type(error).__module__}.{type(error).__name__}".lower():
+        return UnreachableError(
+            f"{repo}: the transfer broke off ({type(error).__name__}); run again to go on, or set HF_HUB_DISABLE_XET=1"
+        )
     raise error
 
 

@@ -16,8 +16,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from .config import CosyVoice3Config
-from .files import beside
+from .files import beside, require_regular
+from .printing import OneLineError
 
+MAX_NAME = 200
 SPEAKERS_FILE = "spk2info.safetensors"
 # Arguments of `CosyVoice3Model.tts`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).
 FIELDS = {
@@ -32,7 +34,7 @@ EMBEDDING = "flow_embedding"  # all that `inference_sft` needs
 Speaker = dict[str, np.ndarray]
 
 
-class SpeakerError(ValueError):
+class SpeakerError(OneLineError):
     """A speaker that is not there or cannot be used; the message is one line."""
 
 
@@ -40,10 +42,10 @@ def check_name(name: str) -> str:
     """Return `name` if a speaker can have it.
 
     Raises:
-        SpeakerError: empty, or with characters that do not print.
+        SpeakerError: empty, too long, or with characters that do not print.
     """
-    if not name or not name.isprintable():
-        raise SpeakerError(f"speaker name {name!r:.60} must have one or more printable characters")
+    if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+        raise SpeakerError(f"speaker name {name!r:.60} must have 1 to {MAX_NAME} printable characters")
     return name
 
 
@@ -64,6 +66,7 @@ def load_speakers(path: str | Path, config: CosyVoice3Config) -> dict[str, Speak
     if not path.exists():
         return {}
     try:
+        require_regular(path)
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise SpeakerError(f"{path}: not readable as a speaker file ({' '.join(str(error).split()):.160})") from None
@@ -72,6 +75,10 @@ def load_speakers(path: str | Path, config: CosyVoice3Config) -> dict[str, Speak
         name, _, field = key.rpartition(".")
         if field not in FIELDS or not name:
             raise SpeakerError(f"{path}: unknown tensor {key!r:.80}")
+        try:
+            check_name(name)
+        except SpeakerError as error:
+            raise SpeakerError(f"{path}: {error}") from None
         speakers.setdefault(name, {})[field] = array
     for name, speaker in speakers.items():
         if problem := _problem(speaker, config):

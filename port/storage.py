@@ -16,10 +16,14 @@ from typing import Any, BinaryIO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
+from .files import require_regular
+from .printing import OneLineError
+
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 << 30
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors format
+MAX_JSON_BYTES = 16 << 20
 
 Shape = tuple[int, ...]
 DTYPES: dict[str, tuple[mx.Dtype, int]] = {
@@ -32,7 +36,7 @@ DTYPES: dict[str, tuple[mx.Dtype, int]] = {
 _TAGS = {dtype: tag for tag, (dtype, _) in DTYPES.items()}
 
 
-class WeightsError(ValueError):
+class WeightsError(OneLineError):
     """A folder of weights that cannot be used; one line that names the file or the tensor."""
 
 
@@ -98,6 +102,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
+        require_regular(path)
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
@@ -158,12 +163,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_HEADER_BYTES:
-            raise WeightsError(f"{path}: larger than {MAX_HEADER_BYTES} bytes")
+        require_regular(path)
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeightsError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
     except WeightsError:
         raise
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise WeightsError(f"{path}: not readable ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object")

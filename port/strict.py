@@ -7,6 +7,8 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
+from .printing import OneLineError
+
 # No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
 MAX_INT = 1 << 20
 MAX_ITEMS = 64
@@ -19,7 +21,7 @@ LAYERS = ("depth", "num_hidden_layers", "block_layers")
 C = TypeVar("C")
 
 
-class ConfigError(ValueError):
+class ConfigError(OneLineError):
     """A configuration that cannot be used; the message names the field and what is wrong with it."""
 
 

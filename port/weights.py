@@ -32,6 +32,13 @@ from .storage import (
     read_metadata,
 )
 
+# What MLX quantizes to, by mode.
+MODES = {
+    "affine": {"group_size": (64, 32, 128), "bits": (4, 2, 3, 5, 6, 8)},
+    "mxfp4": {"group_size": (32,), "bits": (4,)},
+    "mxfp8": {"group_size": (32,), "bits": (8,)},
+    "nvfp4": {"group_size": (16,), "bits": (4,)},
+}
 _FLOATS = ("F32", "F16", "BF16")
 
 logger = logging.getLogger(__name__)
@@ -177,13 +184,31 @@ def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Map
         if f"{path}.scales" not in names or not hasattr(module, "to_quantized"):
             return False
         own = quantization.get(path)
-        return {**settings, **own} if isinstance(own, dict) else True
+        return layer_settings(settings | own, path) if isinstance(own, dict) else True
 
-    settings = {key: quantization[key] for key in ("group_size", "bits", "mode") if key in quantization}
+    settings = layer_settings(quantization, "quantization")
+    for path, own in quantization.items():
+        if isinstance(own, dict):
+            layer_settings(settings | own, f"quantization.{path}")
     try:
         nn.quantize(model, class_predicate=chosen, **settings)
     except (ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"config.json: quantization {settings} is not known ({error!s:.160})") from None
+
+
+def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """`group_size`, `bits` and `mode` of a layer, those that are given: MLX divides by them without a look.
+
+    Raises:
+        WeightsError: values that no quantized array has.
+    """
+    settings = {key: given[key] for key in ("group_size", "bits", "mode") if key in given}
+    mode = settings.get("mode", "affine")
+    known = MODES.get(mode, {}) if isinstance(mode, str) else {}
+    values = {key: settings.get(key, allowed[0]) for key, allowed in known.items()}
+    if not known or any(type(value) is not int or value not in known[key] for key, value in values.items()):
+        raise WeightsError(f"config.json: {where} {settings!s:.200} is not known; MLX has {known or sorted(MODES)}")
+    return settings
 
 
 def quantization_of(folder: Path) -> dict[str, Any] | None:

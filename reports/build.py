@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import drift
-from reports.card import CARD_FILE, CardError, card
+from reports.card import CardError, card, write_card
 from reports.model import ReportError, load, to_json, validate, write_atomically
 from reports.view import view_of
 from reports.words import BUDGET_RATIO, Row, number_text, precision_text, ratio_text, stage_number
@@ -176,8 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = load(options.run) if options.run else None
         if options.card:
-            write_atomically(options.card / CARD_FILE, card(options.card, report))
-            print(f"card: {options.card / CARD_FILE}")
+            print(f"card: {write_card(options.card, card(options.card, report))}")
             return 0
         shown = report
         if earlier := _earlier(options):

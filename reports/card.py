@@ -5,16 +5,22 @@ Everything in it is read from the folder's own JSON files and, where there is on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from port.files import beside, require_regular
+from port.hub import COMMIT, ID
+from port.printing import OneLineError, printable
 from reports.verdict import worst_per_stage
 from reports.words import STAGE_NAMES, Row, ratio_text
 
 CARD_FILE = "README.md"
+# The last line of a card, by which a later one may replace it: the hash is of all before it.
+SIGNED = "<!-- made by convert/publish.py: {} -->"
 OFFICIAL = "FunAudioLLM/Fun-CosyVoice3-0.5B-2512"
 PROJECT_TAGS = ("mlx", "cosyvoice3", "text-to-speech", "voice-cloning")
 DISCLAIMER = (
@@ -22,10 +28,11 @@ DISCLAIMER = (
     "and intended to demonstrate technical capabilities, and a question about commercial use stands there unanswered: "
     f"read https://huggingface.co/{OFFICIAL} before you use them. Do not clone a voice without its owner's consent."
 )
+MAX_VALUE = 300  # characters of one
 OTHER_TERMS = "The weights are under the terms of their source. Do not clone a voice without its owner's consent."
 
 
-class CardError(ValueError):
+class CardError(OneLineError):
     """A folder of which no card can be written; one line."""
 
 
@@ -34,6 +41,7 @@ def read_json(path: Path) -> dict[str, Any]:
     CardError: not there, or not a JSON object.
     """
     try:
+        require_regular(path)
         content = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CardError(f"{path}: cannot be read ({error.strerror}); give a folder of convert/run.py") from None
@@ -44,13 +52,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def card(folder: Path, report: Row | None = None, repo: str | None = None) -> str:
+def card(
+    folder: Path,
+    report: Row | None = None,
+    repo: str | None = None,
+    base_model: str | None = None,
+    licence: str | None = None,
+) -> str:
     """The card as Markdown with its YAML head.
 
     Args:
         folder: as convert/run.py writes it, with config.json and audit.json, perhaps quality.json.
         report: a run of the suite on this folder.
         repo: hub id that the folder will have, for the examples.
+        base_model, licence: what the head says where the folder itself does not know.
 
     Raises:
         CardError: a file is missing or damaged.
@@ -60,8 +75,8 @@ def card(folder: Path, report: Row | None = None, repo: str | None = None) -> st
     origin = config.get("provenance", {})
     try:
         parts = [
-            _head(origin, config),
-            f"# {(repo or folder.resolve().name).rpartition('/')[2]}",
+            _head(origin, config, base_model, licence),
+            f"# {_plain((repo or folder.resolve().name).rpartition('/')[2])}",
             f"{_origin(origin)}, converted to MLX.{_precision(config)}",
             "## Use\n\n" + _usage(repo or "mlx-model"),
             "## Verification\n\n" + "\n\n".join(_verification(audit, report)),
@@ -69,17 +84,54 @@ def card(folder: Path, report: Row | None = None, repo: str | None = None) -> st
             "## Source files\n\n" + _table(("file", "bytes", "sha256"), _files(audit)),
             "## Licence\n\n" + (DISCLAIMER if origin.get("source") == OFFICIAL else OTHER_TERMS),
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CardError(f"{folder}: its JSON files lack what a card tells ({error}); convert again") from None
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    return f"{text}\n{SIGNED.format(_hash(text))}\n"
 
 
-def _head(origin: Row, config: Row) -> str:
+def write_card(folder: Path, text: str) -> Path:
+    """Put a card into the folder, in the place of an earlier one.
+
+    Raises:
+        CardError: a README.md that somebody wrote stands there.
+    """
+    path = folder / CARD_FILE
+    if (path.exists() or path.is_symlink()) and not is_card(path):
+        raise CardError(f"{path}: is not a card that this command made; move it away, the card takes its place")
+    with beside(path) as file:
+        file.write_text(text, "utf-8")
+    return path
+
+
+def is_card(path: Path) -> bool:
+    """Whether a file is a card as `card` makes it, and nobody has changed it since."""
+    try:
+        text, _, signature = path.read_text("utf-8").rstrip("\n").rpartition("\n\n")
+    except (OSError, ValueError):
+        return False
+    return signature == SIGNED.format(_hash(f"{text}\n"))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _known_source(origin: Row) -> str | None:
+    """The hub id that was converted, where it is one: whoever wrote config.json may have put anything there."""
+    source, revision = origin.get("source"), origin.get("revision")
+    known = (
+        isinstance(source, str) and isinstance(revision, str) and ID.fullmatch(source) and COMMIT.fullmatch(revision)
+    )
+    return source if known else None
+
+
+def _head(origin: Row, config: Row, base_model: str | None, licence: str | None) -> str:
     lines = ["library_name: mlx", "pipeline_tag: text-to-speech"]
-    if origin.get("source") == OFFICIAL:
-        lines.append("license: apache-2.0")
-    if origin.get("revision"):
-        lines.append(f"base_model: {json.dumps(origin['source'])}")
+    if licence or origin.get("source") == OFFICIAL:
+        lines.append(f"license: {licence or 'apache-2.0'}")
+    if base := base_model or _known_source(origin):
+        lines.append(f"base_model: {json.dumps(base)}")
         if "quantization" in config:
             lines.append("base_model_relation: quantized")
     lines += ["tags:", *(f"- {tag}" for tag in PROJECT_TAGS)]
@@ -87,8 +139,7 @@ def _head(origin: Row, config: Row) -> str:
 
 
 def _origin(origin: Row) -> str:
-    if origin.get("revision"):
-        source = origin["source"]
+    if source := _known_source(origin):
         return f"[{source}](https://huggingface.co/{source}) at revision `{origin['revision']}`"
     return f"A checkpoint in a folder named {_code(origin['source'])}"
 
@@ -97,9 +148,10 @@ def _precision(config: Row) -> str:
     quantization = config.get("quantization")
     if not quantization:
         return ""
+    bits, group_size = int(quantization["bits"]), int(quantization["group_size"])
     own = sum(isinstance(value, dict) for value in quantization.values())
     more = f"; {own} layers have settings of their own" if own else ""
-    return f" Quantized: {quantization['bits']} bits in groups of {quantization['group_size']}{more}."
+    return f" Quantized: {bits} bits in groups of {group_size}{more}."
 
 
 def _usage(name: str) -> str:
@@ -120,14 +172,14 @@ for chunk in voice.inference_zero_shot("Good morning.", prompt, "me.wav"):
 
 
 def _verification(audit: Row, report: Row | None) -> Iterable[str]:
-    yield f"Conversion: {audit['verdict']}."
+    yield f"Conversion: {_plain(audit['verdict'])}."
     rows = audit["parity"]
     judged = [row for row in rows if row.get("ratio") is not None and row["status"] == "PASS"]
     worst = max(judged, key=lambda row: row["ratio"], default=None)
     counts = {
         status: sum(row["status"] == status for row in rows) for status in dict.fromkeys(r["status"] for r in rows)
     }
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    said = ", ".join(f"{count} {_plain(status)}" for status, count in counts.items())
     at = (
         f"; worst {ratio_text(worst['ratio'])} the reference's own float32 error at {_code(worst['checkpoint'])}"
         if worst
@@ -140,7 +192,7 @@ def _verification(audit: Row, report: Row | None) -> Iterable[str]:
         yield _table(
             ("stage", "status", "worst ratio", "passed", "of"),
             [
-                (STAGE_NAMES[stage], row["status"], ratio_text(row["ratio"]), row["passed"], row["total"])
+                (STAGE_NAMES[stage], _plain(row["status"]), ratio_text(row["ratio"]), row["passed"], row["total"])
                 for stage, row in found.items()
                 if row["total"]
             ],
@@ -150,23 +202,23 @@ def _verification(audit: Row, report: Row | None) -> Iterable[str]:
 def _quality(quality: Row) -> str:
     rows = [
         (
-            row["metric"],
+            _plain(row["metric"]),
             _number(row["value"]),
-            row["unit"],
+            _plain(row["unit"]),
             _number(row["rounding"]),
             _number(row["limit"]),
-            row["status"],
+            _plain(row["status"]),
         )
         for row in quality["metrics"]
     ]
-    depth = f", on the first {quality['layers']} layers of each stack" if quality.get("layers") else ""
+    depth = f", on the first {int(quality['layers'])} layers of each stack" if quality.get("layers") else ""
     return f"{_plain(quality['precision'])} against the float32 original{depth}.\n\n" + _table(
         ("metric", "value", "unit", "by rounding alone", "limit", "status"), rows
     )
 
 
 def _files(audit: Row) -> list[tuple[Any, ...]]:
-    return [(_code(file["name"]), f"{file['bytes']:,}", _code(file["sha256"])) for file in audit["files"].values()]
+    return [(_code(file["name"]), f"{int(file['bytes']):,}", _code(file["sha256"])) for file in audit["files"].values()]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -179,8 +231,9 @@ def _number(value: float | None) -> str:
 
 
 def _code(value: object) -> str:
-    return "`" + re.sub(r"[`|\s]+", " ", str(value)) + "`"
+    return "`" + re.sub(r"[`|<>!\s]+", " ", printable(value, MAX_VALUE)) + "`"
 
 
 def _plain(value: object) -> str:
-    return re.sub(r"[`|<>\s]+", " ", str(value))
+    """Text without what Markdown and HTML take for their own: a page of the hub shows both."""
+    return re.sub(r"[`|<>\[\]!&*\\\s]+", " ", printable(value, MAX_VALUE))

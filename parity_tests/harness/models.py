@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from mlx.utils import tree_flatten
+from torch.nn.utils import parametrize
 
 from convert.mapping import PORT_ROOT
+from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
 from port import weights
@@ -25,6 +27,11 @@ from reference.llm.speech_lm import CosyVoice3LM
 from reference.model import CosyVoice3Model as ReferenceModel
 from reference.vocoder.generator import CausalHiFTGenerator
 
+OLD_WEIGHT_NORM = {
+    ".parametrizations.weight.original0": ".weight_g",
+    ".parametrizations.weight.original1": ".weight_v",
+}
+TIED = {"llm.model.lm_head.weight": "llm.model.model.embed_tokens.weight"}
 BUILD: dict[str, type[torch.nn.Module]] = {
     "llm": CosyVoice3LM,
     "flow": CausalMaskedDiffWithDiT,
@@ -143,15 +150,26 @@ def attribute(part: Part) -> str:
 def fill(module: torch.nn.Module, part: Part, source: Path) -> torch.nn.Module:
     """Give a module of the reference the tensors of its official file, in float32; other tensors are not read.
 
-    Where the file holds float32 they stay on disk until they are used.
+    Where the file holds float32 they stay on disk until they are used. Layouts that the original reads or that
+    fine-tuning leaves are read by the reference's own means, not by the table of the conversion: torch folds either
+    spelling of a weight norm; a layer whose norm is folded already loses it; the language model's head is tied to its
+    table and never used; rotary frequencies are computed, as a file in half precision has them rounded.
 
     Raises:
         KeyError: a tensor that the module needs is not in the file.
     """
     held = part.read(source / part.file)
+    names = {strip_prefixes(part.name, key): key for key in held}
+    for name, layer in list(module.named_modules()):
+        if parametrize.is_parametrized(layer, "weight") and f"{name}.weight" in names:
+            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
     state = {}
-    for key in module.state_dict():
-        array = held[key]
+    for key, value in module.state_dict().items():
+        if key.endswith("rotary_embed.inv_freq"):
+            state[key] = value
+            continue
+        spelled = [key, *(key.replace(new, old) for new, old in OLD_WEIGHT_NORM.items()), TIED.get(key, key)]
+        array = held[names[next((name for name in spelled if name in names), key)]]
         state[key] = torch.from_numpy(array if array.flags.writeable else array.copy()).float()
     module.load_state_dict(state, strict=True, assign=True)
     return module

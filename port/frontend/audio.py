@@ -18,6 +18,7 @@ from .recording import AudioError, Recording, about, read
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
+MAX_BLOCK = 1 << 23  # numbers that the resampler multiplies at a time
 
 
 def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
@@ -102,7 +103,11 @@ def resample(waveform: mx.array | np.ndarray, orig_freq: int, new_freq: int) -> 
     kernel, width = resample_kernel(orig_freq, new_freq)
     b, s = waveform.shape
     padded = np.pad(_to_host(waveform), ((0, 0), (width, width + orig_freq)))
-    resampled = _frames(padded, kernel.shape[1], orig_freq) @ kernel.T.astype(np.float64)  # (b, frames, new_freq)
+    frames = _frames(padded, kernel.shape[1], orig_freq)
+    # The product copies the frames, which overlap up to 14 times: some of them at a time.
+    step = max(1, MAX_BLOCK // kernel.shape[1])
+    blocks = [frames[:, i : i + step] @ kernel.T.astype(np.float64) for i in range(0, frames.shape[1], step)]
+    resampled = np.concatenate(blocks, axis=1)  # (b, frames, new_freq)
     return _to_mlx(resampled.reshape(b, -1)[:, : math.ceil(new_freq * s / orig_freq)])
 
 

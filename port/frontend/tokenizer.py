@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..files import beside
+from ..files import beside, require_regular
+from ..printing import OneLineError
 from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
 OFFICIAL_VOCAB_SIZE = 151643  # before the special tokens
@@ -43,7 +44,7 @@ BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 logger = logging.getLogger(__name__)
 
 
-class TokenizerError(ValueError):
+class TokenizerError(OneLineError):
     """Tokenizer files that cannot be used; the message is one line and names the file."""
 
 
@@ -244,6 +245,7 @@ def _check_merges(vocab: dict[str, int], merges: Sequence[tuple[str, str]], sour
 
 def _read_text(path: Path, max_bytes: int) -> str:
     try:
+        require_regular(path)
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:

@@ -1,0 +1,102 @@
+"""Whether a folder is an official checkpoint, what it is if not, and what its files are."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from convert.audit import SourceFile
+from convert.checkpoint import LFS_POINTER, CheckpointError, StateDict, sha256
+from convert.hub import TEXT_FILES, Source, check_digests
+from convert.official import SPEECH_TOKENIZER_FILE, YAML_FILE
+from convert.parts import Part, Weights
+from port.config import MODEL_TYPE
+from port.storage import WeightsError, read_json
+
+OTHERS = ("cosyvoice2.yaml", "cosyvoice.yaml")
+BATCHED = "speech_tokenizer_v3.batch.onnx"
+MAX_ENTRIES = 2000  # of folders that are looked through
+LEVELS = 3  # from the top of a hub cache to a snapshot: models--NAME/snapshots/COMMIT
+
+
+def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
+    """Every file that a conversion reads is there, and is the file itself.
+
+    Raises:
+        CheckpointError: otherwise.
+    """
+    missing = [name for name in files if not (folder / name).is_file()]
+    if YAML_FILE in missing and len(missing) > 1 and (told := _what_it_is(folder)):
+        raise CheckpointError(f"{folder}: {told}")
+    if missing:
+        name = missing[0]
+        more = ""
+        if name == SPEECH_TOKENIZER_FILE and (folder / BATCHED).exists():
+            more = f"; {BATCHED} is the variant for training, download {SPEECH_TOKENIZER_FILE} too"
+        elif len(missing) > 1:
+            more = f", and {len(missing) - 1} more files are missing"
+        raise CheckpointError(f"{folder / name}: {'not a file' if (folder / name).exists() else 'not found'}{more}")
+    for name in files:
+        with (folder / name).open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CheckpointError(
+                    f"{folder / name}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder"
+                )
+
+
+def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
+    """Sizes and hashes of everything that was read, weights by part and text files by name.
+
+    Raises:
+        CheckpointError: a file that is not the published one.
+    """
+    folder, files = source.folder, {}
+    for part in tqdm(parts, desc="sha256", unit="file", file=sys.stderr, disable=None):
+        path, held = folder / part.file, opened[part.name]
+        elements = sum(map(math.prod, held.shapes.values())) - (held.shared if isinstance(held, StateDict) else 0)
+        size = path.stat().st_size
+        files[part.name] = SourceFile(part.file, sha256(path), size, len(held), elements, held.ignored)
+    for name in TEXT_FILES:
+        path = folder / name
+        files[name] = SourceFile(name, sha256(path), path.stat().st_size, 0, 0)
+    check_digests(source, {file.name: file.sha256 for file in files.values()})
+    return files
+
+
+def _what_it_is(folder: Path) -> str | None:
+    found = sorted((path for path in _below(folder) if (path / YAML_FILE).is_file()), key=_age)
+    if found:
+        return f"holds no checkpoint itself; give {found[-1]}"
+    if other := next((name for name in OTHERS if (folder / name).exists()), None):
+        return f"holds {other}, an earlier generation; only CosyVoice 3 is converted"
+    try:
+        if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
+            return "is converted already: give it to --model, and an official checkpoint to --hf-path"
+    except WeightsError:
+        pass
+    return None
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Folders some levels below; the first `MAX_ENTRIES` entries of each level."""
+    level = [folder]
+    for _ in range(LEVELS):
+        entries = islice((entry for parent in level for entry in _entries(parent)), MAX_ENTRIES)
+        level = [entry for entry in entries if entry.is_dir()]
+        yield from level
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except OSError:
+        return
+
+
+def _age(folder: Path) -> float:
+    return folder.stat().st_mtime

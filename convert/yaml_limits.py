@@ -1,0 +1,61 @@
+"""What a yaml file may ask for, looked at while it is parsed and before anything is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from convert.archive import CheckpointError
+
+# The official file has 500 events, six levels, and values of a line; PyYAML's work grows with the square of some.
+MAX_EVENTS = 20_000
+MAX_DEPTH = 32
+MAX_SCALAR = 1024  # characters
+
+
+@dataclass
+class _Open:
+    """A list or mapping that is not closed yet: its anchor, the events before it, the deepest place in it."""
+
+    anchor: str | None
+    before: int
+    deepest: int
+
+
+def check_events(text: str) -> None:
+    """Refuse depth, long values, and aliases that unfold to more than a file could spell out.
+
+    Raises:
+        CheckpointError: with the line.
+        YAMLError: no yaml.
+    """
+    within = [_Open(None, 0, 0)]
+    anchors: dict[str, tuple[int, int]] = {}  # events and levels of what an alias stands for
+    total = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        line, size, depth = f"line {event.start_mark.line + 1}", 1, len(within)
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in anchors:
+                raise CheckpointError(f"{line}: alias *{event.anchor} stands for nothing, or for what it stands in")
+            size, levels = anchors[event.anchor]
+            depth += levels
+        elif isinstance(event, yaml.ScalarEvent):
+            if len(event.value) > MAX_SCALAR:
+                raise CheckpointError(f"{line}: a value of {len(event.value)} characters, more than {MAX_SCALAR}")
+            if event.anchor:
+                anchors[event.anchor] = 1, 0
+        elif isinstance(event, yaml.CollectionStartEvent):
+            anchors.pop(event.anchor or "", None)
+            within.append(_Open(event.anchor, total, depth))
+        total += size
+        within[-1].deepest = max(within[-1].deepest, depth)
+        if isinstance(event, yaml.CollectionEndEvent):
+            closed = within.pop()
+            within[-1].deepest = max(within[-1].deepest, closed.deepest)
+            if closed.anchor:
+                anchors[closed.anchor] = total - closed.before, closed.deepest - len(within)
+        if total > MAX_EVENTS:
+            raise CheckpointError(f"{line}: more than {MAX_EVENTS} values, those of its aliases included")
+        if depth > MAX_DEPTH:
+            raise CheckpointError(f"{line}: nested more than {MAX_DEPTH} deep")

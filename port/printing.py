@@ -1,0 +1,28 @@
+"""What a file says, made fit for terminals and logs: one line, no control characters, not too long."""
+
+from __future__ import annotations
+
+LIMIT = 600  # characters
+
+
+def printable(text: object, limit: int = LIMIT) -> str:
+    """`text` in one line of at most `limit` characters; what does not print is escaped, the middle is cut out.
+
+    Escape sequences can rewrite a terminal, line breaks can forge lines of a log, and marks of direction can hide both.
+    """
+    said = str(text)
+    if len(said) > 4 * limit:  # before the work on it
+        said = said[: 2 * limit] + said[-2 * limit :]
+    line = " ".join(said.split())
+    if not line.isprintable():
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    if len(line) > limit:
+        line = f"{line[: limit * 2 // 3]} ... {line[-(limit // 3 - 5) :]}"
+    return line
+
+
+class OneLineError(ValueError):
+    """An error whose message may quote a file; see `printable`."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
