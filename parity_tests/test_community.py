@@ -1,9 +1,6 @@
 """Other people's conversions: the layout of mlx-community, written here from the converted checkpoint, is read back."""
 
 import json
-import re
-from dataclasses import asdict
-from types import MappingProxyType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,18 +9,16 @@ import pytest
 from mlx.utils import tree_flatten
 
 from convert import run
-from parity_tests.convert_support import put
+from parity_tests.community_support import rounded, spelled, unfolded, write
 from parity_tests.speech_support import write_voice
 from port import community, weights
-from port.config import SpeakerConfig, SpeechTokenizerConfig
+from port.config import ConfigError, SpeakerConfig, SpeechTokenizerConfig
 from port.cosyvoice3 import CosyVoice3
 from port.frontend.speaker import CAMPPlus
 from port.frontend.speech_tokenizer import S3TokenizerV3
-from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.storage import WeightsError
 from reference.synthesize import synthesize
 
-PITCH = "vocoder.f0_predictor.condnet."
 SAID = "You are a helpful assistant.<|endofprompt|>Good morning."
 
 
@@ -39,111 +34,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def own(folder):
     return weights.load(folder)
-
-
-def spelled(name):
-    """A parameter of the port as mlx-audio-plus spells it; its rules, not the loader's table."""
-    part, _, rest = name.partition(".")
-    if part == "llm":
-        return rest.replace("qwen2.", "qwen2.model.") if rest.startswith("qwen2.") else name
-    if part == "flow":
-        name = name.replace("time_embed.linear_1", "time_embed.time_mlp_0")
-        name = name.replace("time_embed.linear_2", "time_embed.time_mlp_2")
-        name = name.replace("ff.linear_1", "ff.ff_0_0").replace("ff.linear_2", "ff.ff_2")
-        return name.replace("attn.to_out.", "attn.to_out_0.")
-    if part == "vocoder":
-        rest = re.sub(r"condnet\.(\d)", lambda m: f"condnet_{2 * int(m[1])}", rest)
-        convolution = r"^(conv_pre|conv_post|ups|source_downs|.*\.convs\d|.*condnet_)"
-        return "hifigan." + (re.sub(r"\.(weight|bias)$", r".conv.\1", rest) if re.match(convolution, rest) else rest)
-    if part == "speaker":
-        rest = rest.removeprefix("xvector.").replace(".layers.", ".")
-        rest = re.sub(r"block(\d)\.tdnnd(\d+)", lambda m: f"blocks.{int(m[1]) - 1}.layers.{int(m[2]) - 1}", rest)
-        rest = re.sub(r"transit(\d)", lambda m: f"transits.{int(m[1]) - 1}", rest)
-        return f"campplus.{rest}".replace(".batchnorm.", ".0.")
-    rest = rest.replace("quantizer.project_in", "quantizer.fsq_codebook.project_down")
-    return rest if rest.startswith("quantizer") else f"encoder.{rest}"
-
-
-def unfolded(tensors, seed=0):
-    """Batch norms taken out of the convolutions of the speaker encoder, with statistics of any kind."""
-    rng, found = np.random.default_rng(seed), dict(tensors)
-    last = max(name for name in tensors if re.search(r"transits\.\d\.linear\.weight", name))
-    for name in list(tensors):
-        norm = None
-        if re.search(r"campplus\.head\.(.*\.)?conv\d\.weight", name):
-            norm = re.sub(r"conv(\d)\.weight", r"bn\1", name)
-        elif re.search(r"shortcut\.0\.weight", name):
-            norm = name.replace("shortcut.0.weight", "shortcut.1")
-        elif name == "campplus.tdnn.linear.weight":
-            norm = "campplus.tdnn.nonlinear.0"
-        elif re.search(r"layers\.\d+\.linear1\.weight", name) and name.startswith("campplus.blocks"):
-            norm = name.replace("linear1.weight", "nonlinear2.0")
-        elif name == last:
-            norm = "campplus.out_nonlinear.0"
-        if norm is None:
-            continue
-        width = tensors[name].shape[0]
-        gamma, mean = rng.uniform(0.5, 2, width), rng.standard_normal(width)
-        variance = rng.uniform(0.2, 3, width)
-        scale = gamma / np.sqrt(variance + 1e-5)
-        bias = name.replace(".weight", ".bias")
-        weight = np.array(tensors[name], np.float64) / scale.reshape(-1, *[1] * (tensors[name].ndim - 1))
-        vectors = {"weight": gamma, "bias": np.array(found.pop(bias)) + mean * scale}
-        vectors |= {"running_mean": mean, "running_var": variance}
-        found[name] = mx.array(weight.astype(np.float32))
-        found |= {f"{norm}.{kind}": mx.array(v.astype(np.float32)) for kind, v in vectors.items()}
-    return found
-
-
-def rounded(own):
-    """The parameters, of the pitch predictor's weights the first summand alone."""
-    found = dict(tree_flatten(own.parameters()))
-    return {name: value[0] if PITCH in name and value.ndim == 4 else value for name, value in found.items()}
-
-
-def write(
-    folder,
-    own,
-    source,
-    dtype=mx.float32,
-    bits=None,
-    tokenizer=True,
-    change=lambda tensors: None,
-    settings=MappingProxyType({}),
-    hearing=MappingProxyType({}),
-):
-    """The two repositories, one inside the other; `settings` and `hearing` change their config.json."""
-    tensors = unfolded({spelled(name): value for name, value in rounded(own).items()})
-    tensors["flow.decoder.estimator.rotary_embed.inv_freq"] = mx.zeros(8)
-    tensors = {name: value.astype(dtype) for name, value in tensors.items()}
-    config, quantization = own.config, {}
-    if bits:
-        for name in [n for n in tensors if re.search(r"qwen2\.model\.layers\..*proj\.weight", n)]:
-            layer = name.removesuffix(".weight")
-            packed = mx.quantize(tensors[name], 32, bits)
-            tensors |= dict(zip((name, f"{layer}.scales", f"{layer}.biases"), packed, strict=True))
-        quantization = {"bits": bits, "group_size": 32, "quantized_components": ["qwen2.model.layers"]}
-    heard = {name: tensors.pop(name) for name in list(tensors) if name.startswith(("encoder.", "quantizer."))}
-    change(tensors)
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
-    if tokenizer:
-        (folder / community.TOKENIZER_FOLDER).mkdir()
-        mx.save_safetensors(str(folder / community.TOKENIZER_FOLDER / "model.safetensors"), heard, {"format": "mlx"})
-        hears = {"model_type": "s3_tokenizer_v3", "n_mels": 128, "n_audio_ctx": 1500, "n_codebook_size": 6561}
-        hears |= {"n_audio_state": config.speech_tokenizer.dim, "n_audio_head": config.speech_tokenizer.heads}
-        hears |= {"n_audio_layer": config.speech_tokenizer.depth}
-        path = folder / community.TOKENIZER_FOLDER / "config.json"
-        path.write_text(json.dumps(put(hears, hearing)))
-    llm = asdict(config.llm.qwen2) | {"speech_token_size": config.llm.speech_token_size, "llm_input_size": 64}
-    llm |= {"extended_vocab_size": config.llm.num_special_tokens, "end_of_prompt": config.llm.end_of_prompt}
-    flow = {k: v for k, v in asdict(config.flow).items() if k not in ("cfm",)}
-    content = {"model_type": "cosyvoice3", "sample_rate": 24000, "dtype": "float16", "llm": llm, "flow": flow}
-    content |= {"hifigan": asdict(config.vocoder) | {"causal": True}}
-    content |= {"quantization": quantization} if bits else {}
-    (folder / "config.json").write_text(json.dumps(put(content, settings)))
-    CosyVoice3Tokenizer.from_folder(source).save(folder)
-    return folder
 
 
 def test_every_tensor_finds_its_place(own, folder, tmp_path):
@@ -243,3 +133,63 @@ def test_folders_that_are_damaged(own, folder, tmp_path, change, said):
     with pytest.raises(WeightsError, match=said) as refusal:
         community.load(write(tmp_path / "made", own, folder, change=change))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hifigan": {}, "llm": 5},
+        {"llm": []},
+        {"llm": "x"},
+        {"flow": True},
+        {"flow": {"dit": [1]}},
+        {"hifigan": 0.5},
+        {"llm": {"hidden_size": "64"}},
+        {"llm": {"extended_vocab_size": {}}},
+        {"quantization": 4},
+        {"quantization": [4]},
+        {"quantization": {"group_size": 0, "bits": 4}},
+    ],
+)
+def test_configurations_that_are_no_configuration(own, folder, tmp_path, change):
+    made = write(tmp_path / "made", own, folder)
+    content = json.loads((made / "config.json").read_text())
+    content = {k: v | change[k] if isinstance(change.get(k), dict) and change[k] else v for k, v in content.items()}
+    (made / "config.json").write_text(json.dumps(change | {k: v for k, v in content.items() if k not in change}))
+    with pytest.raises((ConfigError, WeightsError)) as refusal:
+        community.load(made)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "campplus.head.conv1.weight",
+        "campplus.head.bn1.weight",
+        "campplus.head.bn1.running_var",
+        "campplus.tdnn.linear.weight",
+        "campplus.tdnn.nonlinear.0.bias",
+        "campplus.blocks.0.layers.0.cam_layer.linear_local.weight",
+        "campplus.out_nonlinear.0.running_mean",
+        "hifigan.f0_predictor.condnet_0.conv.weight",
+        "encoder.conv2.weight",
+        "llm.speech_embedding.weight",
+    ],
+)
+@pytest.mark.parametrize("value", [mx.array(1.0), mx.zeros((0,)), mx.ones((2, 2)), mx.ones((1, 1, 1, 1, 1))])
+def test_tensors_of_no_shape_that_fits(own, folder, tmp_path, name, value):
+    made = write(tmp_path / "made", own, folder, tokenizer=False)
+    tensors = dict(mx.load(str(made / "model.safetensors")))
+    assert name in tensors or name.startswith("encoder.")
+    mx.save_safetensors(str(made / "model.safetensors"), tensors | {name: value}, {"format": "mlx"})
+    with pytest.raises((ConfigError, WeightsError)) as refusal:
+        community.load(made)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_block_whose_number_is_no_number(own, folder, tmp_path):
+    name = f"campplus.blocks.{'9' * 5000}.layers.0.cam_layer.linear_local.weight"
+    made = write(tmp_path / "made", own, folder, change=lambda tensors: tensors.update({name: mx.ones(2)}))
+    with pytest.raises((ConfigError, WeightsError)) as refusal:
+        community.load(made)
+    assert len(str(refusal.value)) < 1000

@@ -1,6 +1,8 @@
 """Files of strangers: known bad ones, a short run of the fuzzer over every reader, and the fuzzer's own eyes."""
 
+import os
 import random
+import signal
 import time
 from pathlib import Path
 
@@ -10,10 +12,11 @@ import soundfile
 
 from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
-from port.frontend.audio import AudioError, load_wav
+from port.frontend.audio import AudioError, load_wav, resample
 
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
+STREAMS = ("manifest", "report", "wav", "flac", "ogg", "onnx_speaker", "onnx_speech_tokenizer")
 BY_NAME = {reader.name: reader for reader in READERS}
 
 
@@ -75,6 +78,31 @@ def test_growth_is_found(tmp_path, monkeypatch):
     assert "grew by" in (tmp_path / fuzz.FAILURE).read_text()
 
 
+def test_control_characters_are_found(tmp_path):
+    def read(folder):
+        if (folder / "x").read_bytes() != b"valid":
+            error = REFUSALS[0]()
+            error.args = ("\x1b[2J",)
+            raise error
+
+    with pytest.raises(AssertionError, match="does not print"):
+        fuzz.work(broken("escapes", read), tmp_path, seconds=10, inputs=100, seed=0)
+
+
+def test_long_work_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz, "CPU_LIMIT", 0.05)
+
+    def read(folder):
+        if (folder / "x").read_bytes() != b"valid":
+            while time.process_time() < until:
+                pass
+
+    until = time.process_time() + 0.2
+    with pytest.raises(SystemExit):
+        fuzz.work(broken("work", read), tmp_path, seconds=10, inputs=100, seed=0)
+    assert "took 0." in (tmp_path / fuzz.FAILURE).read_text()
+
+
 @pytest.mark.meta
 def test_a_death_and_a_hang_are_told(monkeypatch, tmp_path):
     reader = BY_NAME["manifest"]
@@ -100,3 +128,32 @@ def test_compressed_hours_of_silence_are_not_unpacked(tmp_path):
     assert path.stat().st_size < 1 << 20
     with pytest.raises(AudioError, match="cut it"):
         load_wav(path, 16000)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(16000, 60), (192000, 60), (44100, 60), (22050, 60)])
+@pytest.mark.parametrize("target", [16000, 24000])
+def test_the_longest_recording_takes_little_memory(rate, seconds, target):
+    """A minute is more than any prompt; a few bytes of flac can hold it."""
+    wave = np.zeros((1, rate * seconds), np.float32)
+    before = fuzz._peak()
+    assert resample(wave, rate, target).shape == (1, target * seconds)
+    assert fuzz._peak() - before < fuzz.MEMORY_LIMIT
+
+
+@pytest.mark.parametrize("reader", [r for r in READERS if r.name not in STREAMS], ids=lambda reader: reader.name)
+def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
+    """Nothing is waited for."""
+    reader.write(tmp_path)
+    path = tmp_path / reader.file
+    path.unlink()
+    path.mkdir()
+    assert fuzz.attempt(reader, tmp_path)[0] == "refused"
+    path.rmdir()
+    os.mkfifo(path)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waits for a pipe"))
+    signal.alarm(20)
+    try:
+        assert fuzz.attempt(reader, tmp_path)[0] == "refused"
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)

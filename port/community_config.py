@@ -47,8 +47,8 @@ def read_config(
         ConfigError: an unknown setting, or sizes that do not fit each other or the official heads.
         WeightsError: a tensor missing that shows a size.
     """
-    default, sections = CosyVoice3Config(), ("llm", "flow", "hifigan")
-    llm, flow, hifigan = (dict(section(settings, key)) for key in sections)
+    default, parts = CosyVoice3Config(), ("llm", "flow", "hifigan")
+    llm, flow, hifigan = (dict(section(settings, key)) for key in parts)
     dit = dict(section(flow, "dit") or section(flow, "estimator"))
     flow = {key: value for key, value in flow.items() if key not in ("dit", "estimator")}
     width = llm.get("hidden_size", default.llm.qwen2.hidden_size)
@@ -65,12 +65,12 @@ def read_config(
         "speech_tokenizer": _tokenizer(tensors, hearing),
         "sample_rate": settings.get("sample_rate", default.sample_rate),
     }
-    for section, left in (("llm", llm), ("flow", flow), ("flow.dit", dit), ("hifigan", hifigan)):
+    for part, left in (("llm", llm), ("flow", flow), ("flow.dit", dit), ("hifigan", hifigan)):
         for key, value in left.items():
             if key in FIXED and value != FIXED[key]:
-                raise ConfigError(f"{section}.{key}: {value!r:.60} is not supported, only {FIXED[key]!r}")
+                raise ConfigError(f"{part}.{key}: {value!r:.60} is not supported, only {FIXED[key]!r}")
             if key not in FIXED and key not in UNREAD:
-                raise ConfigError(f"{section}.{key}: unknown setting")
+                raise ConfigError(f"{part}.{key}: unknown setting")
     return CosyVoice3Config.from_dict(content)
 
 

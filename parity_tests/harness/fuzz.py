@@ -2,8 +2,9 @@
 
     python -m parity_tests.harness.fuzz [--only GLOB] [--seconds 600 | --inputs N] [--seed N] [--keep DIR]
 
-A reader fails when it raises anything but the product's own errors, says more than one line, dies, takes longer than
-`TIME_LIMIT`, or grows the process by more than `MEMORY_LIMIT` at one input. Readers run in a process of their own, and
+A reader fails when it raises anything but the product's own errors, says more than one line or what does not print,
+dies, computes longer than `CPU_LIMIT`, takes longer than `TIME_LIMIT`, or grows the process by more than
+`MEMORY_LIMIT` at one input. Readers run in a process of their own, and
 the input at hand lies on disk before it is read, so that it survives a crash.
 """
 
@@ -27,7 +28,8 @@ from tqdm import tqdm
 from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
 
 ROOT = Path(__file__).parents[2]
-TIME_LIMIT = 20  # seconds for one input; valid ones take some milliseconds
+CPU_LIMIT = 5  # seconds for one input; valid ones take some milliseconds
+TIME_LIMIT = 20  # the same on the clock of a busy machine
 MEMORY_LIMIT = 512 << 20  # bytes
 CURRENT, FAILURE, TALLY = "current.bin", "failure.txt", "tally.txt"
 NUMBERS = ("0", "-1", "1", "255", "65536", "2147483648", "18446744073709551616", "1e309", "-0.0", "NaN", "9" * 400)
@@ -88,13 +90,14 @@ def attempt(reader: Reader, folder: Path) -> tuple[str, str]:
     """Read once: ("read" or "refused", what was said).
 
     Raises:
-        AssertionError: a refusal of more than one line.
+        AssertionError: a refusal of more than one line, or one with control characters.
         Exception: whatever the reader should not have raised.
     """
     try:
         reader.read(folder)
     except REFUSALS as error:
         assert "\n" not in str(error).strip(), f"more than one line: {error}"
+        assert str(error).isprintable(), f"does not print: {str(error)!r}"
         return "refused", str(error)
     return "read", ""
 
@@ -115,13 +118,16 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
         target.write_bytes(content)
         (state / CURRENT).write_bytes(content)
         signal.alarm(TIME_LIMIT)
-        before = _peak()
+        before, started_at = _peak(), time.process_time()
         try:
             tally[attempt(reader, folder)[0]] += 1
         except Exception as error:
             (state / FAILURE).write_text(f"{type(error).__name__}: {error}", encoding="utf-8", errors="replace")
             raise
         signal.alarm(0)
+        if (taken := time.process_time() - started_at) > CPU_LIMIT:
+            (state / FAILURE).write_text(f"took {taken:.1f} s", encoding="utf-8")
+            raise SystemExit(1)
         if (grown := _peak() - before) > MEMORY_LIMIT:
             (state / FAILURE).write_text(f"grew by {grown >> 20} MiB", encoding="utf-8")
             raise SystemExit(1)

@@ -18,10 +18,13 @@ from safetensors.numpy import save_file
 
 from convert.audit import AuditError
 from convert.checkpoint import CheckpointError, read_state_dict
+from convert.hub import Source
 from convert.mapping import ConversionError
 from convert.official import text_config
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.run import convert_folder
 from parity_tests.onnx_support import SPEAKER, TOKENIZER
+from port import community, weights
 from port.batch import ManifestError, Utterance, read_manifest
 from port.config import ConfigError, CosyVoice3Config
 from port.files import TextError, read_text
@@ -129,6 +132,34 @@ def _read_weights(folder: Path) -> None:
         mx.eval(mx.load(str(path)))
 
 
+@cache
+def _converted() -> Path:
+    """The checkpoint converted; the comparison is of no interest here."""
+    folder = Path(mkdtemp(prefix="fuzz-")) / "converted"
+    convert_folder(Source(_checkpoint(), "tiny"), folder, lambda *_: [{"checkpoint": "stand-in", "status": "PASS"}])
+    return folder
+
+
+def _write_community(folder: Path) -> None:
+    from parity_tests.community_support import write
+
+    made = folder / "made"
+    write(made, weights.load(_converted()), _converted(), mx.float16, bits=8, tokenizer=False)
+    for path in made.iterdir():
+        path.rename(folder / path.name)
+    made.rmdir()
+
+
+def _write_quantized(folder: Path) -> None:
+    """A model with quantized layers, one of them by settings of its own."""
+    model = weights.load(_converted())
+    own = "llm.qwen2.layers.1.mlp.gate_proj"
+    settings = {"group_size": 32, "bits": 4, "mode": "affine", own: {"group_size": 64, "bits": 8}}
+    named = {f"llm.qwen2.layers.{i}.mlp.{kind}.scales": None for i in range(2) for kind in ("gate_proj", "up_proj")}
+    weights.quantize(model, settings, named)
+    weights.save(folder, model, model.config, quantization=settings)
+
+
 def _write_config(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(CosyVoice3Config().to_dict()), encoding="utf-8")
 
@@ -203,6 +234,9 @@ READERS = (
     *(Reader(f"tokenizer.{Path(f).stem}", f, _copy(*TOKENIZER_FILES), _read_tokenizer) for f in TOKENIZER_FILES),
     Reader("safetensors", "model.safetensors", _write_weights(1 << 20), _read_weights),
     Reader("safetensors_index", "model.safetensors.index.json", _write_weights(1), _read_weights),
+    Reader("config_quantized", "config.json", _write_quantized, weights.load),
+    Reader("community_config", "config.json", _write_community, community.load),
+    Reader("community_weights", "model.safetensors", _write_community, community.load),
     Reader("config", "config.json", _write_config, _read_config),
     Reader("speakers", "x", _write_speakers, lambda folder: load_speakers(folder / "x", CosyVoice3Config())),
     *(
