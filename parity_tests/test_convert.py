@@ -1,4 +1,4 @@
-"""A whole conversion: what fine-tuned checkpoints may carry, what the folder holds, and nothing where parity fails."""
+"""A whole conversion: what the folder holds, and nothing where parity fails or the process dies."""
 
 import json
 import signal
@@ -8,13 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from convert import run
 from convert.audit import port_shapes
 from convert.hub import needed_files
 from convert.partial import MARK, partial_folder
-from parity_tests.convert_support import CONFIG, passing, resave
+from parity_tests.convert_support import CONFIG, passing
 from port.config import CosyVoice3Config
 from port.cosyvoice3 import CosyVoice3
 from port.storage import WeightsError, read_headers
@@ -22,51 +21,11 @@ from port.storage import WeightsError, read_headers
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def old_weight_norm(state):
-    names = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
-    for new, old in names.items():
-        state = {key.replace(new, old): value for key, value in state.items()}
-    return state
-
-
-VARIANTS = {
-    "counters": ("flow.pt", lambda s: s | {"epoch": 7, "step": torch.tensor(1200)}),
-    "generator prefix": ("hift.pt", lambda s: {f"generator.{k}": v for k, v in s.items()}),
-    "old weight norm": ("hift.pt", old_weight_norm),
-    "state_dict wrapper": ("llm.pt", lambda s: {"state_dict": s, "optimizer": {"lr": 1e-5}, "epoch": 2}),
-    "module prefix": ("llm.pt", lambda s: {f"module.{k}": v for k, v in s.items()}),
-    "all at once": (
-        "hift.pt",
-        lambda s: {"state_dict": {f"module.generator.{k}": v for k, v in old_weight_norm(s).items()}, "step": 1},
-    ),
-    "float64, as after the first inference": ("hift.pt", lambda s: {k: v.double() for k, v in s.items()}),
-    "transposed storage": (
-        "flow.pt",
-        lambda s: {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in s.items()},
-    ),
-}
-
-
 @pytest.fixture(scope="module")
 def plain_output(official, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     run.convert_folder(run.find_source(str(official)), out, passing)
     return out
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_fine_tuned_variants_give_the_same_weights(source, tmp_path, plain_output, variant):
-    file, change = VARIANTS[variant]
-    resave(source / file, change)
-    audit, _ = run.convert_folder(run.find_source(str(source)), tmp_path / "out", passing)
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (plain_output / "model.safetensors").read_bytes()
-    assert audit.parameters == len(port_shapes(CONFIG))
-
-
-def test_ignored_entries_are_reported(source, tmp_path):
-    resave(source / "flow.pt", VARIANTS["counters"][1])
-    audit, _ = run.convert_folder(run.find_source(str(source)), tmp_path / "out", passing)
-    assert audit.files["flow"].ignored == ("epoch", "step")
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,31 @@ def test_upload_with_the_conversion(hub, parity, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "more").exists()
 
 
+def test_a_readme_of_the_users_own_is_neither_lost_nor_sent(hub, converted, command):
+    (converted / "README.md").write_text("mine")
+    code, line, _ = command()
+    assert code == 1
+    assert "README.md: is not a card that this command made; move it away" in line
+    assert (converted / "README.md").read_text() == "mine"
+    assert NAME not in hub.repos
+
+
+def test_a_readme_on_the_hub_is_not_replaced_without_a_word(hub, converted, command):
+    hub.repos[NAME] = Repo()
+    hub.repos[NAME].commit({"README.md": b"mine"})
+    assert f"note: {NAME} has a README.md of its own" in command()[2]
+    assert "note:" not in command()[2]
+
+
+def test_what_only_the_user_knows_of_the_card(hub, converted, command):
+    assert command("--base-model", "me/tuned", "--license", "cc-by-4.0")[0] == 0
+    found = head(converted.joinpath("README.md").read_text())
+    assert (found["base_model"], found["license"]) == ("me/tuned", "cc-by-4.0")
+    for flags in (["--base-model", "x"], ["--license", "a\nb"], ["--base-model", "a/b\n- c"]):
+        with pytest.raises(SystemExit):
+            command(*flags)
+
+
 def test_uploading_again_changes_nothing(hub, converted, command):
     assert command()[0] == 0
     first = hub.repos[NAME].branches["main"]
