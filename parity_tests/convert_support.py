@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from convert.checkpoint import CheckpointError
+from parity_tests.harness.fuzz import CPU_LIMIT, MEMORY_LIMIT, peak
 from reference.synthesize import tiny_config
 
 CONFIG = tiny_config()
@@ -31,3 +35,17 @@ def put(content: Any, changes: Mapping[str, Any]) -> Any:
             place = place[name]
         place[path.rpartition(".")[2]] = value
     return content
+
+
+def refused(read: Callable[[Path], Any], path: Path) -> str:
+    """The one line that a reader refuses a file with, soon and without the memory that the file asks for."""
+    before, started = peak(), time.process_time()
+    with pytest.raises(CheckpointError) as error:
+        read(path)
+    assert time.process_time() - started < CPU_LIMIT
+    assert peak() - before < MEMORY_LIMIT
+    line = str(error.value)
+    assert str(path) in line
+    assert line.isprintable()
+    assert len(line) < 1000
+    return line

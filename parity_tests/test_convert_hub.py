@@ -5,13 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
-from huggingface_hub import errors
 
 import convert.hub
 from convert import run
@@ -130,75 +128,6 @@ def test_a_later_run_goes_on_with_an_interrupted_download(hub, release, command,
     assert command()[0] == 0
     (span,) = [span for _, span in hub.downloads("llm.pt")[tried:]]
     assert int(span[6:-1]) > len(published["llm.pt"]) // 2 - CHUNK
-
-
-@pytest.mark.parametrize("package", [False, True])
-def test_hf_transfer_without_its_package_and_with_one_that_fails(hub, release, command, monkeypatch, package):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ENABLE_HF_TRANSFER", True, raising=False)
-    failing = types.SimpleNamespace(download=lambda **_: (_ for _ in ()).throw(Exception("broke")))
-    monkeypatch.setitem(sys.modules, "hf_transfer", failing if package else None)
-    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 16)
-    code, line, _ = command()
-    if huggingface_hub.__version__.startswith("0."):
-        assert code == 1
-        assert "hf_transfer" in line
-
-
-def test_a_name_that_may_have_been_a_folder(hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "models").mkdir()
-    assert run.main(["--hf-path", "models/CosyVoice3", "--mlx-path", "out"]) == 1
-    assert "no such repository" in (line := capsys.readouterr().err) and "nor is there such a folder here" in line
-
-
-class XetDownloadError(Exception):
-    """As newer clients call it."""
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError(
-            "Data processing error: CAS service error : Reqwest Error: HTTP status 500, domain: https://x/?token=hf_s"
-        ),
-        errors.XetError("refused"),
-        errors.XetAuthorizationError("refused"),
-        errors.XetDownloadError("cut"),
-        XetDownloadError("cut"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-@pytest.mark.parametrize("times", [2, 99])
-def test_errors_of_the_native_client_are_retried_and_told(hub, release, command, monkeypatch, error, times):
-    download, calls = huggingface_hub.snapshot_download, []
-
-    def failing(*arguments, **more):
-        calls.append(arguments)
-        if len(calls) <= times:
-            raise error
-        return download(*arguments, **more)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", failing)
-    code, line, _ = command()
-    assert code == (times == 99)
-    assert len(calls) == (5 if code else 3)
-    if code:
-        assert "the transfer broke off" in line and "HF_HUB_DISABLE_XET=1" in line
-        assert "hf_s" not in line
-
-
-def test_a_checkpoint_of_safetensors(hub, official, command, tmp_path):
-    from safetensors.torch import save_file
-
-    files = read_folder(official)
-    for name in ("llm", "flow", "hift"):
-        state = torch.load(io.BytesIO(files.pop(f"{name}.pt")), weights_only=True)
-        state.pop("llm.model.lm_head.weight", None)
-        save_file(state, tmp_path / "x")
-        files[f"{name}.safetensors"] = (tmp_path / "x").read_bytes()
-    hub.repos["me/tuned"] = Repo()
-    hub.repos["me/tuned"].commit(files)
-    assert run.main(["--hf-path", "me/tuned", "--mlx-path", str(tmp_path / "results" / "tuned")]) == 0
 
 
 def test_a_hub_that_is_gone(hub, release, command, monkeypatch):

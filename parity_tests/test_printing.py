@@ -14,7 +14,6 @@ from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers
 from port.storage import WeightsError
 from reports.card import CardError, card, is_card, write_card
 
-pytestmark = pytest.mark.meta
 BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", "\x00", "\ud800", "\u200b", "\x9b31m")
 
 

@@ -169,10 +169,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except WeightsError:
         raise
-    except OSError as error:
-        raise WeightsError(f"{path}: not readable ({error.strerror or error})") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({type(error).__name__})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise WeightsError(f"{path}: not readable as JSON ({why})") from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a JSON object")
     return content

@@ -118,7 +118,7 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
         target.write_bytes(content)
         (state / CURRENT).write_bytes(content)
         signal.alarm(TIME_LIMIT)
-        before, started_at = _peak(), time.process_time()
+        before, started_at = peak(), time.process_time()
         try:
             tally[attempt(reader, folder)[0]] += 1
         except Exception as error:
@@ -128,7 +128,7 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
         if (taken := time.process_time() - started_at) > CPU_LIMIT:
             (state / FAILURE).write_text(f"took {taken:.1f} s", encoding="utf-8")
             raise SystemExit(1)
-        if (grown := _peak() - before) > MEMORY_LIMIT:
+        if (grown := peak() - before) > MEMORY_LIMIT:
             (state / FAILURE).write_text(f"grew by {grown >> 20} MiB", encoding="utf-8")
             raise SystemExit(1)
         (state / TALLY).write_text(f"{tally['read']} {tally['refused']}", encoding="utf-8")
@@ -163,7 +163,8 @@ def fuzz(
         return read, refused, said
 
 
-def _peak() -> int:
+def peak() -> int:
+    """Bytes that the process has held at most."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
