@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from port.config import ConfigError
+from port.printing import brief
 
 
 class Arguments:
@@ -47,7 +48,7 @@ class Arguments:
             value = self.values.pop(name, wanted)
             if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
                 raise ConfigError(
-                    f"{self.where}.{name}: {value!r:.60} is not supported, the model knows {wanted!r} only"
+                    f"{self.where}.{name}: {brief(value)} is not supported, the model knows {wanted!r} only"
                 )
 
     def ignore(self, *names: str) -> None:

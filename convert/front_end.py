@@ -8,6 +8,7 @@ from convert.arguments import Arguments
 from convert.references import resolve
 from port.config import ConfigError, CosyVoice3Config
 from port.frontend.special_tokens import END_OF_PROMPT
+from port.printing import brief
 
 
 def end_of_prompt(tokenizer: dict[str, Any]) -> int:
@@ -44,7 +45,7 @@ def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
     mel = Arguments("feat_extractor", resolve(document, part_of(document, "feat_extractor"), "feat_extractor"), True)
     if (fmax := mel.values.get("fmax")) is not None:
         raise ConfigError(
-            f"feat_extractor.fmax: {fmax!r:.40} is not supported; the published file was corrected to null in "
+            f"feat_extractor.fmax: {brief(fmax)} is not supported; the published file was corrected to null in "
             "December 2025: write `fmax: null`, or download cosyvoice3.yaml again"
         )
     mel.expect(n_fft=1920, num_mels=config.flow.output_size, sampling_rate=config.sample_rate, win_size=1920)

@@ -6,6 +6,7 @@ from typing import Any
 
 from convert.arguments import Arguments
 from port.config import ConfigError, Qwen2Config, from_dict
+from port.printing import brief
 
 # Of every model of transformers; nothing in a decoder reads them.
 SAVED_BESIDE = (
@@ -54,5 +55,5 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool =
     if layers is not None and layers != ["full_attention"] * config.num_hidden_layers:
         raise ConfigError(f"{where}.layer_types: the model knows full_attention in each of its layers only")
     if head not in (None, config.head_dim):
-        raise ConfigError(f"{where}.head_dim: {head!r:.40} is not hidden_size / num_attention_heads")
+        raise ConfigError(f"{where}.head_dim: {brief(head)} is not hidden_size / num_attention_heads")
     return config

@@ -31,7 +31,7 @@ def test_hf_transfer_without_its_package_and_with_one_that_fails(tuned, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 16)
 
     def download(url, filename, max_files, chunk_size, headers, parallel_failures, max_retries, callback):
-        raise Exception("broke")  # noqa: TRY002: what the package raises
+        raise Exception("broke")  # as the package does
 
     monkeypatch.setitem(sys.modules, "hf_transfer", types.SimpleNamespace(download=download) if package else None)
     with pytest.raises(HubError, match="hf_transfer") as refusal:

@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from parity_tests.convert_support import CONFIG
 from port import cli
+from port.config import ConfigError, CosyVoice3Config
 from port.printing import LIMIT, OneLineError, printable
 from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers
 from port.storage import WeightsError
@@ -36,6 +37,18 @@ def test_long_lines_lose_their_middle(size):
     assert line.startswith("begin ") and line.endswith(" end")
 
 
+def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
+    """To write them out takes more of the stack than to read them."""
+    for depth in range(100, 1000, 5):
+        content = json.dumps(CONFIG.to_dict()).replace(
+            '"sample_rate": 24000', f'"sample_rate": {"[" * depth}{"]" * depth}'
+        )
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ConfigError) as refusal:
+            CosyVoice3Config.load(tmp_path)
+        assert str(refusal.value).isprintable()
+
+
 def test_errors_of_every_reader_are_of_this_kind():
     from convert.archive import CheckpointError
     from convert.audit import AuditError
@@ -46,7 +59,6 @@ def test_errors_of_every_reader_are_of_this_kind():
     from convert.run import REFUSALS
     from port.frontend.tokenizer import TokenizerError
     from port.hub import HubError
-    from port.strict import ConfigError
 
     kinds = (
         AuditError,

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from .config import ConfigError, CosyVoice3Config
+from .printing import brief
 from .storage import WeightsError
 
 TOKENIZER_FOLDER = "S3TokenizerV3"
@@ -68,7 +69,7 @@ def read_config(
     for part, left in (("llm", llm), ("flow", flow), ("flow.dit", dit), ("hifigan", hifigan)):
         for key, value in left.items():
             if key in FIXED and value != FIXED[key]:
-                raise ConfigError(f"{part}.{key}: {value!r:.60} is not supported, only {FIXED[key]!r}")
+                raise ConfigError(f"{part}.{key}: {brief(value)} is not supported, only {FIXED[key]!r}")
             if key not in FIXED and key not in UNREAD:
                 raise ConfigError(f"{part}.{key}: unknown setting")
     return CosyVoice3Config.from_dict(content)
@@ -129,5 +130,5 @@ def _tokenizer(tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]) -> d
     depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
     for key, seen in (("n_audio_state", dim), ("n_audio_layer", depth)):
         if hearing.get(key, seen) != seen:
-            raise ConfigError(f"{TOKENIZER_FOLDER}: {key} is {hearing[key]!r:.20}, the weights have {seen}")
+            raise ConfigError(f"{TOKENIZER_FOLDER}: {key} is {brief(hearing[key])}, the weights have {seen}")
     return {"dim": dim, "heads": hearing.get("n_audio_head", max(1, dim // HEAD_DIM)), "depth": depth}

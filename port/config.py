@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import require_regular
+from .printing import brief
 from .strict import ConfigError, check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
@@ -220,7 +221,7 @@ class CosyVoice3Config:
         """
         data = dict(data)
         if (found := data.pop("model_type", None)) != MODEL_TYPE:
-            raise ConfigError(f"config.json: model_type is {found!r}, expected {MODEL_TYPE!r}")
+            raise ConfigError(f"config.json: model_type is {brief(found)}, expected {MODEL_TYPE!r}")
         for key in ("quantization", "quantization_config", "provenance"):
             data.pop(key, None)
         config = from_dict(cls, data)

@@ -21,6 +21,15 @@ def printable(text: object, limit: int = LIMIT) -> str:
     return line
 
 
+def brief(value: object, limit: int = 60) -> str:
+    """A value of a parsed file: a text, a number or a constant as it is written, of anything else its type.
+
+    What is nested as deep as a parser allows cannot be written out again.
+    """
+    plain = isinstance(value, str | int | float | None)
+    return printable(repr(value) if plain else f"a {type(value).__name__}", limit)
+
+
 class OneLineError(ValueError):
     """An error whose message may quote a file; see `printable`."""
 

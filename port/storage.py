@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .files import require_regular
-from .printing import OneLineError
+from .printing import OneLineError, brief
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -146,7 +146,7 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
         raise WeightsError(f"{path}: the header entry of {name!r:.120} holds sizes that are not usable")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WeightsError(f"{path}: {name!r:.120} has dtype {dtype!r:.20}; known: {', '.join(DTYPES)}")
+        raise WeightsError(f"{path}: {name!r:.120} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
     info = TensorInfo(dtype, tuple(shape), begin, end)
     if end - begin != info.nbytes:
         raise WeightsError(f"{path}: {name!r:.120} of shape {shape} does not fit the {end - begin} bytes it is given")

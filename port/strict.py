@@ -7,7 +7,7 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from .printing import OneLineError
+from .printing import OneLineError, brief
 
 # No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
 MAX_INT = 1 << 20
@@ -53,7 +53,7 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 53 else math.inf
     if type(value) is not hint:
-        raise ConfigError(f"config{where}: expected {hint.__name__}, found {type(value).__name__} {value!r:.40}")
+        raise ConfigError(f"config{where}: expected {hint.__name__}, found {type(value).__name__} {brief(value)}")
     largest = MAX_LAYERS if where.rpartition(".")[2].partition("[")[0] in LAYERS else MAX_INT
     if hint is int and not 0 < value <= largest:
         raise ConfigError(f"config{where}: {value} is outside 1..{largest}")

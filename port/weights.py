@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from .config import ConfigError, CosyVoice3Config
 from .flow.modulation import make_room
 from .model import CosyVoice3Model
+from .printing import brief
 from .storage import (
     MAX_SHARD_BYTES,
     Shape,
@@ -85,7 +86,7 @@ def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
     ((name, wanted),) = heads(config).items()
     for file in sorted(files):
         if (said := read_metadata(file).get(name, wanted)) != wanted:
-            raise WeightsError(f"{file}: written for heads of {said!r:.80}, config.json has {wanted}")
+            raise WeightsError(f"{file}: written for heads of {brief(said)}, config.json has {wanted}")
 
 
 def say_if_old(folder: Path) -> None:
@@ -207,7 +208,8 @@ def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     known = MODES.get(mode, {}) if isinstance(mode, str) else {}
     values = {key: settings.get(key, allowed[0]) for key, allowed in known.items()}
     if not known or any(type(value) is not int or value not in known[key] for key, value in values.items()):
-        raise WeightsError(f"config.json: {where} {settings!s:.200} is not known; MLX has {known or sorted(MODES)}")
+        said = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())
+        raise WeightsError(f"config.json: {where} ({said}) is not known; MLX has {known or sorted(MODES)}")
     return settings
 
 
