@@ -37,7 +37,7 @@ verify: $(STAMP)
 	exit $$status
 
 test: lint
-	$(BIN)/python -m pytest --quiet
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

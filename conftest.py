@@ -33,6 +33,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        # MLX keeps compiled kernels below TMPDIR and writes them in place: a worker must not read another's half.
+        own = ROOT / "build" / "tmp" / worker
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(own)
     # Tiny tensors gain nothing from threads, and on a busy machine every barrier waits for the slowest.
     torch.set_num_threads(os.cpu_count() or 1 if config.getoption("--full") else 1)
     torch.manual_seed(0)
