@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from parity_tests import adapters
 from parity_tests.adapters import base
 from parity_tests.adapters.audit import main
 from parity_tests.adapters.base import AdapterError
@@ -40,7 +41,7 @@ def write_adapter(monkeypatch, tmp_path, name, text):
     """An adapter beside the others for one test."""
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(base, "__file__", str(tmp_path / "base.py"))
-    monkeypatch.setattr("parity_tests.adapters.__path__", [str(tmp_path)])
+    monkeypatch.setattr(adapters, "__path__", [str(tmp_path), *adapters.__path__])
     monkeypatch.delitem(sys.modules, f"parity_tests.adapters.{name}", raising=False)
 
 
