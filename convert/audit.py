@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlx.utils import tree_flatten
 
 from convert.mapping import PORT_ROOT, TABLE, Step
-from convert.transforms import Shape
+from convert.transforms import UNUSED, Shape
 from port.config import CosyVoice3Config
 from port.model import CosyVoice3Model
 from port.printing import OneLineError
@@ -49,6 +49,7 @@ class Audit:
     parameter_elements: int
     parameters_by_part: dict[str, int]
     files: dict[str, SourceFile] = field(default_factory=dict)  # by part, then the text files by name
+    lacking: tuple[str, ...] = ()  # source tensors of `MAY_LACK` that no file has
     baked: dict[str, int] = field(default_factory=dict)  # timesteps, the parameters that became tables, and the tables
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +87,7 @@ def prove(
     shapes: Mapping[str, Mapping[str, Shape]],
     plans: Mapping[str, list[Step]],
     parameters: Mapping[str, Shape],
+    may_lack: Container[str] = (),
 ) -> Audit:
     """Check plans against what the files hold and what the port needs.
 
@@ -93,6 +95,7 @@ def prove(
         shapes: by part, shape of every tensor of the file.
         plans: by part, the steps of `mapping.plan` for all tensors of the file.
         parameters: what must be filled, from `port_shapes`.
+        may_lack: source tensors that may be missing, of those that are only looked at.
 
     Raises:
         AuditError: a source tensor used twice or not at all, one missing that is only looked at, a parameter unknown,
@@ -102,6 +105,7 @@ def prove(
     filled: dict[str, str] = {}
     dropped: dict[str, str] = {}
     transforms: Counter[str] = Counter()
+    lacking: list[str] = []
     consumed = 0
     for part, steps in plans.items():
         uses = Counter(source for step in steps for source in step.sources)
@@ -109,8 +113,11 @@ def prove(
             if uses[source] != 1:
                 raise AuditError(f"{part}: {source} is consumed {uses[source]} times")
         # What goes into no parameter is evidence, of the width of a head for one; the original refuses its absence too.
-        for row in {row for row in TABLE if row.part == part and row.target is None} - {step.row for step in steps}:
-            raise AuditError(f"{part}: {row.sources[0]} is missing")
+        looked_at = {row for row in TABLE if row.part == part and row.target is None and row.transform is not UNUSED}
+        for row in looked_at - {step.row for step in steps}:
+            if row.sources[0] not in may_lack:
+                raise AuditError(f"{part}: {row.sources[0]} is missing")
+            lacking.append(row.sources[0])
         for step in steps:
             transforms[step.row.transform.name] += 1
             shape = step.shape(shapes[part])
@@ -139,4 +146,5 @@ def prove(
         parameters=len(filled),
         parameter_elements=sum(math.prod(shape) for shape in parameters.values()),
         parameters_by_part=dict(Counter(name.split(".", 1)[0] for name in sorted(filled))),
+        lacking=tuple(sorted(lacking)),
     )

@@ -7,6 +7,11 @@ import re
 # What training code puts beside a state dict, and into its names: in front (the original strips `generator.` itself:
 # cosyvoice/cli/model.py, load), or wherever a wrapped module stands.
 COUNTERS = frozenset({"epoch", "step", "grad_norm"})
+# Tensors without which people's files come, and what that costs.
+MAY_LACK = {
+    "llm.model.lm_head.weight": "it is tied to embed_tokens and never used",
+    "decoder.estimator.rotary_embed.inv_freq": "only cosyvoice3.yaml shows how wide a head is",
+}
 PREFIXES = {"hift": ("module.", "generator."), "llm": ("module.",), "flow": ("module.",)}
 WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 ADAPTER = re.compile(r"(^|\.)(lora_\w+|lora|base_layer|hada_\w+|lokr_\w+|oft_\w+|ia3_\w+|modules_to_save)(\.|$)")

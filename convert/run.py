@@ -37,6 +37,7 @@ from convert.hub import (
 )
 from convert.layout import describe_files, require_checkpoint
 from convert.mapping import ConversionError, Step, plan
+from convert.names import MAY_LACK
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
 from convert.partial import MARK, beside, clear_leftover, refuse_existing
 from convert.parts import LLM_FILES, Weights, official_parts
@@ -118,7 +119,7 @@ def convert_folder(
     bake = Bake(config) if bake_timesteps else None
     layout = output_layout(parameters, precision, bake)
     shapes = {part: held.shapes for part, held in opened.items()}
-    audit = prove(shapes, plans, parameters)
+    audit = prove(shapes, plans, parameters, MAY_LACK)
     baked = (
         {"timesteps": len(bake.times), "parameters": len(bake.replaced), "tensors": len(bake.tensors)} if bake else {}
     )
@@ -235,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _say("interrupted; nothing was written", 1)
     for line in differences(source, {file.name: file.sha256 for file in audit.files.values()}):
         print("note: " + printable(line))
+    for key in audit.lacking:
+        print(f"note: the checkpoint has no {key}: {MAY_LACK[key]}")
     print(printable(f"{options.mlx_path}: {audit.verdict}; {parity_verdict(rows)}"))
     return _upload(options) if options.upload_repo else 0
 

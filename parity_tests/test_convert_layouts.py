@@ -128,7 +128,11 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
             save_file(state, (source / file).with_suffix(".safetensors"))
             (source / file).unlink()
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
-    assert "267 of 267 checkpoints pass" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "267 of 267 checkpoints pass" in said
+    for key, file in ((HEAD, "llm.pt"), (CONSTANT, "flow.pt")):
+        lacks = key not in "".join(json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"])
+        assert lacks == (f"note: the checkpoint has no {key}" in said), file
     found = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert found.keys() == plain.keys()
     for name, value in plain.items():
