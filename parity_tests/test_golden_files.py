@@ -123,8 +123,8 @@ def test_float64_of_a_waveform_may_cost_what_a_rounding_costs(others):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_reference_that_is_not_float32_passes_nothing(tmp_path, capsys, kind):
     with degraded(kind):
-        rows = judge_file(golden("dit_stream1"), *SIDES)
-        code, text = said(capsys, folder_of(tmp_path, "dit_stream1"))
+        rows = judge_file(golden("resblock_causal_k3"), *SIDES)
+        code, text = said(capsys, folder_of(tmp_path, "resblock_causal_k3"))
     assert {(r.side, r.measure) for r in rows if r.status == "PASS"} == {("reference", "float64")}
     assert code == 2 and text.startswith("error: ") and "PyTorch" in text
 
