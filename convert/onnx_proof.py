@@ -27,7 +27,7 @@ from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import MAX_POSITIONS, S3TokenizerV3, rotary_tables
 
 logger = logging.getLogger(__name__)
-LIMIT = 1e-5  # relative rms; rounded constants cost 1e-7, the smallest change of an attribute that acts 1e-4
+LIMIT = 1e-5  # relative rms; rounded constants cost 5e-9, the smallest change of an attribute that acts 1e-4
 TIE = 1e-4  # a digit this near to the next may round to it
 FRAMES = {"speech_tokenizer": (57, 22), "speaker": (203, 57)}  # 203 leave 102 after the stride: a segment and 2 frames
 
