@@ -211,6 +211,8 @@ def tdnn(job: Job) -> Mapping[str, Any]:
 @PARTS.offers("frontend.speaker.CAMLayer")
 def cam(job: Job) -> Mapping[str, Any]:
     c, dilation = job.config, job.config["dilation"]
+    if not c["divide_by_full_segment"]:
+        raise NotOffered("the port divides a short last segment by 100, as the official campplus.onnx says")
     layer = xvector.CAMLayer(c["bn_channels"], c["out_channels"], 3, 1, padding=dilation, dilation=dilation, bias=False)
     return {"y": load(layer, unfolded(job.state, ()))(**inputs(job))}
 
