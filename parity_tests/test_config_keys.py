@@ -244,5 +244,8 @@ def test_a_key_that_the_backbones_config_lacks_or_has_beside_the_known_ones(fold
             assert found == CosyVoice3Config(), key
         else:
             assert found is None, key
-    (folder / QWEN_FILE).write_text(json.dumps(QWEN | {"head_dim": 64}))
-    assert read(folder) is None
+    for beside in ({"head_dim": 128}, {"qk_norm": True}):
+        (folder / QWEN_FILE).write_text(json.dumps(QWEN | beside))
+        assert read(folder) is None
+    (folder / QWEN_FILE).write_text(json.dumps(QWEN | {"head_dim": 64}))  # which follows from the other two
+    assert read(folder) == CosyVoice3Config()

@@ -218,7 +218,9 @@ def test_a_damaged_manifest_is_one_line(tmp_path, capsys, content):
     assert code == 2 and text.startswith("error: ") and text.count("\n") == 1
 
 
-@pytest.mark.parametrize("make", [lambda p: p / "gone", lambda p: p, lambda p: p / MANIFEST], ids=["gone", "empty", "file"])
+@pytest.mark.parametrize(
+    "make", [lambda p: p / "gone", lambda p: p, lambda p: p / MANIFEST], ids=["gone", "empty", "file"]
+)
 def test_no_folder_and_no_files_are_one_line(tmp_path, capsys, make):
     (tmp_path / MANIFEST).write_text('{"cases": []}')
     code, text = said(capsys, make(tmp_path))

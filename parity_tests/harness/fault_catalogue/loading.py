@@ -47,9 +47,9 @@ FAULTS = (
         "unread input",
         _CONVERT,
         edit(
-            "convert.checkpoint:_unwrap",
-            "if key in COUNTERS:",
-            'if key in COUNTERS or str(key).endswith(".extra"):',
+            "convert.checkpoint:read_state_dict",
+            "if beside or (key in COUNTERS",
+            'if beside or str(key).endswith(".extra") or (key in COUNTERS',
         ),
     ),
     Fault(
@@ -74,7 +74,7 @@ FAULTS = (
         "unread input",
         _CONVERT,
         edit(
-            "convert.official:qwen2_config",
+            "convert.qwen2:qwen2_config",
             "    config = from_dict(Qwen2Config, values",
             '    values.pop("rope_theta", None)\n    config = from_dict(Qwen2Config, values',
         ),
