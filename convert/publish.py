@@ -89,7 +89,7 @@ def _note_other_card(repo: str) -> None:
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         return
     if not is_card(held):
-        print(f"note: {repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it")
+        _say(f"{repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it", 0)
 
 
 def require_verified(folder: Path) -> dict[str, Any]:

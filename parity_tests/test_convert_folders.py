@@ -67,7 +67,6 @@ def test_another_backbone(source, conversion, change, named):
         ("!ref <chunk_size> * <token_mel_ratio>", "!ref 2 * <chunk_size>"),
         ("!ref <chunk_size> * <token_mel_ratio>", "!ref (<chunk_size> + <chunk_size>)"),
         ("!ref <chunk_size> * <token_mel_ratio>", "!ref <chunk_size> * 4 // 2"),
-        ("pretrain_path: !ref <qwen_pretrain_path>", "pretrain_path: !ref <qwen_pretrain_path>/CosyVoice-BlankEN"),
         ("sample_rate: 24000", "rate: &rate 24000\nsample_rate: *rate"),
         ("llm_output_size: 64", "llm_output_size: !ref <llm_input_size>"),
         ("chunk_size: ", "more: &more [1, 3]\nless: {<<: {a: 1}, b: *more}\nchunk_size: "),

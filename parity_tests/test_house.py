@@ -17,6 +17,7 @@ ONE_SIDED = {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
         "files.py": "framework-free, both sides use it",
+        "printing.py": "framework-free, whatever quotes a file uses it",
         "device.py": "the device that MLX computes on",
         "paths.py": "switches of the fast paths",
         "flow/fast.py": "fast forms of layers",
@@ -78,7 +79,7 @@ FORBIDDEN = {
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
 }
 # Commands stand on the top floor and may reach the harness.
-TOP_FLOOR = {"convert/verify.py", "convert/publish.py", "reference/export_onnx.py"}
+TOP_FLOOR = {"convert/verify.py", "convert/publish.py", "reference/export_onnx.py", "reports/card.py"}
 
 
 def sources(package: str) -> dict[str, Path]:

@@ -47,7 +47,7 @@ def test_a_sample_of_the_models_tensors_matters(parity, name):
     rows = []
     for key in sorted(rng.permutation(sorted(tensors))[:12]):
         with liveness.changed(tensors[key], rng):
-            distance = liveness.moved(truth, single, run(parity.models.double, torch.float64))
+            distance = liveness.moved(truth, [single], run(parity.models.double, torch.float64))
         rows.append(liveness.LivenessRow(name, str(key), distance, "PASS" if distance >= 5 else "VACUOUS"))
     parity.keep("liveness", [row.to_dict() for row in rows])
     dead = [row for row in rows if row.status == "VACUOUS"]

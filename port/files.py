@@ -42,6 +42,7 @@ def read_text(path: Path) -> str:
         TextError: not readable.
     """
     try:
+        require_regular(path)
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise TextError(f"{path}: not readable, no such file") from None

@@ -169,7 +169,8 @@ def judge_folder(folder: Path, sides: Sequence[Side], only: str = "*") -> list[G
     if not folder.is_dir():
         raise GoldenError(f"{folder} is no folder")
     manifest = read_manifest(folder)
-    names = {path.name for path in folder.glob("*.safetensors")} | {*(manifest or ())}
+    pairs = {path.with_suffix(".safetensors").name for path in folder.glob("*.onnx")}
+    names = {path.name for path in folder.glob("*.safetensors")} | pairs | {*(manifest or ())}
     names = {name for name in names if fnmatchcase(Path(name).stem, only)}
     if not names:
         raise GoldenError(f"{folder} holds no golden file that matches {only}")
@@ -181,7 +182,7 @@ def judge_folder(folder: Path, sides: Sequence[Side], only: str = "*") -> list[G
 
 def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[Side]) -> list[GoldenRow]:
     entry, rows = (manifest or {}).get(path.name), []
-    if not path.is_file():
+    if not path.is_file() and not path.with_suffix(".onnx").is_file():
         return [_error(path.stem, sides[0], f"{MANIFEST} lists this file, the folder lacks it")]
     if manifest is not None and entry is None:
         rows.append(_error(path.stem, sides[0], f"{MANIFEST} does not list this file"))

@@ -100,7 +100,7 @@ class CosyVoice3Tokenizer:
         else:
             raise TokenizerError(f"{folder}: no vocab.json with merges.txt and no tokenizer.json")
         config_path = folder / "tokenizer_config.json"
-        if config_path.is_file():
+        if config_path.exists():
             added = _read_object(config_path).get("added_tokens_decoder", {})
             if not isinstance(added, dict) or not all(isinstance(token, dict) for token in added.values()):
                 raise TokenizerError(f"{config_path}: added_tokens_decoder is not an object of objects")
