@@ -31,6 +31,7 @@ SUPPORTED: dict[str, dict[str, Sequence[Any]]] = {
     "Cast": {"to": CASTS},
     "Gemm": {"alpha": (1.0,), "beta": (1.0,)},
     "Gelu": {"approximate": ("none",)},
+    **{name: {"keepdims": (0, 1)} for name in ("ReduceMean", "ReduceSum", "ReduceL2", "ReduceMax")},
 }
 
 

@@ -29,7 +29,8 @@ from reference.frontend.speech_tokenizer import MAX_POSITIONS, S3TokenizerV3, ro
 logger = logging.getLogger(__name__)
 LIMIT = 1e-5  # relative rms; rounded constants cost 5e-9, the smallest change of an attribute that acts 1e-4
 TIE = 1e-4  # a digit this near to the next may round to it
-FRAMES = {"speech_tokenizer": (57, 22), "speaker": (203, 57)}  # 203 leave 102 after the stride: a segment and 2 frames
+SPEAKER_FRAMES = (203, 57)  # 203 leave 102 after the stride: a segment and 2 frames
+TOKENIZER_FRAMES = ((57, 57), (22, 22), (57, 41))  # with the length: the last is padded, as a row of a batch is
 
 
 def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
@@ -39,7 +40,7 @@ def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
         CheckpointError: the graph computes something else; the message names the likely node.
     """
     config: SpeakerConfig = weights.config
-    for frames in FRAMES["speaker"]:
+    for frames in SPEAKER_FRAMES:
         x = _noise(frames, 1, frames, config.n_mels)
         with _reference(partial(CAMPPlus, config), weights) as model:
             wanted = model(x)
@@ -56,24 +57,26 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
         CheckpointError: as `prove_speaker`.
     """
     config: SpeechTokenizerConfig = weights.config
-    for frames in FRAMES["speech_tokenizer"]:
-        mel, length = _noise(frames, 1, config.n_mels, frames), torch.tensor([frames])
+    for frames, valid in TOKENIZER_FRAMES:
+        mel, length = _noise(frames, 1, config.n_mels, frames), torch.tensor([valid])
         with _reference(partial(S3TokenizerV3, config), weights) as model:
             tables = rotary_tables(MAX_POSITIONS, config.dim // config.heads, config.rope_theta)
             model.cos, model.sin = (table.double() for table in tables)
             wanted, _ = model.activations(mel, length)
-            tokens, _ = model(mel, length)
+            tokens, lengths = model(mel, length)
         results = _computed(graph, [mel, length], "Round")
         if results is None:
             return
-        found, rounded = results
+        (found, rounded), what = results, f"the tokens of {valid} of {frames} frames"
+        if found.numel() != tokens.numel():
+            raise _another(graph, f"{what} are {found.numel()}, expected {tokens.numel()}")
+        kept = slice(int(lengths))  # nothing reads what comes of padding
+        wanted, tokens, found = wanted[:, kept], tokens[:, kept], found.reshape(tokens.shape)[:, kept]
         if rounded is not None:
-            _require_equal(graph, f"what is rounded to the tokens of {frames} frames", rounded, wanted)
+            _require_equal(graph, f"what is rounded to {what}", rounded[:, kept], wanted)
         sure = ((wanted.abs() - 0.5).abs() > TIE).all(dim=-1)
-        if found.numel() != tokens.numel() or not torch.equal(
-            found.reshape(tokens.shape)[sure].to(tokens), tokens[sure]
-        ):
-            raise _another(graph, f"the tokens of {frames} frames differ")
+        if not torch.equal(found[sure].to(tokens), tokens[sure]):
+            raise _another(graph, f"{what} differ")
 
 
 def _computed(graph: Graph, inputs: list[Tensor], before: str = "") -> tuple[Tensor, Tensor | None] | None:

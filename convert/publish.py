@@ -67,7 +67,7 @@ def publish(
     api = HfApi()
     try:
         api.create_repo(repo, exist_ok=True, private=private)
-        _note_other_card(repo)
+        _say_if_replaced(repo)
         done = api.upload_folder(
             repo_id=repo,
             folder_path=folder,
@@ -80,7 +80,7 @@ def publish(
     return str(done)
 
 
-def _note_other_card(repo: str) -> None:
+def _say_if_replaced(repo: str) -> None:
     """Say that a README.md on the hub, which is no card of this command, will be replaced."""
     from huggingface_hub import errors, hf_hub_download
 
@@ -89,7 +89,7 @@ def _note_other_card(repo: str) -> None:
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         return
     if not is_card(held):
-        _say(f"{repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it", 0)
+        print(f"note: {repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it")
 
 
 def require_verified(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Layouts in which people have a checkpoint: each converts and passes the real comparison, or a line says why not."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -129,9 +130,10 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
             (source / file).unlink()
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert "267 of 267 checkpoints pass" in said
+    assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
     for key, file in ((HEAD, "llm.pt"), (CONSTANT, "flow.pt")):
-        lacks = key not in "".join(json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"])
+        dropped = json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"]
+        lacks = key not in "".join(dropped).replace("_orig_mod.", "")
         assert lacks == (f"note: the checkpoint has no {key}" in said), file
     found = mx.load(str(tmp_path / "out" / "model.safetensors"))
     assert found.keys() == plain.keys()

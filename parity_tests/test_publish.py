@@ -190,8 +190,8 @@ def test_a_readme_of_the_users_own_is_neither_lost_nor_sent(hub, converted, comm
 def test_a_readme_on_the_hub_is_not_replaced_without_a_word(hub, converted, command):
     hub.repos[NAME] = Repo()
     hub.repos[NAME].commit({"README.md": b"mine"})
-    assert f"publish: {NAME} has a README.md of its own" in command()[1]
-    assert "of its own" not in command()[1]
+    assert f"note: {NAME} has a README.md of its own" in command()[2]
+    assert "note:" not in command()[2]
 
 
 def test_what_only_the_user_knows_of_the_card(hub, converted, command):

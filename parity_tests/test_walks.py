@@ -118,8 +118,8 @@ def test_a_port_that_raises_is_an_error(parity):
 
 
 @pytest.mark.meta
-def test_trace_says_where_and_what_a_fault_looks_like(monkeypatch, capsys):
-    """Through the command line: worst elements with their values, a map of the error in budgets, the nearest fault."""
+def test_trace_says_where_a_fault_shows(monkeypatch, capsys):
+    """Through the command line: worst elements with their values, a map of the error in budgets."""
     assert trace.main(["flow.adaln_final"]) == 0
     assert "none over budget" in capsys.readouterr().out
     fault = next(fault for fault in FAULTS if fault.name == "adaln_final_shift_before_scale")
@@ -132,7 +132,7 @@ def test_trace_says_where_and_what_a_fault_looks_like(monkeypatch, capsys):
     assert len(grid) == rows and {len(line) for line in grid} == {columns + 2}
     assert any(digit in "".join(grid) for digit in "123456789"), "nothing ten budgets wrong"
     text = "\n".join(lines)
-    for part in ("flow.adaln_final.y: ", "isolated: ", "worst elements: index, port", "looks like ", "(order)"):
+    for part in ("flow.adaln_final.y: ", "isolated: ", "worst elements: index, port"):
         assert part in text, part
 
 
@@ -141,6 +141,6 @@ def test_trace_refuses_what_it_does_not_know(capsys):
     assert trace.main(["no.such.case"]) == 2
     assert "'list' prints all names" in capsys.readouterr().err
     assert trace.main(["walk.flow.full", "--checkpoint", "nowhere"]) == 2
-    assert capsys.readouterr().err.startswith("trace: nowhere/")
+    assert capsys.readouterr().err.startswith("trace: --checkpoint: nowhere is no official checkpoint")
     assert trace.main(["list"]) == 0
     assert {"flow.adaln_final", "walk.whole"} <= set(capsys.readouterr().out.split())

@@ -14,12 +14,12 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reports import drift
-from reports.card import CardError, card, write_card
 from reports.model import ReportError, load, to_json, validate, write_atomically
 from reports.view import view_of
 from reports.words import BUDGET_RATIO, Row, number_text, precision_text, ratio_text, stage_number
@@ -152,6 +152,17 @@ def build(report: Row, out: str | Path) -> dict[str, Path]:
     return {name: out / name for name in texts}
 
 
+def _write_card(folder: Path, report: dict[str, Any] | None) -> int:
+    from reports.card import CardError, card, write_card  # it reads the port's folders; a report does without MLX
+
+    try:
+        print(f"card: {write_card(folder, card(folder, report))}")
+    except (CardError, OSError) as error:
+        print(f"build: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reports.build",
@@ -176,15 +187,14 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report = load(options.run) if options.run else None
         if options.card:
-            print(f"card: {write_card(options.card, card(options.card, report))}")
-            return 0
+            return _write_card(options.card, report)
         shown = report
         if earlier := _earlier(options):
             shown = report | {"drift": drift.compare(earlier, report)}
         paths = build(shown, options.out)
         if options.ledger:
             drift.enter(options.ledger, [report])
-    except (ReportError, CardError, OSError) as error:
+    except (ReportError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     if options.annotations:
