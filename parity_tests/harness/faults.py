@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from parity_tests.harness import fault_checks, regime, signatures
 from parity_tests.harness.fault_catalogue import (
@@ -165,13 +170,22 @@ def examine(fault: Fault) -> Verdict:
     return Verdict(fault, None if problem else finding, time.perf_counter() - start, problem)
 
 
-def signatures_of(faults: Sequence[Fault]) -> dict[str, tuple[str, Signature]]:
-    """Family and signature of each fault, by name."""
-    found = {}
-    for fault in tqdm(faults, desc="signatures", unit="fault", file=sys.stderr, disable=None):
+def _begin() -> None:
+    """Prepare a worker: results of the whole port, and that nothing fails without a fault."""
+    torch.set_num_threads(1)
+    fault_checks.warm()
+    if (broken := fault_checks.baseline()) is not None:
+        raise RuntimeError(f"{broken.by}: {broken.message}")
+
+
+def _examine(name: str, signed: bool) -> tuple[Verdict, Signature | None]:
+    """Verdict on a fault, and its signature where one is wanted and the fault is caught."""
+    fault = next(fault for fault in FAULTS if fault.name == name)
+    verdict, signature = examine(fault), None
+    if signed and verdict.caught:
         with fault_checks.clean(), fault.patch():
-            found[fault.name] = fault.family, fault_checks.signature(fault.module)
-    return found
+            signature = fault_checks.signature(fault.module)
+    return replace(verdict, fault=replace(fault, patch=nullcontext)), signature  # no patch travels between processes
 
 
 def _selected(faults: Sequence[Fault], names: Sequence[str]) -> Sequence[Fault]:
@@ -201,6 +215,9 @@ def main(argv: list[str] | None = None) -> int:
         help="faults of this name or family, else those whose name holds it; may be repeated",
     )
     parser.add_argument("--quick", action="store_true", help="the selection that the ordinary suite runs")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: one a core)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="record the score, for the report")
     parser.add_argument("--signatures", type=Path, metavar="FILE", help="record what fails under each fault as well")
     options = parser.parse_args(argv)
@@ -210,22 +227,22 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"faults: {error}", file=sys.stderr)
         return 2
-    started = datetime.now(UTC)
-    torch.set_num_threads(1)
-    fault_checks.warm()
-    if (broken := fault_checks.baseline()) is not None:
-        print(f"faults: the suite fails without any fault: {broken.by}: {broken.message}", file=sys.stderr)
-        return 1
-    verdicts = []
-    for fault in faults:
-        verdicts.append(examine(fault))
-        print(_line(verdicts[-1]), flush=True)
+    started, verdicts, found = datetime.now(UTC), [], {}
+    with ProcessPoolExecutor(min(options.jobs, len(faults)), get_context("spawn"), _begin) as workers:
+        try:
+            for verdict, signature in workers.map(_examine, [f.name for f in faults], repeat(bool(options.signatures))):
+                verdicts.append(verdict)
+                print(_line(verdict), flush=True)
+                if signature is not None:
+                    found[verdict.fault.name] = verdict.fault.family, signature
+        except BrokenProcessPool:
+            print("faults: the suite fails without any fault", file=sys.stderr)
+            return 1
     print(_summary(verdicts))
     if options.json:
         write_atomically(options.json, record(verdicts, started))
     if options.signatures:
-        caught = [v.fault for v in verdicts if v.caught]
-        write_atomically(options.signatures, signatures.record(signatures_of(caught)))
+        write_atomically(options.signatures, signatures.record(found))
     wrong = any(v.problem for v in verdicts) or any(v.caught for v in verdicts if v.fault.equivalent)
     score = section(verdicts)["score"]
     return 0 if score["caught"] == score["total"] and not wrong else 1
