@@ -42,8 +42,7 @@ def read_text(path: Path) -> str:
         TextError: not readable.
     """
     try:
-        require_regular(path)
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")  # a pipe too: shells hand over <(command) as one
     except FileNotFoundError:
         raise TextError(f"{path}: not readable, no such file") from None
     except (OSError, ValueError) as error:
