@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, TensorProto
 
 from convert.checkpoint import CheckpointError
+from port.files import require_regular
 
 MAX_BYTES = 1 << 31  # protobuf's own limit
 # Far above the official files: 3206 nodes with some ten fields each, names of 50 characters, tensors of rank 4.
@@ -78,6 +79,7 @@ def read_graph(path: Path) -> OnnxFile:
             has, or names that cannot be printed on a line.
     """
     try:
+        require_regular(path)
         size = path.stat().st_size
         if size >= MAX_BYTES:
             raise CheckpointError(f"{path}: {MAX_BYTES} bytes or more, which no ONNX file can have")
