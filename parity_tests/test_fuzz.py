@@ -16,7 +16,7 @@ from port.frontend.audio import AudioError, load_wav, resample
 
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
-STREAMS = ("manifest",)  # text of the user's own, which a shell may hand over as a pipe that ends
+STREAMS = ("manifest", "text")  # text of the user's own, which a shell may hand over as a pipe that ends
 BY_NAME = {reader.name: reader for reader in READERS}
 
 
