@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
                 if signature is not None:
                     found[verdict.fault.name] = verdict.fault.family, signature
         except BrokenProcessPool:
-            print("faults: the suite fails without any fault", file=sys.stderr)
+            print("faults: a worker ended: the suite fails without any fault, or it was killed", file=sys.stderr)
             return 1
     print(_summary(verdicts))
     if options.json:
