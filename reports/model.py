@@ -15,7 +15,6 @@ from typing import Any
 
 import jsonschema
 
-from port.files import require_regular
 from reports.consistency import contradictions
 from reports.verdict import in_pipeline_order, isolated_of, verdict_of, worst_per_stage
 from reports.words import BUDGET_RATIO, FLOOR, STAGES, STATUSES, Row, failure_sentence
@@ -163,7 +162,8 @@ def load(path: str | Path) -> dict[str, Any]:
         return int(digits)
 
     try:
-        require_regular(Path(path))
+        if Path(path).exists() and not Path(path).is_file():  # a pipe might never end
+            raise ReportError(f"{path}: cannot be read (no file, but a folder, a pipe or a device); name a report.json")
         report = json.loads(Path(path).read_text("utf-8"), parse_constant=refuse, parse_int=count)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); run the parity suite first") from None
