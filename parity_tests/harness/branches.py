@@ -2,8 +2,7 @@
 
     python -m parity_tests.harness.branches [PYTEST ARGUMENT ...]
 
-With `--report DIR` the measurement becomes the section `coverage` of DIR/report.json. Exit code: pytest's; 2 with
-workers, since their part would be missing.
+With `--report DIR` the measurement becomes the section `coverage` of DIR/report.json. Exit code: pytest's.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ def _percent(summary: dict[str, Any]) -> dict[str, float | None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    import coverage
     import pytest
 
     from reports.model import load, save
@@ -50,21 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--report", type=Path)
-    parser.add_argument("-n", "--numprocesses")
-    options, _ = parser.parse_known_args(arguments)
-    if options.numprocesses not in (None, "0"):
-        print("branches: what workers reach is not measured; leave out -n, or run pytest itself", file=sys.stderr)
-        return 2
-    folder = options.report
+    folder = parser.parse_known_args(arguments)[0].report
     os.chdir(ROOT)
-    measure = coverage.Coverage(branch=True, source=["port"], data_file=None)
-    with measure.collect():
-        code = pytest.main(["parity_tests", "--quiet", *arguments])
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-        return int(code)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "coverage.json"
-        measure.json_report(outfile=str(path))
+        os.environ["COVERAGE_FILE"] = str(Path(scratch) / "data")
+        measure = ["--cov=port", "--cov-branch", f"--cov-report=json:{path}"]
+        code = pytest.main(["parity_tests", "--quiet", *measure, *arguments])
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not path.is_file():
+            return int(code)
         found = section(json.loads(path.read_text("utf-8")))
     if folder and (folder / "report.json").is_file():
         save(load(folder / "report.json") | {"coverage": found}, folder / "report.json")
