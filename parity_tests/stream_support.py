@@ -15,7 +15,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.flow import FLOW
 from parity_tests.harness.cases import case, normal, tokens
 from parity_tests.harness.compare import compare
-from parity_tests.harness.oracle import Arrays, reference_state, run_reference
+from parity_tests.harness.oracle import Arrays, Runs, reference_state, run_reference
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS, swap
 from port.flow.incremental import StreamingFlow
@@ -52,20 +52,20 @@ def utterance(prompt: int) -> dict[str, np.ndarray]:
 
 
 @cache
-def truth(prompt: int, have: int, finalize: bool) -> tuple[np.ndarray, ...]:
-    """What the original would give for the first `have` tokens, (1, n, C): float32, float64, float32 otherwise."""
+def truth(prompt: int, have: int, finalize: bool) -> Runs:
+    """What the original would give for the first `have` tokens, (1, n, C)."""
     inputs = utterance(prompt)
     inputs = {**inputs, "token": inputs["token"][:, :have]}
     return original(small_state(), inputs, streaming=True, finalize=finalize)
 
 
-def original(state: Arrays, inputs: Arrays, **call: Any) -> tuple[np.ndarray, ...]:
-    """What the reference with these weights gives, (1, n, C): in float32, in float64, in float32 in other orders."""
+def original(state: Arrays, inputs: Arrays, **call: Any) -> Runs:
+    """What the reference with these weights gives, (1, n, C)."""
 
     def run(dtype: torch.dtype = torch.float32) -> np.ndarray:
         return swap(run_reference(INFERENCE, FLOW, state, inputs, call, dtype)["feat"])
 
-    return run(), run(torch.float64), *in_other_orders(run)
+    return run(), run(torch.float64), in_other_orders(run)
 
 
 def start(flow: Any, about: dict[str, np.ndarray], **options: Any) -> StreamingFlow:
@@ -79,7 +79,7 @@ def run(
     about: dict[str, np.ndarray],
     cuts: Sequence[int],
     finalize: bool = True,
-    truth: Callable[[int, int, bool], tuple[np.ndarray, ...]] | None = truth,
+    truth: Callable[[int, int, bool], Runs] | None = truth,
 ) -> np.ndarray:
     """Push tokens cut at the lengths `cuts`, then the rest; each piece is what the original's whole run ends with."""
     prompt, count = about["prompt_token"].shape[1], about["token"].shape[1]
@@ -90,8 +90,9 @@ def run(
         frames = RATIO * have if last else max(0, RATIO * (have - AHEAD))
         assert piece.shape[1] == frames - given_frames
         if piece.size and truth:
-            single, double, *further = (t[:, given_frames:].copy() for t in truth(prompt, have, last))
-            reading = compare(piece, single, double, further=further)
+            single, double, others = truth(prompt, have, last)
+            further = (run[:, given_frames:] for run in others)
+            reading = compare(piece, single[:, given_frames:], double[:, given_frames:], further=further)
             assert reading.status == "PASS", reading.message
         given_frames = frames
     return np.concatenate(pieces, axis=1)

@@ -129,7 +129,7 @@ def test_other_weights_make_another_prompt():
     found = run(start(flow, about, memory=memory.within(1 << 30), work=work), about, [], truth=None)
     state = small_state()
     state["input_embedding.weight"] = state["input_embedding.weight"] * np.float32(1.5)
-    single, double, *further = original(state, about, streaming=True, finalize=True)
+    single, double, further = original(state, about, streaming=True, finalize=True)
     reading = compare(found, single, double, further=further)
     assert reading.status == "PASS", reading.message
     assert not np.allclose(found, before, atol=0.01)
@@ -219,8 +219,8 @@ def test_the_driver_streams_what_it_would_compute_again(causal_final):
         noise = mx.array(swap(z))
         found = [np.array(c["tts_speech"]) for c in request(model, causal_final=causal_final, noise=noise, **options)]
         assert len(found) == len(truth)
-        for port, single, oracle, *further in zip(found, expected, truth, *others, strict=True):
-            reading = compare(port, single, oracle, further=further)
+        for i, (port, single, oracle) in enumerate(zip(found, expected, truth, strict=True)):
+            reading = compare(port, single, oracle, further=(run[i] for run in others))
             assert reading.status == "PASS", reading.message
 
 

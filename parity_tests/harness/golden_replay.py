@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from typing import Any
@@ -67,7 +67,7 @@ class Replays:
         return self.run(Kit("port"))
 
     @cached_property
-    def further(self) -> list[Arrays]:
+    def further(self) -> Sequence[Arrays]:
         return in_other_orders(lambda: self.run(Kit("reference")))
 
     @cached_property

@@ -92,12 +92,11 @@ def compare_all(
         follow: as `Target.follows`.
     """
     if follow and port.keys() == double.keys():
-        port, single, double = follow(port), follow(single), follow(double)
-        further, rounded = [follow(run) for run in further], rounded and follow(rounded)
+        port, single, double, rounded = follow(port), follow(single), follow(double), rounded and follow(rounded)
 
     def read(name: str, of: str) -> Reading:
         """The port's output `name` against the reference's output `of`."""
-        more = [run[of] for run in further]
+        more = ((follow(run) if follow else run)[of] for run in further)
         return compare(port[name], single[of], double[of], further=more, rounded=rounded and rounded[of])
 
     readings = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,10 @@ from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import Target
 
 Arrays = dict[str, np.ndarray]
+
+
+# One output of the reference in float32, in float64, and in float32 with its sums in other orders.
+Runs = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Truth:
     state: Arrays
     inputs: Arrays
     single: Arrays
-    further: list[Arrays]
+    further: Sequence[Arrays]
     double: Arrays
     rounded: Arrays
 

@@ -28,13 +28,33 @@ Handler = Callable[..., Any]
 Result = TypeVar("Result")
 
 
-def in_other_orders(run: Callable[[], Result]) -> list[Result]:
+class Lazily(Sequence[Result]):
+    """What `make` gives, made when it is first looked at."""
+
+    def __init__(self, make: Callable[[], Sequence[Result]]) -> None:
+        self._make = make
+        self._made: Sequence[Result] | None = None
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all()[index]
+
+    def _all(self) -> Sequence[Result]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+
+def in_other_orders(run: Callable[[], Result]) -> Sequence[Result]:
     """What `run` gives in each of `FURTHER` orders of its sums."""
-    found = []
-    for seed in range(FURTHER):
+
+    def in_order(seed: int) -> Result:
         with Order(seed):
-            found.append(run())
-    return found
+            return run()
+
+    return Lazily(lambda: [in_order(seed) for seed in range(FURTHER)])
 
 
 class Order(TorchDispatchMode):
