@@ -13,6 +13,8 @@ from port.config import ConfigError
 from port.cosyvoice3 import CosyVoice3
 from port.storage import WeightsError
 
+pytestmark = pytest.mark.robust
+
 # ---- the backbone's configuration
 
 

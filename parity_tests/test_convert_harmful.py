@@ -15,6 +15,8 @@ import torch
 from convert.checkpoint import read_state_dict
 from parity_tests.convert_support import refused, resave
 
+pytestmark = pytest.mark.robust
+
 FILES = ("llm.pt", "flow.pt", "hift.pt")
 TENSORS = {"a.weight": torch.arange(12.0).reshape(3, 4), "b.bias": torch.ones(3)}
 

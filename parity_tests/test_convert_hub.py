@@ -22,6 +22,8 @@ from parity_tests.convert_support import passing
 from parity_tests.fake_hub import CHUNK, Repo, digest, read_folder, sha256
 from port.config import CosyVoice3Config
 
+pytestmark = pytest.mark.robust
+
 ROOT = Path(__file__).resolve().parents[1]
 REPO = "FunAudioLLM/Tiny-CosyVoice3"
 UNUSED = {"README.md": b"card", "config.json": b"{}", "flow.decoder.estimator.fp32.onnx": b"x" * 5000}

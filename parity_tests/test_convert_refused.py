@@ -12,6 +12,8 @@ from convert.checkpoint import CheckpointError, Tagged, read_yaml
 from convert.hub import needed_files
 from parity_tests.convert_support import resave
 
+pytestmark = pytest.mark.robust
+
 
 class Touches:
     def __init__(self, path):

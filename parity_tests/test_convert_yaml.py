@@ -5,6 +5,8 @@ import pytest
 from convert.checkpoint import read_yaml
 from parity_tests.convert_support import refused
 
+pytestmark = pytest.mark.robust
+
 
 @pytest.mark.parametrize(
     "text",

@@ -14,6 +14,8 @@ from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, REFUSALS, Reader
 from port.frontend.audio import AudioError, load_wav, resample
 
+pytestmark = pytest.mark.robust
+
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
 STREAMS = ("manifest", "text")  # text of the user's own, which a shell may hand over as a pipe that ends

@@ -70,6 +70,7 @@ def test_the_port_is_the_original(parity, path):
     parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(GoldenFile.read(path), "port"))
 
 
+@pytest.mark.meta
 @pytest.mark.skipif(not FULL.is_dir(), reason="the full golden set is not here; name it in COSYVOICE3_GOLDEN")
 @pytest.mark.parametrize("side", ["reference", "port"])
 def test_the_full_set(side, capsys):

@@ -14,6 +14,8 @@ from convert.hub import find_source
 from parity_tests.fake_hub import Repo, read_folder
 from port.hub import HubError
 
+pytestmark = pytest.mark.robust
+
 REPO = "me/tuned"
 
 

@@ -28,13 +28,13 @@ def files(tmp_path_factory):
 
 
 def kinds(graph):
-    """One node of each place and operator: the modules of a list are one place."""
+    """One node of each place, operator and set of values, by these: the modules of a list are one place."""
     found = {}
     for i, node in enumerate(graph.node):
         place = re.sub("[0-9]+", "#", module_path(node.name)), node.op_type
         values = tuple((a.name, str(helper.get_attribute_value(a))) for a in node.attribute)
         found.setdefault((place, values), i)
-    return found.values()
+    return found
 
 
 def changed_values(attribute):
@@ -60,9 +60,12 @@ def with_value(attribute, value):
     return helper.make_attribute(attribute.name, value)
 
 
-def changes(model):
-    """Each change of one attribute of one node: other values, left out, and one that no operator has."""
-    for i in kinds(model.graph):
+def changes(model, known=()):
+    """Each change of one attribute of one node: other values, left out, and one that no operator has.
+
+    Nodes of a kind in `known` are left alone.
+    """
+    for i in (i for kind, i in kinds(model.graph).items() if kind not in known):
         node = model.graph.node[i]
         for k, attribute in enumerate(node.attribute):
             for value in changed_values(attribute):
@@ -121,8 +124,9 @@ def same_as_onnxruntime(part, path):
 @pytest.mark.parametrize("part", FORMS)
 def test_each_change_is_refused_or_followed(files, tmp_path, part, opset):
     model = onnx.load(files / f"{FORMS[part]}{opset}.onnx")
+    known = kinds(onnx.load(files / f"{FORMS[part]}{OPSETS[0]}.onnx").graph) if opset != OPSETS[0] else ()
     path, wrong, refused, followed, nowhere = tmp_path / "changed.onnx", [], 0, 0, 0
-    for i, k, attribute in changes(model):
+    for i, k, attribute in changes(model, known):
         node = model.graph.node[i]
         name = "novel" if k is None else node.attribute[k].name
         about = f"{node.name} ({node.op_type}): {name} -> {str(attribute)[:200]!r}"
@@ -140,7 +144,7 @@ def test_each_change_is_refused_or_followed(files, tmp_path, part, opset):
         if problem and problem != NOWHERE:
             wrong.append(f"{about}: {problem}")
     assert not wrong, f"{len(wrong)} of {refused + followed}:\n" + "\n".join(wrong[:40])
-    assert refused > 100 and followed > 0
+    assert known or (refused > 100 and followed > 0)
     assert nowhere < 10, "files that onnxruntime itself cannot run show nothing"
 
 
@@ -152,7 +156,7 @@ def test_another_operator_or_order_is_refused(files, tmp_path, part, opset):
     others = {"Relu": "Sigmoid", "Sigmoid": "Tanh", "Tanh": "Sigmoid", "Sqrt": "Exp", "Erf": "Tanh", "Round": "Floor"}
     others |= {"Add": "Mul", "Mul": "Add", "Sub": "Add", "Less": "Greater", "Not": "Identity", "Neg": "Identity"}
     path, kept = tmp_path / "changed.onnx", []
-    for i in kinds(model.graph):
+    for i in kinds(model.graph).values():
         node = model.graph.node[i]
         if node.op_type in others:
             changed = copy.deepcopy(model)

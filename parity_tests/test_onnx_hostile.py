@@ -14,6 +14,8 @@ from convert.onnx_file import read_graph
 from convert.onnx_weights import read_speaker
 from parity_tests.onnx_support import COUNTS, READ, write_files
 
+pytestmark = pytest.mark.robust
+
 PARTS = pytest.mark.parametrize("part", COUNTS)
 
 
