@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from parity_tests.harness.session import Session
-from port.device import DEVICES, use_device
+from port.app.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
 # A busy machine is no fault of the port; and a verdict, on a fault of the catalogue too, must not hang on a draw.

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from port.config import CosyVoice3Config
+from port.fast.paths import PATHS
 from port.noise import rand_noise, sine_waves
-from port.paths import PATHS
 
 # Which fast paths a kind of case meets; a path that no row has would never be measured (a test says so).
 FLOW_PATHS = ("modulation_tables", "fused_qkv", "hoisted_input", "fast_gelu", "fast_mish", "fast_softmax", "compiled")

@@ -9,8 +9,8 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from convert.quantize import Precision
+from port.files.weights import quantize
 from port.model import CosyVoice3Model
-from port.weights import quantize
 
 QUANTIZED = ("llm", "flow")
 

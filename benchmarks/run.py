@@ -32,7 +32,7 @@ from benchmarks import machine, report, targets
 from benchmarks.cases import SIDES, Case, all_cases
 from benchmarks.measure import Bench
 from benchmarks.process import Settings
-from port.files import beside
+from port.files.disk import beside
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m benchmarks.run"

@@ -13,12 +13,12 @@ from benchmarks.counts import Counts, count
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
+from port.app.device import keep_freed_memory
 from port.config import CosyVoice3Config
-from port.device import keep_freed_memory
-from port.flow.state import state_bytes
+from port.fast.paths import PLAIN, fast_paths
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.paths import PLAIN, fast_paths
+from port.stream.flow_state import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
 FIRST_TIME = np.float32(0)  # of every schedule

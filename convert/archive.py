@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from port.printing import OneLineError
+from port.files.errors import OneLineError
 
 # Far above any real checkpoint.
 MAX_RECORDS = 20_000

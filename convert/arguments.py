@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from port.config import ConfigError
-from port.printing import brief
+from port.files.errors import brief
 
 
 class Arguments:

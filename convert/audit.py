@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from convert.mapping import PORT_ROOT, TABLE, Step
 from convert.transforms import UNUSED, Shape
 from port.config import CosyVoice3Config
+from port.files.errors import OneLineError
 from port.model import CosyVoice3Model
-from port.printing import OneLineError
 
 
 class AuditError(OneLineError):

@@ -15,11 +15,11 @@ from mlx.utils import tree_flatten
 from convert.mapping import Step
 from convert.transforms import Shape
 from port.config import CosyVoice3Config
+from port.fast.modulation import make_room, norms, step_times
+from port.files.storage import TensorInfo
+from port.files.weights import BAKED_TIMES
 from port.flow.dit import DiT
 from port.flow.matching import cosine_schedule
-from port.flow.modulation import make_room, norms, step_times
-from port.storage import TensorInfo
-from port.weights import BAKED_TIMES
 
 ROOT = "flow.decoder.estimator"
 TIME_EMBED = BAKED_TIMES.rpartition(".")[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from port.hub import ID
+from port.files.hub import ID
 
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 

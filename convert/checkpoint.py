@@ -22,8 +22,8 @@ from convert.names import COUNTERS
 from convert.torch_file import Foreign, Storage, Stored, read_torch_file
 from convert.transforms import Shape
 from convert.yaml_limits import check_events
-from port.files import require_regular
-from port.storage import read_header
+from port.files.disk import require_regular
+from port.files.storage import read_header
 
 # Far above any real model, far below what would fill a machine.
 MAX_TENSORS = 20_000

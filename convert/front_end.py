@@ -7,8 +7,8 @@ from typing import Any
 from convert.arguments import Arguments
 from convert.references import resolve
 from port.config import ConfigError, CosyVoice3Config
+from port.files.errors import brief
 from port.frontend.special_tokens import END_OF_PROMPT
-from port.printing import brief
 
 
 def end_of_prompt(tokenizer: dict[str, Any]) -> int:

@@ -13,8 +13,8 @@ from convert.checkpoint import CheckpointError
 from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
 from convert.parts import held_as, official_parts
 from convert.space import require_space
-from port import hub
-from port.printing import OneLineError
+from port.files import hub
+from port.files.errors import OneLineError
 
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 

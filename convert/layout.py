@@ -16,7 +16,7 @@ from convert.hub import TEXT_FILES, Source, check_digests
 from convert.official import SPEECH_TOKENIZER_FILE, YAML_FILE
 from convert.parts import Part, Weights
 from port.config import MODEL_TYPE
-from port.storage import WeightsError, read_json
+from port.files.storage import WeightsError, read_json
 
 OTHERS = ("cosyvoice2.yaml", "cosyvoice.yaml")
 BATCHED = "speech_tokenizer_v3.batch.onnx"

@@ -30,7 +30,7 @@ from convert.transforms import (
     Transform,
 )
 from port.config import CosyVoice3Config
-from port.printing import OneLineError
+from port.files.errors import OneLineError
 
 # Where each part's parameters live in the port.
 PORT_ROOT = {

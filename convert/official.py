@@ -32,7 +32,7 @@ from port.config import (
     check_sizes,
     from_dict,
 )
-from port.files import require_regular
+from port.files.disk import require_regular
 from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from onnx import GraphProto, TensorProto
 
 from convert.checkpoint import CheckpointError
-from port.files import require_regular
+from port.files.disk import require_regular
 
 MAX_BYTES = 1 << 31  # protobuf's own limit
 # Far above the official files: 3206 nodes with some ten fields each, names of 50 characters, tensors of rank 4.

@@ -10,7 +10,7 @@ from convert.checkpoint import StateDict, read_state_dict
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
-from port.storage import read_json
+from port.files.storage import read_json
 
 Weights = StateDict | OnnxWeights
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from convert.card_flags import add_card_flags
 from convert.checkpoint import CheckpointError, sha256
-from port import hub
-from port.printing import OneLineError, printable
-from port.storage import WeightsError
+from port.files import hub
+from port.files.errors import OneLineError, printable
+from port.files.storage import WeightsError
 from reports.card import CARD_FILE, CardError, card, is_card, read_json, write_card
 
 AUDIT_FILE = "audit.json"

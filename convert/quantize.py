@@ -19,9 +19,9 @@ import mlx.core as mx
 import numpy as np
 
 from convert.mapping import ConversionError
-from port.printing import OneLineError
-from port.storage import DTYPES, Shape, TensorInfo, read_headers
-from port.weights import quantization_of
+from port.files.errors import OneLineError
+from port.files.storage import DTYPES, Shape, TensorInfo, read_headers
+from port.files.weights import quantization_of
 
 TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES = {tag: name for name, tag in TAGS.items()}

@@ -6,7 +6,7 @@ from typing import Any
 
 from convert.arguments import Arguments
 from port.config import ConfigError, Qwen2Config, from_dict
-from port.printing import brief
+from port.files.errors import brief
 
 # Of every model of transformers; nothing in a decoder reads them.
 SAVED_BESIDE = (

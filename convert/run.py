@@ -43,13 +43,13 @@ from convert.partial import MARK, beside, clear_leftover, refuse_existing
 from convert.parts import LLM_FILES, Weights, official_parts
 from convert.quantize import FLOAT32, Precision, PrecisionError, add_flags, from_flags
 from convert.space import output_bytes, output_layout, output_share, require_space
+from port.app.device import DEVICES, use_device
 from port.config import ConfigError, CosyVoice3Config
-from port.device import DEVICES, use_device
+from port.files.errors import OneLineError, printable
+from port.files.hub import ID
+from port.files.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
+from port.files.weights import check, heads, save_config
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
-from port.hub import ID
-from port.printing import OneLineError, printable
-from port.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
-from port.weights import check, heads, save_config
 
 AUDIT_FILE = "audit.json"
 EXAMPLE = f"""example, with the language model in 4 bits:

@@ -12,7 +12,7 @@ from convert.checkpoint import CheckpointError
 from convert.quantize import FLOAT32, Precision
 from convert.transforms import Shape
 from port.config import CosyVoice3Config
-from port.storage import TensorInfo
+from port.files.storage import TensorInfo
 
 
 def output_layout(parameters: Mapping[str, Shape], precision: Precision, bake: Bake | None) -> dict[str, TensorInfo]:

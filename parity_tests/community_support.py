@@ -15,7 +15,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from parity_tests.convert_support import put
-from port import community
+from port.files import community
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model
 

@@ -15,8 +15,8 @@ from parity_tests.driver_support import SIDES, Speaker
 from parity_tests.fake_hub import CHUNK, fake_hub
 from parity_tests.speech_support import copy_folder, sides, small_models, write_voice
 from parity_tests.stream_support import small_flow
-from port import cli
-from port.speakers import SPEAKERS_FILE
+from port.app import cli
+from port.files.speakers import SPEAKERS_FILE
 from reference.synthesize import synthesize
 
 

@@ -18,7 +18,7 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import Arrays, Runs, reference_state, run_reference
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS, swap
-from port.flow.incremental import StreamingFlow
+from port.stream.flow import StreamingFlow
 
 INFERENCE = TARGETS["flow.decoder.CausalMaskedDiffWithDiT.inference"]
 AHEAD, RATIO, CHUNK = 3, 2, 8  # tokens, frames a token, frames of a chunk in the small model

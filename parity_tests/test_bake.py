@@ -13,10 +13,10 @@ from parity_tests.convert_support import passing
 from parity_tests.harness.chain import walk
 from parity_tests.harness.models import Models
 from parity_tests.harness.walks import walks
-from port import weights
 from port.cosyvoice3 import CosyVoice3
-from port.flow import modulation
-from port.storage import WeightsError
+from port.fast import modulation
+from port.files import weights
+from port.files.storage import WeightsError
 
 TIMES = "flow.decoder.estimator.time_embed.times"
 GATES = ("gate_msa", "shift_mlp", "scale_mlp", "gate_mlp")

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from parity_tests.speech_support import SYSTEM, write_voice
-from port import batch, cli
-from port.batch import ManifestError, Utterance, read_manifest
+from port.app import batch, cli
+from port.app.batch import ManifestError, Utterance, read_manifest
 
 ROOT = Path(__file__).parents[1]
 LINES = (
@@ -51,7 +51,7 @@ def files(out):
 
 def launch(ranks, model, manifest, out, **more):
     """Start ranks as `mlx.launch` does, from the checkout."""
-    script = "import sys; from port.cli import main; sys.exit(main(sys.argv[1:]))"
+    script = "import sys; from port.app.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring"]
     command += [
         "--starting-port",
@@ -129,7 +129,7 @@ def rank_of(launcher):
     """One of the processes that speak."""
     listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
     found = [line.split(None, 2) for line in listed.splitlines()[1:]]
-    (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.cli" in args]
+    (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.app.cli" in args]
     return last
 
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import cases, machine, measure, report, run, targets
 from benchmarks.process import Settings, WorkerProcess
 from parity_tests.harness.compare import BUDGET
-from port.paths import PATHS
+from port.fast.paths import PATHS
 
 pytestmark = pytest.mark.meta
 SCHEMA = json.loads((Path(run.__file__).parent / "schema.json").read_text("utf-8"))

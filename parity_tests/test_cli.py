@@ -11,9 +11,9 @@ import pytest
 
 from parity_tests.cli_support import MODES, assert_one_line, heard, say
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
-from port import cli
-from port.arguments import EXAMPLES, PROGRAM
-from port.speakers import SPEAKERS_FILE, save_speakers
+from port.app import cli
+from port.app.arguments import EXAMPLES, PROGRAM
+from port.files.speakers import SPEAKERS_FILE, save_speakers
 
 ROOT = Path(__file__).parents[1]
 
@@ -181,7 +181,7 @@ class Refuse:
         if name.split('.')[0] in ('torch', 'transformers', 'onnxruntime', 'onnx'):
             raise ImportError(name + ' is refused here')
 sys.meta_path.insert(0, Refuse())
-from port.cli import main
+from port.app.cli import main
 sys.exit(main(sys.argv[1:]))
 """
     arguments = say(model, wavs, *MODES["zero-shot"], "--stream", "--seed", "0", "-o", tmp_path / "o.wav")

@@ -12,8 +12,8 @@ import pytest
 
 from parity_tests.cli_support import MODES, assert_one_line, heard, say
 from parity_tests.speech_support import SYSTEM, WORDS
-from port import cli
-from port.speakers import SPEAKERS_FILE
+from port.app import cli
+from port.files.speakers import SPEAKERS_FILE
 
 ROOT = Path(__file__).parents[1]
 

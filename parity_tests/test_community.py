@@ -11,12 +11,12 @@ from mlx.utils import tree_flatten
 from convert import run
 from parity_tests.community_support import rounded, spelled, unfolded, write
 from parity_tests.speech_support import write_voice
-from port import community, weights
 from port.config import ConfigError, SpeakerConfig, SpeechTokenizerConfig
 from port.cosyvoice3 import CosyVoice3
+from port.files import community, weights
+from port.files.storage import WeightsError
 from port.frontend.speaker import CAMPPlus
 from port.frontend.speech_tokenizer import S3TokenizerV3
-from port.storage import WeightsError
 from reference.synthesize import synthesize
 
 SAID = "You are a helpful assistant.<|endofprompt|>Good morning."

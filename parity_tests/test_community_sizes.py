@@ -9,8 +9,8 @@ import pytest
 
 from parity_tests import official_tensors
 from parity_tests.convert_support import put
-from port import community_config as community
 from port.config import ConfigError, CosyVoice3Config
+from port.files import community_config as community
 
 # As the converter of mlx-audio-plus 0.1.8 writes it for the official checkpoint.
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "community_config.json").read_text())

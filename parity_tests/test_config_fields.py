@@ -11,11 +11,11 @@ import pytest
 
 from parity_tests.driver_support import scripted, some_tokens
 from parity_tests.speech_support import SMALL, small_models
-from port import weights
 from port.config import ConfigError, CosyVoice3Config
+from port.files import weights
+from port.files.storage import WeightsError
 from port.llm.sampling import SeededDraws, ras_sampling
 from port.model import drop_silence
-from port.storage import WeightsError
 
 # Values that show where the next larger one would not.
 ALTERNATIVES = {

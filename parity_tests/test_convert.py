@@ -16,7 +16,7 @@ from convert.partial import MARK, partial_folder
 from parity_tests.convert_support import CONFIG, passing
 from port.config import CosyVoice3Config
 from port.cosyvoice3 import CosyVoice3
-from port.storage import WeightsError, read_headers
+from port.files.storage import WeightsError, read_headers
 
 ROOT = Path(__file__).resolve().parents[1]
 

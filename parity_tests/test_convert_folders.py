@@ -11,7 +11,7 @@ from convert.official import load_config
 from parity_tests.convert_support import CONFIG
 from port.config import ConfigError
 from port.cosyvoice3 import CosyVoice3
-from port.storage import WeightsError
+from port.files.storage import WeightsError
 
 pytestmark = pytest.mark.robust
 

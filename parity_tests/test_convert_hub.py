@@ -122,7 +122,7 @@ def test_a_broken_connection_is_gone_on_with(hub, release, command, published):
 
 @pytest.mark.skipif(not huggingface_hub.__version__.startswith("0."), reason="later versions begin the file again")
 def test_a_later_run_goes_on_with_an_interrupted_download(hub, release, command, monkeypatch, published):
-    monkeypatch.setattr("port.hub.ATTEMPTS", 1)
+    monkeypatch.setattr("port.files.hub.ATTEMPTS", 1)
     hub.cut["llm.pt"] = 1
     code, line, _ = command()
     assert code == 1 and "cannot be reached" in line

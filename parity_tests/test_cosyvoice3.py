@@ -15,7 +15,7 @@ from parity_tests.harness.targets import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3
-from port.speakers import FIELDS
+from port.files.speakers import FIELDS
 
 SLOWLY = "Please say this sentence slowly.<|endofprompt|>"
 NOISE_FRAMES = 4000

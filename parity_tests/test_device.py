@@ -11,8 +11,8 @@ import mlx.core as mx
 import pytest
 
 from parity_tests.synthetic_report import make
-from port import cli
-from port.device import use_device
+from port.app import cli
+from port.app.device import use_device
 from reports import compared, model
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def test_it_is_chosen_by_name(device):
 KEEPING = """
 import resource, sys
 import mlx.core as mx
-from port.device import keep_freed_memory
+from port.app.device import keep_freed_memory
 kept = keep_freed_memory()
 for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

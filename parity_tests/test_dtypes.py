@@ -13,12 +13,12 @@ from mlx.utils import tree_flatten, tree_map
 
 from convert.quantize import PARTS, Precision
 from parity_tests.speech_support import SMALL, small_models
+from port.files.storage import DTYPES
 from port.flow import layers
-from port.flow.incremental import StreamingFlow
 from port.flow.matching import CausalConditionalCFM
 from port.llm import qwen2
 from port.llm.speech_lm import CosyVoice3LM
-from port.storage import DTYPES
+from port.stream.flow import StreamingFlow
 from port.vocoder.generator import CausalHiFTGenerator
 
 HALVES = ("float16", "bfloat16")
@@ -41,8 +41,8 @@ SUMS = (
     ("flow.layers.DiTBlock", nn.LayerNorm, "__call__", "flow.layers.DiTBlock"),
     (f"{CFM}.velocity", CausalConditionalCFM, "velocity", CFM),
     (CFM, CausalConditionalCFM, "__call__", None),
-    ("flow.incremental.StreamingFlow", StreamingFlow, "_velocity", "flow.incremental.StreamingFlow"),
-    ("flow.incremental.StreamingFlow", StreamingFlow, "push", None),
+    ("stream.flow.StreamingFlow", StreamingFlow, "_velocity", "stream.flow.StreamingFlow"),
+    ("stream.flow.StreamingFlow", StreamingFlow, "push", None),
     ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "spectrum", None),
     ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "inference", None),
 )

@@ -12,9 +12,11 @@ from parity_tests.cases.flow import CASES, FLOW
 from parity_tests.harness.cases import case, normal, valid
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
-from port.flow import fast, layers, modulation
+from port.fast import attention as fast
+from port.fast import modulation
+from port.fast.paths import ALL_FAST, PLAIN, FastPaths, fast_paths
+from port.flow import layers
 from port.flow.matching import cosine_schedule
-from port.paths import ALL_FAST, PLAIN, FastPaths, fast_paths
 
 CFM = "flow.matching.CausalConditionalCFM"
 # Of the paths, those that the flow decoder has.

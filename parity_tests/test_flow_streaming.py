@@ -14,11 +14,11 @@ from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import swap
 from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, original, run, small_state, start, utterance
 from parity_tests.stream_support import truth as stream_truth
-from port.flow.state import Work, state_bytes
-from port.paths import PLAIN, fast_paths
-from port.streaming import StreamMemory
+from port.fast.paths import PLAIN, fast_paths
+from port.stream.flow_state import Work, state_bytes
+from port.stream.memory import StreamMemory
 
-STREAM = "flow.incremental.StreamingFlow"
+STREAM = "stream.flow.StreamingFlow"
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)

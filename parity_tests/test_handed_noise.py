@@ -14,11 +14,11 @@ import torch
 from parity_tests.speech_support import small_models
 from parity_tests.test_noise import SINE_WAVES, ulps
 from port import noise
-from port.flow.incremental import StreamingFlow
 from port.flow.matching import CausalConditionalCFM
+from port.stream.flow import StreamingFlow
+from port.stream.vocoder import StreamingVocoder
 from port.vocoder.f0 import CausalConvRNNF0Predictor
 from port.vocoder.generator import CausalHiFTGenerator
-from port.vocoder.incremental import StreamingVocoder
 from port.vocoder.source import SourceModuleHnNSF
 
 HOP, FRAMES, HARMONICS = 480, 15000, 9

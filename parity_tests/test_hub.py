@@ -8,10 +8,10 @@ from convert.run import convert_folder, find_source
 from parity_tests.cli_support import MODES, assert_one_line, heard
 from parity_tests.convert_support import passing
 from parity_tests.fake_hub import Repo, read_folder
-from port import cli
+from port.app import cli
 from port.cosyvoice3 import CosyVoice3
-from port.hub import find_folder
-from port.storage import WeightsError
+from port.files.hub import find_folder
+from port.files.storage import WeightsError
 
 
 @pytest.fixture(scope="module")

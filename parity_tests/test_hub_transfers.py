@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from convert import run
 from convert.hub import find_source
 from parity_tests.fake_hub import Repo, read_folder
-from port.hub import HubError
+from port.files.hub import HubError
 
 pytestmark = pytest.mark.robust
 

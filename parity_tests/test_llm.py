@@ -17,9 +17,9 @@ from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig, from_dict
-from port.flow import fast
+from port.fast import attention as fast
+from port.fast.paths import fast_paths
 from port.llm import sampling as port_sampling
-from port.paths import fast_paths
 from reference.llm import sampling as reference_sampling
 from reference.llm.speech_lm import CosyVoice3LM
 

@@ -19,8 +19,8 @@ from convert.mapping import PORT_ROOT, ConversionError, plan
 from convert.parts import PARTS as FILES
 from parity_tests import official_tensors
 from parity_tests.convert_support import passing
-from port import weights
 from port.config import CosyVoice3Config
+from port.files import weights
 from reference import synthesize
 from reference.export_onnx import live_speaker, live_speech_tokenizer
 from reference.frontend.speaker import CAMPPlus

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from port import ops
+from port.fast import convolution as ops
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import yaml
 from safetensors.numpy import save_file
 
 from parity_tests.convert_support import CONFIG
-from port import cli
+from port.app import cli
 from port.config import ConfigError, CosyVoice3Config
-from port.printing import LIMIT, OneLineError, printable
-from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers
-from port.storage import WeightsError
+from port.files.errors import LIMIT, OneLineError, printable
+from port.files.speakers import SPEAKERS_FILE, SpeakerError, load_speakers
+from port.files.storage import WeightsError
 from reports.card import CardError, card, is_card, write_card
 
 BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", "\x00", "\ud800", "\u200b", "\x9b31m")
@@ -57,8 +57,8 @@ def test_errors_of_every_reader_are_of_this_kind():
     from convert.publish import PublishError
     from convert.quantize import PrecisionError
     from convert.run import REFUSALS
+    from port.files.hub import HubError
     from port.frontend.tokenizer import TokenizerError
-    from port.hub import HubError
 
     kinds = (
         AuditError,

@@ -20,10 +20,10 @@ from convert.quantize import PARTS, Precision, PrecisionError, precision_of
 from parity_tests.convert_support import passing
 from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, failures, reduced
-from port import weights
 from port.config import CosyVoice3Config
+from port.files import weights
+from port.files.storage import read_headers
 from port.model import CosyVoice3Model
-from port.storage import read_headers
 from reference.synthesize import synthesize
 
 ROOT = Path(__file__).parents[1]

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
 from port.config import ConfigError
 from port.cosyvoice3 import CosyVoice3
+from port.files.speakers import FIELDS, SPEAKERS_FILE
+from port.files.storage import WeightsError
 from port.frontend.audio import AudioError
-from port.speakers import FIELDS, SPEAKERS_FILE
-from port.storage import WeightsError
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
 
@@ -148,6 +148,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
-    monkeypatch.setattr("port.hub.in_cache", lambda *_: None)
+    monkeypatch.setattr("port.files.hub.in_cache", lambda *_: None)
     with pytest.raises(WeightsError, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
         CosyVoice3.from_pretrained("someone/some-model")

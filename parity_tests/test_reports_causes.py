@@ -183,12 +183,12 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
 def test_what_is_no_part_has_no_place_and_contains_nothing():
     found = places.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
     assert set(map(str, found.values())) == {"{'reference': None, 'port': None, 'contains': []}"}
-    fast = places.describe(["flow.fast.silu", "flow.layers.TimestepEmbedding"])
-    assert fast["flow.fast.silu"]["reference"] is None and fast["flow.fast.silu"]["port"].startswith(
-        "port/flow/fast.py:"
+    fast = places.describe(["fast.attention.silu", "flow.layers.TimestepEmbedding"])
+    assert fast["fast.attention.silu"]["reference"] is None and fast["fast.attention.silu"]["port"].startswith(
+        "port/fast/attention.py:"
     )
-    stream = places.describe(["vocoder.incremental.StreamingVocoder", "vocoder.generator.Snake"])
-    assert stream["vocoder.incremental.StreamingVocoder"]["contains"] == ["vocoder.generator.Snake"]
+    stream = places.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
+    assert stream["stream.vocoder.StreamingVocoder"]["contains"] == ["vocoder.generator.Snake"]
     assert places.describe(["flow.layers.GRN"], OwnPort().place) == places.describe(["flow.layers.GRN"])
 
 

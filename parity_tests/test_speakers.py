@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
-from port.speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
+from port.files.speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
 
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):

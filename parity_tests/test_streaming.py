@@ -26,10 +26,10 @@ from parity_tests.stream_support import (
     start,
     utterance,
 )
-from port import streaming
-from port.flow.state import Work, state_bytes
 from port.noise import rand_noise
-from port.streaming import StreamMemory, default_cache_bytes
+from port.stream import memory as streaming
+from port.stream.flow_state import Work, state_bytes
+from port.stream.memory import StreamMemory, default_cache_bytes
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)

@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.oracle import reference_state, to_torch
-from port.ops import LONGEST_SUM, conv1d, conv_backend
-from port.paths import PLAIN, fast_paths
+from port.fast.convolution import LONGEST_SUM, conv1d, conv_backend
+from port.fast.paths import PLAIN, fast_paths
 from port.vocoder.convolution import CausalConv1dUpsample
 
 PARTS = ("vocoder.conv", "vocoder.resblock", "vocoder.f0", "flow.conv_pos_embed", "flow.lookahead", "flow.feed_forward",

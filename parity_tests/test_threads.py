@@ -15,15 +15,17 @@ import pytest
 from mlx.utils import tree_flatten
 
 from parity_tests.stream_support import start, utterance
-from port import device, noise, streaming
-from port.flow import fast
+from port import noise
+from port.app import device
+from port.fast import attention as fast
+from port.fast.convolution import conv_backend
+from port.fast.modulation import MAX_TIMES, ModulationTables, step_times
 from port.flow.layers import CausalConvPositionEmbedding
 from port.flow.matching import cosine_schedule
-from port.flow.modulation import MAX_TIMES, ModulationTables, step_times
-from port.flow.state import FlowState
 from port.frontend.normalizer import WeTextNormalizer
-from port.ops import conv_backend
-from port.streaming import StreamMemory
+from port.stream import memory as streaming
+from port.stream.flow_state import FlowState
+from port.stream.memory import StreamMemory
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
 from port.vocoder.f0 import CausalConvRNNF0Predictor
 

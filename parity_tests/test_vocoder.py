@@ -13,8 +13,8 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import failures, judge
 from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
-from port.ops import conv_backend
-from port.paths import fast_paths
+from port.fast.convolution import conv_backend
+from port.fast.paths import fast_paths
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.target.path or c.name.endswith((".end", ".more", ".k11")))

@@ -19,14 +19,14 @@ from parity_tests.harness.oracle import Runs, reference_state, run_reference, tr
 from parity_tests.harness.orders import Lazily
 from parity_tests.harness.targets import TARGETS, swap
 from parity_tests.harness.walks import walks
+from port.fast.paths import PLAIN, fast_paths
 from port.noise import MAX_SAMPLES
-from port.paths import PLAIN, fast_paths
+from port.stream.state import State
+from port.stream.vocoder import StreamingVocoder
 from port.vocoder import convolution
-from port.vocoder.incremental import StreamingVocoder
 from port.vocoder.source import SineGen2
-from port.vocoder.state import State
 
-STREAM = "vocoder.incremental.StreamingVocoder"
+STREAM = "stream.vocoder.StreamingVocoder"
 HELD_BACK, HOP = 8, 480
 INFERENCE = TARGETS[f"{GENERATOR}.inference"]
 

@@ -11,10 +11,10 @@ from mlx.utils import tree_flatten
 
 from convert import run
 from parity_tests.convert_support import CONFIG, passing, put
-from port import weights
 from port.config import ConfigError, CosyVoice3Config
+from port.files import weights
+from port.files.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
 from port.model import CosyVoice3Model
-from port.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
 from reference.synthesize import synthesize
 
 FILE = "model.safetensors"

@@ -2,13 +2,13 @@
 
 import sys
 
-from .arguments import parser
+from .app.arguments import parser
 
 
 def main() -> int:
     """Parse first: help and mistakes are answered before MLX is loaded."""
     options = parser().parse_args()
-    from .cli import run
+    from .app.cli import run
 
     return run(options)
 

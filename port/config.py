@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files import require_regular
-from .printing import brief
-from .strict import ConfigError, check_sizes, from_dict
+from .files.disk import require_regular
+from .files.errors import brief
+from .files.strict import ConfigError, check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
 MAX_BYTES = 16 << 20  # of a config.json

@@ -29,18 +29,18 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import community, weights
-from .device import end_streams_with_thread, for_any_thread, keep_freed_memory
+from .app.device import end_streams_with_thread, for_any_thread, keep_freed_memory
+from .files import community, weights
+from .files.hub import find_folder
+from .files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.normalizer import load_normalizer
 from .frontend.recording import Recording
 from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from .frontend.text import ZERO_WIDTH, arriving
 from .frontend.tokenizer import CosyVoice3Tokenizer
-from .hub import find_folder
 from .llm.sampling import SeededDraws
 from .model import SPEED_IN_STREAM, CosyVoice3Model
-from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 
 Speech = Iterator[dict[str, mx.array]]
 Wav = Recording

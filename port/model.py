@@ -15,15 +15,15 @@ import numpy as np
 
 from .config import CosyVoice3Config, StreamingConfig
 from .flow.decoder import CausalMaskedDiffWithDiT
-from .flow.incremental import StreamingFlow
-from .flow.state import Work
 from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from .streaming import StreamMemory
+from .stream.flow import StreamingFlow
+from .stream.flow_state import Work
+from .stream.memory import StreamMemory
+from .stream.vocoder import StreamingVocoder
 from .vocoder.generator import CausalHiFTGenerator
-from .vocoder.incremental import StreamingVocoder
 
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 

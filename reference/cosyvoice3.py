@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
+from port.files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from port.frontend.normalizer import load_normalizer
 from port.frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from port.frontend.tokenizer import CosyVoice3Tokenizer
-from port.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from reference.frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from reference.llm.sampling import SeededDraws
 from reference.model import CosyVoice3Model

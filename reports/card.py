@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from port.files import beside, require_regular
-from port.hub import COMMIT, ID
-from port.printing import OneLineError, printable
+from port.files.disk import beside, require_regular
+from port.files.errors import OneLineError, printable
+from port.files.hub import COMMIT, ID
 from reports.verdict import worst_per_stage
 from reports.words import STAGE_NAMES, Row, ratio_text
 

@@ -17,7 +17,7 @@ from parity_tests.harness.places import find
 from parity_tests.harness.targets import Target
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
-from port.storage import DTYPES
+from port.files.storage import DTYPES
 
 
 class OwnPort(Adapter):

@@ -89,12 +89,12 @@ CASES = (
     ),
     _mask("optional.blind", "add_optional_chunk_mask", dict(static_chunk_size=8), masks=valid(23, 23, 0) > 0),
     *(
-        case(f"flow.activation.{name}", f"flow.fast.{name}", x=normal(2, 23, 48, scale=3))
+        case(f"flow.activation.{name}", f"fast.attention.{name}", x=normal(2, 23, 48, scale=3))
         for name in ("exp2", "silu", "mish", "gelu_tanh", "gelu_by_tanh")
     ),
     case(
         "flow.activation.attention",
-        "flow.fast.attention",
+        "fast.attention.attention",
         None,
         dict(scale=0.25),
         **dict.fromkeys(("q", "k", "v"), normal(2, 3, 23, 16)),

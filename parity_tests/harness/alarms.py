@@ -51,7 +51,7 @@ from parity_tests.harness.session import prepare_models
 from parity_tests.harness.spool import Spool
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
-from port.files import beside
+from port.files.disk import beside
 
 FIRST_MACHINE = 1000  # seeds below are the suite's own orders
 WORST_ROWS = 12

@@ -25,8 +25,8 @@ from parity_tests.harness.oracle import to_numpy, to_torch
 from parity_tests.harness.orders import Lazily, in_other_orders
 from parity_tests.harness.spool import Spool
 from parity_tests.harness.targets import Change
-from port.flow.modulation import is_baked
-from port.paths import fast_paths
+from port.fast.modulation import is_baked
+from port.fast.paths import fast_paths
 
 ABOVE = ("FAIL", "ERROR", "VACUOUS")
 

@@ -22,7 +22,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
-from parity_tests.harness.fault_tests import BEFORE, GOLDEN, TESTS, module_of
+from parity_tests.harness.fault_tests import BEFORE, CASES, GOLDEN, TESTS, module_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import Truth, truth_of
 from parity_tests.harness.signatures import Signature, strength
@@ -65,8 +65,8 @@ def signature(module: str) -> Signature:
 
 def cases(module: str) -> list[Case]:
     """The isolated cases of a module's stage; of all stages for the converter, which they all go through."""
-    stage = module.split(".")[0]
-    return [case for case in all_cases() if stage == "convert" or case.target.path.startswith(f"{stage}.")]
+    stages = CASES.get(module) or CASES.get(module.split(".")[0]) or (f"{module.split('.')[0]}.",)
+    return [case for case in all_cases() if case.target.path.startswith(stages)]
 
 
 def look_everywhere() -> Finding | None:

@@ -8,10 +8,10 @@ from convert.checkpoint import CheckpointError
 from convert.hub import needed_files
 from convert.official import TOKENIZER_FOLDER, text_config
 from convert.parts import converted_parts, official_parts
-from port import weights
 from port.config import ConfigError
+from port.files import weights
+from port.files.storage import INDEX_FILE, WEIGHTS_FILE, WeightsError
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
-from port.storage import INDEX_FILE, WEIGHTS_FILE, WeightsError
 
 CONVERTED = ("config.json", WEIGHTS_FILE, INDEX_FILE)
 

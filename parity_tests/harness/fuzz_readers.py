@@ -24,17 +24,17 @@ from convert.official import text_config
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from convert.run import convert_folder
 from parity_tests.onnx_support import SPEAKER, TOKENIZER
-from port import community, weights
-from port.batch import ManifestError, Utterance, read_manifest
+from port.app.batch import ManifestError, Utterance, read_manifest
 from port.config import ConfigError, CosyVoice3Config
-from port.files import TextError, read_text
+from port.files import community, weights
+from port.files.disk import TextError, read_text
+from port.files.speakers import FIELDS, SpeakerError, load_speakers
+from port.files.storage import WeightsError, Writer, describe, read_headers
 from port.frontend.audio import AudioError, load_wav
 from port.frontend.normalizer import load_normalizer
 from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
 from port.model import CosyVoice3Model
-from port.speakers import FIELDS, SpeakerError, load_speakers
-from port.storage import WeightsError, Writer, describe, read_headers
 from reference.export_onnx import export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
 from reference.synthesize import synthesize
 from reports.model import ReportError

@@ -41,7 +41,7 @@ from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
 from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
 from parity_tests.harness.regime import NotFloat32, require_float32
-from port.files import beside
+from port.files.disk import beside
 
 DOUBLE_LIMIT = 1e-12
 

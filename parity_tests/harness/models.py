@@ -16,10 +16,10 @@ from convert.mapping import PORT_ROOT
 from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
-from port import weights
 from port.config import CosyVoice3Config
+from port.files import weights
+from port.files.storage import read_headers
 from port.model import CosyVoice3Model as PortModel
-from port.storage import read_headers
 from reference.flow.decoder import CausalMaskedDiffWithDiT
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3

@@ -33,7 +33,7 @@ from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
-from port.files import beside
+from port.files.disk import beside
 from reports.words import ratio_text
 
 ORIGINAL = "FunAudioLLM/CosyVoice ace7c47"

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from port.paths import PATHS, active
+from port.fast.paths import PATHS, active
 
 Side = Literal["reference", "port"]
 # Relative rms error of a float32 product. Added one after another, 2048 terms err by 1e-6; rounded to TF32 or float16

@@ -17,8 +17,8 @@ from convert.parts import PARTS
 from convert.quantize import precision_of
 from parity_tests.harness.models import attribute
 from port.config import CosyVoice3Config
-from port.storage import DTYPES
-from port.weights import quantization_of
+from port.files.storage import DTYPES
+from port.files.weights import quantization_of
 
 ROWS = 4096
 TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}

@@ -29,7 +29,7 @@ from parity_tests.harness.liveness import LivenessRow, summarised
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
 from port.config import ConfigError
-from port.storage import WeightsError
+from port.files.storage import WeightsError
 from reference.synthesize import synthesize
 from reports import model as report_model
 

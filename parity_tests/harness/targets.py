@@ -80,8 +80,9 @@ class Target:
 
     @property
     def stage(self) -> str:
-        """Stage of the report; the two encoders of the front end are stages of their own."""
+        """Stage of the report; the two encoders of the front end are stages of their own, fast forms are the flow's."""
         package, module = self.path.split(".")[:2]
+        package = "flow" if package == "fast" else package
         return module if module in ("speech_tokenizer", "speaker") else package
 
     def resolve(self, package: str) -> tuple[Any, str | None]:
@@ -192,13 +193,13 @@ TARGETS = {
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # activations: fast forms of functions that the reference takes from torch
-        Target("flow.fast.exp2", chained=False, witness=lambda x: torch.exp2(x)),
-        Target("flow.fast.silu", chained=False, witness=lambda x: F.silu(x)),
-        Target("flow.fast.mish", chained=False, witness=lambda x: F.mish(x)),
-        Target("flow.fast.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
-        Target("flow.fast.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target("fast.attention.exp2", chained=False, witness=lambda x: torch.exp2(x)),
+        Target("fast.attention.silu", chained=False, witness=lambda x: F.silu(x)),
+        Target("fast.attention.mish", chained=False, witness=lambda x: F.mish(x)),
+        Target("fast.attention.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target("fast.attention.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
         Target(
-            "flow.fast.attention",
+            "fast.attention.attention",
             chained=False,
             witness=lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, scale=scale),
         ),

@@ -23,8 +23,8 @@ from parity_tests.harness.judge import Row, judge
 from parity_tests.harness.regime import NotFloat32, require_float32
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
+from port.app.device import DEVICES, use_device
 from port.config import CosyVoice3Config
-from port.device import DEVICES, use_device
 from reports.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 
 

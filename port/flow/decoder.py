@@ -10,8 +10,8 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import FlowConfig
+from ..fast.precision import run
 from ..noise import rand_noise
-from ..precision import run
 from .lookahead import PreLookaheadLayer
 from .matching import CausalConditionalCFM, Guidance
 

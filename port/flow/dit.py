@@ -13,10 +13,11 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import DiTConfig
-from ..ops import made_once
-from ..paths import active
-from ..precision import run
-from .fast import Chunks
+from ..fast.attention import Chunks
+from ..fast.convolution import made_once
+from ..fast.modulation import ModulationTables, Steering, bake, is_baked
+from ..fast.paths import active
+from ..fast.precision import run
 from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
@@ -27,7 +28,6 @@ from .layers import (
     rotary_tables,
 )
 from .masks import add_optional_chunk_mask
-from .modulation import ModulationTables, Steering, bake, is_baked
 
 
 class InputEmbedding(nn.Module):

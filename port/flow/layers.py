@@ -13,11 +13,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d, weight_of
-from ..paths import active
-from ..precision import attention_dtype, run
-from .fast import Chunks, FusedLinear, attention, by_head, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
-from .modulation import Steering
+from ..fast.attention import Chunks, FusedLinear, attention, by_head, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
+from ..fast.convolution import conv1d, weight_of
+from ..fast.modulation import Steering
+from ..fast.paths import active
+from ..fast.precision import attention_dtype, run
 
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding

@@ -8,7 +8,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops import conv1d
+from ..fast.convolution import conv1d
 
 CONV2_KERNEL_SIZE = 3
 

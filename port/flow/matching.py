@@ -13,9 +13,9 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import FlowConfig
-from ..paths import active
+from ..fast.modulation import step_times
+from ..fast.paths import active
 from .dit import DiT
-from .modulation import step_times
 
 Guidance = Literal["batched", "separate"]
 # mu, mask, spks and cond of each call of the estimator.

@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import CosyVoice3Config
-from ..speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+from ..files.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from .normalizer import Normalizer
 from .recording import Recording, about, at_hand, check_recording

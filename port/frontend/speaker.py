@@ -11,8 +11,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import SpeakerConfig
-from ..ops import conv1d
-from ..strict import HEAD_STRIDE
+from ..fast.convolution import conv1d
+from ..files.strict import HEAD_STRIDE
 
 MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..files import beside, require_regular
-from ..printing import OneLineError
+from ..files.disk import beside, require_regular
+from ..files.errors import OneLineError
 from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
 OFFICIAL_VOCAB_SIZE = 151643  # before the special tokens

@@ -10,8 +10,8 @@ import numpy as np
 from mlx import nn
 
 from ..config import Qwen2Config
-from ..flow.fast import silu
-from ..precision import attention_dtype, run
+from ..fast.attention import silu
+from ..fast.precision import attention_dtype, run
 
 Rope = tuple[mx.array, mx.array]
 

@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from ..config import SamplingConfig
+from ..fast.paths import active
 from ..noise import TorchGenerator
-from ..paths import active
 
 
 class Draws(Protocol):

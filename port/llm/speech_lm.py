@@ -12,7 +12,7 @@ import numpy as np
 from mlx import nn
 
 from ..config import LLMConfig, SamplingConfig
-from ..precision import run
+from ..fast.precision import run
 from .qwen2 import KVCache, Qwen2Model
 from .sampling import Draws, ras_sampling
 

@@ -11,9 +11,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import conv1d, made_once, tap_order, uses_matmul, weight_of
-from ..paths import active
-from .state import Tail
+from ..fast.convolution import conv1d, made_once, tap_order, uses_matmul, weight_of
+from ..fast.paths import active
+from ..stream.state import Tail
 
 CausalType = Literal["left", "right"]
 
@@ -27,7 +27,7 @@ def causal_conv(
     causal_type: CausalType = "left",
     cache: mx.array | Tail | None = None,
 ) -> mx.array:
-    """Convolve (b, n, C) to (b, n, O), padding on one side only; the back end is the one of `port.ops.conv1d`.
+    """Convolve (b, n, C) to (b, n, O), padding on one side only.
 
     Args:
         x: (b, n, C).

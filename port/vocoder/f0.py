@@ -8,9 +8,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..ops import conv_backend, made_once, tap_order
+from ..fast.convolution import conv_backend, made_once, tap_order
+from ..stream.state import State, tail_of
 from .convolution import CausalConv1d, causal_conv
-from .state import State, tail_of
 
 
 class CausalConvRNNF0Predictor(nn.Module):

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .state import State, Tail, tail_of
+from ..stream.state import State, Tail, tail_of
 
 
 class SineGen2(nn.Module):

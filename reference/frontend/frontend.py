@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
+from port.files.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from port.frontend.normalizer import Normalizer
 from port.frontend.recording import Recording, at_hand
 from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
-from port.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
 from reference.frontend.audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3

@@ -91,8 +91,8 @@ FAULTS = (
     Fault(
         "gelu_constant_off_by_a_thousandth",
         "constant",
-        "flow.fast.gelu_tanh",
-        constant("flow.fast:TANH_CUBE", 0.044760),
+        "fast.attention.gelu_tanh",
+        constant("fast.attention:TANH_CUBE", 0.044760),
     ),
     Fault(
         "block_with_erf_gelu",

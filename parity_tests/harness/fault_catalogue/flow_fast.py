@@ -4,51 +4,53 @@ from __future__ import annotations
 
 from parity_tests.harness.fault_catalogue.base import Fault, constant, edit
 
-FAST = "flow.fast"
-_TABLES = "flow.modulation:ModulationTables.add"
+FAST = "fast.attention"
+_TABLES = "fast.modulation:ModulationTables.add"
 
 FAULTS = (
     Fault(
         "exponential_of_degree_three",
         "constant",
-        "flow.fast.exp2",
-        constant("flow.fast:EXP_DEGREE", 3),
+        "fast.attention.exp2",
+        constant("fast.attention:EXP_DEGREE", 3),
     ),
     Fault(
         "exponential_with_a_short_logarithm",
         "constant",
-        "flow.fast.attention",
-        constant("flow.fast:LOG2_E", 1.4427),
+        "fast.attention.attention",
+        constant("fast.attention:LOG2_E", 1.4427),
     ),
     Fault(
         "fast_mish_without_its_square",
         "activation",
-        "flow.fast.mish",
-        edit("flow.fast:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
+        "fast.attention.mish",
+        edit("fast.attention:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
     ),
     Fault(
         "fast_softmax_summed_over_queries",
         "normalisation",
-        "flow.fast.attention",
-        edit("flow.fast:_softmax_product", "weights.sum(axis=-2", "weights.swapaxes(-1, -2).sum(axis=-2"),
+        "fast.attention.attention",
+        edit("fast.attention:_softmax_product", "weights.sum(axis=-2", "weights.swapaxes(-1, -2).sum(axis=-2"),
     ),
     Fault(
         "keys_joined_before_queries",
         "order",
         "flow.layers.Attention",
-        edit("flow.fast:_join", "([layer[name] for layer in layers])", "([layer[name] for layer in layers[::-1]])"),
+        edit(
+            "fast.attention:_join", "([layer[name] for layer in layers])", "([layer[name] for layer in layers[::-1]])"
+        ),
     ),
     Fault(
         "chunk_without_its_last_key",
         "off by one",
         "flow.dit.DiT",
-        edit("flow.fast:attention", "k[:, :, :seen], v[:, :, :seen]", "k[:, :, : seen - 1], v[:, :, : seen - 1]"),
+        edit("fast.attention:attention", "k[:, :, :seen], v[:, :, :seen]", "k[:, :, : seen - 1], v[:, :, : seen - 1]"),
     ),
     Fault(
         "block_of_scores_with_the_first_mask",
         "mask",
         "flow.layers.Attention",
-        edit("flow.fast:_attention_by_exp2", "mask[batch, head, :, row]", "mask[batch, head, :, :1]"),
+        edit("fast.attention:_attention_by_exp2", "mask[batch, head, :, row]", "mask[batch, head, :, :1]"),
     ),
     Fault(
         "tables_in_reverse",
@@ -60,7 +62,7 @@ FAULTS = (
         "baked_table_of_the_time_after",
         "off by one",
         FAST,
-        edit("flow.modulation:BakedTimes.rows", "apart.argmin(axis=1)", "(apart.argmin(axis=1) + 1) % len(apart[0])"),
+        edit("fast.modulation:BakedTimes.rows", "apart.argmin(axis=1)", "(apart.argmin(axis=1) + 1) % len(apart[0])"),
     ),
     Fault(
         "hoisted_input_of_the_other_half",
@@ -78,7 +80,7 @@ FAULTS = (
         "joined_weights_of_old",
         "cache",
         FAST,
-        edit("flow.fast:FusedLinear.__call__", "any(a is not b for", "any(a.shape != b.shape for"),
+        edit("fast.attention:FusedLinear.__call__", "any(a is not b for", "any(a.shape != b.shape for"),
     ),
     Fault(
         "rotary_tables_of_another_length",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from parity_tests.harness.fault_catalogue.base import Fault, edit
 
-STREAM, MEMORY = "flow.incremental.StreamingFlow", "streaming"
-_STREAM = "flow.incremental:StreamingFlow"
+STREAM, MEMORY = "stream.flow.StreamingFlow", "stream.memory"
+_STREAM = "stream.flow:StreamingFlow"
 
 FAULTS = (
     Fault(
@@ -66,7 +66,7 @@ FAULTS = (
         "stream_chunk_sees_only_the_first_keys",
         "cache",
         STREAM,
-        edit("flow.fast:attention", "mask.start + min(", "min("),
+        edit("fast.attention:attention", "mask.start + min(", "min("),
     ),
     Fault(
         "stream_forgets_the_look_behind_of_the_tokens",
@@ -86,14 +86,14 @@ FAULTS = (
         "prompt_kept_with_the_tails_of_the_chunk",
         "cache",
         MEMORY,
-        edit("flow.state:FlowState.prompt", "tails=step.prompt_tails", "tails=step.tails"),
+        edit("stream.flow_state:FlowState.prompt", "tails=step.prompt_tails", "tails=step.tails"),
     ),
     Fault(
         "prompt_key_without_the_speaker",
         "state leak",
         MEMORY,
         edit(
-            "streaming:prompt_key",
+            "stream.memory:prompt_key",
             "stream.prompt_feat, stream.embedding, stream.noise_of",
             "stream.prompt_feat, stream.noise_of",
         ),
@@ -102,12 +102,12 @@ FAULTS = (
         "prompts_outlive_their_weights",
         "state leak",
         MEMORY,
-        edit("streaming:StreamMemory.find", "not prompt.made_by(stream.flow)", "False"),
+        edit("stream.memory:StreamMemory.find", "not prompt.made_by(stream.flow)", "False"),
     ),
     Fault(
         "prompts_do_not_count",
         "memory",
         MEMORY,
-        edit("streaming:StreamMemory.reserve", "others + nbytes > limit", "nbytes > limit"),
+        edit("stream.memory:StreamMemory.reserve", "others + nbytes > limit", "nbytes > limit"),
     ),
 )

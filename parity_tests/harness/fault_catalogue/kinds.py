@@ -9,8 +9,8 @@ from __future__ import annotations
 from parity_tests.harness.fault_catalogue.base import Fault, constant, edit
 
 INFERENCE, GENERATOR = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator"
-STREAM = "flow.incremental.StreamingFlow"
-_PITCH, _MEMORY = "vocoder.f0:CausalConvRNNF0Predictor.__call__", "streaming:StreamMemory"
+STREAM = "stream.flow.StreamingFlow"
+_PITCH, _MEMORY = "vocoder.f0:CausalConvRNNF0Predictor.__call__", "stream.memory:StreamMemory"
 _SPEAK = "cosyvoice3:CosyVoice3._speak"
 
 FAULTS = (
@@ -50,7 +50,7 @@ FAULTS = (
         "late noise",
         STREAM,
         edit(
-            f"flow.incremental:{STREAM.split('.')[-1]}.noise_of",
+            f"stream.flow:{STREAM.split('.')[-1]}.noise_of",
             "[:, :, start:]",
             "[:, :, np.arange(start, end) % 500]",
         ),
@@ -68,9 +68,9 @@ FAULTS = (
     Fault(
         "streamed_source_noise_repeats_after_ten_seconds",
         "late noise",
-        "vocoder.incremental.StreamingVocoder",
+        "stream.vocoder.StreamingVocoder",
         edit(
-            "vocoder.incremental:StreamingVocoder._noise",
+            "stream.vocoder:StreamingVocoder._noise",
             "noise.sine_waves(last - first, first)",
             "noise.sine_waves(last - first, first % 240_000)",
         ),
@@ -80,12 +80,12 @@ FAULTS = (
         "kept_prompt_is_not_copied",
         "third request",
         STREAM,
-        edit("flow.incremental:StreamingFlow._begin", "kept.copy(self._state.capacity)", "kept"),
+        edit("stream.flow:StreamingFlow._begin", "kept.copy(self._state.capacity)", "kept"),
     ),
     Fault(
         "oldest_prompt_goes_though_it_was_just_used",
         "third request",
-        "streaming",
+        "stream.memory",
         edit(f"{_MEMORY}.find", "self._prompts.pop(key, None)", "self._prompts.get(key)"),
     ),
     Fault(
@@ -123,7 +123,7 @@ FAULTS = (
         "weights_promoted_in_every_call",
         "dtype",
         "precision",
-        edit("precision:run", "x.astype(layer_dtype(layer))", "x"),
+        edit("fast.precision:run", "x.astype(layer_dtype(layer))", "x"),
     ),
     Fault(
         "modulations_in_half_precision",
@@ -146,7 +146,7 @@ FAULTS = (
         "dtype",
         STREAM,
         edit(
-            "flow.incremental:StreamingFlow._velocity",
+            "stream.flow:StreamingFlow._velocity",
             "dit.norm_out(x, last)).astype(mx.float32)",
             "dit.norm_out(x, last))",
         ),
@@ -156,7 +156,7 @@ FAULTS = (
         "dtype",
         STREAM,
         edit(
-            "flow.incremental:StreamingFlow._extend",
+            "stream.flow:StreamingFlow._extend",
             "new[:, :, :whole].astype(buffer.dtype)",
             "new[:, :, :whole].astype(mx.float32)",
         ),
@@ -167,14 +167,20 @@ FAULTS = (
     Fault(
         "memory_reserved_without_the_lock",
         "lock",
-        "streaming",
+        "stream.memory",
         edit(f"{_MEMORY}.reserve", "with self._lock:", "if True:"),
     ),
     Fault(
-        "prompt_found_without_the_lock", "lock", "streaming", edit(f"{_MEMORY}.find", "with self._lock:", "if True:")
+        "prompt_found_without_the_lock",
+        "lock",
+        "stream.memory",
+        edit(f"{_MEMORY}.find", "with self._lock:", "if True:"),
     ),
     Fault(
-        "prompt_kept_without_the_lock", "lock", "streaming", edit(f"{_MEMORY}.keeper", "with self._lock:", "if True:")
+        "prompt_kept_without_the_lock",
+        "lock",
+        "stream.memory",
+        edit(f"{_MEMORY}.keeper", "with self._lock:", "if True:"),
     ),
     Fault(
         "normalizer_without_its_lock",
@@ -196,7 +202,7 @@ FAULTS = (
         edit(_PITCH, "            return mx.abs(", "        return mx.abs("),
     ),
     # Terms in a sum.
-    Fault("products_of_any_length", "terms", "ops", constant("ops:LONGEST_SUM", 1 << 20)),
+    Fault("products_of_any_length", "terms", "fast.convolution", constant("fast.convolution:LONGEST_SUM", 1 << 20)),
     Fault(
         "upsampling_with_a_tap_of_zeros",
         "terms",
@@ -248,7 +254,7 @@ FAULTS = (
     Fault(
         "silu_with_a_short_logarithm",
         "activation",
-        "flow.fast.silu",
-        edit("flow.fast:silu_by_exp2", "exp2(-LOG2_E * x)", "exp2(-1.444 * x)"),
+        "fast.attention.silu",
+        edit("fast.attention:silu_by_exp2", "exp2(-LOG2_E * x)", "exp2(-1.444 * x)"),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from parity_tests.harness.fault_catalogue.base import Fault, Patch, constant, edit
 from port.frontend.tokenizer import PRETOKENIZE_REGEX
 
-_CONVERT, _CONFIG, _COMMUNITY, _WEIGHTS = "convert", "config", "community", "weights"
+_CONVERT, _CONFIG, _COMMUNITY, _WEIGHTS = "convert", "config", "files.community", "files.weights"
 _TOKENIZER, _DRIVER = "frontend.tokenizer", "model.CosyVoice3Model"
 
 
@@ -103,15 +103,15 @@ FAULTS = (
         "heads_of_the_weights_not_compared",
         "heads",
         _WEIGHTS,
-        edit("weights:check_heads", "!= wanted:", '== "":'),
+        edit("files.weights:check_heads", "!= wanted:", '== "":'),
     ),
-    Fault("community_heads_of_32", "heads", _COMMUNITY, constant("community_config:HEAD_DIM", 32)),
+    Fault("community_heads_of_32", "heads", _COMMUNITY, constant("files.community_config:HEAD_DIM", 32)),
     Fault(
         "community_heads_not_read",
         "heads",
         _COMMUNITY,
         edit(
-            "community_config:_tokenizer",
+            "files.community_config:_tokenizer",
             'hearing.get("n_audio_head", max(1, dim // HEAD_DIM))',
             "max(1, dim // HEAD_DIM)",
         ),

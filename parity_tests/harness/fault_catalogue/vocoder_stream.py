@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from parity_tests.harness.fault_catalogue.base import Fault, edit
 
-STREAM = "vocoder.incremental.StreamingVocoder"
-_STREAM = "vocoder.incremental:StreamingVocoder"
+STREAM = "stream.vocoder.StreamingVocoder"
+_STREAM = "stream.vocoder:StreamingVocoder"
 
 FAULTS = (
     Fault(

@@ -17,10 +17,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .config import ConfigError, CosyVoice3Config
-from .flow.modulation import make_room
-from .model import CosyVoice3Model
-from .printing import brief
+from ..config import ConfigError, CosyVoice3Config
+from ..fast.modulation import make_room
+from ..model import CosyVoice3Model
+from .errors import brief
 from .storage import (
     MAX_SHARD_BYTES,
     Shape,

@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..frontend.special_tokens import END_OF_PROMPT
 from .device import DEVICES
-from .frontend.special_tokens import END_OF_PROMPT
 
 # As the checkout runs it, or as the wheel installs it.
-PROGRAM = "python -m port" if __package__ == "port" else "cosyvoice3-mlx"
+PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
 SPK = "Keep voices in the model's folder."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""

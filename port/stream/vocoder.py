@@ -15,9 +15,9 @@ import mlx.core as mx
 import numpy as np
 
 from .. import noise
-from .generator import CausalHiFTGenerator
+from ..vocoder.generator import CausalHiFTGenerator
+from ..vocoder.stft import analyse, envelope, overlap_add
 from .state import State
-from .stft import analyse, envelope, overlap_add
 
 
 class StreamingVocoder:

@@ -17,10 +17,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from . import paths
-from .flow.decoder import CausalMaskedDiffWithDiT
-from .flow.incremental import StreamingFlow
-from .flow.state import FlowState, Keep
+from ..fast import paths
+from ..flow.decoder import CausalMaskedDiffWithDiT
+from .flow import StreamingFlow
+from .flow_state import FlowState, Keep
 
 FALLBACK_CACHE_BYTES = 4 << 30  # where the device does not tell its memory
 SHARE_OF_DEVICE = 4  # by default streams may take one part in so many

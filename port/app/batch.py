@@ -22,8 +22,8 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from .cosyvoice3 import CosyVoice3, Speech
-from .files import TextError, beside, read_text
+from ..cosyvoice3 import CosyVoice3, Speech
+from ..files.disk import TextError, beside, read_text
 from .speaking import NOTHING_SPOKEN, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 import mlx.core as mx
 
 from ..config import FlowConfig
-from ..precision import layer_dtype
-from .decoder import CausalMaskedDiffWithDiT
+from ..fast.precision import layer_dtype
+from ..flow.decoder import CausalMaskedDiffWithDiT
 
 if TYPE_CHECKING:
-    from .incremental import StreamingFlow
+    from .flow import StreamingFlow
 
 ROWS = 2
 

@@ -1,4 +1,4 @@
-"""Fast forms of what the vocoder's plain layers compute; `port/paths.py` chooses, and the result is the same.
+"""Fast forms of what the vocoder's plain layers compute; `port/fast/paths.py` chooses, and the result is the same.
 
 b batch, n frames, C channels in, O channels out, K taps
 """
@@ -9,8 +9,8 @@ import math
 
 import mlx.core as mx
 
-from ..ops import compiles_exactly, polynomial
-from ..paths import active
+from .convolution import compiles_exactly, polynomial
+from .paths import active
 
 # sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
 # 7e-9, a ninth of a float32 rounding (test_vocoder_fast.py makes it again). Highest power first.

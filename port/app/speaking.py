@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import soundfile
 
-from .cosyvoice3 import CosyVoice3, Speech
-from .files import beside
-from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
-from .speakers import EMBEDDING
+from ..cosyvoice3 import CosyVoice3, Speech
+from ..files.disk import beside
+from ..files.speakers import EMBEDDING
+from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
 KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping

@@ -15,9 +15,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from .config import CosyVoice3Config
-from .files import beside, require_regular
-from .printing import OneLineError
+from ..config import CosyVoice3Config
+from .disk import beside, require_regular
+from .errors import OneLineError
 
 MAX_NAME = 200
 SPEAKERS_FILE = "spk2info.safetensors"

@@ -13,16 +13,16 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
+from ..fast.attention import Chunks, by_head, mish
+from ..fast.convolution import conv1d, weight_of
+from ..fast.modulation import Steering
+from ..fast.precision import run
+from ..flow.decoder import CausalMaskedDiffWithDiT, count_frames
+from ..flow.layers import DiTBlock, Rope, rotary_tables
+from ..flow.lookahead import CONV2_KERNEL_SIZE
+from ..flow.matching import cosine_schedule
 from ..noise import rand_noise
-from ..ops import conv1d, weight_of
-from ..precision import run
-from .decoder import CausalMaskedDiffWithDiT, count_frames
-from .fast import Chunks, by_head, mish
-from .layers import DiTBlock, Rope, rotary_tables
-from .lookahead import CONV2_KERNEL_SIZE
-from .matching import cosine_schedule
-from .modulation import Steering
-from .state import FlowState, Keep, Memory, StepState, Unbounded, Work, key_dtype, state_bytes
+from .flow_state import FlowState, Keep, Memory, StepState, Unbounded, Work, key_dtype, state_bytes
 
 GROWTH = 1.5  # of a full buffer; each frame is then copied twice on average, however long the stream
 

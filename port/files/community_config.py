@@ -9,8 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .config import ConfigError, CosyVoice3Config
-from .printing import brief
+from ..config import ConfigError, CosyVoice3Config
+from .errors import brief
 from .storage import WeightsError
 
 TOKENIZER_FOLDER = "S3TokenizerV3"

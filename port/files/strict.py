@@ -7,7 +7,7 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from .printing import OneLineError, brief
+from .errors import OneLineError, brief
 
 # No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
 MAX_INT = 1 << 20

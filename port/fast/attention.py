@@ -1,4 +1,4 @@
-"""Fast forms of what the transformers' plain layers compute; `port/paths.py` chooses, and the result is the same.
+"""Fast forms of what the transformers' plain layers compute; `port/fast/paths.py` chooses, and the result is the same.
 
 MLX's CPU back end takes exp and tanh one number at a time; here one polynomial serves both, in operations that every
 device runs side by side.
@@ -19,9 +19,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..ops import compiles_exactly, polynomial
-from ..paths import active
-from ..precision import layer_dtype, run
+from .convolution import compiles_exactly, polynomial
+from .paths import active
+from .precision import layer_dtype, run
 
 EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
 LOG2_E = math.log2(math.e)

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from ..config import CosyVoice3Config
+from ..cosyvoice3 import CosyVoice3, Speech
+from ..files.disk import read_text
+from ..files.hub import find_folder
+from ..files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from ..frontend.recording import check_recording
+from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from ..frontend.text import ZERO_WIDTH, is_silent
+from ..llm.sampling import ras_sampling
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
-from .config import CosyVoice3Config
-from .cosyvoice3 import CosyVoice3, Speech
 from .device import use_device
-from .files import read_text
-from .frontend.recording import check_recording
-from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
-from .frontend.text import ZERO_WIDTH, is_silent
-from .hub import find_folder
-from .llm.sampling import ras_sampling
-from .speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
 from .speaking import NOTHING_SPOKEN, UsageError, check_instruction, check_request, sound_file, speech
 
 

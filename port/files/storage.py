@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .files import require_regular
-from .printing import OneLineError, brief
+from .disk import require_regular
+from .errors import OneLineError, brief
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -18,9 +18,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..config import ConfigError, SpeakerConfig
+from ..model import CosyVoice3Model
 from .community_config import NUMBER, TOKENIZER_FOLDER, XVECTOR, read_config, section
-from .config import ConfigError, SpeakerConfig
-from .model import CosyVoice3Model
 from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
 from .weights import fill, quantize, read_arrays
 
