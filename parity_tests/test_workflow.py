@@ -58,3 +58,9 @@ def test_the_gate_needs_no_gpu_and_metal_must_have_been_compared():
 def test_actionlint():
     done = subprocess.run(["actionlint", str(WORKFLOW)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+def test_actions_are_pinned_by_hash():
+    """A tag can be moved to other code."""
+    used = [step["uses"] for body in JOBS.values() for step in body["steps"] if "uses" in step]
+    assert used and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used), used
