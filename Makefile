@@ -32,12 +32,12 @@ verify: $(STAMP)
 	@status=0; \
 	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) --device $(DEVICE) || status=1; \
 	given=$$(test -d $(MLX) && echo "--mlx-path $(MLX)"); \
-	$(BIN)/python -m parity_tests.harness.branches -m "not meta and not robust" --numprocesses auto --dist loadfile --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
+	$(BIN)/python -m parity_tests.harness.branches -m "not meta and not robust" --numprocesses auto --dist loadfile --no-loadscope-reorder --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
 	$(BIN)/python -m reports.build $(OUT)/report.json --last $(LAST) --ledger build/ledger.jsonl || status=1; \
 	exit $$status
 
 test: lint
-	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from port.fast.paths import PATHS
 from port.noise import rand_noise, sine_waves
 
 # Which fast paths a kind of case meets; a path that no row has would never be measured (a test says so).
-FLOW_PATHS = ("modulation_tables", "fused_qkv", "hoisted_input", "fast_gelu", "fast_mish", "fast_softmax", "compiled")
+FLOW_PATHS = ("modulation_tables", "fused_qkv", "fast_gelu", "fast_mish", "fast_softmax", "compiled")
 PATHS_OF = {
     "flow": FLOW_PATHS,
     "chunks": ("chunked_attention",),

@@ -18,7 +18,7 @@ from port.config import CosyVoice3Config
 from port.fast.paths import PLAIN, fast_paths
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.stream.flow_state import state_bytes
+from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
 FIRST_TIME = np.float32(0)  # of every schedule
@@ -67,7 +67,7 @@ class Side:
     ) -> Run:
         """What is timed, as a function without arguments; its results are evaluated when it returns."""
         model = self._model(options)
-        keep_freed_memory()  # as `CosyVoice3.from_pretrained` does when the weights are there
+        keep_freed_memory()  # as the command line does when the weights are there
         arrays = {
             k: mx.array(np.ascontiguousarray(v.swapaxes(1, 2)) if k in CHANNELS_FIRST else v) for k, v in inputs.items()
         }

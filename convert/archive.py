@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO
 
-from port.files.errors import OneLineError
+from port.files.errors import Refused
 
 # Far above any real checkpoint.
 MAX_RECORDS = 20_000
@@ -17,38 +17,34 @@ CHUNK = 8 << 20
 FOREIGN = "truncated, or not a file written by torch.save (1.6 or newer)"
 
 
-class CheckpointError(OneLineError):
-    """A source file that cannot be used; one line that names the file and what is wrong with it."""
-
-
 def open_records(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
     """Where each record's bytes begin and how many they are, after every record has passed its checksum.
 
     Raises:
-        CheckpointError: no zip archive, or one that is truncated, damaged, compressed or ambiguous.
+        Refused: no zip archive, or one that is truncated, damaged, compressed or ambiguous.
     """
     directory = _directory(path, file)
     try:
         with zipfile.ZipFile(file) as archive:
             found = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError):
-        raise CheckpointError(f"{path}: {FOREIGN}") from None
+        raise Refused(f"{path}: {FOREIGN}") from None
     if len(found) > MAX_RECORDS:
-        raise CheckpointError(f"{path}: {len(found)} records, more than {MAX_RECORDS}")
+        raise Refused(f"{path}: {len(found)} records, more than {MAX_RECORDS}")
     records: dict[str, tuple[int, int]] = {}
     for info in found:
         # Weights are stored as they are, so a record that unpacks to more than it takes is no checkpoint.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
-            raise CheckpointError(f"{path}: record {info.filename!r} is compressed; torch.save stores records plainly")
+            raise Refused(f"{path}: record {info.filename!r} is compressed; torch.save stores records plainly")
         file.seek(info.header_offset)
         header = file.read(30)
         name, extra = struct.unpack("<26x2H", header) if len(header) == 30 else (0, 0)
         begin = info.header_offset + 30 + name + extra
         if header[:4] != b"PK\3\4" or begin + info.file_size > directory or info.filename in records:
-            raise CheckpointError(f"{path}: {FOREIGN}: record {info.filename!r} is not where its directory says")
+            raise Refused(f"{path}: {FOREIGN}: record {info.filename!r} is not where its directory says")
         records[info.filename] = begin, info.file_size
     if sum(size for _, size in records.values()) > directory:
-        raise CheckpointError(f"{path}: {FOREIGN}: its records overlap")
+        raise Refused(f"{path}: {FOREIGN}: its records overlap")
     for info in found:
         _check_sum(path, file, info.filename, *records[info.filename], info.CRC)
     return records
@@ -61,7 +57,7 @@ def _directory(path: Path, file: BinaryIO) -> int:
     tail = file.read().rjust(98, b"\0")
     mark, entries, length, begin, comment = struct.unpack("<4s6xH2LH", tail[-22:])
     if mark != b"PK\5\6" or comment:
-        raise CheckpointError(f"{path}: {FOREIGN}")
+        raise Refused(f"{path}: {FOREIGN}")
     end = size - 22
     if tail[-42:-38] == b"PK\6\7":  # sizes of 64 bits stand in a record of their own, before its locator
         end -= 76
@@ -69,12 +65,12 @@ def _directory(path: Path, file: BinaryIO) -> int:
         pairs = ((entries, wide_entries, 0xFFFF), (length, wide_length, 0xFFFFFFFF), (begin, wide_begin, 0xFFFFFFFF))
         (located,) = struct.unpack("<Q", tail[-34:-26])
         if mark != b"PK\6\6" or located != end or any(n not in (wide, none) for n, wide, none in pairs):
-            raise CheckpointError(f"{path}: {FOREIGN}: it has two directories")
+            raise Refused(f"{path}: {FOREIGN}: it has two directories")
         length, begin = wide_length, wide_begin
     if begin + length != end:
-        raise CheckpointError(f"{path}: {FOREIGN}: it has two directories")
+        raise Refused(f"{path}: {FOREIGN}: it has two directories")
     if length > MAX_DIRECTORY_BYTES:
-        raise CheckpointError(f"{path}: a directory of {length} bytes, more than {MAX_DIRECTORY_BYTES}")
+        raise Refused(f"{path}: a directory of {length} bytes, more than {MAX_DIRECTORY_BYTES}")
     return begin
 
 
@@ -84,7 +80,7 @@ def _check_sum(path: Path, file: BinaryIO, name: str, begin: int, size: int, wan
     while size:
         piece = file.read(min(size, CHUNK))
         if not piece:
-            raise CheckpointError(f"{path}: {FOREIGN}")
+            raise Refused(f"{path}: {FOREIGN}")
         found, size = zlib.crc32(piece, found), size - len(piece)
     if found != wanted:
-        raise CheckpointError(f"{path}: damaged, record {name!r} fails its checksum; download or copy it again")
+        raise Refused(f"{path}: damaged, record {name!r} fails its checksum; download or copy it again")

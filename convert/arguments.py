@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from port.config import ConfigError
-from port.files.errors import brief
+from port.files.errors import Refused, brief
 
 
 class Arguments:
@@ -20,7 +19,7 @@ class Arguments:
 
     def __init__(self, where: str, values: Any, complete: bool = False) -> None:
         if not isinstance(values, dict):
-            raise ConfigError(f"{where}: expected named arguments, found {type(values).__name__}")
+            raise Refused(f"{where}: expected named arguments, found {type(values).__name__}")
         self.where = where
         self.values = dict(values)
         self.complete = complete
@@ -28,18 +27,18 @@ class Arguments:
     def take(self, *names: str) -> dict[str, Any]:
         """Arguments that configure the model; without `complete` those that are there."""
         if self.complete and (absent := [name for name in names if name not in self.values]):
-            raise ConfigError(f"{self.where}.{min(absent)}: missing")
+            raise Refused(f"{self.where}.{min(absent)}: missing")
         return {name: self.values.pop(name) for name in names if name in self.values}
 
     def require(self, name: str) -> Any:
         if name not in self.values:
-            raise ConfigError(f"{self.where}.{name}: missing")
+            raise Refused(f"{self.where}.{name}: missing")
         return self.values.pop(name)
 
     def expect(self, **known: Any) -> None:
         """Arguments for which the model knows one value only."""
         if self.complete and (absent := [name for name in known if name not in self.values]):
-            raise ConfigError(f"{self.where}.{min(absent)}: missing")
+            raise Refused(f"{self.where}.{min(absent)}: missing")
         self.allow(**known)
 
     def allow(self, **known: Any) -> None:
@@ -47,9 +46,7 @@ class Arguments:
         for name, wanted in known.items():
             value = self.values.pop(name, wanted)
             if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-                raise ConfigError(
-                    f"{self.where}.{name}: {brief(value)} is not supported, the model knows {wanted!r} only"
-                )
+                raise Refused(f"{self.where}.{name}: {brief(value)} is not supported, the model knows {wanted!r} only")
 
     def ignore(self, *names: str) -> None:
         """Arguments that only training reads."""
@@ -58,4 +55,4 @@ class Arguments:
 
     def done(self) -> None:
         if self.values:
-            raise ConfigError(f"{self.where}.{min(self.values, key=str)}: unknown argument")
+            raise Refused(f"{self.where}.{min(self.values, key=str)}: unknown argument")

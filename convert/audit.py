@@ -16,12 +16,8 @@ from mlx.utils import tree_flatten
 from convert.mapping import PORT_ROOT, TABLE, Step
 from convert.transforms import UNUSED, Shape
 from port.config import CosyVoice3Config
-from port.files.errors import OneLineError
+from port.files.errors import Refused
 from port.model import CosyVoice3Model
-
-
-class AuditError(OneLineError):
-    """A conversion that is not whole; the message names the tensor."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +94,9 @@ def prove(
         may_lack: source tensors that may be missing, of those that are only looked at.
 
     Raises:
-        AuditError: a source tensor used twice or not at all, one missing that is only looked at, a parameter unknown,
+        Refused: a source tensor used twice or not at all, one missing that is only looked at, a parameter unknown,
             missing, filled twice or of another shape than the port's.
-        ConversionError: source shapes that do not fit their transform.
+        Refused: source shapes that do not fit their transform.
     """
     filled: dict[str, str] = {}
     dropped: dict[str, str] = {}
@@ -111,12 +107,12 @@ def prove(
         uses = Counter(source for step in steps for source in step.sources)
         for source in shapes[part]:
             if uses[source] != 1:
-                raise AuditError(f"{part}: {source} is consumed {uses[source]} times")
+                raise Refused(f"{part}: {source} is consumed {uses[source]} times")
         # What goes into no parameter is evidence, of the width of a head for one; the original refuses its absence too.
         looked_at = {row for row in TABLE if row.part == part and row.target is None and row.transform is not UNUSED}
         for row in looked_at - {step.row for step in steps}:
             if row.sources[0] not in may_lack:
-                raise AuditError(f"{part}: {row.sources[0]} is missing")
+                raise Refused(f"{part}: {row.sources[0]} is missing")
             lacking.append(row.sources[0])
         for step in steps:
             transforms[step.row.transform.name] += 1
@@ -126,17 +122,17 @@ def prove(
                 continue
             consumed += len(step.sources)
             if step.target in filled:
-                raise AuditError(f"{step.target} is filled twice, by {filled[step.target]} and by {step.sources[0]}")
+                raise Refused(f"{step.target} is filled twice, by {filled[step.target]} and by {step.sources[0]}")
             if step.target not in parameters:
-                raise AuditError(f"{part}: {step.sources[0]} has no place in the model of this configuration")
+                raise Refused(f"{part}: {step.sources[0]} has no place in the model of this configuration")
             if shape != parameters[step.target]:
-                raise AuditError(
+                raise Refused(
                     f"{part}: {step.sources[-1]} {list(shapes[part][step.sources[-1]])} gives {step.target} "
                     f"{list(shape or ())}, the configuration asks for {list(parameters[step.target])}"
                 )
             filled[step.target] = step.sources[0]
     if missing := sorted(parameters.keys() - filled.keys()):
-        raise AuditError(f"{missing[0]} is not filled by any source tensor ({len(missing)} missing in all)")
+        raise Refused(f"{missing[0]} is not filled by any source tensor ({len(missing)} missing in all)")
     return Audit(
         sources=sum(len(held) for held in shapes.values()),
         source_elements=sum(math.prod(shape) for held in shapes.values() for shape in held.values()),

@@ -1,6 +1,6 @@
 """Safe reading of official files: weights without running pickled code, yaml without following tags, hashes.
 
-Whatever is wrong with a file ends in one `CheckpointError` line that names the file.
+Whatever is wrong with a file ends in one `Refused` line that names the file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 import torch
 import yaml
 
-from convert.archive import CheckpointError
 from convert.names import COUNTERS
 from convert.torch_file import Foreign, Storage, Stored, read_torch_file
 from convert.transforms import Shape
 from convert.yaml_limits import check_events
 from port.files.disk import require_regular
+from port.files.errors import Refused
 from port.files.storage import read_header
 
 # Far above any real model, far below what would fill a machine.
@@ -75,14 +75,14 @@ def sha256(path: Path) -> str:
     """Hex digest of a file.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        Refused: the file cannot be read.
     """
     try:
         require_regular(path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        raise Refused(f"{path}: {error.strerror or error}") from None
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -91,18 +91,18 @@ def read_state_dict(path: Path) -> StateDict:
     Accepted around the weights: `WRAPPERS`, one inside another, and beside the weights whatever is none (`ignored`).
 
     Raises:
-        CheckpointError: missing, truncated, damaged, compressed or not such a file, code in the pickle, not a state
+        Refused: missing, truncated, damaged, compressed or not such a file, code in the pickle, not a state
             dict, tensors that are not floating point, or shapes that the file cannot hold.
-        WeightsError: a damaged safetensors file.
+        Refused: a damaged safetensors file.
     """
     try:
         require_regular(path)
         with path.open("rb") as file:
             start = file.read(64)
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+        raise Refused(f"{path}: {error.strerror or error}") from None
     if start.startswith(LFS_POINTER):
-        raise CheckpointError(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
+        raise Refused(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         content, data, kept = *_read_safetensors(path), ()
     else:
@@ -114,13 +114,13 @@ def read_state_dict(path: Path) -> StateDict:
         if beside or (key in COUNTERS and isinstance(value, Stored) and math.prod(value.shape) == 1):
             ignored.append(key)
         elif not isinstance(key, str):
-            raise CheckpointError(f"{path}: entry {key!r:.60} is {_what(value)}, expected a tensor under a name")
+            raise Refused(f"{path}: entry {key!r:.60} is {_what(value)}, expected a tensor under a name")
         else:
             tensors[key] = _tensor(path, key, value, data)
     if not tensors:
-        raise CheckpointError(f"{path}: holds no tensors")
+        raise Refused(f"{path}: holds no tensors")
     if len(tensors) > MAX_TENSORS:
-        raise CheckpointError(f"{path}: {len(tensors)} tensors, more than {MAX_TENSORS}")
+        raise Refused(f"{path}: {len(tensors)} tensors, more than {MAX_TENSORS}")
     return StateDict(tensors, tuple(ignored))
 
 
@@ -147,14 +147,14 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
     ignored: list[str] = []
     for _ in WRAPPERS:
         if not isinstance(content, dict):
-            raise CheckpointError(f"{path}: holds {_what(content)}, expected a state dict")
+            raise Refused(f"{path}: holds {_what(content)}, expected a state dict")
         wrapper = next((name for name in WRAPPERS if isinstance(content.get(name), dict)), None)
         if wrapper is None:
             break
         for key, value in content.items():
             # A norm of gradients or a loss may be a tensor too; more numbers than one are weights.
             if isinstance(value, Stored) and math.prod(value.shape) != 1:
-                raise CheckpointError(f"{path}: tensor {key!r:.80} stands outside {wrapper!r}")
+                raise Refused(f"{path}: tensor {key!r:.80} stands outside {wrapper!r}")
         ignored += [str(key) for key in content if key != wrapper]
         content = content[wrapper]
     return content, ignored
@@ -176,23 +176,21 @@ def _what(value: Any) -> str:
 def _tensor(path: Path, key: str, value: Any, data: mmap) -> torch.Tensor:
     """The tensor that `value` describes, on the mapped file."""
     if isinstance(value, Foreign) and _is_tensor(value):
-        raise CheckpointError(f"{path}: {key} is not a plain dense tensor ({value.name})")
+        raise Refused(f"{path}: {key} is not a plain dense tensor ({value.name})")
     if not isinstance(value, Stored):
-        raise CheckpointError(f"{path}: entry {key!r:.120} is {_what(value)}, expected a tensor under a name")
+        raise Refused(f"{path}: entry {key!r:.120} is {_what(value)}, expected a tensor under a name")
     storage, offset, shape, strides = value
     if storage.dtype not in FLOATS:
-        raise CheckpointError(
-            f"{path}: {key} holds {str(storage.dtype).removeprefix('torch.')}, expected floating point"
-        )
+        raise Refused(f"{path}: {key} holds {str(storage.dtype).removeprefix('torch.')}, expected floating point")
     if len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{path}: {key} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
+        raise Refused(f"{path}: {key} has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     count = math.prod(shape)
     if count == 0:
-        raise CheckpointError(f"{path}: {key} is empty, shape {list(shape)}")
+        raise Refused(f"{path}: {key} is empty, shape {list(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # A stride of 0 lets a few stored bytes claim any size.
     if count > min(MAX_ELEMENTS, storage.count) or last >= storage.count:
-        raise CheckpointError(f"{path}: {key} claims shape {list(shape)}, more than the file holds")
+        raise Refused(f"{path}: {key} claims shape {list(shape)}, more than the file holds")
     numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.count, offset=storage.begin)
     return numbers.as_strided(shape, strides, offset)
 
@@ -237,7 +235,7 @@ def _plain(loader: _PlainLoader, node: yaml.Node) -> Any:
 
 
 def _refuse(_: _PlainLoader, node: yaml.Node) -> None:
-    raise CheckpointError(f"line {node.start_mark.line + 1}: tag '{node.tag}' would run code; refused")
+    raise Refused(f"line {node.start_mark.line + 1}: tag '{node.tag}' would run code; refused")
 
 
 for _kind in ("new", "name", "apply"):
@@ -250,30 +248,30 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Parse a HyperPyYAML file to plain data; tags become `Tagged` values and nothing is imported or called.
 
     Raises:
-        CheckpointError: missing, not yaml, too large or too deep, aliases that unfold to too much, or a tag outside
+        Refused: missing, not yaml, too large or too deep, aliases that unfold to too much, or a tag outside
             `!new`, `!name`, `!ref` and the four seed calls of the official file.
     """
     try:
         require_regular(path)
         if path.stat().st_size > MAX_YAML_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_YAML_BYTES} bytes")
+            raise Refused(f"{path}: larger than {MAX_YAML_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
+        raise Refused(f"{path}: not found") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: not readable ({getattr(error, 'strerror', None) or 'no UTF-8 text'})") from None
+        raise Refused(f"{path}: not readable ({getattr(error, 'strerror', None) or 'no UTF-8 text'})") from None
     try:
         check_events(text)
         data = yaml.load(text, Loader=_PlainLoader)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: {where}not valid yaml ({problem})") from None
+        raise Refused(f"{path}: {where}not valid yaml ({problem})") from None
     except Exception as error:  # PyYAML makes numbers, dates and truth values of text without looking at it
-        raise CheckpointError(f"{path}: not valid yaml ({type(error).__name__})") from None
+        raise Refused(f"{path}: not valid yaml ({type(error).__name__})") from None
     if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: expected a mapping at the top")
+        raise Refused(f"{path}: expected a mapping at the top")
     return data

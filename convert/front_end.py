@@ -6,8 +6,8 @@ from typing import Any
 
 from convert.arguments import Arguments
 from convert.references import resolve
-from port.config import ConfigError, CosyVoice3Config
-from port.files.errors import brief
+from port.config import CosyVoice3Config
+from port.files.errors import Refused, brief
 from port.frontend.special_tokens import END_OF_PROMPT
 
 
@@ -15,11 +15,11 @@ def end_of_prompt(tokenizer: dict[str, Any]) -> int:
     """Id of <|endofprompt|>: its own where the file lists it, else the first after the tokens that the file adds.
 
     Raises:
-        ConfigError: no added tokens by id.
+        Refused: no added tokens by id.
     """
     added = tokenizer.get("added_tokens_decoder")
     if not isinstance(added, dict) or not added or not all(key.isdecimal() and len(key) < 8 for key in added):
-        raise ConfigError("added_tokens_decoder: expected added tokens by id")
+        raise Refused("added_tokens_decoder: expected added tokens by id")
     own = [key for key, token in added.items() if isinstance(token, dict) and token.get("content") == END_OF_PROMPT]
     return int(own[0]) if own else 1 + max(map(int, added))
 
@@ -28,23 +28,21 @@ def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
     """What cosyvoice3.yaml says of the front end, of which the port knows one form.
 
     Raises:
-        ConfigError: another value, or one that does not fit the networks.
+        Refused: another value, or one that does not fit the networks.
     """
     codes = config.llm.speech_token_size
     if config.flow.vocab_size != codes:
-        raise ConfigError(f"flow.vocab_size: {config.flow.vocab_size} differs from llm.speech_token_size {codes}")
+        raise Refused(f"flow.vocab_size: {config.flow.vocab_size} differs from llm.speech_token_size {codes}")
     if config.vocoder.in_channels != config.flow.output_size:
-        raise ConfigError(f"hift.in_channels: {config.vocoder.in_channels} differs from the flow's mel channels")
+        raise Refused(f"hift.in_channels: {config.vocoder.in_channels} differs from the flow's mel channels")
     top = Arguments("top level", document, complete=True)
     top.expect(sample_rate=config.sample_rate)
     top.allow(token_frame_rate=25)
     if config.vocoder.sampling_rate != config.sample_rate:
-        raise ConfigError(
-            f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only"
-        )
+        raise Refused(f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only")
     mel = Arguments("feat_extractor", resolve(document, part_of(document, "feat_extractor"), "feat_extractor"), True)
     if (fmax := mel.values.get("fmax")) is not None:
-        raise ConfigError(
+        raise Refused(
             f"feat_extractor.fmax: {brief(fmax)} is not supported; the published file was corrected to null in "
             "December 2025: write `fmax: null`, or download cosyvoice3.yaml again"
         )
@@ -63,8 +61,8 @@ def part_of(document: dict[str, Any], name: str) -> Any:
     """An entry of the yaml.
 
     Raises:
-        ConfigError: it is missing.
+        Refused: it is missing.
     """
     if name not in document:
-        raise ConfigError(f"{name}: missing")
+        raise Refused(f"{name}: missing")
     return document[name]

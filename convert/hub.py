@@ -9,18 +9,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from convert.checkpoint import CheckpointError
 from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
 from convert.parts import held_as, official_parts
 from convert.space import require_space
 from port.files import hub
-from port.files.errors import OneLineError
+from port.files.errors import Misused, Refused
 
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
-
-
-class UsageError(OneLineError):
-    """Arguments that cannot work."""
 
 
 class Known(NamedTuple):
@@ -89,7 +84,7 @@ def names_in(folder: Path) -> frozenset[str]:
     try:
         return frozenset(path.name for path in folder.iterdir())
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be read ({error.strerror or error})") from None
+        raise Refused(f"{folder}: cannot be read ({error.strerror or error})") from None
 
 
 def find_source(
@@ -106,18 +101,18 @@ def find_source(
         share: bytes that the conversion will write for each byte of the checkpoint, see `output_share`.
 
     Raises:
-        UsageError: neither a folder nor a hub id, or a revision of a folder.
-        CheckpointError, HubError: files that the hub does not give, that are not the known ones, or too little disk.
+        Misused: neither a folder nor a hub id, or a revision of a folder.
+        Refused: files that the hub does not give, that are not the known ones, or too little disk.
     """
     folder = Path(hf_path)
     if folder.is_dir():
         if revision:
-            raise UsageError(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
+            raise Misused(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
         return Source(folder, hf_path, None, llm)
     if folder.exists() or not hub.ID.fullmatch(hf_path):
-        raise UsageError(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}{_alike(folder)}")
+        raise Misused(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}{_alike(folder)}")
     if (alike := _alike(folder)) or hf_path.startswith("."):
-        raise UsageError(f"{hf_path}: no such folder{alike}")
+        raise Misused(f"{hf_path}: no such folder{alike}")
     if revision is None and hf_path == RELEASE.repo:
         revision = RELEASE.revision
     files: Sequence[str] = needed_files(llm)
@@ -149,15 +144,13 @@ def _download(
     except hub.UnreachableError as error:
         if held := hub.in_cache(repo, revision, files):
             return held
-        raise CheckpointError(f"{error}, and the cache does not hold all that a conversion needs") from None
-    except hub.HubError as error:
+        raise Refused(f"{error}, and the cache does not hold all that a conversion needs") from None
+    except hub.Refused as error:
         beside = "; nor is there such a folder here" if Path(repo).parent.is_dir() else ""
-        raise CheckpointError(f"{error}{beside}") from None
+        raise Refused(f"{error}{beside}") from None
     files = [held_as(name, listing.sizes) for name in files]
     if missing := [name for name in files if name not in listing.sizes]:
-        raise CheckpointError(
-            f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint"
-        )
+        raise Refused(f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint")
     sizes = {name: listing.sizes[name] or 0 for name in files}
     for name in known.keys() & sizes.keys():
         _compare_sizes(f"{repo}: {name}", sizes[name], known[name].bytes)
@@ -196,7 +189,7 @@ def _check_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
 
 def _compare_sizes(where: str, found: int, wanted: int) -> None:
     if found != wanted:
-        raise CheckpointError(f"{where}: {found} bytes, the published file has {wanted}")
+        raise Refused(f"{where}: {found} bytes, the published file has {wanted}")
 
 
 def _cached_digest(path: Path) -> str | None:
@@ -213,12 +206,12 @@ def check_digests(source: Source, hashes: Mapping[str, str]) -> None:
         hashes: sha256 by file.
 
     Raises:
-        CheckpointError: a file that is another one than the published.
+        Refused: a file that is another one than the published.
     """
     for name, wanted in source.digests.items():
         path = source.folder / name
         if (found := digest_like(wanted, path, hashes[name])) != wanted:
-            raise CheckpointError(
+            raise Refused(
                 f"{path}: its digest is {found}, the published file's is {wanted}; "
                 f"remove {path.resolve()} and run again"
             )

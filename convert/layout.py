@@ -11,12 +11,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from convert.audit import SourceFile
-from convert.checkpoint import LFS_POINTER, CheckpointError, StateDict, sha256
+from convert.checkpoint import LFS_POINTER, StateDict, sha256
 from convert.hub import TEXT_FILES, Source, check_digests
 from convert.official import SPEECH_TOKENIZER_FILE, YAML_FILE
 from convert.parts import Part, Weights
 from port.config import MODEL_TYPE
-from port.files.storage import WeightsError, read_json
+from port.files.disk import read_json
+from port.files.errors import Refused
 
 OTHERS = ("cosyvoice2.yaml", "cosyvoice.yaml")
 BATCHED = "speech_tokenizer_v3.batch.onnx"
@@ -28,11 +29,11 @@ def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
     """Every file that a conversion reads is there, and is the file itself.
 
     Raises:
-        CheckpointError: otherwise.
+        Refused: otherwise.
     """
     missing = [name for name in files if not (folder / name).is_file()]
     if YAML_FILE in missing and len(missing) > 1 and (told := _what_it_is(folder)):
-        raise CheckpointError(f"{folder}: {told}")
+        raise Refused(f"{folder}: {told}")
     if missing:
         name = missing[0]
         more = ""
@@ -40,11 +41,11 @@ def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
             more = f"; {BATCHED} is the variant for training, download {SPEECH_TOKENIZER_FILE} too"
         elif len(missing) > 1:
             more = f", and {len(missing) - 1} more files are missing"
-        raise CheckpointError(f"{folder / name}: {'not a file' if (folder / name).exists() else 'not found'}{more}")
+        raise Refused(f"{folder / name}: {'not a file' if (folder / name).exists() else 'not found'}{more}")
     for name in files:
         with (folder / name).open("rb") as file:
             if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise CheckpointError(
+                raise Refused(
                     f"{folder / name}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder"
                 )
 
@@ -53,7 +54,7 @@ def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, W
     """Sizes and hashes of everything that was read, weights by part and text files by name.
 
     Raises:
-        CheckpointError: a file that is not the published one.
+        Refused: a file that is not the published one.
     """
     folder, files = source.folder, {}
     for part in tqdm(parts, desc="sha256", unit="file", file=sys.stderr, disable=None):
@@ -77,7 +78,7 @@ def _what_it_is(folder: Path) -> str | None:
     try:
         if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
             return "is converted already: give it to --model, and an official checkpoint to --hf-path"
-    except WeightsError:
+    except Refused:
         pass
     return None
 

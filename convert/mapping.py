@@ -30,7 +30,7 @@ from convert.transforms import (
     Transform,
 )
 from port.config import CosyVoice3Config
-from port.files.errors import OneLineError
+from port.files.errors import Refused
 
 # Where each part's parameters live in the port.
 PORT_ROOT = {
@@ -41,10 +41,6 @@ PORT_ROOT = {
     "speaker": "speaker",
     "unit": "unit",
 }
-
-
-class ConversionError(OneLineError):
-    """Source tensors that do not follow the table; the message names the tensor."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +66,20 @@ class Step:
         """Shape of the port parameter, from the shapes of the sources.
 
         Raises:
-            ConversionError: the source shapes do not fit the transform.
+            Refused: the source shapes do not fit the transform.
         """
         found = [tuple(shapes[key]) for key in self._reads]
         try:
             return self.row.transform.shape(*found)
         except ValueError:
             listed = ", ".join(f"{key} {list(shape)}" for key, shape in zip(self._reads, found, strict=True))
-            raise ConversionError(f"{self.row.part}: shapes do not fit '{self.row.transform.name}': {listed}") from None
+            raise Refused(f"{self.row.part}: shapes do not fit '{self.row.transform.name}': {listed}") from None
 
     def apply(self, tensors: Mapping[str, np.ndarray], config: CosyVoice3Config) -> np.ndarray | None:
         """The port parameter in float32 (C order), None for a tensor that was checked and dropped.
 
         Raises:
-            ConversionError: values that are not finite, or a check that failed.
+            Refused: values that are not finite, or a check that failed.
         """
         if self.row.transform is UNUSED:
             return None
@@ -91,17 +87,17 @@ class Step:
         for key in self._reads:
             array = np.asarray(tensors[key])
             if array.dtype.kind != "f":
-                raise ConversionError(f"{self.row.part}: {key} holds {array.dtype}, expected floating point")
+                raise Refused(f"{self.row.part}: {key} holds {array.dtype}, expected floating point")
             with np.errstate(over="ignore"):  # told below, by name
                 array = array.astype(np.float32, copy=False)
             if not np.isfinite(array).all():
-                raise ConversionError(f"{self.row.part}: {key} holds values that are not finite in float32")
+                raise Refused(f"{self.row.part}: {key} holds values that are not finite in float32")
             arrays.append(array)
         self.shape({key: array.shape for key, array in zip(self._reads, arrays, strict=True)})
         try:
             result = self.row.transform.apply(arrays, config)
         except ValueError as error:
-            raise ConversionError(f"{self.row.part}: {self.sources[0]}: {error}") from None
+            raise Refused(f"{self.row.part}: {self.sources[0]}: {error}") from None
         return None if result is None else np.ascontiguousarray(result)
 
     @property
@@ -228,17 +224,17 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
         Steps in the order of their targets, dropped tensors first.
 
     Raises:
-        ConversionError: a key that no row knows, a half of a pair without its partner, or a parameter filled twice.
+        Refused: a key that no row knows, a half of a pair without its partner, or a parameter filled twice.
     """
     if part not in PORT_ROOT:
-        raise ConversionError(f"unknown part {part!r}; known parts: {', '.join(PORT_ROOT)}")
+        raise Refused(f"unknown part {part!r}; known parts: {', '.join(PORT_ROOT)}")
     spelled: dict[str, str] = {}
     for key in keys:
         if key in COUNTERS:
             continue
         plain = strip_prefixes(part, key)
         if plain in spelled:
-            raise ConversionError(f"{part}: {key} and {spelled[plain]} are the same tensor under two names")
+            raise Refused(f"{part}: {key} and {spelled[plain]} are the same tensor under two names")
         spelled[plain] = key
     groups: dict[tuple[Row, tuple[str, ...]], list[str | None]] = {}
     for plain in spelled:
@@ -249,14 +245,14 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
         for member, pattern in zip(members, row.sources, strict=True):
             if member is None:
                 partner = next(m for m in members if m)
-                raise ConversionError(f"{part}: {spelled[partner]} lacks its partner {_fill(pattern, captured)}")
+                raise Refused(f"{part}: {spelled[partner]} lacks its partner {_fill(pattern, captured)}")
         if row.witness and row.witness not in spelled:
-            raise ConversionError(f"{part}: {spelled[members[0]]} is tied to {row.witness}, which is missing")
+            raise Refused(f"{part}: {spelled[members[0]]} is tied to {row.witness}, which is missing")
         target = None if row.target is None else re.sub(r"\$(\d)", lambda m, c=captured: c[int(m[1]) - 1], row.target)
         sources = tuple(spelled[m] for m in members if m)
         if target is not None:
             if target in filled:
-                raise ConversionError(f"{part}: {target} is filled twice, by {filled[target]} and by {sources[0]}")
+                raise Refused(f"{part}: {target} is filled twice, by {filled[target]} and by {sources[0]}")
             filled[target] = sources[0]
         steps.append(Step(row, sources, target, spelled[row.witness] if row.witness else None))
     return sorted(steps, key=lambda step: step.target or "")
@@ -271,7 +267,7 @@ def convert(part: str, tensors: Mapping[str, np.ndarray], config: CosyVoice3Conf
         config: the model, for constants that are checked rather than stored.
 
     Raises:
-        ConversionError: see `plan` and `Step.apply`.
+        Refused: see `plan` and `Step.apply`.
     """
     done = Conversion()
     for step in plan(part, tensors):
@@ -287,10 +283,10 @@ def _find(part: str, plain: str, spelled: str) -> tuple[Row, int, tuple[str, ...
         if match := regex.fullmatch(plain):
             return row, index, match.groups()
     if ADAPTER.search(plain):
-        raise ConversionError(
+        raise Refused(
             f"{part}: {spelled!r} is of an adapter; merge the adapter first (peft: merge_and_unload) and save again"
         )
-    raise ConversionError(f"{part}: unknown tensor {spelled!r}; the model has no place for it")
+    raise Refused(f"{part}: unknown tensor {spelled!r}; the model has no place for it")
 
 
 def _fill(pattern: str, captured: tuple[str, ...]) -> str:

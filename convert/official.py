@@ -6,21 +6,18 @@ would give a model that loads and speaks nonsense.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convert.arguments import Arguments
-from convert.checkpoint import CheckpointError, read_yaml
+from convert.checkpoint import read_yaml
 from convert.front_end import check_front_end, end_of_prompt, part_of
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from convert.qwen2 import qwen2_config
 from convert.references import resolve
 from port.config import (
-    MAX_BYTES,
     CFMConfig,
-    ConfigError,
     CosyVoice3Config,
     DiTConfig,
     FlowConfig,
@@ -32,7 +29,8 @@ from port.config import (
     check_sizes,
     from_dict,
 )
-from port.files.disk import require_regular
+from port.files.disk import read_json
+from port.files.errors import Refused
 from port.frontend.speech_tokenizer import FSQ_LEVELS
 
 YAML_FILE = "cosyvoice3.yaml"
@@ -53,7 +51,7 @@ def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator",
         complete: refuse a missing one instead of taking the official value; so in all readers below.
 
     Raises:
-        ConfigError: an argument or a value that the port has no counterpart for.
+        Refused: an argument or a value that the port has no counterpart for.
     """
     given = Arguments(where, arguments, complete)
     values = given.take("dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "mu_dim", "spk_dim", "out_channels")
@@ -64,9 +62,9 @@ def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator",
     given.done()
     config = from_dict(DiTConfig, values, f".{where}")
     if config.dim % config.conv_pos_groups:
-        raise ConfigError(f"{where}.dim: {config.dim} is not a multiple of {config.conv_pos_groups} convolution groups")
+        raise Refused(f"{where}.dim: {config.dim} is not a multiple of {config.conv_pos_groups} convolution groups")
     if config.dim_head % 2:
-        raise ConfigError(f"{where}.dim_head: {config.dim_head} is odd, and rotary turns pairs of channels")
+        raise Refused(f"{where}.dim_head: {config.dim_head} is odd, and rotary turns pairs of channels")
     return config
 
 
@@ -75,7 +73,7 @@ def flow_config(arguments: dict[str, Any], where: str = "flow", complete: bool =
     alone (cosyvoice/flow/flow_matching.py), as a `FlowConfig`.
 
     Raises:
-        ConfigError: an argument or a value that the port has no counterpart for.
+        Refused: an argument or a value that the port has no counterpart for.
     """
     if "estimator" in arguments:
         cfm, dit = _decoder_config(arguments, where, complete)
@@ -100,7 +98,7 @@ def flow_config(arguments: dict[str, Any], where: str = "flow", complete: bool =
         ("out_channels", dit.out_channels, config.output_size),
     ):
         if value != wanted:
-            raise ConfigError(f"{where}.decoder.estimator.{name}: {value} does not fit the flow's {wanted} channels")
+            raise Refused(f"{where}.decoder.estimator.{name}: {value} does not fit the flow's {wanted} channels")
     return config
 
 
@@ -123,7 +121,7 @@ def vocoder_config(arguments: dict[str, Any], where: str = "hift", complete: boo
     """Arguments of `CausalHiFTGenerator` (cosyvoice/hifigan/generator.py) as a `VocoderConfig`.
 
     Raises:
-        ConfigError: an argument or a value that the port has no counterpart for.
+        Refused: an argument or a value that the port has no counterpart for.
     """
     given = Arguments(where, arguments, complete)
     istft = Arguments(f"{where}.istft_params", given.require("istft_params"))
@@ -145,9 +143,9 @@ def vocoder_config(arguments: dict[str, Any], where: str = "hift", complete: boo
         ("resblock_dilation_sizes", len(config.resblock_kernel_sizes)),
     ):
         if len(getattr(config, name)) != count:
-            raise ConfigError(f"{where}.{name}: {len(getattr(config, name))} entries, expected {count}")
+            raise Refused(f"{where}.{name}: {len(getattr(config, name))} entries, expected {count}")
     if config.base_channels % 2**stages:
-        raise ConfigError(f"{where}.base_channels: {config.base_channels} cannot be halved {stages} times")
+        raise Refused(f"{where}.base_channels: {config.base_channels} cannot be halved {stages} times")
     return config
 
 
@@ -161,7 +159,7 @@ def llm_config(
         qwen2: content of CosyVoice-BlankEN/config.json.
 
     Raises:
-        ConfigError: an argument or a value that the port has no counterpart for.
+        Refused: an argument or a value that the port has no counterpart for.
     """
     given = Arguments(where, arguments, complete)
     backbone = qwen2_config(qwen2 if qwen2 is not None else given.require("qwen2"), complete=complete)
@@ -181,8 +179,7 @@ def load_config(folder: Path) -> CosyVoice3Config:
     """Configuration of an official checkpoint folder, from its text files and its two ONNX graphs.
 
     Raises:
-        CheckpointError: a file that is missing, broken, or asks for code.
-        ConfigError: a value or class path that the model does not know.
+        Refused: a file that is missing, broken, or asks for code; a value or class path that the model does not know.
     """
     config = text_config(folder)
     tokenizer = read_speech_tokenizer(folder / SPEECH_TOKENIZER_FILE).config
@@ -194,17 +191,16 @@ def text_config(folder: Path) -> CosyVoice3Config:
     ONNX files stay the official ones.
 
     Raises:
-        CheckpointError: a file that is missing, broken, or asks for code.
-        ConfigError: a value or class path that the model does not know.
+        Refused: a file that is missing, broken, or asks for code; a value or class path that the model does not know.
     """
+    qwen2, tokens = read_json(folder / QWEN_FILE), read_json(folder / TOKENIZER_FILE)
+    document = read_yaml(folder / YAML_FILE)
     path = folder / QWEN_FILE
-    qwen2 = _read_json(path)
     try:
         qwen2_config(qwen2, complete=True)
         path = folder / TOKENIZER_FILE
-        prompt_end = end_of_prompt(_read_json(path))
+        prompt_end = end_of_prompt(tokens)
         path = folder / YAML_FILE
-        document = read_yaml(path)
         parts = {name: resolve(document, part_of(document, name), name) for name in ("llm", "flow", "hift")}
         config = CosyVoice3Config(
             llm=replace(llm_config(parts["llm"], qwen2, complete=True), end_of_prompt=prompt_end),
@@ -215,8 +211,8 @@ def text_config(folder: Path) -> CosyVoice3Config:
         # The original puts the folder's own path there, and reads config.json from it.
         encoder = Arguments("llm.llm", parts["llm"]["llm"], complete=True)
         encoder.expect(pretrain_path=document.get("qwen_pretrain_path"))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).removeprefix('config.')}") from None
+    except Refused as error:
+        raise Refused(f"{path}: {str(error).removeprefix('config.')}") from None
     return config
 
 
@@ -226,30 +222,13 @@ def with_front_end(
     """The configuration with the sizes that the two ONNX files have.
 
     Raises:
-        ConfigError: sizes that do not fit the other parts.
+        Refused: sizes that do not fit the other parts.
     """
     codes = FSQ_LEVELS**speech_tokenizer.fsq_dim
     if codes != config.llm.speech_token_size:
-        raise ConfigError(f"speech_tokenizer: {codes} codes, the language model has {config.llm.speech_token_size}")
+        raise Refused(f"speech_tokenizer: {codes} codes, the language model has {config.llm.speech_token_size}")
     if speaker.embed_dim != config.flow.spk_embed_dim:
-        raise ConfigError(f"speaker: {speaker.embed_dim} wide, flow.spk_embed_dim is {config.flow.spk_embed_dim}")
+        raise Refused(f"speaker: {speaker.embed_dim} wide, flow.spk_embed_dim is {config.flow.spk_embed_dim}")
     config = replace(config, speech_tokenizer=speech_tokenizer, speaker=speaker)
     check_sizes(config)
     return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        require_regular(path)
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path}: larger than {MAX_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except CheckpointError:
-        raise
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object")
-    return content

@@ -16,8 +16,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, TensorProto
 
-from convert.checkpoint import CheckpointError
 from port.files.disk import require_regular
+from port.files.errors import Refused
 
 MAX_BYTES = 1 << 31  # protobuf's own limit
 # Far above the official files: 3206 nodes with some ten fields each, names of 50 characters, tensors of rank 4.
@@ -75,32 +75,32 @@ def read_graph(path: Path) -> OnnxFile:
     """Parse a file.
 
     Raises:
-        CheckpointError: unreadable, damaged, too large, a graph without nodes or with more of anything than a model
+        Refused: unreadable, damaged, too large, a graph without nodes or with more of anything than a model
             has, or names that cannot be printed on a line.
     """
     try:
         require_regular(path)
         size = path.stat().st_size
         if size >= MAX_BYTES:
-            raise CheckpointError(f"{path}: {MAX_BYTES} bytes or more, which no ONNX file can have")
+            raise Refused(f"{path}: {MAX_BYTES} bytes or more, which no ONNX file can have")
         with path.open("rb") as file:
             data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         found = _parse(data)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: not found") from None
+        raise Refused(f"{path}: not found") from None
     except TooMuchError as error:
-        raise CheckpointError(f"{path}: {error}, far more than the official files") from None
+        raise Refused(f"{path}: {error}, far more than the official files") from None
     except (OSError, DecodeError, ValueError, RuntimeError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, Refused):
             raise
-        raise CheckpointError(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
+        raise Refused(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
     for text in _texts(found.graph):
         if not isinstance(text, str):  # protobuf gives bytes for what is no UTF-8
-            raise CheckpointError(f"{path}: not readable as an ONNX file (a name is not UTF-8)")
+            raise Refused(f"{path}: not readable as an ONNX file (a name is not UTF-8)")
         if len(text) > MAX_NAME or not text.isprintable():
-            raise CheckpointError(f"{path}: a name of {len(text)} characters, {text[:40]!a}, is too long or not plain")
+            raise Refused(f"{path}: a name of {len(text)} characters, {text[:40]!a}, is too long or not plain")
     if not found.graph.node:
-        raise CheckpointError(f"{path}: not an ONNX file, or one without nodes")
+        raise Refused(f"{path}: not an ONNX file, or one without nodes")
     return found
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto
 
-from convert.checkpoint import CheckpointError
 from convert.onnx_file import read_graph
 from convert.onnx_ops import (
     Attributes,
@@ -30,6 +29,7 @@ from convert.onnx_ops import (
     tensor_value,
 )
 from convert.transforms import Shape
+from port.files.errors import Refused
 
 OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of Conv and of the norms
 
@@ -62,7 +62,7 @@ class Graph:
     """One file. `found` maps a weight's key to where it is stored and whether it lies there transposed.
 
     Raises:
-        CheckpointError: unreadable, external data, sizes that the file does not hold, a weight that is computed or
+        Refused: unreadable, external data, sizes that the file does not hold, a weight that is computed or
             given twice.
     """
 
@@ -97,8 +97,8 @@ class Graph:
             if module := module_path(node.name):
                 self._collect(node, module)
 
-    def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {message}")
+    def error(self, message: str) -> Refused:
+        return Refused(f"{self.path}: {message}")
 
     @contextmanager
     def _wrapped(self) -> Iterator[None]:
@@ -116,7 +116,7 @@ class Graph:
         """All weights.
 
         Raises:
-            CheckpointError: an initializer that no part of the model uses.
+            Refused: an initializer that no part of the model uses.
         """
         for name in sorted(self.initializers - self.used):
             tensor = self.stored[name]
@@ -165,7 +165,7 @@ class Graph:
         holds fewer: `count_include_pad` of `AveragePool`, as onnxruntime 1.18 computes it.
 
         Raises:
-            CheckpointError: no such node, nodes that differ, or an average that is not one over segments.
+            Refused: no such node, nodes that differ, or an average that is not one over segments.
         """
         pools = self.of("AveragePool")
         if not pools:
@@ -182,7 +182,7 @@ class Graph:
         """Compare each convolution with the arguments of the `layer` that takes its weight, by the weight's key.
 
         Raises:
-            CheckpointError: a convolution that its layer does not compute.
+            Refused: a convolution that its layer does not compute.
         """
         shapes = self.shapes()
         for node, values in self.of("Conv"):
@@ -210,7 +210,7 @@ class Graph:
         """Drop the ones and zeros that the exporter gives a norm without scale and shift.
 
         Raises:
-            CheckpointError: they are not ones and zeros.
+            Refused: they are not ones and zeros.
         """
         for operand, neutral in (("weight", 1.0), ("bias", 0.0)):
             name, _ = self.found.pop(f"{module}.{operand}", ("", False))

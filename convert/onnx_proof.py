@@ -37,7 +37,7 @@ def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
     """Compare embeddings.
 
     Raises:
-        CheckpointError: the graph computes something else; the message names the likely node.
+        Refused: the graph computes something else; the message names the likely node.
     """
     config: SpeakerConfig = weights.config
     for frames in SPEAKER_FRAMES:
@@ -54,7 +54,7 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
     """Compare what is rounded to digits, and the tokens.
 
     Raises:
-        CheckpointError: as `prove_speaker`.
+        Refused: as `prove_speaker`.
     """
     config: SpeechTokenizerConfig = weights.config
     for frames, valid in TOKENIZER_FRAMES:

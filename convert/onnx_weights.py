@@ -12,13 +12,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from convert.checkpoint import CheckpointError
-from convert.mapping import ConversionError, plan
+from convert.mapping import plan
 from convert.onnx_graph import Graph, OnnxWeights
 from convert.onnx_ops import Attributes
 from convert.onnx_proof import prove_speaker, prove_speech_tokenizer
 from convert.transforms import Shape
 from port.config import SpeakerConfig, SpeechTokenizerConfig, from_dict
+from port.files.errors import Refused
 from port.frontend.speaker import HEAD_STRIDE, CAMPPlus
 from port.frontend.speech_tokenizer import S3TokenizerV3, rotary_tables
 
@@ -35,7 +35,7 @@ def read_speech_tokenizer(path: Path, config: SpeechTokenizerConfig | None = Non
         config: what the file must be; None takes the sizes as they come.
 
     Raises:
-        CheckpointError: unreadable, external data, a tensor missing, superfluous or of a wrong shape, a constant that
+        Refused: unreadable, external data, a tensor missing, superfluous or of a wrong shape, a constant that
             is not the model's, or sizes other than `config`.
     """
     graph = Graph(path)
@@ -101,7 +101,7 @@ def check_rotary_tables(graph: Graph, theta: float) -> int:
         Their width, which is that of a head.
 
     Raises:
-        CheckpointError: not two tables of one shape, or other values.
+        Refused: not two tables of one shape, or other values.
     """
     tables = sorted(graph.loose_tables().values(), key=lambda table: -abs(float(table.flat[0])))
     if len(tables) != 2 or tables[0].shape != tables[1].shape or tables[0].shape[1] % 2:
@@ -119,7 +119,7 @@ def check_rotary_tables(graph: Graph, theta: float) -> int:
 def _require(path: Path, shapes: dict[str, Shape], what: str, *keys: str) -> None:
     for key in keys:
         if len(shapes.get(key, ())) < 2:
-            raise CheckpointError(f"{path}: is not the {what} of CosyVoice 3: no node gives {key}")
+            raise Refused(f"{path}: is not the {what} of CosyVoice 3: no node gives {key}")
 
 
 def _check(
@@ -136,7 +136,7 @@ def _check(
         expected = {f"{part}.{name}": array.shape for name, array in tree_flatten(model.parameters())}
         steps = plan(part, shapes)
         given = {step.target: step.shape(shapes) for step in steps}
-    except (ConversionError, ValueError, ZeroDivisionError) as error:
+    except (Refused, ValueError, ZeroDivisionError) as error:
         raise graph.error(str(error)) from None
     if missing := sorted(expected.keys() - given.keys()):
         raise graph.error(f"nothing for {missing[0]}; {len(given)} of {len(expected)} weights found")

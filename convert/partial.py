@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert.hub import UsageError
 from convert.official import YAML_FILE
+from port.files.errors import Misused
 
 MARK = ".converting"  # in a folder that is being written, locked as long as its writer lives
 
@@ -22,25 +22,25 @@ def partial_folder(out: Path) -> Path:
 
 def refuse_existing(out: Path) -> None:
     """Raises:
-    UsageError: `out` exists.
+    Misused: `out` exists.
     """
     if (out / YAML_FILE).exists() or (out / "llm.pt").exists():
-        raise UsageError(f"{out}: is a checkpoint; --hf-path takes it, and --mlx-path a folder that does not exist yet")
+        raise Misused(f"{out}: is a checkpoint; --hf-path takes it, and --mlx-path a folder that does not exist yet")
     if out.exists() or out.is_symlink():
-        raise UsageError(f"{out}: exists already and is left as it is; choose another --mlx-path")
+        raise Misused(f"{out}: exists already and is left as it is; choose another --mlx-path")
 
 
 def clear_leftover(out: Path) -> None:
     """Remove what a killed conversion to `out` left behind.
 
     Raises:
-        UsageError: another conversion is writing it, or it is no leftover.
+        Misused: another conversion is writing it, or it is no leftover.
     """
     partial = partial_folder(out)
     if not partial.exists() and not partial.is_symlink():
         return
     if partial.is_symlink() or not partial.is_dir() or (any(partial.iterdir()) and not (partial / MARK).is_file()):
-        raise UsageError(f"{partial}: is in the way and not left by a conversion; move it or choose another --mlx-path")
+        raise Misused(f"{partial}: is in the way and not left by a conversion; move it or choose another --mlx-path")
     if (partial / MARK).exists():
         with (partial / MARK).open("rb") as mark:
             _lock(mark.fileno(), partial)
@@ -53,7 +53,7 @@ def _lock(descriptor: int, partial: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UsageError(
+        raise Misused(
             f"{partial}: another conversion is writing it; wait for it or choose another --mlx-path"
         ) from None
 
@@ -63,7 +63,7 @@ def beside(out: Path) -> Iterator[Path]:
     """A fresh folder beside `out` that takes its name at the end, or goes away with the parents made for it.
 
     Raises:
-        UsageError: `out` exists, or nothing can be written there.
+        Misused: `out` exists, or nothing can be written there.
     """
     refuse_existing(out)
     clear_leftover(out)
@@ -75,7 +75,7 @@ def beside(out: Path) -> Iterator[Path]:
         mark = (partial / MARK).open("wb")
         _lock(mark.fileno(), partial)
     except OSError as error:
-        raise UsageError(f"{out.parent}: cannot be written to ({error.strerror or error})") from None
+        raise Misused(f"{out.parent}: cannot be written to ({error.strerror or error})") from None
     try:
         with mark:
             yield partial

@@ -10,7 +10,7 @@ from convert.checkpoint import StateDict, read_state_dict
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
-from port.files.storage import read_json
+from port.files.disk import read_json
 
 Weights = StateDict | OnnxWeights
 
@@ -50,7 +50,7 @@ def converted_parts(folder: Path) -> tuple[Part, ...]:
     """The parts that a converted folder was made from, as its config.json says.
 
     Raises:
-        WeightsError: it cannot be read.
+        Refused: it cannot be read.
     """
     provenance = read_json(folder / "config.json").get("provenance")
     hashes = provenance.get("sha256") if isinstance(provenance, dict) else None

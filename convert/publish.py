@@ -16,21 +16,14 @@ from typing import Any
 from tqdm import tqdm
 
 from convert.card_flags import add_card_flags
-from convert.checkpoint import CheckpointError, sha256
+from convert.checkpoint import sha256
 from port.files import hub
-from port.files.errors import OneLineError, printable
-from port.files.storage import WeightsError
-from reports.card import CARD_FILE, CardError, card, is_card, read_json, write_card
+from port.files.disk import read_json
+from port.files.errors import Refused, printable
+from reports.card import CARD_FILE, card, is_card, write_card
 
 AUDIT_FILE = "audit.json"
 SETTLED = ("PASS", "SKIP", "XFAIL", "REDUCED")
-
-
-class PublishError(OneLineError):
-    """A folder that must not be published; one line."""
-
-
-REFUSALS = (PublishError, CardError, CheckpointError, WeightsError)
 
 
 def publish(
@@ -54,8 +47,7 @@ def publish(
         Address on the hub.
 
     Raises:
-        PublishError, CardError, CheckpointError: the folder or the report must not be published.
-        HubError: the hub refuses.
+        Refused: the folder or the report must not be published; the hub refuses.
     """
     audit = require_verified(folder)
     run = require_report(report, audit) if report else None
@@ -96,19 +88,19 @@ def require_verified(folder: Path) -> dict[str, Any]:
     """The folder's audit, if it passed and every file is still the one that it speaks of.
 
     Raises:
-        PublishError, CardError, CheckpointError: otherwise.
+        Refused: otherwise.
     """
     audit = read_json(folder / AUDIT_FILE)
     rows, written = audit.get("parity"), audit.get("written")
     if not isinstance(rows, list) or not isinstance(written, dict) or not written:
-        raise PublishError(f"{folder / AUDIT_FILE}: does not say what was verified; convert again")
+        raise Refused(f"{folder / AUDIT_FILE}: does not say what was verified; convert again")
     statuses = [row.get("status") if isinstance(row, dict) else None for row in rows]
     if (failed := [status for status in statuses if status not in SETTLED]) or "PASS" not in statuses:
         said = f"{len(failed)} of {len(rows)} checkpoints failed" if failed else "nothing was compared"
-        raise PublishError(f"{folder}: is not verified, {said}; it is not published")
+        raise Refused(f"{folder}: is not verified, {said}; it is not published")
     for name, wanted in tqdm(written.items(), desc="check", unit="file", file=sys.stderr, disable=None):
         if Path(name).name != name or sha256(folder / name) != wanted:
-            raise PublishError(f"{folder / name}: was changed since it was verified; convert again")
+            raise Refused(f"{folder / name}: was changed since it was verified; convert again")
     return audit
 
 
@@ -116,7 +108,7 @@ def require_report(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
     """A passed report on the same source files.
 
     Raises:
-        PublishError, CardError: another verdict, or of other weights.
+        Refused: another verdict, or of other weights.
     """
     report = read_json(path)
     try:
@@ -124,11 +116,11 @@ def require_report(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
         judged = {file["file"]: file["sha256"] for file in report["provenance"]["weights"]}
         known = {file["name"]: file["sha256"] for file in audit["files"].values() if file["tensors"]}
     except (KeyError, TypeError, AttributeError):
-        raise PublishError(f"{path}: is not a report of the suite") from None
+        raise Refused(f"{path}: is not a report of the suite") from None
     if status != "PASS":
-        raise PublishError(f"{path}: its verdict is {status}; it is not published")
+        raise Refused(f"{path}: its verdict is {status}; it is not published")
     if judged != known:
-        raise PublishError(f"{path}: judges other weights than these; run the suite with --checkpoint and --mlx-path")
+        raise Refused(f"{path}: judges other weights than these; run the suite with --checkpoint and --mlx-path")
     return report
 
 
@@ -151,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.base_model,
             options.license,
         )
-    except (*REFUSALS, OSError) as error:
+    except (Refused, OSError) as error:
         return _say(error, 1)
     print(printable(f"published: {address}"))
     return 0

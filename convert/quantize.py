@@ -18,8 +18,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from convert.mapping import ConversionError
-from port.files.errors import OneLineError
+from port.config import read_settings
+from port.files.errors import Misused, Refused
 from port.files.storage import DTYPES, Shape, TensorInfo, read_headers
 from port.files.weights import quantization_of
 
@@ -41,10 +41,6 @@ HALF_BY_DEFAULT = ("llm", "embeddings", "flow")
 QUANTIZED_BY_DEFAULT = ("llm",)
 
 
-class PrecisionError(OneLineError):
-    """A precision that cannot be had; one line."""
-
-
 @dataclass(frozen=True)
 class Precision:
     """How parameters are stored.
@@ -56,7 +52,7 @@ class Precision:
         group_size: columns that share a scale. A layer whose width it does not divide stays as it is.
 
     Raises:
-        PrecisionError: a name or number that is not known.
+        Misused: a name or number that is not known.
     """
 
     dtype: str = "float32"
@@ -66,12 +62,12 @@ class Precision:
 
     def __post_init__(self) -> None:
         if self.dtype not in TAGS:
-            raise PrecisionError(f"dtype {self.dtype!r} is unknown; choose {', '.join(TAGS)}")
+            raise Misused(f"dtype {self.dtype!r} is unknown; choose {', '.join(TAGS)}")
         for given, known in ((self.parts, tuple(PARTS)), (self.bits, QUANTIZED_PARTS)):
             if unknown := sorted(set(given) - set(known)):
-                raise PrecisionError(f"part {unknown[0]!r} is unknown here; the parts are {', '.join(known)}")
+                raise Misused(f"part {unknown[0]!r} is unknown here; the parts are {', '.join(known)}")
         if not set(self.bits.values()) <= set(BITS) or self.group_size not in GROUP_SIZES:
-            raise PrecisionError(
+            raise Misused(
                 f"{sorted(set(self.bits.values()))} bits in groups of {self.group_size}: choose bits from {BITS}, "
                 f"groups from {GROUP_SIZES}"
             )
@@ -90,7 +86,7 @@ class Precision:
         """Every tensor of the folder, from names and shapes of the model's parameters.
 
         Raises:
-            PrecisionError: quantization that no layer can take.
+            Misused: quantization that no layer can take.
         """
         found = {}
         for name, shape in parameters.items():
@@ -103,7 +99,7 @@ class Precision:
             for key in ("scales", "biases"):
                 found[f"{layer}.{key}"] = TensorInfo(tag, (*rows, width // self.group_size))
         if self.bits and len(found) == len(parameters):
-            raise PrecisionError(
+            raise Misused(
                 f"no layer of {', '.join(self.bits)} has a width that {self.group_size} divides; "
                 f"choose another --q-group-size from {GROUP_SIZES}"
             )
@@ -113,7 +109,7 @@ class Precision:
         """The tensors of the folder that one parameter (float32, finite) becomes.
 
         Raises:
-            ConversionError: a value that the dtype cannot hold.
+            Refused: a value that the dtype cannot hold.
         """
         tag, bits = self.tag(name), self.bits_of(name, array.shape)
         if tag == "F32" and bits is None:
@@ -127,7 +123,7 @@ class Precision:
             pieces = {name: packed, f"{layer}.scales": scales, f"{layer}.biases": biases}
         for piece in pieces.values():
             if piece.dtype != mx.uint32 and not mx.isfinite(piece).all().item():
-                raise ConversionError(
+                raise Refused(
                     f"{name}: {np.abs(array).max():g} leaves the range of {self.dtype}; choose bfloat16 or float32"
                 )
         yield from pieces.items()
@@ -177,9 +173,9 @@ def precision_of(folder: Path) -> Found:
     """Look at the headers of a converted folder.
 
     Raises:
-        WeightsError: files that cannot be read.
+        Refused: files that cannot be read.
     """
-    settings = quantization_of(folder) or {}
+    settings = quantization_of(read_settings(folder)) or {}
     bits = [own.get("bits") for own in (settings, *settings.values()) if isinstance(own, dict)]
     return Found(
         {name: info.dtype for name, (_, info) in read_headers(folder).items()},
@@ -211,18 +207,18 @@ def from_flags(options: argparse.Namespace) -> Precision:
     """What the command line asks for.
 
     Raises:
-        PrecisionError: parts without a dtype or `-q` to take, or a part that is unknown.
+        Misused: parts without a dtype or `-q` to take, or a part that is unknown.
     """
     for name in ("q_bits", "q_group_size", "q_parts"):
         if not options.quantize and getattr(options, name) is not None:
-            raise PrecisionError(f"--{name.replace('_', '-')} goes with -q")
+            raise Misused(f"--{name.replace('_', '-')} goes with -q")
     if options.dtype_parts is not None and options.dtype == "float32":
-        raise PrecisionError("--dtype-parts goes with --dtype float16 or bfloat16")
+        raise Misused("--dtype-parts goes with --dtype float16 or bfloat16")
     bits = {}
     for item in _listed(options.q_parts, QUANTIZED_BY_DEFAULT) if options.quantize else ():
         part, _, own = item.partition(":")
         if own and not own.isdigit():
-            raise PrecisionError(f"--q-parts {item}: expected PART or PART:BITS")
+            raise Misused(f"--q-parts {item}: expected PART or PART:BITS")
         bits[part] = int(own) if own else options.q_bits or BITS[0]
     parts = tuple(_listed(options.dtype_parts, HALF_BY_DEFAULT))
     return Precision(options.dtype, parts, bits, options.q_group_size or 64)

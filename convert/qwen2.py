@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from convert.arguments import Arguments
-from port.config import ConfigError, Qwen2Config, from_dict
-from port.files.errors import brief
+from port.config import Qwen2Config, from_dict
+from port.files.errors import Refused, brief
 
 # Of every model of transformers; nothing in a decoder reads them.
 SAVED_BESIDE = (
@@ -28,7 +28,7 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool =
     """`config.json` of a Qwen2 model (transformers `Qwen2Config`) as a `Qwen2Config`.
 
     Raises:
-        ConfigError: a key or a value that the port has no counterpart for.
+        Refused: a key or a value that the port has no counterpart for.
     """
     given = Arguments(where, content, complete)
     if "rope_parameters" in given.values:  # transformers 5
@@ -37,7 +37,7 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool =
         rope.allow(rope_type="default")
         rope.done()
         if given.values.setdefault("rope_theta", theta) != theta:
-            raise ConfigError(f"{where}.rope_theta: differs from rope_parameters")
+            raise Refused(f"{where}.rope_theta: differs from rope_parameters")
     values = given.take(*Qwen2Config.__dataclass_fields__)
     layers, head = given.values.pop("layer_types", None), given.values.pop("head_dim", None)
     given.allow(
@@ -49,11 +49,11 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool =
     given.done()
     config = from_dict(Qwen2Config, values, f".{where}")
     if config.hidden_size % config.num_attention_heads or config.head_dim % 2:
-        raise ConfigError(f"{where}.num_attention_heads: {config.num_attention_heads} heads do not divide hidden_size")
+        raise Refused(f"{where}.num_attention_heads: {config.num_attention_heads} heads do not divide hidden_size")
     if config.num_attention_heads % config.num_key_value_heads:
-        raise ConfigError(f"{where}.num_key_value_heads: {config.num_key_value_heads} does not divide the heads")
+        raise Refused(f"{where}.num_key_value_heads: {config.num_key_value_heads} does not divide the heads")
     if layers is not None and layers != ["full_attention"] * config.num_hidden_layers:
-        raise ConfigError(f"{where}.layer_types: the model knows full_attention in each of its layers only")
+        raise Refused(f"{where}.layer_types: the model knows full_attention in each of its layers only")
     if head not in (None, config.head_dim):
-        raise ConfigError(f"{where}.head_dim: {brief(head)} is not hidden_size / num_attention_heads")
+        raise Refused(f"{where}.head_dim: {brief(head)} is not hidden_size / num_attention_heads")
     return config

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from convert.checkpoint import Tagged
-from port.config import ConfigError
+from port.files.errors import Refused
 
 # What each place of the yaml must build.
 CLASSES = {
@@ -52,14 +52,14 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
         The same structure of plain values.
 
     Raises:
-        ConfigError: a class that does not belong there, or a reference to nothing.
+        Refused: a class that does not belong there, or a reference to nothing.
     """
     if isinstance(value, Tagged) and value.kind == "ref":
         return _reference(document, value.target, where)
     wanted = CLASSES.get(where)
     found = value.target if isinstance(value, Tagged) else None
     if found != wanted:
-        raise ConfigError(f"{where}: class {found!r:.120} is not known, expected {wanted or 'plain values'}")
+        raise Refused(f"{where}: class {found!r:.120} is not known, expected {wanted or 'plain values'}")
     if isinstance(value, Tagged):
         value = {} if value.value is None else value.value
     if isinstance(value, dict):
@@ -72,13 +72,13 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
 def _reference(document: dict[str, Any], text: str, where: str, followed: int = 0) -> Any:
     """`<name>`, a product or another sum of numbers and names, or a text with names in it."""
     if len(text) > MAX_TEXT or followed > MAX_REFERENCES:
-        raise ConfigError(f"{where}: reference {text!r:.60} is too long, or refers to itself")
+        raise Refused(f"{where}: reference {text!r:.60} is too long, or refers to itself")
     values = {name: _named(document, name, where, followed) for name in re.findall(r"<(\w+)>", text)}
     if single := re.fullmatch(r"\s*<(\w+)>\s*", text):
         return values[single[1]]
     words = [name for name, value in values.items() if isinstance(value, str)]
     if words and "*" in text:
-        raise ConfigError(f"{where}: reference <{words[0]}> is not a number")
+        raise Refused(f"{where}: reference <{words[0]}> is not a number")
     filled = re.sub(r"<(\w+)>", lambda match: str(values[match[1]]), text)
     if words:
         return filled[:MAX_TEXT]
@@ -88,7 +88,7 @@ def _reference(document: dict[str, Any], text: str, where: str, followed: int = 
             raise ValueError
         return number
     except (ValueError, TypeError, SyntaxError, ArithmeticError, RecursionError, MemoryError):
-        raise ConfigError(f"{where}: reference {text!r:.60} is not a name or a product of names and numbers") from None
+        raise Refused(f"{where}: reference {text!r:.60} is not a name or a product of names and numbers") from None
 
 
 def _named(document: dict[str, Any], name: str, where: str, followed: int) -> int | float | str:
@@ -96,7 +96,7 @@ def _named(document: dict[str, Any], name: str, where: str, followed: int) -> in
     if isinstance(value, Tagged) and value.kind == "ref":
         return _reference(document, value.target, where, followed + 1)
     if not isinstance(value, int | float | str):
-        raise ConfigError(f"{where}: reference <{name}> names no plain value of this file")
+        raise Refused(f"{where}: reference <{name}> names no plain value of this file")
     return value
 
 

@@ -21,35 +21,26 @@ if __package__ in (None, ""):  # run as a file: the repository, not convert/, is
 
 from tqdm import tqdm
 
-from convert.audit import Audit, AuditError, port_shapes, prove
+from convert.audit import Audit, port_shapes, prove
 from convert.bake import Bake
 from convert.card_flags import add_card_flags, card_arguments
-from convert.checkpoint import CheckpointError, sha256
-from convert.hub import (
-    RELEASE,
-    Source,
-    UsageError,
-    differences,
-    find_source,
-    identity,
-    names_in,
-    needed_files,
-)
+from convert.checkpoint import sha256
+from convert.hub import RELEASE, Source, differences, find_source, identity, names_in, needed_files
 from convert.layout import describe_files, require_checkpoint
-from convert.mapping import ConversionError, Step, plan
+from convert.mapping import Step, plan
 from convert.names import MAY_LACK
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
 from convert.partial import MARK, beside, clear_leftover, refuse_existing
 from convert.parts import LLM_FILES, Weights, official_parts
-from convert.quantize import FLOAT32, Precision, PrecisionError, add_flags, from_flags
+from convert.quantize import FLOAT32, Precision, add_flags, from_flags
 from convert.space import output_bytes, output_layout, output_share, require_space
 from port.app.device import DEVICES, use_device
-from port.config import ConfigError, CosyVoice3Config
-from port.files.errors import OneLineError, printable
+from port.config import CosyVoice3Config
+from port.files.errors import Misused, Refused, printable
 from port.files.hub import ID
-from port.files.storage import MAX_SHARD_BYTES, WeightsError, Writer, read_headers
+from port.files.storage import MAX_SHARD_BYTES, Writer, read_headers
 from port.files.weights import check, heads, save_config
-from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
+from port.frontend.tokenizer import CosyVoice3Tokenizer
 
 AUDIT_FILE = "audit.json"
 EXAMPLE = f"""example, with the language model in 4 bits:
@@ -58,13 +49,6 @@ PASSED = ("PASS", "SKIP", "XFAIL", "REDUCED")
 
 Row = Mapping[str, Any]
 ParityCheck = Callable[[Path, Path], Sequence[Row]]
-
-
-class ParityError(OneLineError):
-    """Written files that do not do what the source does."""
-
-
-REFUSALS = (CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError)
 
 
 def parity_check(source: Path, folder: Path) -> Sequence[Row]:
@@ -97,9 +81,9 @@ def convert_folder(
         bake_timesteps: write tables of the flow's timesteps instead of the weights that make them, see bake.py.
 
     Raises:
-        UsageError: `out` exists.
-        PrecisionError: quantization that no layer can take.
-        CheckpointError, ConfigError, ConversionError, AuditError, WeightsError, TokenizerError, ParityError: one line.
+        Misused: `out` exists.
+        Misused: quantization that no layer can take.
+        Refused: one line.
     """
     refuse_existing(out)
     names = names_in(source.folder)
@@ -107,7 +91,7 @@ def convert_folder(
     config = text_config(source.folder)
     tokenizer = CosyVoice3Tokenizer.from_folder(source.folder / TOKENIZER_FOLDER)
     if tokenizer.end_of_prompt != config.llm.end_of_prompt or len(tokenizer) > config.llm.qwen2.vocab_size:
-        raise CheckpointError(
+        raise Refused(
             f"{source.folder / TOKENIZER_FOLDER}: a vocabulary of {len(tokenizer)} does not fit the language model's "
             f"{config.llm.qwen2.vocab_size} rows"
         )
@@ -169,7 +153,7 @@ def _compare(parity: ParityCheck, source: Path, folder: Path) -> Sequence[Row]:
     try:
         return parity(source, folder)
     except Exception as error:  # whatever stops the comparison, unverified files must not stay
-        raise ParityError(f"parity: not comparable ({type(error).__name__}: {error})") from error
+        raise Refused(f"parity: not comparable ({type(error).__name__}: {error})") from error
 
 
 def _require_parity(rows: Sequence[Row]) -> None:
@@ -177,11 +161,9 @@ def _require_parity(rows: Sequence[Row]) -> None:
     if failed:
         first = failed[0]
         said = f" ({first['message']})" if first.get("message") else ""
-        raise ParityError(
-            f"parity: {first['checkpoint']} is {first['status']}{said}; {len(failed)} of {len(rows)} fail"
-        )
+        raise Refused(f"parity: {first['checkpoint']} is {first['status']}{said}; {len(failed)} of {len(rows)} fail")
     if not any(row["status"] == "PASS" for row in rows):
-        raise ParityError("parity: nothing was compared")
+        raise Refused("parity: nothing was compared")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,18 +201,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         clear_leftover(options.mlx_path)
         _choose(options.device)
         if options.upload_repo and not ID.fullmatch(options.upload_repo):
-            raise UsageError(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
+            raise Misused(f"--upload-repo {options.upload_repo}: not a hub id such as me/CosyVoice3-mlx")
         if not options.upload_repo and (given := card_arguments(options)):
-            raise UsageError(f"{given[0]} goes with --upload-repo")
+            raise Misused(f"{given[0]} goes with --upload-repo")
         precision = from_flags(options)
         share = output_share(precision, options.bake_timesteps)
         source = find_source(options.hf_path, options.revision, options.llm, options.mlx_path, share)
         audit, rows = convert_folder(
             source, options.mlx_path, precision=precision, bake_timesteps=options.bake_timesteps
         )
-    except (UsageError, PrecisionError) as error:
+    except Misused as error:
         return _say(error, 2)
-    except (*REFUSALS, OSError) as error:
+    except (Refused, OSError) as error:
         return _say(error, 1)
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 1)
@@ -265,7 +247,7 @@ def _choose(device: str) -> None:
     try:
         use_device(device)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        raise Misused(str(error)) from None
 
 
 def _say(error: object, code: int) -> int:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from convert.audit import port_shapes
 from convert.bake import Bake
-from convert.checkpoint import CheckpointError
 from convert.quantize import FLOAT32, Precision
 from convert.transforms import Shape
 from port.config import CosyVoice3Config
+from port.files.errors import Refused
 from port.files.storage import TensorInfo
 
 
@@ -19,7 +19,7 @@ def output_layout(parameters: Mapping[str, Shape], precision: Precision, bake: B
     """Every tensor of the folder, from names and shapes of the model's parameters.
 
     Raises:
-        PrecisionError: quantization that no layer can take.
+        Misused: quantization that no layer can take.
     """
     kept = {name: shape for name, shape in parameters.items() if bake is None or name not in bake.replaced}
     return precision.layout(kept) | (bake.tensors if bake else {})
@@ -34,7 +34,7 @@ def output_share(precision: Precision, bake_timesteps: bool = False) -> float:
     """Bytes written for each byte of a float32 checkpoint at the official sizes: what is known before a download.
 
     Raises:
-        PrecisionError: quantization that no layer can take.
+        Misused: quantization that no layer can take.
     """
     config = CosyVoice3Config()
     parameters, bake = port_shapes(config), Bake(config) if bake_timesteps else None
@@ -50,7 +50,7 @@ def require_space(needs: Mapping[str, tuple[Path | None, int]]) -> None:
         needs: for each purpose a folder that need not exist yet, and bytes.
 
     Raises:
-        CheckpointError: naming what is needed and what is free.
+        Refused: naming what is needed and what is free.
     """
     disks: dict[int, list[tuple[str, Path, int]]] = {}
     for purpose, (folder, count) in needs.items():
@@ -61,9 +61,7 @@ def require_space(needs: Mapping[str, tuple[Path | None, int]]) -> None:
         total, free = sum(count for *_, count in wanted), shutil.disk_usage(wanted[0][1]).free
         if total > free:
             parts = ", ".join(f"{_size(count)} {purpose}" for purpose, _, count in wanted)
-            raise CheckpointError(
-                f"{wanted[0][1]}: too little disk: {_size(total)} needed ({parts}), {_size(free)} free"
-            )
+            raise Refused(f"{wanted[0][1]}: too little disk: {_size(total)} needed ({parts}), {_size(free)} free")
 
 
 def _size(count: int) -> str:

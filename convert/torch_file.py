@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from convert.archive import FOREIGN, CheckpointError, open_records
+from convert.archive import FOREIGN, open_records
+from port.files.errors import Refused
 
 # Far above any real checkpoint, far below what would take a machine's memory or minutes.
 MAX_PICKLE_BYTES = 16 << 20
@@ -88,35 +89,35 @@ def read_torch_file(path: Path) -> TorchFile:
     """Check every record of the archive by its checksum, then read the pickle.
 
     Raises:
-        CheckpointError: truncated, damaged, compressed or ambiguous archive, code or other objects in the pickle.
+        Refused: truncated, damaged, compressed or ambiguous archive, code or other objects in the pickle.
     """
     try:
         with path.open("rb") as file:
             records = open_records(path, file)
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, Refused):
             raise
-        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        raise Refused(f"{path}: cannot be read ({error})") from None
     names = [name for name in records if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(names) != 1:
-        raise CheckpointError(f"{path}: {FOREIGN}: it holds {len(names)} records data.pkl")
+        raise Refused(f"{path}: {FOREIGN}: it holds {len(names)} records data.pkl")
     stem = names[0].removesuffix("data.pkl")
     begin, size = records.get(f"{stem}byteorder", (0, 0))
     if size and data[begin : begin + size] != b"little":
-        raise CheckpointError(f"{path}: written on a big-endian machine; load it there and save it on another")
+        raise Refused(f"{path}: written on a big-endian machine; load it there and save it on another")
     begin, size = records[names[0]]
     if size > MAX_PICKLE_BYTES:
-        raise CheckpointError(f"{path}: its pickle takes {size} bytes, more than {MAX_PICKLE_BYTES}")
+        raise Refused(f"{path}: its pickle takes {size} bytes, more than {MAX_PICKLE_BYTES}")
     storages = {
         name.removeprefix(f"{stem}data/"): place for name, place in records.items() if name.startswith(f"{stem}data/")
     }
     try:
         return TorchFile(_Reader(path, storages).read(data[begin : begin + size]), data)
     except (ValueError, KeyError, IndexError, TypeError, UnicodeDecodeError, OverflowError) as error:
-        if isinstance(error, CheckpointError):
+        if isinstance(error, Refused):
             raise
-        raise CheckpointError(f"{path}: its pickle is damaged ({type(error).__name__})") from None
+        raise Refused(f"{path}: its pickle is damaged ({type(error).__name__})") from None
 
 
 class _Reader:
@@ -132,7 +133,7 @@ class _Reader:
     def read(self, pickled: bytes) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(pickled)):
             if count >= MAX_OPCODES:
-                raise CheckpointError(f"{self.path}: its pickle takes more than {MAX_OPCODES} steps")
+                raise Refused(f"{self.path}: its pickle takes more than {MAX_OPCODES} steps")
             if opcode.name == "STOP":
                 return self.stack.pop()
             self.step(opcode.name, argument)
@@ -173,7 +174,7 @@ class _Reader:
             if isinstance(stack[-1], Stored | Storage):
                 raise ValueError
         elif name not in ("PROTO", "FRAME"):
-            raise CheckpointError(f"{self.path}: refused, its pickle asks for {name}, and only plain tensors are read")
+            raise Refused(f"{self.path}: refused, its pickle asks for {name}, and only plain tensors are read")
 
     def take(self, count: int | None) -> list[Any]:
         """The last `count` values, or those since the last mark."""
@@ -191,12 +192,12 @@ class _Reader:
         for key, value in zip(items[::2], items[1::2], strict=True):
             # A key is hashed: nested tuples of a few bytes would take for ever.
             if not isinstance(key, str | int | float | None):
-                raise CheckpointError(f"{self.path}: a {type(key).__name__} is a key in it, expected names")
+                raise Refused(f"{self.path}: a {type(key).__name__} is a key in it, expected names")
             target[key] = value
 
     def named(self, name: str) -> Foreign:
         if name not in HARMLESS and not name.startswith("torch."):
-            raise CheckpointError(
+            raise Refused(
                 f"{self.path}: refused, its pickle asks for {name}, and only plain tensors are read; "
                 "save the model's state_dict() alone"
             )
@@ -209,10 +210,10 @@ class _Reader:
         if name not in DTYPES:
             return Foreign(name)
         if key not in self.storages:
-            raise CheckpointError(f"{self.path}: record {key!r:.60} of its data is missing")
+            raise Refused(f"{self.path}: record {key!r:.60} of its data is missing")
         begin, size = self.storages[key]
         if count * DTYPES[name].itemsize > size:
-            raise CheckpointError(f"{self.path}: record {key!r:.60} holds less than {count} numbers")
+            raise Refused(f"{self.path}: record {key!r:.60} holds less than {count} numbers")
         return Storage(DTYPES[name], begin, count)
 
 

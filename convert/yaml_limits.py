@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from convert.archive import CheckpointError
+from port.files.errors import Refused
 
 # The official file has 500 events, six levels, and values of a line; PyYAML's work grows with the square of some.
 MAX_EVENTS = 20_000
@@ -27,7 +27,7 @@ def check_events(text: str) -> None:
     """Refuse depth, long values, and aliases that unfold to more than a file could spell out.
 
     Raises:
-        CheckpointError: with the line.
+        Refused: with the line.
         YAMLError: no yaml.
     """
     within = [_Open(None, 0, 0)]
@@ -37,12 +37,12 @@ def check_events(text: str) -> None:
         line, size, depth = f"line {event.start_mark.line + 1}", 1, len(within)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
-                raise CheckpointError(f"{line}: alias *{event.anchor} stands for nothing, or for what it stands in")
+                raise Refused(f"{line}: alias *{event.anchor} stands for nothing, or for what it stands in")
             size, levels = anchors[event.anchor]
             depth += levels
         elif isinstance(event, yaml.ScalarEvent):
             if len(event.value) > MAX_SCALAR:
-                raise CheckpointError(f"{line}: a value of {len(event.value)} characters, more than {MAX_SCALAR}")
+                raise Refused(f"{line}: a value of {len(event.value)} characters, more than {MAX_SCALAR}")
             if event.anchor:
                 anchors[event.anchor] = 1, 0
         elif isinstance(event, yaml.CollectionStartEvent):
@@ -56,6 +56,6 @@ def check_events(text: str) -> None:
             if closed.anchor:
                 anchors[closed.anchor] = total - closed.before, closed.deepest - len(within)
         if total > MAX_EVENTS:
-            raise CheckpointError(f"{line}: more than {MAX_EVENTS} values, those of its aliases included")
+            raise Refused(f"{line}: more than {MAX_EVENTS} values, those of its aliases included")
         if depth > MAX_DEPTH:
-            raise CheckpointError(f"{line}: nested more than {MAX_DEPTH} deep")
+            raise Refused(f"{line}: nested more than {MAX_DEPTH} deep")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from convert.checkpoint import CheckpointError
 from parity_tests.harness.fuzz import CPU_LIMIT, MEMORY_LIMIT, peak
+from port.files.errors import Refused
 from reference.synthesize import tiny_config
 
 CONFIG = tiny_config()
@@ -40,7 +40,7 @@ def put(content: Any, changes: Mapping[str, Any]) -> Any:
 def refused(read: Callable[[Path], Any], path: Path) -> str:
     """The one line that a reader refuses a file with, soon and without the memory that the file asks for."""
     before, started = peak(), time.process_time()
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(Refused) as error:
         read(path)
     assert time.process_time() - started < CPU_LIMIT
     assert peak() - before < MEMORY_LIMIT

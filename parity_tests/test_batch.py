@@ -1,18 +1,21 @@
 """Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from parity_tests.speech_support import SYSTEM, write_voice
 from port.app import batch, cli
-from port.app.batch import ManifestError, Utterance, read_manifest
+from port.app.batch import Utterance, read_manifest
+from port.files.errors import Refused
 
 ROOT = Path(__file__).parents[1]
 LINES = (
@@ -106,7 +109,7 @@ def test_two_ranks_make_the_same_files(model, manifest, alone, tmp_path):
     assert files(tmp_path / "out") == files(alone), said
 
 
-def test_a_killed_rank_leaves_a_run_that_can_be_resumed(model, manifest, alone, tmp_path):
+def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manifest, alone, tmp_path):
     out = tmp_path / "out"
     process = launch(2, model, manifest, out)
     try:
@@ -115,11 +118,14 @@ def test_a_killed_rank_leaves_a_run_that_can_be_resumed(model, manifest, alone, 
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(rank_of(process), signal.SIGKILL)
-        time.sleep(0.2)
+        said, _ = process.communicate(timeout=200)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # nobody waits for a rank that is gone
-        process.communicate()
-    assert not (out / "results.jsonl").exists()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (out / "results.jsonl").exists(), said
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    left = [result["id"] for result in results if result.get("error") == batch.LEFT]
+    assert left and f"{len({*left, 'broken'})} of {len(LINES)} utterances failed" in said, said
     process = launch(2, model, manifest, out)
     said, _ = process.communicate(timeout=200)
     assert files(out) == files(alone), said
@@ -131,6 +137,16 @@ def rank_of(launcher):
     found = [line.split(None, 2) for line in listed.splitlines()[1:]]
     (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.app.cli" in args]
     return last
+
+
+def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys):
+    lock = tmp_path / "out" / batch.RECORDS / ".rank0"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert cli.main(arguments(model, manifest, tmp_path / "out")) == 1
+    assert "another batch is writing there" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.wav"))
 
 
 def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
@@ -206,9 +222,9 @@ def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
 )
 def test_manifests_that_are_refused(tmp_path, text, said):
     (tmp_path / "m.jsonl").write_text(text)
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(Refused, match=said):
         read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(ManifestError, match="not readable"):
+    with pytest.raises(Refused, match="not readable"):
         read_manifest(tmp_path / "none.jsonl")
 
 
@@ -233,7 +249,7 @@ def test_manifests_that_are_refused(tmp_path, text, said):
     ],
 )
 def test_lines_that_are_refused(line, said):
-    with pytest.raises(ManifestError, match=said):
+    with pytest.raises(Refused, match=said):
         Utterance.from_line({"id": "x", **line}, Path())
 
 

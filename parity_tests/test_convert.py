@@ -16,7 +16,8 @@ from convert.partial import MARK, partial_folder
 from parity_tests.convert_support import CONFIG, passing
 from port.config import CosyVoice3Config
 from port.cosyvoice3 import CosyVoice3
-from port.files.storage import WeightsError, read_headers
+from port.files.errors import Refused
+from port.files.storage import read_headers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -39,7 +40,7 @@ def plain_output(official, tmp_path_factory):
 )
 def test_parity_failure_leaves_nothing(official, tmp_path, rows, said):
     out = tmp_path / "new" / "deep" / "out"
-    with pytest.raises(run.ParityError, match=said):
+    with pytest.raises(run.Refused, match=said):
         run.convert_folder(run.find_source(str(official)), out, lambda *_: iter(rows) and rows)
     assert list(tmp_path.iterdir()) == []
 
@@ -81,7 +82,7 @@ def test_runs_as_a_script_and_as_a_module(tmp_path, how):
 
 
 def test_revision_of_a_folder_is_a_usage_error(official):
-    with pytest.raises(run.UsageError, match="has no revisions"):
+    with pytest.raises(run.Misused, match="has no revisions"):
         run.find_source(str(official), "main")
 
 
@@ -122,7 +123,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(official, killed
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.name for path in out.parent.iterdir()] == ["out.partial"]
-    with pytest.raises(WeightsError):  # config.json and weights are there, the name is not
+    with pytest.raises(Refused):  # config.json and weights are there, the name is not
         CosyVoice3.from_pretrained(out)
     assert run.main(arguments) == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]

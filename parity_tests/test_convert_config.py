@@ -13,7 +13,8 @@ from convert.official import (
     with_front_end,
 )
 from parity_tests.convert_support import CONFIG
-from port.config import ConfigError, SpeakerConfig, SpeechTokenizerConfig
+from port.config import SpeakerConfig, SpeechTokenizerConfig
+from port.files.errors import Refused
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_configuration_of_the_synthetic_checkpoint(official):
     ],
 )
 def test_front_end_that_does_not_fit(tokenizer, speaker, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(Refused, match=said):
         with_front_end(CONFIG, tokenizer, speaker)
 
 
@@ -91,5 +92,5 @@ def test_constructor_arguments_of_parts():
     qwen2 = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
     assert llm_config({"llm_input_size": 32, "speech_token_size": 97, "qwen2": qwen2}).eos == 98
     for reader, arguments in ((dit_config, {"dims": 1}), (llm_config, {"llm_input_size": 31, "qwen2": qwen2})):
-        with pytest.raises(ConfigError):
+        with pytest.raises(Refused):
             reader(arguments)

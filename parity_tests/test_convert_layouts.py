@@ -160,7 +160,7 @@ def test_the_comparison_sees_other_weights_in_a_layout(source, tmp_path, monkeyp
     key = next(k for k, v in state.items() if v.dim() > 1 and k not in (HEAD,) and "embed" not in k)
     torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), spoiled / file)
     real = run.parity_check
-    with pytest.raises(run.ParityError, match="is FAIL"):
+    with pytest.raises(run.Refused, match="is FAIL"):
         run.convert_folder(run.find_source(str(source)), tmp_path / "out", lambda _, folder: real(spoiled, folder))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convert.checkpoint import CheckpointError, Tagged, read_yaml
+from convert.checkpoint import Tagged, read_yaml
 from convert.hub import needed_files
 from parity_tests.convert_support import resave
+from port.files.errors import Refused
 
 pytestmark = pytest.mark.robust
 
@@ -91,7 +92,7 @@ def test_yaml_tag_that_would_run_code(source, conversion, tmp_path, text):
 def test_yaml_that_is_not_usable(tmp_path, text):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(CheckpointError, match=r"bad\.yaml") as refusal:
+    with pytest.raises(Refused, match=r"bad\.yaml") as refusal:
         read_yaml(path)
     assert "\n" not in str(refusal.value)
 

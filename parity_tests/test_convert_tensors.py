@@ -9,10 +9,10 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from convert.checkpoint import CheckpointError
 from convert.onnx_graph import module_path
 from parity_tests.convert_support import resave
 from parity_tests.onnx_support import COUNTS, READ, write_files
+from port.files.errors import Refused
 
 PICKLED = ("llm.pt", "llm.rl.pt", "flow.pt", "hift.pt")
 GRAPHS = ("speech_tokenizer_v3.onnx", "campplus.onnx")
@@ -98,7 +98,7 @@ def test_every_node_of_a_graph_is_needed(graphs, tmp_path, part):
         node, _ = list(nodes_with_weights(model.graph))[i]
         place = node.name
         node.name = ""
-        with pytest.raises(CheckpointError) as refusal:
+        with pytest.raises(Refused) as refusal:
             READ[part](written(model, tmp_path / "lacking.onnx"))
             pytest.fail(f"{place} is not missed")
         assert "\n" not in str(refusal.value)
@@ -114,7 +114,7 @@ def test_every_weight_of_a_graph_has_one_shape(graphs, tmp_path, part):
         if array.ndim == 0 or array.size == 1:
             continue
         tensor.CopyFrom(numpy_helper.from_array(np.concatenate([array, array[:1]]), name))
-        with pytest.raises(CheckpointError):
+        with pytest.raises(Refused):
             READ[part](written(model, tmp_path / "wide.onnx"))
             pytest.fail(f"{name} may be wider")
 
@@ -129,7 +129,7 @@ def test_a_node_too_many(graphs, tmp_path, part):
             weight = numpy_helper.from_array(np.ones((4, 4, 1), np.float32), "stranger")
             model.graph.initializer.append(weight)
             model.graph.node.append(helper.make_node("Conv", ["input", "stranger"], ["unused"], place))
-            with pytest.raises(CheckpointError):
+            with pytest.raises(Refused):
                 READ[part](written(model, tmp_path / "more.onnx"))
                 pytest.fail(f"{place} is accepted")
 

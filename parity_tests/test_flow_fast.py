@@ -12,8 +12,8 @@ from parity_tests.cases.flow import CASES, FLOW
 from parity_tests.harness.cases import case, normal, valid
 from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.targets import TARGETS
+from port.fast import arithmetic, modulation
 from port.fast import attention as fast
-from port.fast import modulation
 from port.fast.paths import ALL_FAST, PLAIN, FastPaths, fast_paths
 from port.flow import layers
 from port.flow.matching import cosine_schedule
@@ -23,7 +23,6 @@ CFM = "flow.matching.CausalConditionalCFM"
 ITS = (
     "modulation_tables",
     "fused_qkv",
-    "hoisted_input",
     "chunked_attention",
     "fast_gelu",
     "fast_mish",
@@ -96,36 +95,36 @@ def test_parity_at_the_official_chunk(parity, n):
 def test_exp2_and_what_is_made_of_it_at_every_size():
     """From the smallest to the largest argument; 2^0 is 1, nothing overflows, and what is no number stays so."""
     x = np.concatenate([np.linspace(-200, 200, 20001), np.linspace(-1, 1, 2001)]).astype(np.float32)
-    found = np.array(fast.exp2(mx.array(x))).astype(np.float64)
-    inside = np.abs(x) <= fast.EXP_RANGE
+    found = np.array(arithmetic.exp2(mx.array(x))).astype(np.float64)
+    inside = np.abs(x) <= arithmetic.EXP_RANGE
     assert np.abs(found[inside] / np.exp2(x[inside].astype(np.float64)) - 1).max() < 2.5e-7
     assert np.isfinite(found).all()
-    assert float(fast.exp2(mx.array(0.0))) == 1.0
-    for function in (fast.exp2, fast.gelu_tanh, fast.mish_by_exp2, fast.silu_by_exp2):
+    assert float(arithmetic.exp2(mx.array(0.0))) == 1.0
+    for function in (arithmetic.exp2, arithmetic.gelu_tanh, arithmetic.mish_by_exp2, arithmetic.silu_by_exp2):
         assert np.isnan(float(function(mx.array(np.nan))))
     z = x.astype(np.float64)
-    truth = 0.5 * z * (1 + np.tanh(fast.TANH_SCALE * (z + fast.TANH_CUBE * z**3)))
-    assert np.abs(np.array(fast.gelu_tanh(mx.array(x))) - truth).max() < 2e-5
-    assert np.abs(np.array(fast.gelu_tanh(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
+    truth = 0.5 * z * (1 + np.tanh(arithmetic.TANH_SCALE * (z + arithmetic.TANH_CUBE * z**3)))
+    assert np.abs(np.array(arithmetic.gelu_tanh(mx.array(x))) - truth).max() < 2e-5
+    assert np.abs(np.array(arithmetic.gelu_tanh(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
     truth = z * np.tanh(np.logaddexp(0, z))
-    assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth).max() < 2e-5
-    assert np.abs(np.array(fast.mish_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
+    assert np.abs(np.array(arithmetic.mish_by_exp2(mx.array(x))) - truth).max() < 2e-5
+    assert np.abs(np.array(arithmetic.mish_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
     truth = z * np.exp(-np.logaddexp(0, -z))
-    assert np.abs(np.array(fast.silu_by_exp2(mx.array(x))) - truth).max() < 2e-5
-    assert np.abs(np.array(fast.silu_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
+    assert np.abs(np.array(arithmetic.silu_by_exp2(mx.array(x))) - truth).max() < 2e-5
+    assert np.abs(np.array(arithmetic.silu_by_exp2(mx.array(x))) - truth)[np.abs(z) < 8].max() < 1e-6
 
 
 @pytest.mark.parametrize(
     "function",
-    [fast.exp2, fast.gelu_tanh, fast.mish_by_exp2, fast.silu_by_exp2],
+    [arithmetic.exp2, arithmetic.gelu_tanh, arithmetic.mish_by_exp2, arithmetic.silu_by_exp2],
     ids=lambda function: function.__name__,
 )
 def test_compiled_is_bitwise_the_same(function):
     x = mx.array(np.random.default_rng(0).standard_normal((3, 50, 64)).astype(np.float32))
     with fast_paths(compiled=True):
-        one = np.array(fast.fused(function, x))
+        one = np.array(arithmetic.fused(function, x))
     with fast_paths(compiled=False):
-        other = np.array(fast.fused(function, x))
+        other = np.array(arithmetic.fused(function, x))
     np.testing.assert_array_equal(one, other)
 
 
@@ -229,15 +228,15 @@ def conditions(drawn: dict) -> dict:
         ("modulation_tables", modulation, "tabulate"),
         ("fused_qkv", fast, "_join"),
         ("fast_softmax", fast, "_attention_by_exp2"),
-        ("fast_gelu", fast, "_exp2_coefficients"),
-        ("fast_mish", fast, "mish_by_exp2"),
-        ("compiled", fast, "_compiled"),
+        ("fast_gelu", arithmetic, "_exp2_coefficients"),
+        ("fast_mish", arithmetic, "mish_by_exp2"),
+        ("compiled", arithmetic, "_compiled"),
     ],
 )
 def test_a_path_is_taken_when_it_is_on_and_only_then(cfm, monkeypatch, path, where, name):
-    if path in ("fast_softmax", "fast_gelu", "fast_mish") and not (fast.on_cpu() and fast._has_compiler()):
+    if path in ("fast_softmax", "fast_gelu", "fast_mish") and not (arithmetic.on_cpu() and fast._has_compiler()):
         pytest.skip("a path of CPUs that compile")
-    if path == "compiled" and not fast.compiles_exactly():
+    if path == "compiled" and not arithmetic.compiles_exactly():
         pytest.skip("this MLX rounds the constants of what it compiles")
 
     def taken(*_: object) -> None:
@@ -253,8 +252,8 @@ def test_a_path_is_taken_when_it_is_on_and_only_then(cfm, monkeypatch, path, whe
 def test_nothing_is_compiled_where_that_rounds_constants(cfm, monkeypatch):
     """As MLX does before 0.32.3."""
     before = np.array(cfm(**request(0), n_timesteps=1))
-    monkeypatch.setattr(fast, "compiles_exactly", lambda: False)
-    monkeypatch.setattr(fast, "_compiled", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(arithmetic, "compiles_exactly", lambda: False)
+    monkeypatch.setattr(arithmetic, "_compiled", lambda *_: pytest.fail("compiled"))
     with fast_paths(compiled=True):
         found = np.array(cfm(**request(0), n_timesteps=1))
     np.testing.assert_array_equal(found, before)

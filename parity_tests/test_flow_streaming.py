@@ -15,8 +15,8 @@ from parity_tests.harness.targets import swap
 from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, original, run, small_state, start, utterance
 from parity_tests.stream_support import truth as stream_truth
 from port.fast.paths import PLAIN, fast_paths
-from port.stream.flow_state import Work, state_bytes
-from port.stream.memory import StreamMemory
+from port.stream.flow import Work, state_bytes
+from port.stream.memory import Memory
 
 STREAM = "stream.flow.StreamingFlow"
 
@@ -89,25 +89,25 @@ def test_each_frame_is_computed_once_and_a_partial_chunk_again(flow):
 
 def test_a_kept_prompt_serves_another_text(flow):
     """The last tokens of a prompt look ahead into the text: of 13 tokens two chunks follow from the prompt alone."""
-    about, memory, works = utterance(13), StreamMemory(), [Work(), Work()]
+    about, memory, works = utterance(13), Memory(), [Work(), Work()]
     other = {**about, "token": np.ascontiguousarray(about["token"][:, ::-1])}
 
     def truth(_, have, last):
         return original(small_state(), {**other, "token": other["token"][:, :have]}, streaming=True, finalize=last)
 
-    run(start(flow, about, memory=memory.within(1 << 30), work=works[0]), about, [9])
-    run(start(flow, other, memory=memory.within(1 << 30), work=works[1]), other, [9], truth=truth)
+    run(start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=works[0]), about, [9])
+    run(start(flow, other, memory=memory, max_cache_bytes=1 << 30, work=works[1]), other, [9], truth=truth)
     assert works[0].frames - works[1].frames == 2 * CHUNK
     for text, expected in ((about, stream_truth), (other, truth), (about, stream_truth)):  # and a third, and more
-        run(start(flow, text, memory=memory.within(1 << 30)), text, [9], truth=expected)
+        run(start(flow, text, memory=memory, max_cache_bytes=1 << 30), text, [9], truth=expected)
 
 
 def test_no_room_means_the_same_frames_with_more_work(flow):
     about = utterance(6)
     for frames in (0, CHUNK, 3 * CHUNK):
-        memory, work = StreamMemory(), Work()
+        memory, work = Memory(), Work()
         limit = state_bytes(flow.config, frames) if frames else 0
-        stream = start(flow, about, memory=memory.within(limit), work=work)
+        stream = start(flow, about, memory=memory, max_cache_bytes=limit, work=work)
         run(stream, about, [1] * 20)
         unbounded = Work()
         run(start(flow, about, work=unbounded), about, [1] * 20)

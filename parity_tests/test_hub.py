@@ -10,8 +10,8 @@ from parity_tests.convert_support import passing
 from parity_tests.fake_hub import Repo, read_folder
 from port.app import cli
 from port.cosyvoice3 import CosyVoice3
+from port.files.errors import Refused
 from port.files.hub import find_folder
-from port.files.storage import WeightsError
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_revisions_of_a_converted_folder(hub, converted):
     newer = repo.commit(files | {"audit.json": b"{}"})
     assert find_folder("someone/mlx").name == newer
     assert find_folder("someone/mlx", commit).name == commit
-    with pytest.raises(WeightsError, match=r"has no revision 'v9'"):
+    with pytest.raises(Refused, match=r"has no revision 'v9'"):
         CosyVoice3.from_pretrained("someone/mlx", revision="v9")
 
 
@@ -52,14 +52,14 @@ def test_a_converted_folder_without_network(hub, converted, monkeypatch):
     folder = find_folder("someone/mlx")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     assert find_folder("someone/mlx") == folder
-    with pytest.raises(WeightsError, match="cannot be reached"):
+    with pytest.raises(Refused, match="cannot be reached"):
         find_folder("someone/else")
 
 
 def test_a_repository_that_is_not_converted(hub, official):
     hub.repos["someone/original"] = Repo()
     hub.repos["someone/original"].commit(read_folder(official))
-    with pytest.raises(WeightsError, match="someone/original: holds no converted model"):
+    with pytest.raises(Refused, match="someone/original: holds no converted model"):
         CosyVoice3.from_pretrained("someone/original")
     assert not hub.downloads()
 
@@ -67,7 +67,7 @@ def test_a_repository_that_is_not_converted(hub, official):
 @pytest.mark.parametrize(("refuses", "said"), [((403, "GatedRepo"), "consent"), ((401, "RepoNotFound"), "no such")])
 def test_a_converted_folder_that_is_refused(hub, converted, refuses, said):
     converted[0].refuses = refuses
-    with pytest.raises(WeightsError, match=said) as error:
+    with pytest.raises(Refused, match=said) as error:
         CosyVoice3.from_pretrained("someone/mlx")
     assert "\n" not in str(error.value)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from convert import run
 from convert.hub import find_source
 from parity_tests.fake_hub import Repo, read_folder
-from port.files.hub import HubError
+from port.files.errors import Refused
 
 pytestmark = pytest.mark.robust
 
@@ -36,7 +36,7 @@ def test_hf_transfer_without_its_package_and_with_one_that_fails(tuned, monkeypa
         raise Exception("broke")  # as the package does
 
     monkeypatch.setitem(sys.modules, "hf_transfer", types.SimpleNamespace(download=download) if package else None)
-    with pytest.raises(HubError, match="hf_transfer") as refusal:
+    with pytest.raises(Refused, match="hf_transfer") as refusal:
         find_source(REPO)
     assert "unset" in str(refusal.value)
 
@@ -71,7 +71,7 @@ def test_errors_of_the_native_client_are_retried_and_told(tuned, monkeypatch, er
         assert find_source(REPO).folder.is_dir()
         assert len(calls) == 3
         return
-    with pytest.raises(HubError) as refusal:
+    with pytest.raises(Refused) as refusal:
         find_source(REPO)
     assert len(calls) == 5
     line = str(refusal.value)

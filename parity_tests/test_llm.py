@@ -17,7 +17,7 @@ from parity_tests.harness.oracle import reference_state
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig, from_dict
-from port.fast import attention as fast
+from port.fast import arithmetic as fast
 from port.fast.paths import fast_paths
 from port.llm import sampling as port_sampling
 from reference.llm import sampling as reference_sampling

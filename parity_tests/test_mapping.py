@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from convert.audit import AuditError, port_shapes, prove
+from convert.audit import port_shapes, prove
 from convert.checkpoint import StateDict
-from convert.mapping import ConversionError, convert, plan
+from convert.mapping import convert, plan
 from parity_tests.convert_support import CONFIG
 from port.config import CosyVoice3Config
+from port.files.errors import Refused
 from reference.synthesize import RULES, build
 
 
@@ -44,7 +45,7 @@ def test_weight_norm_is_folded_in_float32():
     assert weight.dtype == np.float32
     np.testing.assert_array_max_ulp(weight, exact.transpose(0, 2, 1).astype(np.float32), maxulp=4)
     direction[3] = 0
-    with pytest.raises(ConversionError, match="all zeros"):
+    with pytest.raises(Refused, match="all zeros"):
         convert("hift", dict(zip(names, (gain, direction), strict=True)), CONFIG)
 
 
@@ -63,12 +64,12 @@ def test_the_weight_norm_of_the_pitch_is_folded_in_float64():
 
 
 def test_parameter_filled_twice():
-    with pytest.raises(ConversionError, match=r"vocoder\.conv_pre\.weight is filled twice"):
+    with pytest.raises(Refused, match=r"vocoder\.conv_pre\.weight is filled twice"):
         plan("hift", ["conv_pre.weight", "conv_pre.weight_g", "conv_pre.weight_v"])
 
 
 def test_unknown_part():
-    with pytest.raises(ConversionError, match="unknown part 'vocos'"):
+    with pytest.raises(Refused, match="unknown part 'vocos'"):
         plan("vocos", ["x"])
 
 
@@ -94,11 +95,11 @@ def test_audit_names_what_is_wrong():
     shapes = shapes_of(CONFIG)
     plans = {part: plan(part, held) for part, held in shapes.items()}
     parameters = port_shapes(CONFIG, shapes)
-    with pytest.raises(AuditError, match="is consumed 0 times"):
+    with pytest.raises(Refused, match="is consumed 0 times"):
         prove(shapes, plans | {"flow": plans["flow"][1:]}, parameters)
-    with pytest.raises(AuditError, match="is consumed 2 times"):
+    with pytest.raises(Refused, match="is consumed 2 times"):
         prove(shapes, plans | {"flow": [*plans["flow"], plans["flow"][-1]]}, parameters)
-    with pytest.raises(AuditError, match="extra is not filled"):
+    with pytest.raises(Refused, match="extra is not filled"):
         prove(shapes, plans, parameters | {"flow.extra": (1,)})
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from onnx import AttributeProto, helper, numpy_helper
 
-from convert.checkpoint import CheckpointError
 from convert.onnx_graph import module_path
 from parity_tests.harness.compare import compare
 from parity_tests.onnx_support import CLASSES, OPSETS, READ, write_files
+from port.files.errors import Refused
 
 FRAMES = (57, 203)
 # Refusals of these name the attribute; elsewhere an axis or a constant shows in what the graph computes.
@@ -134,7 +134,7 @@ def test_each_change_is_refused_or_followed(files, tmp_path, part, opset):
         try:
             problem = same_as_onnxruntime(part, path)
             followed, nowhere = followed + (problem != NOWHERE), nowhere + (problem == NOWHERE)
-        except CheckpointError as error:
+        except Refused as error:
             line, problem, refused = str(error), "", refused + 1
             if "\n" in line or len(line) > 600 or not line.startswith(f"{path}: "):
                 problem = f"not one line: {line}"
@@ -172,7 +172,7 @@ def test_another_operator_or_order_is_refused(files, tmp_path, part, opset):
         try:
             if problem := same_as_onnxruntime(part, path):
                 accepted.append(f"{name}: {problem}")
-        except CheckpointError as error:
+        except Refused as error:
             assert "\n" not in str(error)
     assert not accepted
     assert len(kept) > 10
@@ -184,7 +184,7 @@ def test_the_line_names_the_one_that_differs_from_its_siblings(files, tmp_path):
     node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(1.5, np.float32)))
     path = tmp_path / "changed.onnx"
     onnx.save(model, path)
-    with pytest.raises(CheckpointError, match=r"computes something else than the model: what is rounded"):
+    with pytest.raises(Refused, match=r"computes something else than the model: what is rounded"):
         READ["speech_tokenizer"](path)
 
 

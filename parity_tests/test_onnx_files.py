@@ -6,12 +6,12 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.checkpoint import CheckpointError
 from convert.onnx_file import read_graph
 from convert.onnx_graph import module_path
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from parity_tests.onnx_support import COUNTS, OPSETS, READ, SPEAKER, TOKENIZER, write_files
 from port.config import SpeakerConfig, SpeechTokenizerConfig
+from port.files.errors import Refused
 from reference.export_onnx import export_speaker, live_speaker, live_speech_tokenizer
 
 PARTS = pytest.mark.parametrize("part", COUNTS)
@@ -277,7 +277,7 @@ def test_damage_is_refused_in_one_line(files, tmp_path, damage):
     change(model.graph)
     path = tmp_path / "damaged.onnx"
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match=message) as caught:
+    with pytest.raises(Refused, match=message) as caught:
         READ[part](path)
     assert str(caught.value).startswith(f"{path}: ")
     assert "\n" not in str(caught.value)
@@ -289,16 +289,16 @@ def test_files_that_are_none(files, tmp_path, part):
     for name, content in {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "zeros": bytes(100)}.items():
         (tmp_path / name).write_bytes(content)
     for name in ("cut", "empty", "text", "zeros", "missing", "."):
-        with pytest.raises(CheckpointError) as caught:
+        with pytest.raises(Refused) as caught:
             READ[part](tmp_path / name)
         assert "\n" not in str(caught.value)
     other = next(p for p in COUNTS if p != part)
-    with pytest.raises(CheckpointError, match="is not the"):
+    with pytest.raises(Refused, match="is not the"):
         READ[part](files / f"{other}14.onnx")
 
 
 def test_sizes_other_than_wanted(files):
-    with pytest.raises(CheckpointError, match=r"speech_tokenizer\.dim is 64, expected 1280"):
+    with pytest.raises(Refused, match=r"speech_tokenizer\.dim is 64, expected 1280"):
         read_speech_tokenizer(files / "speech_tokenizer14.onnx", SpeechTokenizerConfig())
-    with pytest.raises(CheckpointError, match=r"speaker\.embed_dim is 24, expected 192"):
+    with pytest.raises(Refused, match=r"speaker\.embed_dim is 24, expected 192"):
         read_speaker(files / "speaker14.onnx", SpeakerConfig())

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
-from convert.checkpoint import CheckpointError
 from convert.onnx_file import read_graph
 from convert.onnx_weights import read_speaker
 from parity_tests.onnx_support import COUNTS, READ, write_files
+from port.files.errors import Refused
 
 pytestmark = pytest.mark.robust
 
@@ -40,7 +40,7 @@ def test_nodes_without_inputs(files, tmp_path, part):
             node = changed.graph.node.add(op_type=op, output=["new"])
         del node.input[:]
         path.write_bytes(changed.SerializeToString())
-        with pytest.raises(CheckpointError, match=f"{op}.*: 0 inputs") as caught:
+        with pytest.raises(Refused, match=f"{op}.*: 0 inputs") as caught:
             READ[part](path)
         assert "\n" not in str(caught.value)
 
@@ -72,7 +72,7 @@ def test_millions_of_empty_things_are_refused_before_they_are_read(tmp_path, flo
     path = tmp_path / "flood.onnx"
     path.write_bytes(_message(7, FLOODS[flood]))
     start = time.process_time()
-    with pytest.raises(CheckpointError, match="far more than the official files"):
+    with pytest.raises(Refused, match="far more than the official files"):
         read_graph(path)
     assert time.process_time() - start < 5
 
@@ -109,7 +109,7 @@ def test_names_that_are_endless_or_not_plain_are_refused_in_a_short_line(files, 
     else:
         model.graph.output[0].name = name
     (tmp_path / "damaged.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(Refused) as caught:
         read_speaker(tmp_path / "damaged.onnx")
     line = str(caught.value).removeprefix(str(tmp_path))
     assert len(line) < 300 and line.isprintable()
@@ -122,5 +122,5 @@ def test_damaged_bytes_never_end_in_a_traceback(files, tmp_path_factory, positio
     data[int(position * len(data))] ^= bits
     path = tmp_path_factory.mktemp("damaged") / "speaker.onnx"
     path.write_bytes(data[: int(kept * len(data))])
-    with suppress(CheckpointError):
+    with suppress(Refused):
         read_graph(path)

@@ -9,11 +9,10 @@ from safetensors.numpy import save_file
 
 from parity_tests.convert_support import CONFIG
 from port.app import cli
-from port.config import ConfigError, CosyVoice3Config
-from port.files.errors import LIMIT, OneLineError, printable
-from port.files.speakers import SPEAKERS_FILE, SpeakerError, load_speakers
-from port.files.storage import WeightsError
-from reports.card import CardError, card, is_card, write_card
+from port.config import CosyVoice3Config
+from port.files.errors import LIMIT, Refused, printable
+from port.files.speakers import SPEAKERS_FILE, load_speakers
+from reports.card import card, is_card, write_card
 
 BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", "\x00", "\ud800", "\u200b", "\x9b31m")
 
@@ -21,8 +20,8 @@ BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", 
 @pytest.mark.parametrize("bite", BITES)
 def test_what_does_not_print_is_escaped(bite):
     assert printable(f"a{bite}b").isprintable()
-    assert str(OneLineError(f"a{bite}b")).isprintable()
-    assert str(WeightsError(f"x: tensor a{bite}b")).isprintable()
+    assert str(Refused(f"a{bite}b")).isprintable()
+    assert str(Refused(f"x: tensor a{bite}b")).isprintable()
 
 
 def test_words_of_people_stay_as_they_are():
@@ -44,41 +43,16 @@ def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
             '"sample_rate": 24000', f'"sample_rate": {"[" * depth}{"]" * depth}'
         )
         (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ConfigError) as refusal:
+        with pytest.raises(Refused) as refusal:
             CosyVoice3Config.load(tmp_path)
         assert str(refusal.value).isprintable()
-
-
-def test_errors_of_every_reader_are_of_this_kind():
-    from convert.archive import CheckpointError
-    from convert.audit import AuditError
-    from convert.hub import UsageError
-    from convert.mapping import ConversionError
-    from convert.publish import PublishError
-    from convert.quantize import PrecisionError
-    from convert.run import REFUSALS
-    from port.files.hub import HubError
-    from port.frontend.tokenizer import TokenizerError
-
-    kinds = (
-        AuditError,
-        CardError,
-        CheckpointError,
-        ConfigError,
-        ConversionError,
-        HubError,
-        PrecisionError,
-        PublishError,
-    )
-    for kind in (*kinds, *REFUSALS, SpeakerError, TokenizerError, UsageError, WeightsError):
-        assert issubclass(kind, OneLineError)
 
 
 @pytest.mark.parametrize("bite", [*BITES[:7], "x" * 100_000])
 def test_names_of_voices_that_do_not_print(tmp_path, bite):
     path = tmp_path / SPEAKERS_FILE
     save_file({f"me{bite}.flow_embedding": np.ones((1, 192), np.float32)}, path)
-    with pytest.raises(SpeakerError) as refusal:
+    with pytest.raises(Refused) as refusal:
         load_speakers(path, CONFIG)
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 1000
@@ -145,7 +119,7 @@ def test_a_card_takes_nothing_raw(tmp_path, name, path, value):
     write(tmp_path, name, path, value)
     try:
         text = card(tmp_path)
-    except CardError as error:
+    except Refused as error:
         assert str(error).isprintable()
         return
     body = text.rpartition("<!--")[0]
@@ -163,7 +137,7 @@ def test_a_readme_that_somebody_wrote_is_kept(tmp_path):
     write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card takes the place of a card
     for text in ("mine", readme.read_text() + "\nmine\n", readme.read_text().replace("MLX", "mlx", 1), ""):
         readme.write_text(text)
-        with pytest.raises(CardError, match="move it away"):
+        with pytest.raises(Refused, match="move it away"):
             write_card(tmp_path, card(tmp_path))
         assert readme.read_text() == text
 

@@ -12,8 +12,9 @@ from convert.hub import RELEASE
 from parity_tests.fake_hub import Repo, read_folder
 from parity_tests.synthetic_report import make
 from port.cosyvoice3 import CosyVoice3
+from port.files.errors import Refused
 from reports import build
-from reports.card import OFFICIAL, CardError, card
+from reports.card import OFFICIAL, card
 from reports.model import save
 
 pytestmark = pytest.mark.meta
@@ -138,7 +139,7 @@ def test_card_of_a_damaged_folder(converted, capsys, name, content):
     if content is None and name == "quality.json":
         assert card(converted)
         return
-    with pytest.raises(CardError) as error:
+    with pytest.raises(Refused) as error:
         card(converted)
     assert "\n" not in str(error.value)
     assert build.main(["--card", str(converted)]) == 1

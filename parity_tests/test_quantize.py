@@ -15,13 +15,13 @@ import torch
 from mlx.utils import tree_flatten
 
 from convert import run
-from convert.mapping import ConversionError
-from convert.quantize import PARTS, Precision, PrecisionError, precision_of
+from convert.quantize import PARTS, Precision, precision_of
 from parity_tests.convert_support import passing
 from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, failures, reduced
 from port.config import CosyVoice3Config
 from port.files import weights
+from port.files.errors import Misused, Refused
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
@@ -173,7 +173,7 @@ def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
             yield key, value * 1.2 if key.endswith("to_v.scales") else value
 
     monkeypatch.setattr(Precision, "stored", louder)
-    with pytest.raises(run.ParityError, match="SNR is FAIL"):
+    with pytest.raises(run.Refused, match="SNR is FAIL"):
         converted(source, tmp_path / "out", Precision(bits={"flow": 8}, group_size=32), run.parity_check)
     assert not list(tmp_path.iterdir())
 
@@ -184,7 +184,7 @@ def test_weights_that_leave_the_range(source, tmp_path, value):
     state = torch.load(folder / "flow.pt", weights_only=True)
     state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
     torch.save(state, folder / "flow.pt")
-    with pytest.raises(ConversionError, match=r"linear_2.weight: 70000 leaves the range of float16; choose bfloat16"):
+    with pytest.raises(Refused, match=r"linear_2.weight: 70000 leaves the range of float16; choose bfloat16"):
         converted(run.find_source(str(folder)), tmp_path / "out", Precision("float16"))
     assert not (tmp_path / "out").exists()
     converted(run.find_source(str(folder)), tmp_path / "out", Precision("bfloat16"))
@@ -195,7 +195,7 @@ def test_weights_that_leave_the_range(source, tmp_path, value):
     [{"dtype": "float8"}, {"parts": ("all",)}, {"bits": {"llm": 3}}, {"group_size": 48}, {"bits": {"vocoder": 8}}],
 )
 def test_precisions_that_do_not_exist(settings):
-    with pytest.raises(PrecisionError):
+    with pytest.raises(Misused):
         Precision(**settings)
 
 

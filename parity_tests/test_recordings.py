@@ -11,9 +11,10 @@ import soundfile
 import torch
 
 from parity_tests.speech_support import write_voice
+from port.files.errors import Refused
 from port.frontend import audio as port
 from port.frontend import recording
-from port.frontend.recording import AudioError, check_recording, read
+from port.frontend.recording import check_recording, read
 from reference.frontend import audio as reference
 
 RATE = 16000
@@ -76,7 +77,7 @@ def test_a_flac_without_a_length_is_read(path, tmp_path):
     assert rate == RATE
     assert np.array_equal(found[:, 0] * 32768, wave)
     soundfile.write(tmp_path / "long.flac", np.zeros(61 * RATE, np.int16), RATE)
-    with pytest.raises(AudioError, match=r"long\.flac: 60\.0 s is longer than 30 s; cut it"):
+    with pytest.raises(Refused, match=r"long\.flac: 60\.0 s is longer than 30 s; cut it"):
         read(without_length(tmp_path / "long.flac"))
 
 
@@ -148,7 +149,7 @@ def refused(tmp_path):
 
 def test_what_is_refused_is_named_in_one_short_line(tmp_path):
     for source, said in refused(tmp_path):
-        with pytest.raises(AudioError) as caught:
+        with pytest.raises(Refused) as caught:
             check_recording(source)
         message = str(caught.value)
         assert said in message
@@ -158,7 +159,7 @@ def test_what_is_refused_is_named_in_one_short_line(tmp_path):
 def test_what_is_converted_need_not_be_a_voice(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     check_recording(tmp_path / "silent.wav", voice=False)
-    with pytest.raises(AudioError, match="is silent"):
+    with pytest.raises(Refused, match="is silent"):
         check_recording(tmp_path / "silent.wav")
 
 
@@ -166,7 +167,7 @@ def test_the_way_to_convert_is_the_machine_s(tmp_path, monkeypatch):
     (tmp_path / "a b.m4a").write_text("x")
     for platform, command in (("linux", "ffmpeg -i '"), ("darwin", "afconvert -f WAVE -d LEI16 '")):
         monkeypatch.setattr(sys, "platform", platform)
-        with pytest.raises(AudioError) as caught:
+        with pytest.raises(Refused) as caught:
             read(tmp_path / "a b.m4a")
         assert f"{command}{tmp_path / 'a b.m4a'}' new.wav" in str(caught.value)
 
@@ -174,7 +175,7 @@ def test_the_way_to_convert_is_the_machine_s(tmp_path, monkeypatch):
 def test_the_formats_are_those_of_this_libsndfile(tmp_path, monkeypatch):
     (tmp_path / "x.mp3").write_text("x")
     monkeypatch.setattr(recording.soundfile, "available_formats", lambda: {"WAV": "", "FLAC": ""})
-    with pytest.raises(AudioError, match="give wav, flac, or convert"):
+    with pytest.raises(Refused, match="give wav, flac, or convert"):
         read(tmp_path / "x.mp3")
 
 

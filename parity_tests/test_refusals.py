@@ -9,11 +9,9 @@ import torch
 from safetensors.numpy import load_file
 
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
-from port.config import ConfigError
 from port.cosyvoice3 import CosyVoice3
+from port.files.errors import Refused
 from port.files.speakers import FIELDS, SPEAKERS_FILE
-from port.files.storage import WeightsError
-from port.frontend.audio import AudioError
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
 
@@ -92,7 +90,7 @@ def test_long_texts_are_split_on_request(voice, recordings, monkeypatch):
 
 
 def test_audio_errors_have_a_type_of_their_own(voices, tmp_path):
-    with pytest.raises(AudioError):
+    with pytest.raises(Refused):
         voices.port.inference_cross_lingual(SYSTEM + WORDS, tmp_path / "missing.wav")
 
 
@@ -135,11 +133,11 @@ def test_the_official_folder_speaks_through_the_reference(parity, voices, record
 
 
 def test_folders_that_are_no_converted_model(parity, tmp_path):
-    with pytest.raises(ConfigError, match="not found; give a folder written by"):
+    with pytest.raises(Refused, match="not found; give a folder written by"):
         CosyVoice3.from_pretrained(parity.models.source)
-    with pytest.raises(WeightsError, match="no such folder"):
+    with pytest.raises(Refused, match="no such folder"):
         CosyVoice3.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(WeightsError, match="has no revisions"):
+    with pytest.raises(Refused, match="has no revisions"):
         CosyVoice3.from_pretrained(parity.models.folder, revision="main")
 
 
@@ -149,5 +147,5 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("port.files.hub.in_cache", lambda *_: None)
-    with pytest.raises(WeightsError, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
+    with pytest.raises(Refused, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
         CosyVoice3.from_pretrained("someone/some-model")

@@ -183,9 +183,9 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
 def test_what_is_no_part_has_no_place_and_contains_nothing():
     found = places.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
     assert set(map(str, found.values())) == {"{'reference': None, 'port': None, 'contains': []}"}
-    fast = places.describe(["fast.attention.silu", "flow.layers.TimestepEmbedding"])
-    assert fast["fast.attention.silu"]["reference"] is None and fast["fast.attention.silu"]["port"].startswith(
-        "port/fast/attention.py:"
+    fast = places.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
+    assert fast["fast.arithmetic.silu"]["reference"] is None and fast["fast.arithmetic.silu"]["port"].startswith(
+        "port/fast/arithmetic.py:"
     )
     stream = places.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
     assert stream["stream.vocoder.StreamingVocoder"]["contains"] == ["vocoder.generator.Snake"]

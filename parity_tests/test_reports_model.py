@@ -271,3 +271,17 @@ def test_weights_section_of_an_audit():
     page = build.render_html(model.validate(make(weights_audit=section)))
     assert "2 of 3 source tensors consumed, 1 dropped on purpose; 2 of 2 port parameters filled, 8 elements" in page
     assert "tensors 3; elements 12; ignored epoch, step" in page
+
+
+def test_what_a_killed_run_left_beside_goes(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.Path, "replace", killed)
+        patch.setattr(model.Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            model.write_atomically(tmp_path / "report.html", "half")
+    assert len(list(tmp_path.iterdir())) == 1
+    model.write_atomically(tmp_path / "report.html", "whole")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]

@@ -5,7 +5,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
-from port.files.speakers import SPEAKERS_FILE, SpeakerError, load_speakers, save_speakers
+from port.files.errors import Refused
+from port.files.speakers import SPEAKERS_FILE, load_speakers, save_speakers
 
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
@@ -68,9 +69,9 @@ def test_an_embedding_alone_is_a_voice_for_sft(voices, recordings, tmp_path):
         )
         bare = type(voice)(voice.model, frontend)
         assert sum(r["tts_speech"].shape[1] for r in bare.inference_sft(SYSTEM + WORDS, "bare", seed=0)) > 0
-        with pytest.raises(SpeakerError, match="no prompt"):
+        with pytest.raises(Refused, match="no prompt"):
             bare.inference_zero_shot(WORDS, "", "", zero_shot_spk_id="bare")
-        with pytest.raises(SpeakerError, match="no folder"):
+        with pytest.raises(Refused, match="no folder"):
             bare.save_spkinfo()
 
 
@@ -97,7 +98,7 @@ def test_damaged_speaker_files_are_refused(voices, recordings, tmp_path, damage)
     words, harm = DAMAGE[damage]
     path = tmp_path / SPEAKERS_FILE
     save_file({f"x.{k}": np.ascontiguousarray(v) for k, v in harm(voices.port.frontend.speakers()["x"]).items()}, path)
-    with pytest.raises(SpeakerError, match=words) as error:
+    with pytest.raises(Refused, match=words) as error:
         load_speakers(path, voices.port.model.config)
     assert "\n" not in str(error.value)
 
@@ -106,14 +107,14 @@ def test_files_that_are_no_speaker_files(voices, tmp_path):
     path, config = tmp_path / SPEAKERS_FILE, voices.port.model.config
     assert load_speakers(path, config) == {}
     path.write_bytes(b"\x80\x04pickle")
-    with pytest.raises(SpeakerError, match="not readable"):
+    with pytest.raises(Refused, match="not readable"):
         load_speakers(path, config)
     save_file({"model.weight": np.zeros(1, np.float32)}, path)
-    with pytest.raises(SpeakerError, match="unknown tensor"):
+    with pytest.raises(Refused, match="unknown tensor"):
         load_speakers(path, config)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "\x00"])
 def test_speaker_names_that_do_not_print(voice, recordings, name):
-    with pytest.raises(SpeakerError, match="printable"):
+    with pytest.raises(Refused, match="printable"):
         voice.add_zero_shot_spk(SYSTEM, recordings[0], name)

@@ -28,8 +28,8 @@ from parity_tests.stream_support import (
 )
 from port.noise import rand_noise
 from port.stream import memory as streaming
-from port.stream.flow_state import Work, state_bytes
-from port.stream.memory import StreamMemory, default_cache_bytes
+from port.stream.flow import Work, state_bytes
+from port.stream.memory import Memory, default_cache_bytes
 
 
 @settings(max_examples=10, deadline=None, derandomize=True)
@@ -39,9 +39,9 @@ from port.stream.memory import StreamMemory, default_cache_bytes
 @example(room=12 * CHUNK, cuts=[9, 9])  # for all of one and the prompt of the other
 def test_memory_stays_within_its_limit(flow, room, cuts):
     """With room for so many frames, of two streams that each could fill it."""
-    about, memory = utterance(15), StreamMemory()
+    about, memory = utterance(15), Memory()
     limit = state_bytes(flow.config, room) if room else 0
-    streams = [start(flow, about, memory=memory.within(limit)) for _ in range(2)]
+    streams = [start(flow, about, memory=memory, max_cache_bytes=limit) for _ in range(2)]
     have = 0
     for length in cuts:
         have = min(have + length, TOKENS)
@@ -57,7 +57,7 @@ def test_memory_stays_within_its_limit(flow, room, cuts):
 
 def test_a_size_is_what_is_held(flow):
     about = utterance(15)
-    stream = start(flow, about)
+    stream = start(flow, about, memory=Memory())
     stream.push(about["token"][:, :9])
     assert stream.nbytes == stream.bytes_for(stream._state.capacity) + stream.bytes_for(0)  # the prompt's end too
     stream.push(about["token"])
@@ -79,15 +79,15 @@ def test_the_default_limit_is_a_quarter_of_the_device(monkeypatch):
 
 
 def test_a_second_request_finds_its_prompt(flow):
-    about, memory = utterance(15), StreamMemory()
+    about, memory = utterance(15), Memory()
     first, second, other = Work(), Work(), Work()
-    run(start(flow, about, memory=memory.within(1 << 30), work=first), about, [9])
+    run(start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=first), about, [9])
     assert memory.prompts == 1
-    run(start(flow, about, memory=memory.within(1 << 30), work=second), about, [9])
+    run(start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=second), about, [9])
     whole = RATIO * (15 - AHEAD) // CHUNK * CHUNK
     assert first.frames - second.frames == whole
     changed = {**about, "embedding": about["embedding"] + 1}
-    run(start(flow, changed, memory=memory.within(1 << 30), work=other), changed, [9], truth=None)
+    run(start(flow, changed, memory=memory, max_cache_bytes=1 << 30, work=other), changed, [9], truth=None)
     assert (other.frames, memory.prompts) == (first.frames, 2)
     memory.clear()
     assert memory.prompts == 0
@@ -95,10 +95,10 @@ def test_a_second_request_finds_its_prompt(flow):
 
 def test_the_prompt_that_was_used_last_stays_longest(flow):
     """With room for two prompts beside a running stream, a third takes the place of the one not used since."""
-    abouts, memory, limit = [utterance(prompt) for prompt in (15, 16, 17)], StreamMemory(), 1 << 30
+    abouts, memory, limit = [utterance(prompt) for prompt in (15, 16, 17)], Memory(), 1 << 30
 
     def use(which):
-        stream = start(flow, abouts[which], memory=memory.within(limit))
+        stream = start(flow, abouts[which], memory=memory, max_cache_bytes=limit)
         stream.push(abouts[which]["token"][:, :9])
         held = memory.nbytes
         stream.close()
@@ -107,26 +107,27 @@ def test_the_prompt_that_was_used_last_stays_longest(flow):
     limit = use(0) + 2 * state_bytes(flow.config, 3 * CHUNK)
     for which in (1, 0, 2):
         use(which)
-    assert [memory.find(start(flow, about), 3 * CHUNK) is None for about in abouts] == [False, True, False]
+    keys = [start(flow, about).prompt_key(3 * CHUNK) for about in abouts]
+    assert [memory.find(key, flow) is None for key in keys] == [False, True, False]
 
 
 def test_each_thing_that_a_prompt_depends_on_is_in_its_key(flow):
     about = utterance(15)
-    keys = {streaming.prompt_key(start(flow, about), 24)}
+    keys = {start(flow, about).prompt_key(24)}
     for name, change in (("prompt_token", 1), ("prompt_feat", 0.5), ("embedding", 0.5), ("noise", 0.5)):
         changed = about[name].copy()
         changed[..., 0] += changed.dtype.type(change)
-        keys.add(streaming.prompt_key(start(flow, {**about, name: changed}), 24))
-    keys.add(streaming.prompt_key(start(flow, about), 16))
+        keys.add(start(flow, {**about, name: changed}).prompt_key(24))
+    keys.add(start(flow, about).prompt_key(16))
     assert len(keys) == 6
 
 
 def test_other_weights_make_another_prompt():
     flow = small_flow()
-    about, memory, work = utterance(15), StreamMemory(), Work()
-    before = run(start(flow, about, memory=memory.within(1 << 30)), about, [])
+    about, memory, work = utterance(15), Memory(), Work()
+    before = run(start(flow, about, memory=memory, max_cache_bytes=1 << 30), about, [])
     flow.input_embedding.weight = flow.input_embedding.weight * 1.5
-    found = run(start(flow, about, memory=memory.within(1 << 30), work=work), about, [], truth=None)
+    found = run(start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=work), about, [], truth=None)
     state = small_state()
     state["input_embedding.weight"] = state["input_embedding.weight"] * np.float32(1.5)
     single, double, further = original(state, about, streaming=True, finalize=True)
@@ -138,20 +139,20 @@ def test_other_weights_make_another_prompt():
 def test_a_prompt_is_of_the_weights_that_made_it():
     """Weights that are exchanged before the prompt is kept, in the second call, are not those of its key."""
     flow = small_flow()
-    about, memory, work = utterance(15), StreamMemory(), Work()
-    stream = start(flow, about, memory=memory.within(1 << 30), work=work)
+    about, memory, work = utterance(15), Memory(), Work()
+    stream = start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=work)
     stream.push(about["token"][:, :9])
     once = work.frames
     flow.input_embedding.weight = flow.input_embedding.weight * 1.5
     stream.close()
     assert memory.prompts == 1
-    start(flow, about, memory=memory.within(1 << 30), work=work).push(about["token"][:, :9])
+    start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=work).push(about["token"][:, :9])
     assert work.frames == 2 * once
 
 
 def test_streams_that_take_turns_do_not_mix(flow):
-    abouts, memory = [utterance(15), utterance(6), utterance(0)], StreamMemory()
-    streams = [start(flow, about, memory=memory.within(1 << 30)) for about in abouts]
+    abouts, memory = [utterance(15), utterance(6), utterance(0)], Memory()
+    streams = [start(flow, about, memory=memory, max_cache_bytes=1 << 30) for about in abouts]
     pieces = [[] for _ in streams]
     for have in (5, 9, 14):
         for stream, about, got in zip(streams, abouts, pieces, strict=True):
@@ -163,11 +164,11 @@ def test_streams_that_take_turns_do_not_mix(flow):
 
 
 def test_threads_share_the_memory(flow):
-    about, memory, wrong = utterance(15), StreamMemory(), []
+    about, memory, wrong = utterance(15), Memory(), []
 
     def request():
         try:
-            run(start(flow, about, memory=memory.within(1 << 22)), about, [7, 7])
+            run(start(flow, about, memory=memory, max_cache_bytes=1 << 22), about, [7, 7])
         except BaseException as error:
             wrong.append(error)
 

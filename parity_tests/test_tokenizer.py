@@ -12,14 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from port.files.errors import Refused
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, SPECIAL_TOKENS
-from port.frontend.tokenizer import (
-    OFFICIAL_VOCAB_SIZE,
-    PROBE_IDS,
-    PROBE_TEXT,
-    CosyVoice3Tokenizer,
-    TokenizerError,
-)
+from port.frontend.tokenizer import OFFICIAL_VOCAB_SIZE, PROBE_IDS, PROBE_TEXT, CosyVoice3Tokenizer
 from reference.tiny_tokenizer import build_tiny_tokenizer, byte_symbols
 
 VOCAB_SIZE = 320
@@ -193,7 +188,7 @@ def test_other_merges_with_the_official_vocabulary_are_refused(caplog):
     tokens = symbols + [a + b + c for a in symbols for b in symbols for c in symbols[:3]]
     vocab = {token: i for i, token in enumerate(tokens[:OFFICIAL_VOCAB_SIZE])}
     tokenizer = CosyVoice3Tokenizer(vocab, [], "there/vocab.json")
-    with pytest.raises(TokenizerError, match=r"^there/vocab.json: not the CosyVoice 3 tokenizer [^\n]*$"):
+    with pytest.raises(Refused, match=r"^there/vocab.json: not the CosyVoice 3 tokenizer [^\n]*$"):
         tokenizer.check_probe()
     with caplog.at_level(logging.WARNING):
         assert tokenizer.check_probe("warn") is False
@@ -203,7 +198,7 @@ def test_other_merges_with_the_official_vocabulary_are_refused(caplog):
 def test_stock_qwen_merges_are_refused(tmp_path):
     if official_tokenizer(tmp_path, stock=True) is None:
         pytest.skip(REASON)
-    with pytest.raises(TokenizerError, match="not the CosyVoice 3 tokenizer"):
+    with pytest.raises(Refused, match="not the CosyVoice 3 tokenizer"):
         CosyVoice3Tokenizer.from_folder(tmp_path)
     stock = CosyVoice3Tokenizer.from_folder(tmp_path, on_mismatch="warn")
     assert len(stock.encode("收到好友从远方寄来的生日礼物")) == 8
@@ -241,7 +236,7 @@ def edit_json(path, change):
 )
 def test_a_vocabulary_that_contradicts_itself_is_refused(damaged, change, message):
     edit_json(damaged / "vocab.json", change)
-    with pytest.raises(TokenizerError, match=message) as caught:
+    with pytest.raises(Refused, match=message) as caught:
         CosyVoice3Tokenizer.from_folder(damaged)
     assert "vocab.json" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -253,7 +248,7 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(damaged, change, messag
         ("vocab.json", b'{"a": ', "not readable as JSON"),
         ("vocab.json", b'{"a":' + b"1" * 5000 + b"}", "not readable as JSON"),
         ("vocab.json", b"[" * 100000, "not readable as JSON"),
-        ("vocab.json", b"\xff\xfe", "cannot be read"),
+        ("vocab.json", b"\xff\xfe", "not readable as JSON"),
         ("merges.txt", b"a b c\n", "is not a pair of tokens"),
         ("merges.txt", b"h e\nh e\n", "a merge is there twice"),
         ("merges.txt", b"#" * ((16 << 20) + 1), "larger than 16 MB"),
@@ -270,7 +265,7 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(damaged, change, messag
 )
 def test_damaged_files_are_refused_in_one_line(damaged, name, content, message):
     (damaged / name).write_bytes(content)
-    with pytest.raises(TokenizerError, match=message) as caught:
+    with pytest.raises(Refused, match=message) as caught:
         CosyVoice3Tokenizer.from_folder(damaged)
     assert "\n" not in str(caught.value)
 
@@ -290,10 +285,10 @@ def test_damaged_files_are_refused_in_one_line(damaged, name, content, message):
 def test_a_damaged_tokenizer_json_is_refused(tiny, tmp_path, change, message):
     tiny.save(tmp_path)
     edit_json(tmp_path / "tokenizer.json", change)
-    with pytest.raises(TokenizerError, match=message):
+    with pytest.raises(Refused, match=message):
         CosyVoice3Tokenizer.from_folder(tmp_path)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(TokenizerError, match=r"no vocab.json with merges.txt and no tokenizer.json"):
+    with pytest.raises(Refused, match=r"no vocab.json with merges.txt and no tokenizer.json"):
         CosyVoice3Tokenizer.from_folder(tmp_path)

@@ -8,8 +8,8 @@ import pytest
 
 from parity_tests.cases.vocoder import CASES
 from parity_tests.harness.compare import FLOOR
+from port.fast import arithmetic as fast
 from port.fast import convolution as ops
-from port.fast import sine as fast
 from port.fast.convolution import conv1d, conv_backend, tap_order
 from port.fast.paths import ALL_FAST, PLAIN, fast_paths
 from port.vocoder.convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample

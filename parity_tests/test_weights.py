@@ -11,9 +11,10 @@ from mlx.utils import tree_flatten
 
 from convert import run
 from parity_tests.convert_support import CONFIG, passing, put
-from port.config import ConfigError, CosyVoice3Config
+from port.config import CosyVoice3Config
 from port.files import weights
-from port.files.storage import TensorInfo, WeightsError, Writer, read_header, read_headers
+from port.files.errors import Refused
+from port.files.storage import TensorInfo, Writer, read_header, read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
 
@@ -169,7 +170,7 @@ def entry(shape, begin, end, dtype="F32"):
 )
 def test_header_that_lies(tmp_path, header, data, said):
     path = write(tmp_path / FILE, header, data)
-    with pytest.raises(WeightsError, match=said) as refusal:
+    with pytest.raises(Refused, match=said) as refusal:
         read_header(path)
     assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -178,14 +179,14 @@ def test_header_that_lies(tmp_path, header, data, said):
 @pytest.mark.parametrize("content", [b"", b"\0" * 7, struct.pack("<Q", 1 << 60), struct.pack("<Q", 100) + b"{}"])
 def test_not_a_safetensors_file(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
-    with pytest.raises(WeightsError, match="not a safetensors file"):
+    with pytest.raises(Refused, match="not a safetensors file"):
         read_header(tmp_path / FILE)
 
 
 def test_missing_weights(tmp_path):
-    with pytest.raises(WeightsError, match="not found"):
+    with pytest.raises(Refused, match="not found"):
         weights.load(copy_config(tmp_path / "empty"))
-    with pytest.raises(ConfigError, match="not found"):
+    with pytest.raises(Refused, match="not found"):
         weights.load(tmp_path / "nowhere")
 
 
@@ -193,7 +194,7 @@ def test_missing_weights(tmp_path):
 def test_index_that_leaves_the_folder(tmp_path, placed):
     folder = copy_config(tmp_path / "out")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": placed}}))
-    with pytest.raises(WeightsError, match="is not a safetensors file of this folder"):
+    with pytest.raises(Refused, match="is not a safetensors file of this folder"):
         weights.load(folder)
 
 
@@ -211,7 +212,7 @@ def test_index_that_leaves_the_folder(tmp_path, placed):
 def test_index_that_lies(tmp_path, index, said):
     write(tmp_path / "model-1.safetensors", {"a": entry([1], 0, 4)}, b"\0" * 4)
     (tmp_path / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(Refused, match=said):
         read_headers(tmp_path)
 
 
@@ -228,7 +229,7 @@ def test_weights_that_do_not_fit_the_model(model, tmp_path, change, said):
     arrays = parameters(model)
     change(arrays)
     weights.save(tmp_path / "out", arrays, CONFIG)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(Refused, match=said):
         weights.load(tmp_path / "out")
 
 
@@ -247,7 +248,7 @@ def test_heads_that_the_weights_do_not_have(model, tmp_path, change, shards):
     weights.save(tmp_path / "out", model, CONFIG, shards)
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(put(json.loads(path.read_text()), change)))
-    with pytest.raises(WeightsError, match="written for heads of 'llm 8/2, flow 4, speech tokenizer 2'"):
+    with pytest.raises(Refused, match="written for heads of 'llm 8/2, flow 4, speech tokenizer 2'"):
         weights.load(tmp_path / "out")
 
 
@@ -260,7 +261,7 @@ def test_weights_that_say_nothing_of_heads_are_taken(model, tmp_path):
 def test_quantization_that_mlx_does_not_know(model, tmp_path):
     arrays = parameters(model) | {"flow.decoder.estimator.proj_out.scales": mx.zeros((80, 2))}
     weights.save(tmp_path / "out", arrays, CONFIG, quantization={"group_size": 7, "bits": 4})
-    with pytest.raises(WeightsError, match="quantization"):
+    with pytest.raises(Refused, match="quantization"):
         weights.load(tmp_path / "out")
 
 
@@ -269,20 +270,20 @@ def test_quantization_that_mlx_does_not_know(model, tmp_path):
 
 def test_writer_keeps_its_promises(tmp_path):
     announced = {"a": TensorInfo("F32", (2,)), "b": TensorInfo("F32", (3,))}
-    with pytest.raises(WeightsError, match="b: announced and not written"), Writer(tmp_path, announced) as writer:
+    with pytest.raises(Refused, match="b: announced and not written"), Writer(tmp_path, announced) as writer:
         writer.write("a", np.zeros(2, np.float32))
-        with pytest.raises(WeightsError, match="written twice"):
+        with pytest.raises(Refused, match="written twice"):
             writer.write("a", np.zeros(2, np.float32))
-        with pytest.raises(WeightsError, match="not announced"):
+        with pytest.raises(Refused, match="not announced"):
             writer.write("c", np.zeros(2, np.float32))
-        with pytest.raises(WeightsError, match=r"has shape \[2\]"):
+        with pytest.raises(Refused, match=r"has shape \[2\]"):
             writer.write("b", np.zeros(2, np.float32))
-    with pytest.raises(WeightsError, match="exists already"):
+    with pytest.raises(Refused, match="exists already"):
         Writer(tmp_path, announced)
 
 
 def test_dtype_that_cannot_be_stored(tmp_path):
-    with pytest.raises(WeightsError, match="float64 cannot be stored"):
+    with pytest.raises(Refused, match="float64 cannot be stored"):
         weights.save(tmp_path / "out", {"a": np.zeros(2)}, CONFIG)
 
 

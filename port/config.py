@@ -5,18 +5,16 @@ Defaults are Fun-CosyVoice3-0.5B-2512 (cosyvoice3.yaml and CosyVoice-BlankEN/con
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .files.disk import require_regular
-from .files.errors import brief
-from .files.strict import ConfigError, check_sizes, from_dict
+from .files.disk import read_json
+from .files.errors import Refused, brief
+from .files.strict import check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
-MAX_BYTES = 16 << 20  # of a config.json
 
 
 @dataclass(frozen=True)
@@ -217,11 +215,11 @@ class CosyVoice3Config:
         """Build from a parsed `config.json`; `model_type` must be there, `quantization*` is left to weights.py.
 
         Raises:
-            ConfigError: unknown key, wrong type, an absurd size, or sizes that do not fit each other.
+            Refused: unknown key, wrong type, an absurd size, or sizes that do not fit each other.
         """
         data = dict(data)
         if (found := data.pop("model_type", None)) != MODEL_TYPE:
-            raise ConfigError(f"config.json: model_type is {brief(found)}, expected {MODEL_TYPE!r}")
+            raise Refused(f"config.json: model_type is {brief(found)}, expected {MODEL_TYPE!r}")
         for key in ("quantization", "quantization_config", "provenance"):
             data.pop(key, None)
         config = from_dict(cls, data)
@@ -234,18 +232,9 @@ class CosyVoice3Config:
     @classmethod
     def load(cls, folder: str | Path) -> CosyVoice3Config:
         """Read `config.json` of a converted folder."""
-        path = Path(folder) / "config.json"
-        try:
-            require_regular(path)
-            if path.stat().st_size > MAX_BYTES:
-                raise ConfigError(f"{path}: larger than {MAX_BYTES} bytes")
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except ConfigError:
-            raise
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: not found; give a folder written by convert/run.py") from None
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not readable as JSON ({' '.join(str(error).split()):.160})") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path}: expected a JSON object, found {type(data).__name__}")
-        return cls.from_dict(data)
+        return cls.from_dict(read_settings(folder))
+
+
+def read_settings(folder: str | Path) -> dict[str, Any]:
+    """Content of a converted folder's `config.json`."""
+    return read_json(Path(folder) / "config.json", "give a folder written by convert/run.py")

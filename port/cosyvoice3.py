@@ -29,10 +29,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from .app.device import end_streams_with_thread, for_any_thread, keep_freed_memory
+from .config import read_settings
 from .files import community, weights
+from .files.errors import Refused
 from .files.hub import find_folder
-from .files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from .files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
 from .frontend.frontend import CosyVoiceFrontEnd, ModelInput
 from .frontend.normalizer import load_normalizer
 from .frontend.recording import Recording
@@ -41,6 +42,7 @@ from .frontend.text import ZERO_WIDTH, arriving
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .llm.sampling import SeededDraws
 from .model import SPEED_IN_STREAM, CosyVoice3Model
+from .stream.threads import end_streams_with_thread, for_any_thread
 
 Speech = Iterator[dict[str, mx.array]]
 Wav = Recording
@@ -69,7 +71,7 @@ class CosyVoice3:
             nothing else in the process can disturb.
         options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
 
-    They raise ValueError (`AudioError` for a recording, `SpeakerError` for a saved voice), one line each.
+    They raise `Refused`, a ValueError of one line.
     """
 
     def __init__(self, model: CosyVoice3Model, frontend: CosyVoiceFrontEnd, folder: str | Path | None = None) -> None:
@@ -98,14 +100,16 @@ class CosyVoice3:
                 with the same result; frees 0.56 GB at the official size in float32.
 
         Raises:
-            WeightsError, ConfigError, TokenizerError, SpeakerError: what cannot be used, in one line.
+            Refused: what cannot be used, in one line.
         """
         folder = find_folder(str(path_or_hf_repo), revision)
         with for_any_thread() if lazy else nullcontext():
-            model = community.load(folder, lazy)[0] if community.recognises(folder) else weights.load(folder, lazy)
+            if community.recognises(settings := read_settings(folder)):
+                model, _ = community.load(folder, lazy, settings)
+            else:
+                model = weights.load(folder, lazy, settings)
         if bake_timesteps:
             model.flow.decoder.bake()
-        keep_freed_memory()
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
             model.speech_tokenizer,
@@ -134,7 +138,7 @@ class CosyVoice3:
             prompt_text, prompt_wav: as for `inference_zero_shot`; the text is taken as it is.
 
         Raises:
-            SpeakerError: an unusable name.
+            Refused: an unusable name.
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
         self._enter_thread()
@@ -147,10 +151,10 @@ class CosyVoice3:
         """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
 
         Raises:
-            SpeakerError: nowhere to write, or not possible.
+            Refused: nowhere to write, or not possible.
         """
         if path is None and self.folder is None:
-            raise SpeakerError("the model has no folder of its own; give save_spkinfo a path")
+            raise Refused("the model has no folder of its own; give save_spkinfo a path")
         save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
 
     def inference_sft(

@@ -19,9 +19,8 @@ from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from .stream.flow import StreamingFlow
-from .stream.flow_state import Work
-from .stream.memory import StreamMemory
+from .stream.flow import StreamingFlow, Work
+from .stream.memory import Memory
 from .stream.vocoder import StreamingVocoder
 from .vocoder.generator import CausalHiFTGenerator
 
@@ -96,7 +95,7 @@ class CosyVoice3Model(nn.Module):
         self.speech_tokenizer = S3TokenizerV3(config.speech_tokenizer)
         self.speaker = CAMPPlus(config.speaker)
         self.token_hop_len = config.streaming.token_hop_len
-        self.stream_memory = StreamMemory()
+        self.stream_memory = Memory()
 
     def llm_job(
         self,
@@ -151,8 +150,8 @@ class CosyVoice3Model(nn.Module):
         """
         voice = prompt_token, prompt_feat, embedding
         if cache.incremental and stream and not finalize and cache.flow is None:
-            memory = self.stream_memory.within(cache.max_cache_bytes)
-            cache.flow = StreamingFlow(self.flow, *voice, noise, memory, cache.work)
+            memory, limit = self.stream_memory, cache.max_cache_bytes
+            cache.flow = StreamingFlow(self.flow, *voice, noise, memory, limit, cache.work)
             cache.vocoder = StreamingVocoder(self.vocoder, sine_waves)
         if cache.flow is not None and stream:
             new = cache.flow.push(token, finalize)
@@ -220,7 +219,7 @@ class CosyVoice3Model(nn.Module):
             incremental: compute only what is new in a chunk, the same up to rounding; otherwise both networks run over
                 everything again, as in the original. In the last chunk the flow decoder does, unless `causal_final`.
             max_cache_bytes: what all streams of this model and the prompts kept for later ones may hold together, see
-                streaming.py; beyond it chunks are computed again. None takes a quarter of the device's memory.
+                stream/memory.py; beyond it chunks are computed again. None takes a quarter of the device's memory.
 
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.

@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
-from port.files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from port.files.errors import Refused
+from port.files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
 from port.frontend.normalizer import load_normalizer
 from port.frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from port.frontend.tokenizer import CosyVoice3Tokenizer
@@ -65,7 +66,7 @@ class CosyVoice3:
             nothing else in the process can disturb.
         options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
 
-    They raise ValueError (`AudioError` for a recording, `SpeakerError` for a saved voice), one line each.
+    They raise `Refused`, a ValueError of one line.
     """
 
     def __init__(self, model: CosyVoice3Model, frontend: CosyVoiceFrontEnd, folder: str | Path | None = None) -> None:
@@ -91,7 +92,7 @@ class CosyVoice3:
 
         Raises:
             OSError, RuntimeError: files missing, or tensors missing, unknown or of another shape.
-            TokenizerError, SpeakerError: what cannot be used, in one line.
+            Refused: what cannot be used, in one line.
         """
         folder = Path(folder)
         model = CosyVoice3Model(config)
@@ -129,7 +130,7 @@ class CosyVoice3:
             prompt_text, prompt_wav: as for `inference_zero_shot`; the text is taken as it is.
 
         Raises:
-            SpeakerError: an unusable name.
+            Refused: an unusable name.
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
         check_name(zero_shot_spk_id)
@@ -141,10 +142,10 @@ class CosyVoice3:
         """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
 
         Raises:
-            SpeakerError: nowhere to write, or not possible.
+            Refused: nowhere to write, or not possible.
         """
         if path is None and self.folder is None:
-            raise SpeakerError("the model has no folder of its own; give save_spkinfo a path")
+            raise Refused("the model has no folder of its own; give save_spkinfo a path")
         save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
 
     def inference_sft(

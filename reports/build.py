@@ -153,11 +153,11 @@ def build(report: Row, out: str | Path) -> dict[str, Path]:
 
 
 def _write_card(folder: Path, report: dict[str, Any] | None) -> int:
-    from reports.card import CardError, card, write_card  # it reads the port's folders; a report does without MLX
+    from reports.card import card, write_card
 
     try:
         print(f"card: {write_card(folder, card(folder, report))}")
-    except (CardError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     return 0

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from port.files.disk import beside, require_regular
-from port.files.errors import OneLineError, printable
+from port.files.disk import beside, read_json
+from port.files.errors import Refused, printable
 from port.files.hub import COMMIT, ID
 from reports.verdict import worst_per_stage
 from reports.words import STAGE_NAMES, Row, ratio_text
@@ -32,26 +32,6 @@ MAX_VALUE = 300  # characters of one
 OTHER_TERMS = "The weights are under the terms of their source. Do not clone a voice without its owner's consent."
 
 
-class CardError(OneLineError):
-    """A folder of which no card can be written; one line."""
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises:
-    CardError: not there, or not a JSON object.
-    """
-    try:
-        require_regular(path)
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise CardError(f"{path}: cannot be read ({error.strerror}); give a folder of convert/run.py") from None
-    except (ValueError, RecursionError):
-        raise CardError(f"{path}: is not JSON") from None
-    if not isinstance(content, dict):
-        raise CardError(f"{path}: is not a JSON object")
-    return content
-
-
 def card(
     folder: Path,
     report: Row | None = None,
@@ -68,7 +48,7 @@ def card(
         base_model, licence: what the head says where the folder itself does not know.
 
     Raises:
-        CardError: a file is missing or damaged.
+        Refused: a file is missing or damaged.
     """
     config, audit = read_json(folder / "config.json"), read_json(folder / "audit.json")
     quality = read_json(folder / "quality.json") if (folder / "quality.json").exists() else None
@@ -85,7 +65,7 @@ def card(
             "## Licence\n\n" + (DISCLAIMER if origin.get("source") == OFFICIAL else OTHER_TERMS),
         ]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CardError(f"{folder}: its JSON files lack what a card tells ({error}); convert again") from None
+        raise Refused(f"{folder}: its JSON files lack what a card tells ({error}); convert again") from None
     text = "\n\n".join(parts) + "\n"
     return f"{text}\n{SIGNED.format(_hash(text))}\n"
 
@@ -94,11 +74,11 @@ def write_card(folder: Path, text: str) -> Path:
     """Put a card into the folder, in the place of an earlier one.
 
     Raises:
-        CardError: a README.md that somebody wrote stands there.
+        Refused: a README.md that somebody wrote stands there.
     """
     path = folder / CARD_FILE
     if (path.exists() or path.is_symlink()) and not is_card(path):
-        raise CardError(f"{path}: is not a card that this command made; move it away, the card takes its place")
+        raise Refused(f"{path}: is not a card that this command made; move it away, the card takes its place")
     with beside(path) as file:
         file.write_text(text, "utf-8")
     return path

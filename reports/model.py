@@ -7,7 +7,6 @@ ratio is the quotient it claims to be, that the verdict follows from the rows). 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -191,9 +190,9 @@ def to_json(report: Row) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename, so that no half-written file is ever seen."""
+    """Write beside, then rename, so that no half-written file is ever seen; what a killed run left beside goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.partial")
     try:
         beside.write_text(text, "utf-8")
         beside.replace(path)

@@ -36,8 +36,7 @@ _VOCODER = (
 CASES: dict[str, tuple[str, ...]] = {
     "convert": ("",),
     "flow": ("flow.", "fast."),
-    "fast": ("flow.", "fast."),
-    "fast.sine": ("vocoder.",),
+    "fast": ("fast.", "flow.", "llm.", "vocoder."),
     "stream.flow.StreamingFlow": ("flow.", "fast."),
     "stream.vocoder.StreamingVocoder": ("vocoder.",),
 }
@@ -66,9 +65,8 @@ TESTS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("test_walks.py", "-k", "llm or tokens"),
     ),
     "flow": _FLOW,
-    "fast": _FLOW,
+    "fast": _FLOW + _VOCODER,
     "vocoder": _VOCODER,
-    "fast.sine": _VOCODER,
     "stream.vocoder": (
         ("test_handed_noise.py", "-k", "streamed_vocoder"),
         ("test_vocoder_streaming.py",),
@@ -161,7 +159,7 @@ MODULES = {
     "test_noise.py": "noise",
     "test_flow.py::test_a_streamed": "flow.dit.DiT",
     "test_flow_fast.py": "fast.attention",
-    "test_vocoder_fast.py": "fast.sine",
+    "test_vocoder_fast.py": "fast.arithmetic",
     "test_text.py": "frontend.text",
     "test_text_numbers.py": "frontend.text",
     "test_flow_streaming.py": "stream.flow.StreamingFlow",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.checkpoint import CheckpointError
 from convert.hub import needed_files
 from convert.official import TOKENIZER_FOLDER, text_config
 from convert.parts import converted_parts, official_parts
-from port.config import ConfigError
 from port.files import weights
-from port.files.storage import INDEX_FILE, WEIGHTS_FILE, WeightsError
-from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
+from port.files.errors import Refused
+from port.files.storage import INDEX_FILE, WEIGHTS_FILE
+from port.frontend.tokenizer import CosyVoice3Tokenizer
 
 CONVERTED = ("config.json", WEIGHTS_FILE, INDEX_FILE)
 
@@ -45,7 +44,7 @@ def _check_official(folder: Path, llm: str) -> None:
         CosyVoice3Tokenizer.from_folder(folder / TOKENIZER_FOLDER)
         for part in official_parts(llm):
             part.read(folder / part.file)
-    except (CheckpointError, ConfigError, TokenizerError) as error:
+    except Refused as error:
         raise FolderError(f"--checkpoint: {error}") from None
 
 
@@ -53,7 +52,7 @@ def _check_converted(folder: Path) -> None:
     try:
         weights.load(folder, lazy=True)
         CosyVoice3Tokenizer.from_folder(folder)
-    except (ConfigError, WeightsError, TokenizerError) as error:
+    except Refused as error:
         official = any((folder / part.file).is_file() for part in official_parts())
         hint = "; it looks like an official checkpoint, give that to --checkpoint" if official else ""
         raise FolderError(f"--mlx-path: {folder} is no conversion of this repository: {error}{hint}") from None

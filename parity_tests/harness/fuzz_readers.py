@@ -16,43 +16,30 @@ import soundfile
 import torch
 from safetensors.numpy import save_file
 
-from convert.audit import AuditError
-from convert.checkpoint import CheckpointError, read_state_dict
+from convert.checkpoint import read_state_dict
 from convert.hub import Source
-from convert.mapping import ConversionError
 from convert.official import text_config
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from convert.run import convert_folder
 from parity_tests.onnx_support import SPEAKER, TOKENIZER
-from port.app.batch import ManifestError, Utterance, read_manifest
-from port.config import ConfigError, CosyVoice3Config
+from port.app.batch import Utterance, read_manifest
+from port.config import CosyVoice3Config
 from port.files import community, weights
-from port.files.disk import TextError, read_text
-from port.files.speakers import FIELDS, SpeakerError, load_speakers
-from port.files.storage import WeightsError, Writer, describe, read_headers
-from port.frontend.audio import AudioError, load_wav
+from port.files.disk import read_text
+from port.files.errors import Refused
+from port.files.speakers import FIELDS, load_speakers
+from port.files.storage import Writer, describe, read_headers
+from port.frontend.audio import load_wav
 from port.frontend.normalizer import load_normalizer
 from port.frontend.text import text_normalize
-from port.frontend.tokenizer import CosyVoice3Tokenizer, TokenizerError
+from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model
 from reference.export_onnx import export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
 from reference.synthesize import synthesize
 from reports.model import ReportError
 from reports.model import load as load_report
 
-REFUSALS = (
-    AudioError,
-    AuditError,
-    CheckpointError,
-    ConfigError,
-    ConversionError,
-    ManifestError,
-    ReportError,
-    SpeakerError,
-    TextError,
-    TokenizerError,
-    WeightsError,
-)
+REFUSALS = (Refused, ReportError)
 
 
 @dataclass(frozen=True)

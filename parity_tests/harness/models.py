@@ -16,7 +16,7 @@ from convert.mapping import PORT_ROOT
 from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
-from port.config import CosyVoice3Config
+from port.config import CosyVoice3Config, read_settings
 from port.files import weights
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model as PortModel
@@ -80,7 +80,7 @@ class Models:
             folder: its conversion.
 
         Raises:
-            CheckpointError, ConfigError, WeightsError: files that cannot be used.
+            Refused: files that cannot be used.
         """
         config = load_config(source)
         single = ReferenceModel(config)
@@ -101,7 +101,7 @@ class Models:
             config: of the source, or `shallow`: layers beyond it are not read.
 
         Raises:
-            CheckpointError, KeyError: files that cannot be used, or that lack a tensor.
+            Refused, KeyError: files that cannot be used, or that lack a tensor.
         """
         single, parts = torch.nn.Module(), {attribute(part): part for part in (part, *more)}
         for name, part in parts.items():
@@ -111,7 +111,7 @@ class Models:
         weights.expect_baked(port, headers := read_headers(folder), folder)
         # Arrays are read when they are used, those of deeper layers never.
         held = weights.read_arrays(file for file, _ in headers.values())
-        if quantization := weights.quantization_of(folder):
+        if quantization := weights.quantization_of(read_settings(folder)):
             weights.quantize(port, quantization, held)
         for name in parts:
             keys = [key for key, _ in tree_flatten(port[name].parameters())]

@@ -16,7 +16,7 @@ from convert.mapping import Step, plan
 from convert.parts import PARTS
 from convert.quantize import precision_of
 from parity_tests.harness.models import attribute
-from port.config import CosyVoice3Config
+from port.config import CosyVoice3Config, read_settings
 from port.files.storage import DTYPES
 from port.files.weights import quantization_of
 
@@ -36,7 +36,7 @@ def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, gr
         config: sizes of the model.
         group: names of the parts to round.
     """
-    model, found, settings = copy.deepcopy(model), precision_of(folder), quantization_of(folder) or {}
+    model, found, settings = copy.deepcopy(model), precision_of(folder), quantization_of(read_settings(folder)) or {}
     for part in PARTS:
         if attribute(part) not in group:
             continue

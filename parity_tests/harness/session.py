@@ -28,8 +28,7 @@ from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.liveness import LivenessRow, summarised
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
-from port.config import ConfigError
-from port.files.storage import WeightsError
+from port.files.errors import Refused
 from reference.synthesize import synthesize
 from reports import model as report_model
 
@@ -113,7 +112,7 @@ class Session:
             return dtype
         try:
             return precision_of(folder).label
-        except (ConfigError, WeightsError) as error:
+        except Refused as error:
             raise pytest.UsageError(f"--mlx-path: {error}") from None
 
     @cached_property

@@ -193,11 +193,11 @@ TARGETS = {
         Target("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         Target("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # activations: fast forms of functions that the reference takes from torch
-        Target("fast.attention.exp2", chained=False, witness=lambda x: torch.exp2(x)),
-        Target("fast.attention.silu", chained=False, witness=lambda x: F.silu(x)),
-        Target("fast.attention.mish", chained=False, witness=lambda x: F.mish(x)),
-        Target("fast.attention.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
-        Target("fast.attention.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target("fast.arithmetic.exp2", chained=False, witness=lambda x: torch.exp2(x)),
+        Target("fast.arithmetic.silu", chained=False, witness=lambda x: F.silu(x)),
+        Target("fast.arithmetic.mish", chained=False, witness=lambda x: F.mish(x)),
+        Target("fast.arithmetic.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
+        Target("fast.arithmetic.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
         Target(
             "fast.attention.attention",
             chained=False,

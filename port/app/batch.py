@@ -2,31 +2,38 @@
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
 `prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
-held to one. Paths are relative to the manifest. Ranks share nothing but the output folder and one sum at the end: rank
-r of n takes the lines r, r + n, ..., and each utterance has a seed of its own, so the files do not depend on n.
+held to one. Paths are relative to the manifest. Ranks share nothing but the output folder: rank r of n takes the lines
+r, r + n, ..., and each utterance has a seed of its own, so the files do not depend on n. A rank holds a lock while it
+speaks, which the system frees however it ends: so ranks find each other's ends, and two batches do not mix.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import TextError, beside, read_text
+from ..files.disk import beside, read_text
+from ..files.errors import Refused
+from .device import keep_freed_memory
 from .speaking import NOTHING_SPOKEN, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"
+LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
 RECORDS = ".records"  # one file for each utterance, so that ranks never write to the same one
 SAFE_ID = re.compile(r"[\w-][\w.-]{0,199}")
 MAX_NAME_BYTES = 200  # of an id, so that the names beside its place stay within the 255 of a file system
@@ -39,10 +46,6 @@ MODES: dict[str, tuple[set[str], ...]] = {
     "sft": ({"text", "spk"},),
     "vc": ({"source_wav", "prompt_wav"},),
 }
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be read, or a line that cannot be spoken."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,15 @@ class Utterance:
         """Check a line; paths become those below `folder`, and null stands for nothing.
 
         Raises:
-            ManifestError: an unknown field, a value of the wrong type, or fields that do not make a mode.
+            Refused: an unknown field, a value of the wrong type, or fields that do not make a mode.
         """
         if unknown := [name for name in line if name not in FIELDS]:
-            raise ManifestError(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
+            raise Refused(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
         line = {name: value for name, value in line.items() if value is not None}
         types = {"seed": int, "speed": (int, float)}
         for name, value in line.items():
             if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
-                raise ManifestError(f"{name}: a {type(value).__name__} cannot stand here")
+                raise Refused(f"{name}: a {type(value).__name__} cannot stand here")
         given = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
         made = cls(**given)
         made._check(line.keys() - {"id", "mode", "seed", "speed"})
@@ -81,18 +84,18 @@ class Utterance:
 
     def _check(self, given: set[str]) -> None:
         if self.mode is not None and self.mode not in MODES:
-            raise ManifestError(f"mode {self.mode!r:.40} is unknown; choose {', '.join(MODES)}")
+            raise Refused(f"mode {self.mode!r:.40} is unknown; choose {', '.join(MODES)}")
         possible = [self.mode] if self.mode else list(MODES)
         if not any(given == wanted for mode in possible for wanted in MODES[mode]):
             said = f"mode {self.mode}" if self.mode else "a line"
             ways = " or ".join(sorted({", ".join(sorted(way)) for mode in possible for way in MODES[mode]}))
-            raise ManifestError(f"{said} needs exactly {ways}; found {', '.join(sorted(given)) or 'nothing'}")
+            raise Refused(f"{said} needs exactly {ways}; found {', '.join(sorted(given)) or 'nothing'}")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            raise ManifestError(f"seed {self.seed!s:.40} is not in 0..2^64-1")
+            raise Refused(f"seed {self.seed!s:.40} is not in 0..2^64-1")
         if not 0 < self.speed <= sys.float_info.max:
-            raise ManifestError(f"speed {self.speed!s:.40} is no tempo; give a number above 0")
+            raise Refused(f"speed {self.speed!s:.40} is no tempo; give a number above 0")
         if len(self.id.encode()) > MAX_NAME_BYTES:
-            raise ManifestError(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
+            raise Refused(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
 
     def speech(self, voice: CosyVoice3, seed: int, split_long: bool = False) -> Speech:
         """Audio of this line; `seed` where the line has none of its own."""
@@ -109,12 +112,9 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Lines of a manifest, each with an `id` that stands once and has no way out of the folder; a whole number will do.
 
     Raises:
-        ManifestError: no such file, no JSON object on a line, or no usable id.
+        Refused: no such file, no JSON object on a line, or no usable id.
     """
-    try:
-        text = read_text(path)
-    except TextError as error:
-        raise ManifestError(str(error)) from None
+    text = read_text(path)
     lines: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line
         if not row.strip():
@@ -122,17 +122,17 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
         try:
             line = json.loads(row)
         except (ValueError, RecursionError):
-            raise ManifestError(f"{path}, line {number}: no JSON; write one object a line") from None
+            raise Refused(f"{path}, line {number}: no JSON; write one object a line") from None
         name = line.get("id") if isinstance(line, dict) else None
         if type(name) is int and name >= 0:
             line["id"] = name = str(name)
         if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
-            raise ManifestError(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
+            raise Refused(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
         if name in lines:
-            raise ManifestError(f"{path}, line {number}: the id {name} stands twice")
+            raise Refused(f"{path}, line {number}: the id {name} stands twice")
         lines[name] = line
     if not lines:
-        raise ManifestError(f"{path}: holds no utterance")
+        raise Refused(f"{path}: holds no utterance")
     return list(lines.values())
 
 
@@ -141,7 +141,7 @@ def run_batch(
 ) -> tuple[int, int]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
-    A line that fails is recorded and tried again by the next run.
+    A line that fails is recorded and tried again by the next run; so is what an end before its time leaves.
 
     Args:
         manifest: see `read_manifest`.
@@ -155,31 +155,72 @@ def run_batch(
         How many lines failed, of how many, over all ranks.
 
     Raises:
-        ManifestError: the manifest as a whole.
-        WeightsError, OSError: the model or the folder.
+        Refused: the manifest as a whole, the model, or a folder that another batch is writing to.
+        OSError: the folder.
     """
     lines = read_manifest(manifest)
     group = mx.distributed.init()
     records = out / RECORDS
     records.mkdir(parents=True, exist_ok=True)
-    voice = CosyVoice3.from_pretrained(model, revision)
-    weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
-    own = lines[group.rank() :: group.size()]
-    bar = tqdm(own, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
-    failed = 0
-    for line in bar:
-        record = _record(records, line)
-        asked = [line, seed, weights] + ["split long"] * split_long
-        request = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-        if not _is_done(record, out / f"{line['id']}.wav", request):
-            found = _speak(line, manifest.parent, out, voice, seed, split_long)
-            _write_atomically(record, json.dumps({**found, "request": request}))
-        failed += json.loads(record.read_text("utf-8"))["status"] != "done"
-    # Every rank waits here for the others; only then are all records there.
-    failed = int(mx.distributed.all_sum(mx.array(failed), group=group, stream=mx.cpu).item())
-    if group.rank() == 0:
-        _write_atomically(out / RESULTS_FILE, "".join(_results(lines, records)))
-    return failed, len(lines)
+    locks = [records / f".rank{rank}" for rank in range(group.size())]
+    with locks[group.rank()].open("w") as own:
+        refused = mx.distributed.all_sum(mx.array(int(not _lock(own))), group=group, stream=mx.cpu)
+        if refused.item():
+            raise Refused(f"{out}: another batch is writing there; wait for its end or choose another --out")
+        voice = CosyVoice3.from_pretrained(model, revision)
+        keep_freed_memory()
+        weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
+        wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
+        left = lines[group.rank() :: group.size()]
+        bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
+        with _ended_by_signals():
+            try:
+                for line in bar:
+                    record, request = _record(records, line), wanted[line["id"]]
+                    if not _is_done(record, out / f"{line['id']}.wav", request):
+                        found = _speak(line, manifest.parent, out, voice, seed, split_long)
+                        _write_atomically(record, json.dumps({**found, "request": request}))
+                own.close()  # and with it the lock
+                for lock in locks:
+                    with lock.open() as other:
+                        fcntl.flock(other, fcntl.LOCK_SH)  # waits until that rank has spoken its lines, or is gone
+            except KeyboardInterrupt:
+                bar.close()
+            results = [_result(_record(records, line), line["id"], wanted[line["id"]]) for line in lines]
+            _write_atomically(out / RESULTS_FILE, "".join(json.dumps(result) + "\n" for result in results))
+    return sum(result["status"] != "done" for result in results), len(lines)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM is a KeyboardInterrupt within, once: `mlx.launch` sends it to all ranks, each second, once one died."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _lock(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:
+    """Everything that determines the sound of a line, as a hash."""
+    asked = [line, seed, weights] + ["split long"] * split_long
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _speak(
@@ -206,7 +247,7 @@ def _speak(
                 samples += len(wave)
                 file.write(wave)
             if not samples:
-                raise ManifestError(NOTHING_SPOKEN)
+                raise Refused(NOTHING_SPOKEN)
     except Exception as error:  # whatever it is, the other lines go on
         path.unlink(missing_ok=True)  # of an earlier request with this id
         return {"id": name, "status": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
@@ -229,9 +270,13 @@ def _is_done(record: Path, wav: Path, request: str) -> bool:
         return False
 
 
-def _results(lines: Sequence[dict[str, Any]], records: Path) -> list[str]:
-    found = [json.loads(_record(records, line).read_text("utf-8")) for line in lines]
-    return [json.dumps({k: v for k, v in record.items() if k != "request"}) + "\n" for record in found]
+def _result(record: Path, name: str, request: str) -> dict[str, Any]:
+    """The line of the results file that tells of an utterance."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(record.read_text("utf-8"))
+        if found["request"] == request:
+            return {key: value for key, value in found.items() if key != "request"}
+    return {"id": name, "status": "failed", "error": LEFT}
 
 
 def _write_atomically(path: Path, text: str) -> None:

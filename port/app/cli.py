@@ -21,16 +21,17 @@ from tqdm import tqdm
 from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import read_text
+from ..files.errors import Misused, Refused
 from ..files.hub import find_folder
-from ..files.speakers import SPEAKERS_FILE, SpeakerError, check_name, load_speakers, save_speakers
+from ..files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
 from ..frontend.recording import check_recording
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from ..frontend.text import ZERO_WIDTH, is_silent
 from ..llm.sampling import ras_sampling
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
-from .device import use_device
-from .speaking import NOTHING_SPOKEN, UsageError, check_instruction, check_request, sound_file, speech
+from .device import keep_freed_memory, use_device
+from .speaking import NOTHING_SPOKEN, check_instruction, check_request, sound_file, speech
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         use_device(options.device)
         COMMANDS[options.run](options)
-    except UsageError as error:
+    except Misused as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _complain(error, 1)
@@ -69,6 +70,7 @@ def _say(options: argparse.Namespace) -> None:
         check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     voice = CosyVoice3.from_pretrained(options.model, options.revision)
+    keep_freed_memory()
     with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
@@ -87,6 +89,7 @@ def _vc(options: argparse.Namespace) -> None:
     check_recording(options.source_wav, voice=False)
     check_recording(options.prompt_wav)
     voice = CosyVoice3.from_pretrained(options.model, options.revision)
+    keep_freed_memory()
     with tqdm(desc="audio", unit="s", unit_scale=True, file=sys.stderr, disable=None) as progress:
         started = time.perf_counter()
         speech = voice.inference_vc(
@@ -117,7 +120,7 @@ def _spk_remove(options: argparse.Namespace) -> None:
     path = folder / SPEAKERS_FILE
     speakers = load_speakers(path, CosyVoice3Config.load(folder))
     if speakers.pop(options.spk, None) is None:
-        raise SpeakerError(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
+        raise Refused(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
     save_speakers(path, speakers)
     print(f"{options.spk}: removed from {path}")
 
@@ -175,14 +178,14 @@ def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:
 def _check_output(options: argparse.Namespace) -> None:
     """Before minutes of work: a place that can be written, in a format that is known."""
     if options.stream and options.speed != 1.0:
-        raise UsageError("--speed changes whole pieces only; leave out --stream")
+        raise Misused("--speed changes whole pieces only; leave out --stream")
     if not np.isfinite(options.speed) or options.speed <= 0:
-        raise UsageError(f"--speed {options.speed:g} is no tempo; give a number above 0")
+        raise Misused(f"--speed {options.speed:g} is no tempo; give a number above 0")
     path = options.output
     if path.suffix.lower() not in (".wav", ".flac"):
-        raise UsageError(f"{path}: give a name that ends in .wav or .flac")
+        raise Misused(f"{path}: give a name that ends in .wav or .flac")
     if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path}: cannot be written there")
+        raise Misused(f"{path}: cannot be written there")
 
 
 def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
-from contextlib import AbstractContextManager, nullcontext
 
 DEVICES = ("auto", "cpu", "gpu")
 # malloc.h of glibc: what is freed at the heap's end and stays, and from which size on an array lives outside the heap.
@@ -47,35 +45,3 @@ def keep_freed_memory() -> bool:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     options = ((MMAP_THRESHOLD, HEAP_BYTES), (TRIM_THRESHOLD, KEPT_BYTES))
     return set_option is not None and all(set_option(*option) for option in options)
-
-
-class _Streams:
-    """Lives as long as its thread, and takes the thread's MLX streams along."""
-
-    def __del__(self) -> None:
-        import mlx.core as mx
-
-        mx.clear_streams()
-
-
-_thread = threading.local()
-
-
-def end_streams_with_thread() -> None:
-    """Have MLX drop the streams of this thread when the thread ends; to be called where a thread may compute first.
-
-    Streams of ended threads let the process abort at its exit (MLX 0.32; 0.31 has one set of streams for all threads).
-    """
-    import mlx.core as mx
-
-    if threading.current_thread() is not threading.main_thread() and hasattr(mx, "clear_streams"):
-        _thread.streams = getattr(_thread, "streams", None) or _Streams()
-
-
-def for_any_thread() -> AbstractContextManager[object]:
-    """What is made within can be evaluated by another thread later, by one at a time."""
-    import mlx.core as mx
-
-    if not hasattr(mx, "new_thread_unsafe_stream"):
-        return nullcontext()
-    return mx.stream(mx.new_thread_unsafe_stream(mx.cpu))

@@ -11,15 +11,12 @@ import soundfile
 
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
+from ..files.errors import Misused
 from ..files.speakers import EMBEDDING
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
 KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping
-
-
-class UsageError(ValueError):
-    """Arguments that do not go together."""
 
 
 class Request(Protocol):
@@ -35,12 +32,12 @@ def check_request(request: Request) -> None:
     """Refuse a request that names no voice, or two.
 
     Raises:
-        UsageError: either.
+        Misused: either.
     """
     if not request.prompt_wav and not request.spk:
-        raise UsageError("say needs a voice: --prompt-wav FILE or --spk NAME")
+        raise Misused("say needs a voice: --prompt-wav FILE or --spk NAME")
     if request.spk and (request.prompt_wav or request.prompt_text or request.instruct):
-        raise UsageError(
+        raise Misused(
             "--spk brings its own recording and prompt text; leave out --prompt-wav, --prompt-text, --instruct"
         )
 

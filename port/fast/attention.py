@@ -1,7 +1,4 @@
-"""Fast forms of what the transformers' plain layers compute; `port/fast/paths.py` chooses, and the result is the same.
-
-MLX's CPU back end takes exp and tanh one number at a time; here one polynomial serves both, in operations that every
-device runs side by side.
+"""Attention in blocks that stay in the CPU's cache, by chunks where each sees its past, and joined projections.
 
 b batch, h heads, n frames (m of them keys), c channels per head
 """
@@ -9,7 +6,6 @@ b batch, h heads, n frames (m of them keys), c channels per head
 from __future__ import annotations
 
 import copy
-import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,97 +15,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .convolution import compiles_exactly, polynomial
+from .arithmetic import LOG2_E, exp2, fused, on_cpu
 from .paths import active
 from .precision import layer_dtype, run
 
-EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
-LOG2_E = math.log2(math.e)
-ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in a float32's last bits
-MANTISSA_BITS, ONE_BITS = 23, 127 << 23
-EXP_RANGE = 126.0  # beyond, 2^x or its inverse is no normal float32
-MISH_RANGE = 60.0  # log2(e) x from which tanh(softplus(x)) is 1; the square of 2^60 is still a float32
-MAX_KERNELS = 512  # compiled functions kept, one a shape
 SCORES_AT_ONCE = 1 << 18  # a megabyte: fewer are small products, many more leave the CPU's cache
 MASKED = -1e30  # a score that counts for nothing, finite so that no row is all infinite
-TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # torch.nn.functional.gelu, approximate="tanh"
-
-
-def on_cpu() -> bool:
-    """Whether the default device, at the time of the call, is a CPU."""
-    return mx.default_device().type == mx.DeviceType.cpu
 
 
 @lru_cache(maxsize=1)
 def _has_compiler() -> bool:
     # MLX compiles for a CPU with it, and without it stays as it was, silently.
     return shutil.which("g++") is not None
-
-
-@lru_cache(maxsize=MAX_KERNELS)
-def _compiled(function: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
-    # A function of its own for each shape: MLX keeps what it compiled as long as the function lives.
-    return mx.compile(lambda x: function(x))
-
-
-def fused(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """`function`, which works element by element, of `x`: in few kernels where the path `compiled` is on.
-
-    Compiled for the one shape: without shapes MLX fuses less, and a view not at all.
-    """
-    return _compiled(function, x.shape)(x) if active().compiled and compiles_exactly() else function(x)
-
-
-@lru_cache(maxsize=1)
-def _exp2_coefficients() -> tuple[float, ...]:
-    """Of 2^r for |r| <= 1 / 2, lowest power first: interpolation at Chebyshev's points."""
-    fit = np.polynomial.Chebyshev.interpolate(np.exp2, EXP_DEGREE, domain=[-0.5, 0.5])
-    return tuple(map(float, fit.convert(kind=np.polynomial.Polynomial).coef))
-
-
-def exp2(x: mx.array) -> mx.array:
-    """2^x to 2e-7, float32, at +-EXP_RANGE where `x` is beyond: 2^k 2^r with k the nearest integer, 2^k of its bits."""
-    x = mx.where(x < -EXP_RANGE, -EXP_RANGE, mx.where(x > EXP_RANGE, EXP_RANGE, x))
-    shifted = x + ROUNDER
-    power = mx.view((mx.view(shifted, mx.int32) << MANTISSA_BITS) + ONE_BITS, mx.float32)
-    return polynomial(_exp2_coefficients(), x - (shifted - ROUNDER)) * power
-
-
-def gelu_by_tanh(x: mx.array) -> mx.array:
-    """GELU by its tanh, as written."""
-    # mx.power (nn.gelu_approx cubes with it) is some fifty times slower than products on a CPU.
-    return 0.5 * x * (1 + mx.tanh(TANH_SCALE * (x + TANH_CUBE * (x * x * x))))
-
-
-def gelu_tanh(x: mx.array) -> mx.array:
-    """GELU by its tanh, x (1 + tanh u) / 2, as x / (1 + e^-2u); float32."""
-    return x / (1 + exp2((-2 * LOG2_E * TANH_SCALE) * (x + TANH_CUBE * (x * x * x))))
-
-
-def mish(x: mx.array) -> mx.array:
-    """Mish of any shape; without the CPU's scalar functions where the path `fast_mish` is on."""
-    if active().fast_mish and x.dtype == mx.float32 and on_cpu():
-        return fused(mish_by_exp2, x)
-    return nn.mish(x)
-
-
-def mish_by_exp2(x: mx.array) -> mx.array:
-    """Mish, x tanh(log(1 + e^x)), as x t / (t + 2) with t = e^x (e^x + 2); float32."""
-    y = exp2(mx.minimum(LOG2_E * x, MISH_RANGE))
-    t = y * (y + 2)
-    return x * (t / (t + 2))
-
-
-def silu(x: mx.array) -> mx.array:
-    """SiLU of any shape; without the CPU's scalar exponential where the path `fast_silu` is on."""
-    if active().fast_silu and x.dtype == mx.float32 and on_cpu():
-        return fused(silu_by_exp2, x)
-    return nn.silu(x)
-
-
-def silu_by_exp2(x: mx.array) -> mx.array:
-    """SiLU, x / (1 + e^-x); float32."""
-    return x / (1 + exp2(-LOG2_E * x))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ b batch, n frames in, m frames out, C channels in, O channels out, K taps, g gro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arithmetic import on_cpu
 from .paths import active
 
 # Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one after another: a sum over 1024 channels was 6
@@ -21,9 +22,6 @@ from .paths import active
 LONGEST_SUM = 256
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
-
-# Eight digits: what a compiled graph makes of it tells whether it holds its function's constants.
-EIGHT_DIGITS = 12582913.0
 
 Made = TypeVar("Made")
 ConvBackend = Literal["auto", "native", "matmul"]
@@ -86,34 +84,6 @@ def conv1d(
     return y if bias is None else y + bias
 
 
-def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
-    """Of any shape, from the coefficient of x^0 up.
-
-    By Estrin's scheme, whose chain is short: MLX fuses some eleven operations in a row, and what it cuts elsewhere may
-    leave a kernel that walks through a constant like an array, two to three times slower.
-    """
-    terms: list[float | mx.array] = list(coefficients)
-    while len(terms) > 1:
-        odd = terms[-1:] if len(terms) % 2 else []
-        terms = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
-        x = x * x
-    return terms[0]
-
-
-def compiles_exactly() -> bool:
-    """Whether `mx.compile` keeps the constants of a function, on the default device.
-
-    Before 0.32.3 MLX wrote them with seven digits, which turns the bits that `flow.fast` makes a power of two of.
-    """
-    return _keeps_constants(mx.default_device().type)
-
-
-@lru_cache(maxsize=2)
-def _keeps_constants(device: mx.DeviceType) -> bool:
-    # Two elements: a single one is added without a kernel of its own.
-    return mx.compile(lambda x: x + EIGHT_DIGITS)(mx.zeros(2)).tolist() == [EIGHT_DIGITS] * 2
-
-
 def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
     """The same weight (O, K, C / g), laid out in memory as the sum of products reads it: by tap, then channel in.
 
@@ -150,7 +120,7 @@ def uses_matmul(groups: int = 1) -> bool:
     name = _backend.get()
     if name != "auto":
         return name == "matmul"
-    if mx.default_device().type == mx.DeviceType.cpu:
+    if on_cpu():
         return True  # MLX's CPU kernel for a dilated or grouped conv1d is a scalar loop, some 80 times slower
     # MLX 0.32.4 on CUDA leaves its memory in a grouped conv1d of the flow's size (1024 channels, 16 groups, 60 frames).
     return groups > 1 and not mx.metal.is_available()

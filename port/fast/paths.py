@@ -15,7 +15,6 @@ class FastPaths:
     Attributes:
         modulation_tables: the DiT's scales, shifts and gates of the fixed timesteps, made once.
         fused_qkv: one matrix product for queries, keys and values.
-        hoisted_input: parts of the DiT's input projection that no Euler step changes, made once.
         chunked_attention: under the chunk mask each chunk of queries meets its keys only, and needs no mask.
         fast_gelu: GELU without the CPU's scalar tanh.
         fast_mish: Mish without the CPU's scalar exponential, logarithm and tanh.
@@ -30,7 +29,6 @@ class FastPaths:
 
     modulation_tables: bool = True
     fused_qkv: bool = True
-    hoisted_input: bool = True
     chunked_attention: bool = True
     fast_gelu: bool = True
     fast_mish: bool = True

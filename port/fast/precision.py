@@ -9,6 +9,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arithmetic import on_cpu
+
 
 def layer_dtype(layer: nn.Module) -> mx.Dtype:
     """Dtype that a linear layer or an embedding computes in; a quantized one has it in its scales."""
@@ -25,4 +27,4 @@ def run(layer: nn.Module, x: mx.array) -> mx.array:
 
 def attention_dtype(x: mx.array) -> mx.Dtype:
     """Dtype for the queries, keys and values `x`: MLX's CPU rounds scores to it, its GPU kernels keep them float32."""
-    return mx.float32 if mx.default_device().type == mx.DeviceType.cpu else x.dtype
+    return mx.float32 if on_cpu() else x.dtype

@@ -18,10 +18,12 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..config import ConfigError, SpeakerConfig
+from ..config import SpeakerConfig, read_settings
 from ..model import CosyVoice3Model
 from .community_config import NUMBER, TOKENIZER_FOLDER, XVECTOR, read_config, section
-from .storage import TensorInfo, WeightsError, describe, read_headers, read_json
+from .disk import read_json
+from .errors import Refused
+from .storage import TensorInfo, describe, read_headers
 from .weights import fill, quantize, read_arrays
 
 CONFIG_FILE = "config.json"
@@ -104,25 +106,27 @@ class Inventory:
         )
 
 
-def recognises(folder: str | Path) -> bool:
-    """Whether the folder's `config.json` is of this layout."""
-    path = Path(folder) / CONFIG_FILE
-    return path.is_file() and "hifigan" in read_json(path)
+def recognises(settings: Mapping[str, Any]) -> bool:
+    """Whether the content of a `config.json` is of this layout."""
+    return "hifigan" in settings
 
 
-def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inventory]:
+def load(
+    folder: str | Path, lazy: bool = False, settings: dict[str, Any] | None = None
+) -> tuple[CosyVoice3Model, Inventory]:
     """Build the model and fill it; warns, in one line, of what the files lack.
 
     Args:
         folder: `config.json`, `model.safetensors` and perhaps a subfolder `S3TokenizerV3` with that repository's files.
         lazy: leave the arrays on disk until they are first used.
+        settings: content of `config.json`, where it was read before.
 
     Raises:
-        ConfigError: sizes that no model has.
-        WeightsError: files missing or damaged, a tensor missing, unknown, given twice or of the wrong shape.
+        Refused: sizes that no model has, files missing or damaged, a tensor missing, unknown, given twice or of
+            the wrong shape.
     """
     folder = Path(folder)
-    headers, settings = read_headers(folder), read_json(folder / CONFIG_FILE)
+    headers, settings = read_headers(folder), read_settings(folder) if settings is None else settings
     complete, hearing = (folder / TOKENIZER_FOLDER).is_dir(), {}
     if complete:
         headers |= read_headers(folder / TOKENIZER_FOLDER)
@@ -133,10 +137,10 @@ def load(folder: str | Path, lazy: bool = False) -> tuple[CosyVoice3Model, Inven
     tensors = with_remainders(fold({new: arrays[name] for name, new in used.items()}))
     try:
         config = read_config(settings, tensors, hearing)
-    except ConfigError as error:
-        raise ConfigError(f"{folder / CONFIG_FILE}: {error}") from None
+    except Refused as error:
+        raise Refused(f"{folder / CONFIG_FILE}: {error}") from None
     if ROTARY in headers and headers[ROTARY][1].shape != (config.flow.dit.dim_head // 2,):
-        raise WeightsError(f"{folder}: {ROTARY} is not of heads of {config.flow.dit.dim_head} channels")
+        raise Refused(f"{folder}: {ROTARY} is not of heads of {config.flow.dit.dim_head} channels")
     model = CosyVoice3Model(config)
     lacking: tuple[str, ...] = ()
     if not complete:
@@ -159,7 +163,7 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
     """Name there -> name here, batch norms that will be folded included.
 
     Raises:
-        WeightsError: a tensor that the table does not know, or two of one name.
+        Refused: a tensor that the table does not know, or two of one name.
     """
     used: dict[str, str] = {}
     taken: dict[str, str] = {}
@@ -168,13 +172,13 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
             continue
         new = next((re.sub(old, new, name) for old, new in NAMES if re.fullmatch(old, name)), None)
         if new is None:
-            raise WeightsError(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
+            raise Refused(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
         # Blocks and transits of the speaker encoder count from one here, and the norms that stay have names.
         new = re.sub(_TDNN, lambda m: f"{XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
         new = re.sub(rf"\.transits\.{NUMBER}\.", lambda m: f".transit{int(m[1]) + 1}.", new)
         new = re.sub(r"(\.transit\d+\.nonlinear|\.nonlinear1|\.dense\.nonlinear)\.0\.", r"\1.batchnorm.", new)
         if new in taken:
-            raise WeightsError(f"{file}: {name!r:.120} and {taken[new]!r:.120} are both {new}")
+            raise Refused(f"{file}: {name!r:.120} and {taken[new]!r:.120} are both {new}")
         used[name], taken[new] = new, name
     return used
 
@@ -183,7 +187,7 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     """Multiply batch norms into the convolutions before them, in float32.
 
     Raises:
-        WeightsError: a norm without its convolution or one of its four vectors, or vectors of another length.
+        Refused: a norm without its convolution or one of its four vectors, or vectors of another length.
     """
     transits = [name for name in tensors if re.fullmatch(rf"{XVECTOR}\.transit\d+\.linear\.weight", name)]
     last = max(transits, default="").removesuffix(".weight")
@@ -194,11 +198,11 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
         if conv is None:
             continue
         if absent := [name for name in (f"{conv}.weight", *(f"{norm}.{k}" for k in STATISTICS)) if name not in tensors]:
-            raise WeightsError(f"{absent[0]} is missing: {norm} cannot be folded")
+            raise Refused(f"{absent[0]} is missing: {norm} cannot be folded")
         weight = tensors[f"{conv}.weight"].astype(mx.float32)
         for kind in STATISTICS:
             if (shape := tensors[f"{norm}.{kind}"].shape) != weight.shape[:1] or not weight.ndim:
-                raise WeightsError(f"{norm}.{kind} has shape {list(shape)}, which does not fit {conv}.weight")
+                raise Refused(f"{norm}.{kind} has shape {list(shape)}, which does not fit {conv}.weight")
         gamma, beta, mean, variance = (tensors.pop(f"{norm}.{kind}").astype(mx.float32) for kind in STATISTICS)
         scale = gamma * mx.rsqrt(variance + SpeakerConfig.norm_eps)
         tensors[f"{conv}.weight"] = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))

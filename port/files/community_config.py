@@ -9,9 +9,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import ConfigError, CosyVoice3Config
-from .errors import brief
-from .storage import WeightsError
+from ..config import CosyVoice3Config
+from .errors import Refused, brief
 
 TOKENIZER_FOLDER = "S3TokenizerV3"
 XVECTOR = "speaker.xvector"
@@ -45,8 +44,8 @@ def read_config(
         hearing: content of the speech tokenizer's `config.json`, empty where there is none.
 
     Raises:
-        ConfigError: an unknown setting, or sizes that do not fit each other or the official heads.
-        WeightsError: a tensor missing that shows a size.
+        Refused: an unknown setting, sizes that do not fit each other or the official heads, no tensor that shows a
+            size.
     """
     default, parts = CosyVoice3Config(), ("llm", "flow", "hifigan")
     llm, flow, hifigan = (dict(section(settings, key)) for key in parts)
@@ -55,7 +54,7 @@ def read_config(
     width = llm.get("hidden_size", default.llm.qwen2.hidden_size)
     for key in ("llm_input_size", "llm_output_size"):
         if llm.pop(key, width) != width:
-            raise ConfigError(f"llm.{key}: differs from the {width} channels of the language model")
+            raise Refused(f"llm.{key}: differs from the {width} channels of the language model")
     qwen2, cfm = _taken(default.llm.qwen2, llm), _taken(default.flow.cfm, flow)
     ratios = {key: settings[key] for key in ("min_token_text_ratio", "max_token_text_ratio") if key in settings}
     content: dict[str, Any] = default.to_dict() | {
@@ -69,9 +68,9 @@ def read_config(
     for part, left in (("llm", llm), ("flow", flow), ("flow.dit", dit), ("hifigan", hifigan)):
         for key, value in left.items():
             if key in FIXED and value != FIXED[key]:
-                raise ConfigError(f"{part}.{key}: {brief(value)} is not supported, only {FIXED[key]!r}")
+                raise Refused(f"{part}.{key}: {brief(value)} is not supported, only {FIXED[key]!r}")
             if key not in FIXED and key not in UNREAD:
-                raise ConfigError(f"{part}.{key}: unknown setting")
+                raise Refused(f"{part}.{key}: unknown setting")
     return CosyVoice3Config.from_dict(content)
 
 
@@ -79,11 +78,11 @@ def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """An object of the file, empty where it is not there.
 
     Raises:
-        ConfigError: it is something else.
+        Refused: it is something else.
     """
     value = settings.get(key)
     if not isinstance(value, dict | None):
-        raise ConfigError(f"config.{key}: expected an object, found {type(value).__name__}")
+        raise Refused(f"config.{key}: expected an object, found {type(value).__name__}")
     return value or {}
 
 
@@ -98,7 +97,7 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
     first, local = f"{XVECTOR}.block1.tdnnd1", "cam_layer.linear_local.weight"
     needed = ("speaker.head.conv1.weight", f"{XVECTOR}.tdnn.linear.weight", f"{first}.{local}")
     if absent := [name for name in needed if name not in tensors]:
-        raise WeightsError(f"{absent[0]} is missing")
+        raise Refused(f"{absent[0]} is missing")
     layers = {int(m[1]) for name in tensors if (m := re.match(rf"{XVECTOR}\.block{NUMBER}\.", name))}
     counted = [
         len([name for name in tensors if re.fullmatch(rf"{XVECTOR}\.block{i}\.tdnnd\d+\.linear1\.weight", name)])
@@ -119,7 +118,7 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
 def _shape(tensors: Mapping[str, mx.array], name: str) -> tuple[int, ...]:
     shape = tensors[name].shape
     if len(shape) < 2:
-        raise WeightsError(f"{name} has shape {list(shape)}, expected a layer's weight")
+        raise Refused(f"{name} has shape {list(shape)}, expected a layer's weight")
     return shape
 
 
@@ -130,5 +129,5 @@ def _tokenizer(tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]) -> d
     depth = len([name for name in tensors if re.fullmatch(r"speech_tokenizer\.blocks\.\d+\.attn_ln\.weight", name)])
     for key, seen in (("n_audio_state", dim), ("n_audio_layer", depth)):
         if hearing.get(key, seen) != seen:
-            raise ConfigError(f"{TOKENIZER_FOLDER}: {key} is {brief(hearing[key])}, the weights have {seen}")
+            raise Refused(f"{TOKENIZER_FOLDER}: {key} is {brief(hearing[key])}, the weights have {seen}")
     return {"dim": dim, "heads": hearing.get("n_audio_head", max(1, dim // HEAD_DIM)), "depth": depth}

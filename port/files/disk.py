@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from .errors import Refused, printable
+
+MAX_JSON_BYTES = 16 << 20
 
 
 def require_regular(path: Path) -> None:
@@ -18,6 +24,33 @@ def require_regular(path: Path) -> None:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", str(path))
+
+
+def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Args:
+        remedy: what to do where there is no such file.
+        limit: bytes that the file may have.
+
+    Raises:
+        Refused: not there, no file, too large, not JSON, or no object.
+    """
+    try:
+        require_regular(path)
+        if path.stat().st_size > limit:
+            raise Refused(f"{path}: larger than {limit} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except Refused:
+        raise
+    except FileNotFoundError:
+        raise Refused("; ".join(filter(None, (f"{path}: not found", remedy)))) from None
+    except (OSError, ValueError, RecursionError) as error:
+        why = printable(getattr(error, "strerror", None) or error, 160)
+        raise Refused(f"{path}: not readable as JSON ({why})") from None
+    if not isinstance(content, dict):
+        raise Refused(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 @contextmanager
@@ -31,19 +64,15 @@ def beside(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-class TextError(ValueError):
-    """A text file that cannot be read; the message is one line and names it."""
-
-
 def read_text(path: Path) -> str:
     """Text of a UTF-8 file, with "\\n" between its lines and without the mark that Windows puts first.
 
     Raises:
-        TextError: not readable.
+        Refused: not readable.
     """
     try:
         return path.read_text(encoding="utf-8-sig")  # a pipe too: shells hand over <(command) as one
     except FileNotFoundError:
-        raise TextError(f"{path}: not readable, no such file") from None
+        raise Refused(f"{path}: not readable, no such file") from None
     except (OSError, ValueError) as error:
-        raise TextError(f"{path}: not readable as UTF-8 text ({error})") from None
+        raise Refused(f"{path}: not readable as UTF-8 text ({error})") from None

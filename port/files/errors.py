@@ -30,8 +30,12 @@ def brief(value: object, limit: int = 60) -> str:
     return printable(repr(value) if plain else f"a {type(value).__name__}", limit)
 
 
-class OneLineError(ValueError):
-    """An error whose message may quote a file; see `printable`."""
+class Refused(ValueError):
+    """What was given cannot be used; the message is one line, which may quote a file (see `printable`)."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
+
+
+class Misused(Refused):
+    """Arguments that cannot work, whatever they are given; commands end with exit code 2."""

@@ -13,18 +13,15 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from .storage import INDEX_FILE, WeightsError
+from .errors import Refused
+from .storage import INDEX_FILE
 
 ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ATTEMPTS = 5  # of a download whose connection breaks; each goes on where the last one stopped
 
 
-class HubError(WeightsError):
-    """A repository that cannot be used; one line."""
-
-
-class UnreachableError(HubError):
+class UnreachableError(Refused):
     """No network, or offline mode."""
 
 
@@ -50,24 +47,24 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
         revision: branch, tag or commit of a hub id; the main branch when None.
 
     Raises:
-        WeightsError: neither a folder nor a hub id, a revision of a folder, or whatever the hub refuses.
+        Refused: neither a folder nor a hub id, a revision of a folder, or whatever the hub refuses.
     """
     folder = Path(path_or_hf_repo)
     if folder.is_dir():
         if revision:
-            raise WeightsError(f"revision {revision}: {folder} is a folder here and has no revisions")
+            raise Refused(f"revision {revision}: {folder} is a folder here and has no revisions")
         return folder
     if folder.exists() or not ID.fullmatch(path_or_hf_repo):
-        raise WeightsError(f"{path_or_hf_repo}: no such folder; give one written by convert/run.py, or a hub id")
+        raise Refused(f"{path_or_hf_repo}: no such folder; give one written by convert/run.py, or a hub id")
     try:
         names = look_up(path_or_hf_repo, revision).sizes
     except UnreachableError as error:
         if held := in_cache(path_or_hf_repo, revision, ["config.json"]):
             return held
-        raise HubError(f"{error}, and the cache does not hold it") from None
+        raise Refused(f"{error}, and the cache does not hold it") from None
     files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
     if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
-        raise HubError(f"{path_or_hf_repo}: holds no converted model; make one by convert/run.py --hf-path")
+        raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by convert/run.py --hf-path")
     return fetch(path_or_hf_repo, revision, files)
 
 
@@ -76,7 +73,7 @@ def look_up(repo: str, revision: str | None) -> Listing:
 
     Raises:
         UnreachableError: no network, or offline mode.
-        HubError: no such repository or revision, no access, or an answer that is none.
+        Refused: no such repository or revision, no access, or an answer that is none.
     """
     from huggingface_hub import HfApi
 
@@ -106,13 +103,13 @@ def in_cache(repo: str, revision: str | None, files: Iterable[str]) -> Path | No
 
 
 def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
-    """Download what the cache lacks, with progress bars; parts of files left by an earlier try are gone on with.
+    """Download what the cache lacks, with progress bars; interrupted ones resume.
 
     Returns:
         Folder of the snapshot, named after its commit.
 
     Raises:
-        HubError: as for `look_up`, or the disk is full.
+        Refused: as for `look_up`, or the disk is full.
     """
     from huggingface_hub import snapshot_download
 
@@ -126,7 +123,7 @@ def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
     raise AssertionError
 
 
-def explained(error: Exception, repo: str, revision: str | None) -> HubError:
+def explained(error: Exception, repo: str, revision: str | None) -> Refused:
     """The one line for an error of huggingface_hub or of the network below it; any other error is raised again.
 
     Raises:
@@ -138,30 +135,30 @@ def explained(error: Exception, repo: str, revision: str | None) -> HubError:
     login = "log in with `hf auth login`"
     match error:
         case errors.GatedRepoError():
-            return HubError(f"{repo}: its authors ask for consent; give it on the repository's page, then {login}")
+            return Refused(f"{repo}: its authors ask for consent; give it on the repository's page, then {login}")
         case errors.RepositoryNotFoundError():
-            return HubError(f"{repo}: the hub has no such repository, or it is private; check the name, or {login}")
+            return Refused(f"{repo}: the hub has no such repository, or it is private; check the name, or {login}")
         case errors.RevisionNotFoundError():
-            return HubError(f"{repo}: has no revision {revision or 'main'!r:.80}; give a branch, a tag or a commit")
+            return Refused(f"{repo}: has no revision {revision or 'main'!r:.80}; give a branch, a tag or a commit")
         case errors.HFValidationError():
-            return HubError(f"{repo}: is not a name that a repository can have")
+            return Refused(f"{repo}: is not a name that a repository can have")
         case errors.OfflineModeIsEnabled():
             return UnreachableError(f"{repo}: HF_HUB_OFFLINE forbids to ask the hub")
         case errors.LocalEntryNotFoundError():
             return UnreachableError(f"{repo}: the hub cannot be reached")
         case errors.EntryNotFoundError():
-            return HubError(f"{repo}: a listed file is not there; try again, or choose another revision")
+            return Refused(f"{repo}: a listed file is not there; try again, or choose another revision")
     if status in (401, 403):
-        return HubError(f"{repo}: the hub refuses access (HTTP {status}); {login} as someone who has it")
+        return Refused(f"{repo}: the hub refuses access (HTTP {status}); {login} as someone who has it")
     if status is not None:
-        return HubError(f"{repo}: the hub answers HTTP {status}; try again later")
+        return Refused(f"{repo}: the hub answers HTTP {status}; try again later")
     if _of_network(error):
         return UnreachableError(f"{repo}: the hub cannot be reached ({type(error).__name__})")
     if isinstance(error, OSError):
         what = error.strerror or ("a file arrived with another size" if "Consistency" in str(error) else "I/O error")
-        return HubError(f"{repo}: not transferred ({what}); run again to go on")
+        return Refused(f"{repo}: not transferred ({what}); run again to go on")
     if "hf_transfer" in str(error):
-        return HubError(
+        return Refused(
             f"{repo}: HF_HUB_ENABLE_HF_TRANSFER asks for hf_transfer, which fails or is not installed; unset it"
         )
     # The native clients (xet) raise RuntimeError or classes of their own for whatever happens to a transfer.

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from ..config import CosyVoice3Config
 from .disk import beside, require_regular
-from .errors import OneLineError
+from .errors import Refused
 
 MAX_NAME = 200
 SPEAKERS_FILE = "spk2info.safetensors"
@@ -34,18 +34,14 @@ EMBEDDING = "flow_embedding"  # all that `inference_sft` needs
 Speaker = dict[str, np.ndarray]
 
 
-class SpeakerError(OneLineError):
-    """A speaker that is not there or cannot be used; the message is one line."""
-
-
 def check_name(name: str) -> str:
     """Return `name` if a speaker can have it.
 
     Raises:
-        SpeakerError: empty, too long, or with characters that do not print.
+        Refused: empty, too long, or with characters that do not print.
     """
     if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
-        raise SpeakerError(f"speaker name {name!r:.60} must have 1 to {MAX_NAME} printable characters")
+        raise Refused(f"speaker name {name!r:.60} must have 1 to {MAX_NAME} printable characters")
     return name
 
 
@@ -60,7 +56,7 @@ def load_speakers(path: str | Path, config: CosyVoice3Config) -> dict[str, Speak
         By name, the fields that the speaker has: all of `FIELDS`, or the embedding alone.
 
     Raises:
-        SpeakerError: damaged, or made for a model of other sizes.
+        Refused: damaged, or made for a model of other sizes.
     """
     path = Path(path)
     if not path.exists():
@@ -69,20 +65,20 @@ def load_speakers(path: str | Path, config: CosyVoice3Config) -> dict[str, Speak
         require_regular(path)
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SpeakerError(f"{path}: not readable as a speaker file ({' '.join(str(error).split()):.160})") from None
+        raise Refused(f"{path}: not readable as a speaker file ({' '.join(str(error).split()):.160})") from None
     speakers: dict[str, Speaker] = {}
     for key, array in tensors.items():
         name, _, field = key.rpartition(".")
         if field not in FIELDS or not name:
-            raise SpeakerError(f"{path}: unknown tensor {key!r:.80}")
+            raise Refused(f"{path}: unknown tensor {key!r:.80}")
         try:
             check_name(name)
-        except SpeakerError as error:
-            raise SpeakerError(f"{path}: {error}") from None
+        except Refused as error:
+            raise Refused(f"{path}: {error}") from None
         speakers.setdefault(name, {})[field] = array
     for name, speaker in speakers.items():
         if problem := _problem(speaker, config):
-            raise SpeakerError(f"{path}: speaker {name!r:.60}: {problem}")
+            raise Refused(f"{path}: speaker {name!r:.60}: {problem}")
     return dict(sorted(speakers.items()))
 
 
@@ -90,7 +86,7 @@ def save_speakers(path: str | Path, speakers: Mapping[str, Mapping[str, np.ndarr
     """Write all speakers, beside `path` first and then renamed.
 
     Raises:
-        SpeakerError: a name that `check_name` refuses, or a place that cannot be written to.
+        Refused: a name that `check_name` refuses, or a place that cannot be written to.
     """
     path = Path(path)
     tensors = {
@@ -102,7 +98,7 @@ def save_speakers(path: str | Path, speakers: Mapping[str, Mapping[str, np.ndarr
         with beside(path) as file:
             save_file(tensors, file)
     except (OSError, SafetensorError) as error:
-        raise SpeakerError(f"{path}: cannot be written ({' '.join(str(error).split()):.160})") from None
+        raise Refused(f"{path}: cannot be written ({' '.join(str(error).split()):.160})") from None
 
 
 def _problem(speaker: Speaker, config: CosyVoice3Config) -> str | None:

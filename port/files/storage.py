@@ -16,14 +16,13 @@ from typing import Any, BinaryIO, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .disk import require_regular
-from .errors import OneLineError, brief
+from .disk import read_json, require_regular
+from .errors import Refused, brief
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 << 30
 MAX_HEADER_BYTES = 100 << 20  # the limit of the safetensors format
-MAX_JSON_BYTES = 16 << 20
 
 Shape = tuple[int, ...]
 DTYPES: dict[str, tuple[mx.Dtype, int]] = {
@@ -34,10 +33,6 @@ DTYPES: dict[str, tuple[mx.Dtype, int]] = {
     "U8": (mx.uint8, 1),
 }
 _TAGS = {dtype: tag for tag, (dtype, _) in DTYPES.items()}
-
-
-class WeightsError(OneLineError):
-    """A folder of weights that cannot be used; one line that names the file or the tensor."""
 
 
 class TensorInfo(NamedTuple):
@@ -57,28 +52,28 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     """Every tensor of the folder: its file and its header entry. No tensor data is read.
 
     Raises:
-        WeightsError: no weights, a damaged header, a tensor in two files, an index that names other tensors than the
+        Refused: no weights, a damaged header, a tensor in two files, an index that names other tensors than the
             files hold or a file outside the folder.
     """
     index_path = folder / INDEX_FILE
     if not index_path.exists():
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            raise WeightsError(f"{path}: not found; give a folder written by convert/run.py")
+            raise Refused(f"{path}: not found; give a folder written by convert/run.py")
         return {name: (path, info) for name, info in read_header(path).items()}
     placed = read_json(index_path).get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):
-        raise WeightsError(f"{index_path}: has no weight_map")
+        raise Refused(f"{index_path}: has no weight_map")
     found: dict[str, tuple[Path, TensorInfo]] = {}
     for file in sorted(set(placed.values())):
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise WeightsError(f"{index_path}: {file!r:.80} is not a safetensors file of this folder")
+            raise Refused(f"{index_path}: {file!r:.80} is not a safetensors file of this folder")
         for name, info in read_header(folder / file).items():
             if placed.get(name) != file:
-                raise WeightsError(f"{folder / file}: holds {name!r:.120}, which the index places elsewhere")
+                raise Refused(f"{folder / file}: holds {name!r:.120}, which the index places elsewhere")
             found[name] = (folder / file, info)
     if missing := sorted(placed.keys() - found.keys()):
-        raise WeightsError(f"{index_path}: {missing[0]!r:.120} is not in {placed[missing[0]]}")
+        raise Refused(f"{index_path}: {missing[0]!r:.120} is not in {placed[missing[0]]}")
     return found
 
 
@@ -86,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file, checked: known dtypes, sizes that fit the shapes, no gaps and no overlaps.
 
     Raises:
-        WeightsError: naming the file and, where one is at fault, the tensor.
+        Refused: naming the file and, where one is at fault, the tensor.
     """
     return _read(path)[0]
 
@@ -95,7 +90,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """What one safetensors file says beside its tensors.
 
     Raises:
-        WeightsError: as `read_header`.
+        Refused: as `read_header`.
     """
     return _read(path)[1]
 
@@ -108,27 +103,27 @@ def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise WeightsError(f"{path}: truncated, or not a safetensors file")
+                raise Refused(f"{path}: truncated, or not a safetensors file")
             header = json.loads(file.read(length), object_pairs_hook=_unique)
     except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror or error}") from None
+        raise Refused(f"{path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        if isinstance(error, WeightsError):
-            raise WeightsError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
-        raise WeightsError(f"{path}: its header is not JSON") from None
+        if isinstance(error, Refused):
+            raise Refused(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
+        raise Refused(f"{path}: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise WeightsError(f"{path}: its header is not a JSON object")
+        raise Refused(f"{path}: its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}  # null is what mx.save_safetensors writes for none
     if not isinstance(metadata, dict) or not all(map(_is_text, [*header, *metadata, *metadata.values()])):
-        raise WeightsError(f"{path}: its metadata or a name is no valid text")
+        raise Refused(f"{path}: its metadata or a name is no valid text")
     infos = {name: _entry(path, name, entry) for name, entry in header.items()}
     end = 0
     for name, info in sorted(infos.items(), key=lambda item: item[1].begin):
         if info.begin != end:
-            raise WeightsError(f"{path}: {name!r:.120} does not start where the tensor before it ends")
+            raise Refused(f"{path}: {name!r:.120} does not start where the tensor before it ends")
         end = info.end
     if end != size - 8 - length:
-        raise WeightsError(f"{path}: holds {size - 8 - length} bytes of data, its header describes {end}; truncated?")
+        raise Refused(f"{path}: holds {size - 8 - length} bytes of data, its header describes {end}; truncated?")
     return infos, metadata
 
 
@@ -142,14 +137,14 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
     except (TypeError, KeyError, ValueError):
-        raise WeightsError(f"{path}: the header entry of {name!r:.120} is damaged") from None
+        raise Refused(f"{path}: the header entry of {name!r:.120} is damaged") from None
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
-        raise WeightsError(f"{path}: the header entry of {name!r:.120} holds sizes that are not usable")
+        raise Refused(f"{path}: the header entry of {name!r:.120} holds sizes that are not usable")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise WeightsError(f"{path}: {name!r:.120} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
+        raise Refused(f"{path}: {name!r:.120} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
     info = TensorInfo(dtype, tuple(shape), begin, end)
     if end - begin != info.nbytes:
-        raise WeightsError(f"{path}: {name!r:.120} of shape {shape} does not fit the {end - begin} bytes it is given")
+        raise Refused(f"{path}: {name!r:.120} of shape {shape} does not fit the {end - begin} bytes it is given")
     return info
 
 
@@ -157,23 +152,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) != len(pairs):
         names = [name for name, _ in pairs]
-        raise WeightsError(f"{next(n for n in names if names.count(n) > 1)!r:.120} is given twice")
-    return content
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        require_regular(path)
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise WeightsError(f"{path}: larger than {MAX_JSON_BYTES} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except WeightsError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise WeightsError(f"{path}: not readable as JSON ({why})") from None
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a JSON object")
+        raise Refused(f"{next(n for n in names if names.count(n) > 1)!r:.120} is given twice")
     return content
 
 
@@ -190,7 +169,7 @@ class Writer:
         metadata: for every file, beside its tensors.
 
     Raises:
-        WeightsError: the folder holds weights already.
+        Refused: the folder holds weights already.
     """
 
     def __init__(
@@ -201,7 +180,7 @@ class Writer:
         metadata: Mapping[str, str] | None = None,
     ) -> None:
         if present := sorted(folder.glob("model*.safetensors*")):
-            raise WeightsError(f"{present[0]}: exists already")
+            raise Refused(f"{present[0]}: exists already")
         self._folder, self._metadata = folder, {"format": "mlx", **(metadata or {})}
         self._places: dict[str, tuple[str, TensorInfo, int]] = {}
         self._written: set[str] = set()
@@ -229,13 +208,13 @@ class Writer:
         """Write one tensor; it must have the announced shape, and the dtype unless it is to be rounded to it.
 
         Raises:
-            WeightsError: a name that was not announced or was written before, or another shape.
+            Refused: a name that was not announced or was written before, or another shape.
         """
         if name not in self._places or name in self._written:
-            raise WeightsError(f"{name}: {'written twice' if name in self._written else 'not announced'}")
+            raise Refused(f"{name}: {'written twice' if name in self._written else 'not announced'}")
         file, info, position = self._places[name]
         if tuple(array.shape) != info.shape:
-            raise WeightsError(f"{name}: has shape {list(array.shape)}, announced was {list(info.shape)}")
+            raise Refused(f"{name}: has shape {list(array.shape)}, announced was {list(info.shape)}")
         handle = self._files[file]
         handle.seek(position)
         handle.write(memoryview(_stored(array, info.dtype)).cast("B"))
@@ -252,7 +231,7 @@ class Writer:
         if kind is not None:
             return
         if unwritten := sorted(self._places.keys() - self._written):
-            raise WeightsError(f"{unwritten[0]}: announced and not written")
+            raise Refused(f"{unwritten[0]}: announced and not written")
         if len(self._files) > 1:
             infos = [info for _, info, _ in self._places.values()]
             index = {
@@ -269,11 +248,11 @@ def describe(name: str, array: np.ndarray | mx.array) -> TensorInfo:
     """Header entry for an array, without its place.
 
     Raises:
-        WeightsError: a dtype that the files do not have.
+        Refused: a dtype that the files do not have.
     """
     tag = _TAGS.get(array.dtype) if isinstance(array, mx.array) else _NUMPY_TAGS.get(array.dtype)
     if tag is None:
-        raise WeightsError(f"{name}: dtype {array.dtype} cannot be stored; known: {', '.join(DTYPES)}")
+        raise Refused(f"{name}: dtype {array.dtype} cannot be stored; known: {', '.join(DTYPES)}")
     return TensorInfo(tag, tuple(array.shape))
 
 

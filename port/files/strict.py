@@ -7,7 +7,7 @@ import typing
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
-from .errors import OneLineError, brief
+from .errors import Refused, brief
 
 # No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
 MAX_INT = 1 << 20
@@ -21,22 +21,18 @@ LAYERS = ("depth", "num_hidden_layers", "block_layers")
 C = TypeVar("C")
 
 
-class ConfigError(OneLineError):
-    """A configuration that cannot be used; the message names the field and what is wrong with it."""
-
-
 def from_dict(cls: type[C], data: Any, where: str = "") -> C:
     """Strictly build the dataclass `cls` from `data`; missing keys take their defaults.
 
     Raises:
-        ConfigError: naming the path of the first offending field.
+        Refused: naming the path of the first offending field.
     """
     if not isinstance(data, dict):
-        raise ConfigError(f"config{where}: expected an object, found {type(data).__name__}")
+        raise Refused(f"config{where}: expected an object, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(map(str, data)) - known):
-        raise ConfigError(f"config{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
+        raise Refused(f"config{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(known))}")
     return cls(**{name: _checked(hints[name], value, f"{where}.{name}") for name, value in data.items()})
 
 
@@ -46,21 +42,21 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
     if typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)
         if not isinstance(value, list | tuple) or len(value) > MAX_ITEMS:
-            raise ConfigError(f"config{where}: expected a list of at most {MAX_ITEMS} items")
+            raise Refused(f"config{where}: expected a list of at most {MAX_ITEMS} items")
         if inner[-1] is not Ellipsis and len(value) != len(inner):
-            raise ConfigError(f"config{where}: expected {len(inner)} items, found {len(value)}")
+            raise Refused(f"config{where}: expected {len(inner)} items, found {len(value)}")
         return tuple(_checked(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 1 << 53 else math.inf
     if type(value) is not hint:
-        raise ConfigError(f"config{where}: expected {hint.__name__}, found {type(value).__name__} {brief(value)}")
+        raise Refused(f"config{where}: expected {hint.__name__}, found {type(value).__name__} {brief(value)}")
     largest = MAX_LAYERS if where.rpartition(".")[2].partition("[")[0] in LAYERS else MAX_INT
     if hint is int and not 0 < value <= largest:
-        raise ConfigError(f"config{where}: {value} is outside 1..{largest}")
+        raise Refused(f"config{where}: {value} is outside 1..{largest}")
     if hint is float and not (math.isfinite(value) and value >= 0):
-        raise ConfigError(f"config{where}: {value} is not a finite number >= 0")
+        raise Refused(f"config{where}: {value} is not a finite number >= 0")
     if hint is float and where.endswith("eps") and value == 0:
-        raise ConfigError(f"config{where}: a norm needs more than {value}")
+        raise Refused(f"config{where}: a norm needs more than {value}")
     return value
 
 
@@ -73,7 +69,7 @@ def check_sizes(config: Any) -> None:
         config: a `CosyVoice3Config`.
 
     Raises:
-        ConfigError: naming what does not fit.
+        Refused: naming what does not fit.
     """
     qwen2, dit, vocoder, speaker, flow = config.llm.qwen2, config.flow.dit, config.vocoder, config.speaker, config.flow
     tokenizer, stages = config.speech_tokenizer, len(config.vocoder.upsample_rates)
@@ -119,7 +115,7 @@ def check_sizes(config: Any) -> None:
         ),
     }
     if wrong := [what for what, right in fits.items() if not right]:
-        raise ConfigError(f"config.{wrong[0]}")
+        raise Refused(f"config.{wrong[0]}")
 
 
 def _official_heads(part: Any, width: str, *heads: str) -> bool:

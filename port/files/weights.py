@@ -17,21 +17,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..config import ConfigError, CosyVoice3Config
+from ..config import CosyVoice3Config, read_settings
 from ..fast.modulation import make_room
 from ..model import CosyVoice3Model
-from .errors import brief
-from .storage import (
-    MAX_SHARD_BYTES,
-    Shape,
-    TensorInfo,
-    WeightsError,
-    Writer,
-    describe,
-    read_headers,
-    read_json,
-    read_metadata,
-)
+from .errors import Refused, brief
+from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, Writer, describe, read_headers, read_metadata
 
 # What MLX quantizes to, by mode.
 MODES = {
@@ -46,25 +36,27 @@ logger = logging.getLogger(__name__)
 BAKED_TIMES = "flow.decoder.estimator.time_embed.times"
 
 
-def load(folder: str | Path, lazy: bool = False) -> CosyVoice3Model:
+def load(folder: str | Path, lazy: bool = False, settings: dict[str, Any] | None = None) -> CosyVoice3Model:
     """Build the model of `config.json` and fill it.
 
     Args:
         folder: as written by `save` or convert/run.py: plain, sharded or quantized.
         lazy: leave the arrays on disk until they are first used.
+        settings: content of `config.json`, where it was read before.
 
     Raises:
-        ConfigError: a `config.json` that the model does not know.
-        WeightsError: files missing or damaged, a tensor missing, unknown, given twice or of the wrong shape.
+        Refused: a `config.json` that the model does not know, files missing or damaged, a tensor missing, unknown,
+            given twice or of the wrong shape.
     """
     folder = Path(folder)
-    config = CosyVoice3Config.load(folder)
-    say_if_old(folder)
+    settings = read_settings(folder) if settings is None else settings
+    config = CosyVoice3Config.from_dict(settings)
+    say_if_old(settings, folder)
     found = read_headers(folder)
     check_heads(config, {file for file, _ in found.values()})
     model = CosyVoice3Model(config)
     expect_baked(model, found, folder)
-    if quantization := quantization_of(folder):
+    if quantization := quantization_of(settings):
         quantize(model, quantization, found)
     fill(model, found, read_arrays(file for file, _ in found.values()), folder, lazy)
     return model
@@ -81,20 +73,20 @@ def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
     """Hold the configuration to what the files were written for; files without a word of it are taken as they are.
 
     Raises:
-        WeightsError: another number of heads.
+        Refused: another number of heads.
     """
     ((name, wanted),) = heads(config).items()
     for file in sorted(files):
         if (said := read_metadata(file).get(name, wanted)) != wanted:
-            raise WeightsError(f"{file}: written for heads of {brief(said)}, config.json has {wanted}")
+            raise Refused(f"{file}: written for heads of {brief(said)}, config.json has {wanted}")
 
 
-def say_if_old(folder: Path) -> None:
+def say_if_old(settings: Mapping[str, Any], folder: Path) -> None:
     """Warn, in one line, of a folder whose `config.json` does not say how the last segment is averaged.
 
     A warning: its weights are right, and every official campplus.onnx is of the one kind that is then taken.
     """
-    speaker = read_json(folder / "config.json").get("speaker")
+    speaker = settings.get("speaker")
     if not isinstance(speaker, dict) or "divide_by_full_segment" not in speaker:
         logger.warning(
             "%s: its speaker encoder is the old one, config.json does not say how it averages a recording's last "
@@ -114,7 +106,7 @@ def fill(
     """Put `arrays` into a model that needs exactly what was `found`.
 
     Raises:
-        WeightsError: as `check`.
+        Refused: as `check`.
     """
     check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
     model.load_weights(list(arrays.items()), strict=True)
@@ -127,14 +119,14 @@ def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:
     """The arrays of some safetensors files, left on disk until they are used.
 
     Raises:
-        WeightsError: a file that MLX cannot read.
+        Refused: a file that MLX cannot read.
     """
     arrays: dict[str, mx.array] = {}
     for file in sorted(set(files)):
         try:
             arrays |= mx.load(str(file), format="safetensors")
         except (RuntimeError, ValueError) as error:
-            raise WeightsError(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
+            raise Refused(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
     return arrays
 
 
@@ -142,25 +134,25 @@ def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str,
     """Compare what a folder holds with what a model needs, by name, shape and kind of dtype.
 
     Raises:
-        WeightsError: naming the first tensor that is unknown, missing or unfit.
+        Refused: naming the first tensor that is unknown, missing or unfit.
     """
     if unknown := sorted(found.keys() - parameters.keys()):
-        raise WeightsError(f"{found[unknown[0]][0]}: unknown tensor {unknown[0]!r:.120}; the model has no place for it")
+        raise Refused(f"{found[unknown[0]][0]}: unknown tensor {unknown[0]!r:.120}; the model has no place for it")
     if missing := sorted(parameters.keys() - found.keys()):
-        raise WeightsError(f"{folder}: tensor {missing[0]!r} is missing")
+        raise Refused(f"{folder}: tensor {missing[0]!r} is missing")
     for name, shape in parameters.items():
         path, info = found[name]
         if info.shape != shape:
-            raise WeightsError(f"{path}: {name} has shape {list(info.shape)}, the model needs {list(shape)}")
+            raise Refused(f"{path}: {name} has shape {list(info.shape)}, the model needs {list(shape)}")
         if info.dtype not in _FLOATS and f"{name.removesuffix('.weight')}.scales" not in found:
-            raise WeightsError(f"{path}: {name} holds {info.dtype}, expected floating point")
+            raise Refused(f"{path}: {name} holds {info.dtype}, expected floating point")
 
 
 def expect_baked(model: CosyVoice3Model, found: Mapping[str, tuple[Path, TensorInfo]], folder: Path) -> None:
     """Make room for the tables of `--bake-timesteps` where a folder has them.
 
     Raises:
-        WeightsError: a number of times that no model has.
+        Refused: a number of times that no model has.
     """
     if BAKED_TIMES not in found:
         return
@@ -168,7 +160,7 @@ def expect_baked(model: CosyVoice3Model, found: Mapping[str, tuple[Path, TensorI
     try:
         make_room(model.flow.decoder.estimator, math.prod(shape))
     except ValueError as error:
-        raise WeightsError(f"{folder}: {BAKED_TIMES}: {error}") from None
+        raise Refused(f"{folder}: {BAKED_TIMES}: {error}") from None
 
 
 def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Mapping[str, Any]) -> None:
@@ -178,7 +170,7 @@ def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Map
         quantization: `group_size`, `bits` and perhaps `mode`; a key that is a layer's path overrides them for it.
 
     Raises:
-        WeightsError: settings that MLX does not know.
+        Refused: settings that MLX does not know.
     """
 
     def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -194,14 +186,14 @@ def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Map
     try:
         nn.quantize(model, class_predicate=chosen, **settings)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise WeightsError(f"config.json: quantization {settings} is not known ({error!s:.160})") from None
+        raise Refused(f"config.json: quantization {settings} is not known ({error!s:.160})") from None
 
 
 def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`group_size`, `bits` and `mode` of a layer, those that are given: MLX divides by them without a look.
 
     Raises:
-        WeightsError: values that no quantized array has.
+        Refused: values that no quantized array has.
     """
     settings = {key: given[key] for key in ("group_size", "bits", "mode") if key in given}
     mode = settings.get("mode", "affine")
@@ -209,21 +201,19 @@ def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     values = {key: settings.get(key, allowed[0]) for key, allowed in known.items()}
     if not known or any(type(value) is not int or value not in known[key] for key, value in values.items()):
         said = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())
-        raise WeightsError(f"config.json: {where} ({said}) is not known; MLX has {known or sorted(MODES)}")
+        raise Refused(f"config.json: {where} ({said}) is not known; MLX has {known or sorted(MODES)}")
     return settings
 
 
-def quantization_of(folder: Path) -> dict[str, Any] | None:
-    """The settings of a folder's `config.json`, None for one that is not quantized.
+def quantization_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """How the weights are quantized, by the content of a `config.json`; None where they are not.
 
     Raises:
-        ConfigError: settings that are no object.
-        WeightsError: no `config.json` that can be read.
+        Refused: no object.
     """
-    content = read_json(folder / "config.json")
-    quantization = content.get("quantization") or content.get("quantization_config")
+    quantization = settings.get("quantization") or settings.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
-        raise ConfigError("config.quantization: expected an object")
+        raise Refused("config.quantization: expected an object")
     return quantization
 
 
@@ -237,7 +227,7 @@ def save(
     """Write a model, or its parameters by name, as a folder that `load` reads back bit for bit.
 
     Raises:
-        WeightsError: the folder holds weights already, or a dtype that safetensors files of MLX do not have.
+        Refused: the folder holds weights already, or a dtype that safetensors files of MLX do not have.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

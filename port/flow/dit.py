@@ -5,7 +5,6 @@ b batch, n frames, d width, C mel channels
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -14,15 +13,14 @@ import numpy as np
 
 from ..config import DiTConfig
 from ..fast.attention import Chunks
-from ..fast.convolution import made_once
 from ..fast.modulation import ModulationTables, Steering, bake, is_baked
 from ..fast.paths import active
 from ..fast.precision import run
+from ..stream.state import StepState, Tail
 from .layers import (
     AdaLayerNormZero_Final,
     CausalConvPositionEmbedding,
     DiTBlock,
-    Rope,
     RotaryEmbedding,
     TimestepEmbedding,
     rotary_tables,
@@ -39,30 +37,26 @@ class InputEmbedding(nn.Module):
         super().__init__()
         self.proj = nn.Linear(mel_dim * 2 + text_dim + spk_dim, out_dim)
         self.conv_pos_embed = CausalConvPositionEmbedding(out_dim, kernel_size, groups)
-        self._kept: tuple[tuple[tuple[mx.array, ...], mx.array], ...] = ()
 
-    def __call__(self, x: mx.array, cond: mx.array, text_embed: mx.array, spks: mx.array) -> mx.array:
-        """Embed `x`, `cond` (b, n, mel_dim), `text_embed` (b, n, text_dim) and `spks` (b, spk_dim) as (b, n, d)."""
-        if active().hoisted_input and type(self.proj) is nn.Linear:
-            to_x = self.proj.weight[:, : x.shape[-1]]
-            y = x.astype(to_x.dtype) @ to_x.T + self._hoisted(cond, text_embed, spks)
-        else:
-            spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
-            y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
-        return self.conv_pos_embed(y) + y
+    def __call__(
+        self,
+        x: mx.array,
+        cond: mx.array,
+        text_embed: mx.array,
+        spks: mx.array,
+        tail: Sequence[Tail] | None = None,
+    ) -> mx.array:
+        """Embed a state as (b, n, d).
 
-    def _hoisted(self, cond: mx.array, text_embed: mx.array, spks: mx.array) -> mx.array:
-        """The projection of what no Euler step changes, (b, n, d), kept as long as the arrays are the same."""
-        made_of = cond, text_embed, spks, self.proj.weight, self.proj.bias
-        for kept in self._kept:
-            if all(a is b for a, b in zip(kept[0], made_of, strict=True)):
-                return kept[1]
-        cond, text_embed, spks = (value.astype(self.proj.weight.dtype) for value in (cond, text_embed, spks))
-        ends = itertools.accumulate((cond.shape[-1], cond.shape[-1], text_embed.shape[-1]))
-        _, to_cond, to_text, to_spks = mx.split(self.proj.weight, list(ends), axis=-1)
-        made = cond @ to_cond.T + text_embed @ to_text.T + (spks @ to_spks.T + self.proj.bias)[:, None]
-        self._kept = ((made_of, made), *self._kept[:1])  # guidance may take the halves in turn
-        return made
+        Args:
+            x, cond: (b, n, mel_dim).
+            text_embed: (b, n, text_dim).
+            spks: (b, spk_dim).
+            tail: of a stream, as in `CausalConvPositionEmbedding`.
+        """
+        spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
+        y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
+        return self.conv_pos_embed(y, tail=tail) + y
 
 
 class DiT(nn.Module):
@@ -87,7 +81,6 @@ class DiT(nn.Module):
         self.norm_out = AdaLayerNormZero_Final(config.dim)
         self.proj_out = nn.Linear(config.dim, config.mel_dim)
         self.modulation_tables = ModulationTables()
-        self._rope: tuple[np.ndarray, Rope] | None = None  # the angles, and their tables
 
     def modulation(self, t: mx.array | np.ndarray | float, rows: int = 1) -> list[Steering]:
         """What steers the norm of each block and, last, `norm_out`: their `emb` at time `t`.
@@ -116,8 +109,12 @@ class DiT(nn.Module):
         """
         bake(self, times)
 
-    def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False) -> mx.array | Chunks | None:
-        """Queries by keys, (b or 1, 1, n or 1, n) bool, from the valid frames (b, n); None where every frame sees all.
+    def attention_mask(
+        self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0
+    ) -> mx.array | Chunks | None:
+        """Queries by keys, (b or 1, 1, n - start or 1, n) bool, from the valid frames (b, n).
+
+        None where every frame sees all. The queries are the frames from `start` on.
 
         The path `chunked_attention` needs no mask where all frames are valid, only the chunks.
 
@@ -128,9 +125,9 @@ class DiT(nn.Module):
             if not 0 < chunk_size < n:
                 return None
             if active().chunked_attention:
-                return Chunks(chunk_size)
+                return Chunks(chunk_size, start)
             mask = mx.ones((1, n), dtype=mx.bool_)
-        return add_optional_chunk_mask(mask[:, None], chunk_size)[:, None]
+        return add_optional_chunk_mask(mask[:, None], chunk_size)[:, None, -(n - start) :]
 
     def __call__(
         self,
@@ -141,6 +138,7 @@ class DiT(nn.Module):
         spks: mx.array,
         cond: mx.array,
         streaming: bool = False,
+        state: StepState | None = None,
     ) -> mx.array:
         """Velocity at time `t`. Frames outside `mask` hold finite numbers without meaning.
 
@@ -153,20 +151,18 @@ class DiT(nn.Module):
             spks: speaker, (b, spk_dim).
             cond: prompt mel and zeros, (b, n, C).
             streaming: use the chunk mask.
+            state: of a stream, whose chunk the frames are; all are valid then.
 
         Returns:
             (b, n, C), in the dtype of `proj_out`.
         """
         b, n, _ = x.shape
+        start = state.span.start if state else 0
         *steering, last = self.modulation(t, b)
         # A sum over all blocks, which outgrows float16: it stays float32, whatever the weights are.
-        x = self.input_embed(x, cond, mu, spks).astype(mx.float32)
-        rope = self._rotary(n)
-        mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), n, streaming)
-        for block, steers in zip(self.transformer_blocks, steering, strict=True):
-            x = block(x, steers, mask=mask, rope=rope)
+        x = self.input_embed(x, cond, mu, spks, state and state.tails).astype(mx.float32)
+        rope = rotary_tables(self.rotary_embed(n, start))
+        mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), start + n, streaming, start)
+        for i, block in enumerate(self.transformer_blocks):
+            x = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i])
         return run(self.proj_out, self.norm_out(x, last))
-
-    def _rotary(self, n: int) -> Rope:
-        angles = self.rotary_embed(n)
-        return made_once(self, "_rope", angles, lambda: rotary_tables(angles))

@@ -6,18 +6,20 @@ b batch, n frames, d width, h heads, c channels per head, f time frequencies, K 
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..fast.attention import Chunks, FusedLinear, attention, by_head, fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
+from ..fast.arithmetic import fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
+from ..fast.attention import Chunks, FusedLinear, attention, by_head
 from ..fast.convolution import conv1d, weight_of
 from ..fast.modulation import Steering
 from ..fast.paths import active
 from ..fast.precision import attention_dtype, run
+from ..stream.state import Kept, Tail
 
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
@@ -77,12 +79,18 @@ class CausalConvPositionEmbedding(nn.Module):
         self.conv1 = nn.Conv1d(dim, dim, kernel_size, groups=groups)
         self.conv2 = nn.Conv1d(dim, dim, kernel_size, groups=groups)
 
-    def __call__(self, x: mx.array, mask: mx.array | None = None) -> mx.array:
-        """Map `x` (b, n, d) to (b, n, d); frames outside `mask` (b, n) bool are zeroed before and after."""
+    def __call__(self, x: mx.array, mask: mx.array | None = None, tail: Sequence[Tail] | None = None) -> mx.array:
+        """Map `x` (b, n, d) to (b, n, d).
+
+        Args:
+            mask: (b, n) bool, frames outside are zeroed before and after.
+            tail: of a stream, whose chunk `x` is: one for each convolution.
+        """
+        past = self.kernel_size - 1
         if mask is not None:
             x = mx.where(mask[..., None], x, 0.0)
-        for conv in (self.conv1, self.conv2):
-            x = mx.pad(x, ((0, 0), (self.kernel_size - 1, 0), (0, 0)))
+        for i, conv in enumerate((self.conv1, self.conv2)):
+            x = mx.pad(x, ((0, 0), (past, 0), (0, 0))) if tail is None else tail[i].extend(x, past)
             x = mish(conv1d(x, weight_of(conv, self.groups), conv.bias, groups=self.groups))
         return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
@@ -102,15 +110,8 @@ class RotaryEmbedding(nn.Module):
 
     def __call__(self, seq_len: int, offset: int = 0) -> np.ndarray:
         """Angles (1, n, dim) float32 of the `seq_len` positions from `offset` on, each pair's angle standing twice."""
-        return _rotary_angles(self.dim, offset, offset + seq_len)
-
-
-@lru_cache(maxsize=16)
-def _rotary_angles(dim: int, start: int, end: int) -> np.ndarray:
-    positions = np.arange(start, end, dtype=np.float32)
-    angles = np.repeat(positions[:, None] * rotary_frequencies(dim), 2, axis=-1)[None]
-    angles.setflags(write=False)
-    return angles
+        positions = np.arange(offset, offset + seq_len, dtype=np.float32)
+        return np.repeat(positions[:, None] * rotary_frequencies(self.dim), 2, axis=-1)[None]
 
 
 def rotary_tables(freqs: np.ndarray | mx.array) -> Rope:
@@ -263,20 +264,30 @@ class Attention(nn.Module):
             y = mx.where(mask.any(axis=-1, keepdims=True), y, 0.0)
         return run(self.to_out, y.swapaxes(1, 2).flatten(-2))
 
-    def __call__(self, x: mx.array, mask: mx.array | Chunks | None = None, rope: Rope | None = None) -> mx.array:
+    def __call__(
+        self,
+        x: mx.array,
+        mask: mx.array | Chunks | None = None,
+        rope: Rope | None = None,
+        kept: Kept | None = None,
+    ) -> mx.array:
         """Attend within `x` (b, n, d).
 
         Args:
             mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend; or chunks, where
                 all frames are valid.
             rope: cosines and sines, (1, n, c) each.
+            kept: keys and values of a stream, whose chunk `x` is; `mask` then has the keys of all frames so far.
         """
-        y = self.attend(*(by_head(t, self.heads) for t in self.project(x, rope)), mask)
+        q, k, v = (by_head(t, self.heads) for t in self.project(x, rope))
+        if kept is not None:
+            k, v = kept.extend(k, v)
+        y = self.attend(q, k, v, mask)
         if not isinstance(mask, mx.array):
             return y
         # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
         frames = mask if mask.ndim == 2 else mask[:, 0, -1]
-        return mx.where(frames[..., None], y, 0.0)
+        return mx.where(frames[:, -x.shape[1] :, None], y, 0.0)
 
 
 class DiTBlock(nn.Module):
@@ -290,10 +301,15 @@ class DiTBlock(nn.Module):
         self.ff = FeedForward(dim, mult=ff_mult, approximate="tanh")
 
     def __call__(
-        self, x: mx.array, t: Steering, mask: mx.array | Chunks | None = None, rope: Rope | None = None
+        self,
+        x: mx.array,
+        t: Steering,
+        mask: mx.array | Chunks | None = None,
+        rope: Rope | None = None,
+        kept: Kept | None = None,
     ) -> mx.array:
         """Map `x` (b, n, d) to (b, n, d); `t` is the time embedding (b, d), the rest as in `Attention`."""
         y, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.attn_norm(x, emb=t)
-        x = x + gate_msa[:, None] * self.attn(y, mask=mask, rope=rope)
+        x = x + gate_msa[:, None] * self.attn(y, mask=mask, rope=rope, kept=kept)
         y = self.ff_norm(x) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
         return x + gate_mlp[:, None] * self.ff(y)

@@ -15,11 +15,10 @@ import numpy as np
 from ..config import FlowConfig
 from ..fast.modulation import step_times
 from ..fast.paths import active
+from ..stream.state import FlowState, StepState
 from .dit import DiT
 
 Guidance = Literal["batched", "separate"]
-# mu, mask, spks and cond of each call of the estimator.
-Halves = list[tuple[mx.array, mx.array | None, mx.array, mx.array]]
 
 
 def cosine_schedule(n_timesteps: int, dtype: type[np.floating] = np.float32) -> np.ndarray:
@@ -50,13 +49,13 @@ class CausalConditionalCFM(nn.Module):
         cond: mx.array,
         streaming: bool = False,
         guidance: Guidance = "batched",
-        halves: Halves | None = None,
+        state: StepState | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Guided velocity of the state and the two velocities it mixes; shapes as in `__call__`, `t` one number.
 
         Args:
             guidance: `batched` runs both halves as one batch, as the original; `separate` runs them in turn.
-            halves: what `halves` makes of the same arguments, where it is at hand.
+            state: what a stream keeps of both halves at time `t`; `batched` only.
 
         Returns:
             guided, conditional and unconditional velocity, (b, n, C) float32 each.
@@ -64,34 +63,28 @@ class CausalConditionalCFM(nn.Module):
         Raises:
             ValueError: any other guidance.
         """
-        halves = halves or self.halves(mu, mask, spks, cond, guidance)
-        parts = [
-            self.estimator(mx.concatenate([x] * (2 // len(halves))), mask, mu, t, spks, cond, streaming)
-            for mu, mask, spks, cond in halves
-        ]
-        v_cond, v_uncond = mx.split(mx.concatenate(parts).astype(mx.float32), 2)
-        rate = self.config.inference_cfg_rate
-        return (1.0 + rate) * v_cond - rate * v_uncond, v_cond, v_uncond
-
-    def halves(self, mu: mx.array, mask: mx.array | None, spks: mx.array, cond: mx.array, guidance: Guidance) -> Halves:
-        """What the estimator gets beside the state, for both halves at once or for each; no Euler step changes it.
-
-        Raises:
-            ValueError: a guidance that `velocity` does not know.
-        """
         # The unconditional half keeps state and mask, and has zeros for everything else (solve_euler).
         if guidance == "batched":
-            return [
-                (
-                    mx.concatenate((mu, mx.zeros_like(mu))),
-                    None if mask is None else mx.concatenate((mask, mask)),
-                    mx.concatenate((spks, mx.zeros_like(spks))),
-                    mx.concatenate((cond, mx.zeros_like(cond))),
-                )
-            ]
-        if guidance == "separate":
-            return [(mu, mask, spks, cond), (mx.zeros_like(mu), mask, mx.zeros_like(spks), mx.zeros_like(cond))]
-        raise ValueError(f"guidance {guidance!r} is unknown; choose batched or separate")
+            v = self.estimator(
+                mx.concatenate((x, x)),
+                None if mask is None else mx.concatenate((mask, mask)),
+                mx.concatenate((mu, mx.zeros_like(mu))),
+                t,
+                mx.concatenate((spks, mx.zeros_like(spks))),
+                mx.concatenate((cond, mx.zeros_like(cond))),
+                streaming,
+                state,
+            )
+            v_cond, v_uncond = mx.split(v.astype(mx.float32), 2)
+        elif guidance == "separate" and state is None:
+            v_cond = self.estimator(x, mask, mu, t, spks, cond, streaming).astype(mx.float32)
+            v_uncond = self.estimator(
+                x, mask, mx.zeros_like(mu), t, mx.zeros_like(spks), mx.zeros_like(cond), streaming
+            ).astype(mx.float32)
+        else:
+            raise ValueError(f"guidance {guidance!r} is unknown or not for a stream; choose batched or separate")
+        rate = self.config.inference_cfg_rate
+        return (1.0 + rate) * v_cond - rate * v_uncond, v_cond, v_uncond
 
     def solve_euler(
         self,
@@ -103,6 +96,7 @@ class CausalConditionalCFM(nn.Module):
         cond: mx.array,
         streaming: bool = False,
         guidance: Guidance = "batched",
+        state: FlowState | None = None,
     ) -> Iterator[tuple[mx.array, np.floating]]:
         """Yield state and time before each step and after the last, N + 1 pairs; each step runs when it is asked for.
 
@@ -111,15 +105,16 @@ class CausalConditionalCFM(nn.Module):
         Args:
             x: the noise, (b, n, C) float32.
             t_span: times from `cosine_schedule`, (N + 1,).
+            state: of a stream, whose chunk the frames are: a `StepState` for each of the N steps.
         """
         if active().modulation_tables:
             self.estimator.modulation_tables.add(self.estimator, step_times(t_span))
-        halves = self.halves(mu, mask, spks, cond, guidance) if active().hoisted_input else None
         t, dt = t_span[0], t_span[1] - t_span[0]
         yield x, t
-        for following in (*t_span[2:], None):
-            x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance, halves)[0]
-            mx.eval(x)
+        for i, following in enumerate((*t_span[2:], None)):
+            step = state and state.steps[i]
+            x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance, step)[0]
+            mx.eval(x, step.arrays if step else [])
             # Each step is measured from the running sum of the steps, not from the schedule (solve_euler).
             t = t + dt
             dt = following - t if following is not None else dt
@@ -140,6 +135,7 @@ class CausalConditionalCFM(nn.Module):
         temperature: float = 1.0,
         streaming: bool = False,
         guidance: Guidance = "batched",
+        state: FlowState | None = None,
     ) -> mx.array:
         """Generate mel frames.
 
@@ -153,6 +149,7 @@ class CausalConditionalCFM(nn.Module):
             temperature: factor of the noise.
             streaming: use the chunk mask.
             guidance: as in `velocity`.
+            state: as in `solve_euler`; `noise` then begins with the chunk's first frame.
 
         Returns:
             log-mel, (b, n, C) float32.
@@ -165,5 +162,5 @@ class CausalConditionalCFM(nn.Module):
             raise ValueError(f"noise holds {noise.shape[1]} frames, the mel needs {n}")
         x = mx.broadcast_to(noise[:, :n].astype(mx.float32), mu.shape) * temperature
         t_span = cosine_schedule(n_timesteps)
-        *_, (mel, _) = self.solve_euler(x, t_span, mu, mask, spks, cond, streaming, guidance)
+        *_, (mel, _) = self.solve_euler(x, t_span, mu, mask, spks, cond, streaming, guidance, state)
         return mel

@@ -14,7 +14,8 @@ from functools import lru_cache
 import mlx.core as mx
 import numpy as np
 
-from .recording import AudioError, Recording, about, read
+from ..files.errors import Refused
+from .recording import Recording, about, read
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
@@ -33,7 +34,7 @@ def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
         (1, s) float32; the mean over channels, peak not normalised.
 
     Raises:
-        AudioError: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
+        Refused: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
     speech, sample_rate = read(path, min_sr)
     with about(path):
@@ -49,10 +50,10 @@ def check_prompt_length(speech: mx.array, sample_rate: int, max_seconds: float =
         max_seconds: longest prompt accepted.
 
     Raises:
-        AudioError: longer than `max_seconds`.
+        Refused: longer than `max_seconds`.
     """
     if (seconds := speech.shape[-1] / sample_rate) > max_seconds:
-        raise AudioError(f"{seconds:.1f} s is longer than {max_seconds:g} s; cut it")
+        raise Refused(f"{seconds:.1f} s is longer than {max_seconds:g} s; cut it")
 
 
 @lru_cache(maxsize=16)
@@ -66,13 +67,13 @@ def resample_kernel(orig_freq: int, new_freq: int) -> tuple[np.ndarray, int]:
         kernel (new_freq, 2 width + orig_freq) float32, one row for each phase; and width, the samples it reaches back.
 
     Raises:
-        AudioError: the kernel would be absurdly large.
+        Refused: the kernel would be absurdly large.
     """
     lowpass_filter_width, rolloff = 6, 0.99
     base_freq = min(orig_freq, new_freq) * rolloff
     width = math.ceil(lowpass_filter_width * orig_freq / base_freq)
     if new_freq * (2 * width + orig_freq) > MAX_KERNEL_SIZE:
-        raise AudioError(f"no exact resampler for the ratio {orig_freq}:{new_freq}; convert the file to 24000 Hz first")
+        raise Refused(f"no exact resampler for the ratio {orig_freq}:{new_freq}; convert the file to 24000 Hz first")
     taps = np.arange(-width, width + orig_freq, dtype=np.float64) / orig_freq
     # torchaudio divides integers here, which yields float32: without that rounding the kernel is off by 5e-6.
     phases = (np.arange(0, -new_freq, -1) / new_freq).astype(np.float32)
@@ -92,10 +93,10 @@ def resample(waveform: mx.array | np.ndarray, orig_freq: int, new_freq: int) -> 
         (b, ceil(s new_freq / orig_freq)) float32.
 
     Raises:
-        AudioError: no sample rate, or rates whose ratio needs an absurdly large kernel.
+        Refused: no sample rate, or rates whose ratio needs an absurdly large kernel.
     """
     if min(orig_freq, new_freq) <= 0:
-        raise AudioError(f"cannot resample from {orig_freq} Hz to {new_freq} Hz")
+        raise Refused(f"cannot resample from {orig_freq} Hz to {new_freq} Hz")
     if orig_freq == new_freq:
         return _to_mlx(_to_host(waveform))
     divisor = math.gcd(orig_freq, new_freq)
@@ -158,7 +159,7 @@ def mel_spectrogram(
         (b, s // hop_size, num_mels) float32, natural logarithm, not below ln(1e-5).
 
     Raises:
-        AudioError: too short to reflect at the ends.
+        Refused: too short to reflect at the ends.
     """
     pad = (n_fft - hop_size) // 2
     _check_reflection(y, pad)
@@ -179,7 +180,7 @@ def log_mel_spectrogram(audio: mx.array | np.ndarray, n_mels: int = 128) -> mx.a
         (b, s // 160, n_mels) float32; decimal logarithm, (x + 4) / 4, at most 2 below the loudest bin.
 
     Raises:
-        AudioError: too short to reflect at the ends.
+        Refused: too short to reflect at the ends.
     """
     n_fft, hop = 400, 160
     _check_reflection(audio, n_fft // 2)
@@ -229,11 +230,11 @@ def fbank(
         (n, num_mel_bins) float32 with n = 1 + (s - 400) // 160 at 16 kHz (25 ms windows, 10 ms hop).
 
     Raises:
-        AudioError: shorter than one window.
+        Refused: shorter than one window.
     """
     window_size, hop = sample_frequency * 25 // 1000, sample_frequency * 10 // 1000
     if waveform.shape[-1] < window_size:
-        raise AudioError(f"audio of {waveform.shape[-1]} samples is too short: the speaker encoder needs {window_size}")
+        raise Refused(f"audio of {waveform.shape[-1]} samples is too short: the speaker encoder needs {window_size}")
     n_fft = 1 << (window_size - 1).bit_length()
     frames = _frames(_to_host(waveform)[0], window_size, hop)
     frames = frames - frames.mean(axis=1, keepdims=True)
@@ -269,4 +270,4 @@ def _to_mlx(array: np.ndarray) -> mx.array:
 
 def _check_reflection(audio: mx.array | np.ndarray, pad: int) -> None:
     if audio.shape[-1] <= pad:
-        raise AudioError(f"audio of {audio.shape[-1]} samples is too short: more than {pad} are needed")
+        raise Refused(f"audio of {audio.shape[-1]} samples is too short: more than {pad} are needed")

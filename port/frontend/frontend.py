@@ -15,7 +15,8 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import CosyVoice3Config
-from ..files.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+from ..files.errors import Refused
+from ..files.speakers import EMBEDDING, FIELDS, Speaker
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from .normalizer import Normalizer
 from .recording import Recording, about, at_hand, check_recording
@@ -86,7 +87,7 @@ class CosyVoiceFrontEnd:
         """Speech tokens (1, P) int32 of a file, 25 a second.
 
         Raises:
-            AudioError: see `load_wav`; longer than 30 s.
+            Refused: see `load_wav`; longer than 30 s.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE)
         with about(prompt_wav):
@@ -99,7 +100,7 @@ class CosyVoiceFrontEnd:
         """Speaker embedding (1, spk_embed_dim) of a file.
 
         Raises:
-            AudioError: see `load_wav`.
+            Refused: see `load_wav`.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE)
         with about(prompt_wav):
@@ -112,7 +113,7 @@ class CosyVoiceFrontEnd:
         """Log-mel (1, F, C) of a file, 50 frames a second.
 
         Raises:
-            AudioError: see `load_wav`.
+            Refused: see `load_wav`.
         """
         speech = load_wav(prompt_wav, self.config.sample_rate)
         rate, bins = self.config.sample_rate, self.config.flow.output_size
@@ -123,7 +124,7 @@ class CosyVoiceFrontEnd:
         """A saved voice by its embedding alone.
 
         Raises:
-            SpeakerError: no such speaker.
+            Refused: no such speaker.
         """
         return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
 
@@ -136,13 +137,12 @@ class CosyVoiceFrontEnd:
             zero_shot_spk_id: a saved voice, which stands for the text and the recording.
 
         Raises:
-            AudioError: see `check_recording`.
-            SpeakerError: no such speaker, or one without a prompt.
+            Refused: see `check_recording`; no such speaker, or one without a prompt.
         """
         if zero_shot_spk_id:
             info = self._speaker(zero_shot_spk_id)
             if info.keys() != FIELDS.keys():
-                raise SpeakerError(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
+                raise Refused(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return dict(info)
         prompt_wav = at_hand(prompt_wav)
         check_recording(prompt_wav)
@@ -174,7 +174,7 @@ class CosyVoiceFrontEnd:
             prompt_wav, zero_shot_spk_id: as for `frontend_zero_shot`.
 
         Raises:
-            AudioError, SpeakerError: as for `frontend_zero_shot`.
+            Refused: as for `frontend_zero_shot`.
         """
         model_input = self.frontend_zero_shot(instruct_text, prompt_wav, zero_shot_spk_id)
         del model_input["llm_prompt_speech_token"]
@@ -189,7 +189,7 @@ class CosyVoiceFrontEnd:
                 up to 2 frames of the prompt start the result, and as many are doubled where chunks of a stream meet.
 
         Raises:
-            AudioError: see `check_recording`.
+            Refused: see `check_recording`.
         """
         source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
         check_recording(source_wav, voice=False)
@@ -219,5 +219,5 @@ class CosyVoiceFrontEnd:
     def _speaker(self, spk_id: str) -> ModelInput:
         if spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
-            raise SpeakerError(f"speaker {spk_id!r} is not known; known speakers: {known}")
+            raise Refused(f"speaker {spk_id!r} is not known; known speakers: {known}")
         return self.spk2info[spk_id]

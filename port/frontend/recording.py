@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import soundfile
 
+from ..files.errors import Refused
+
 Recording = str | Path | bytes | BinaryIO | tuple[Any, int]
 
 LONGEST, SHORTEST = 30.0, 0.1  # seconds: what the speech tokenizer was trained for, and what has no voice in it
@@ -28,10 +30,6 @@ MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 k
 MAX_BYTES = 256 << 20
 UNKNOWN = 1 << 62  # libsndfile gives a flac without a length 2^63 - 1 samples
 FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF")
-
-
-class AudioError(ValueError):
-    """Audio that cannot be used; the message says which, why and what to do."""
 
 
 class _Forward(soundfile.SoundFile):
@@ -56,18 +54,18 @@ def name_of(source: Recording) -> str:
 
 @contextmanager
 def about(source: Recording) -> Iterator[None]:
-    """Put the recording's name before an `AudioError`."""
+    """Put the recording's name before a `Refused`."""
     try:
         yield
-    except AudioError as error:
-        raise AudioError(f"{name_of(source)}: {error}") from None
+    except Refused as error:
+        raise Refused(f"{name_of(source)}: {error}") from None
 
 
 def at_hand(source: Recording) -> Recording:
     """The same recording in a form that can be read several times: an open file becomes the bytes that follow.
 
     Raises:
-        AudioError: the file is not open for reading in binary mode, or holds too much.
+        Refused: the file is not open for reading in binary mode, or holds too much.
     """
     if not hasattr(source, "read"):
         return source
@@ -75,11 +73,11 @@ def at_hand(source: Recording) -> Recording:
         try:
             data = source.read(MAX_BYTES + 1)
         except (OSError, ValueError) as error:
-            raise AudioError(f"cannot be read ({_one_line(error)})") from None
+            raise Refused(f"cannot be read ({_one_line(error)})") from None
         if not isinstance(data, bytes):
-            raise AudioError("is no binary file; open it with mode 'rb'")
+            raise Refused("is no binary file; open it with mode 'rb'")
         if len(data) > MAX_BYTES:
-            raise AudioError(f"holds more than {MAX_BYTES >> 20} MB; cut it")
+            raise Refused(f"holds more than {MAX_BYTES >> 20} MB; cut it")
     return data
 
 
@@ -95,7 +93,7 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
         (s, c) float32, and the rate in Hz.
 
     Raises:
-        AudioError: no such file, unreadable, empty, not finite, longer than `MAX_SECONDS` or `MAX_SAMPLES`, or below
+        Refused: no such file, unreadable, empty, not finite, longer than `MAX_SECONDS` or `MAX_SAMPLES`, or below
             `min_sr`.
     """
     source = at_hand(source)
@@ -108,11 +106,11 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
             _check_path(source)
             speech, sample_rate = _from_file(str(source), shlex.quote(name_of(source)), min_sr)
         else:
-            raise AudioError("is no recording; give a path, bytes, an open file or (samples, sample rate)")
+            raise Refused("is no recording; give a path, bytes, an open file or (samples, sample rate)")
         if not speech.shape[0]:
-            raise AudioError("holds no samples")
+            raise Refused("holds no samples")
         if not np.isfinite(speech).all():
-            raise AudioError("holds NaN or infinite samples")
+            raise Refused("holds NaN or infinite samples")
     return speech, sample_rate
 
 
@@ -124,7 +122,7 @@ def check_recording(source: Recording, voice: bool = True) -> None:
         voice: it shall lend its voice, so that silence is refused too.
 
     Raises:
-        AudioError: see `read`; longer than `LONGEST`, shorter than `SHORTEST`, or silent.
+        Refused: see `read`; longer than `LONGEST`, shorter than `SHORTEST`, or silent.
     """
     speech, sample_rate = read(source)
     with about(source):
@@ -132,26 +130,26 @@ def check_recording(source: Recording, voice: bool = True) -> None:
         if seconds > LONGEST:
             raise _too_long(seconds)
         if seconds < SHORTEST:
-            raise AudioError(f"{seconds:.3f} s is too short; some seconds of speech are needed")
+            raise Refused(f"{seconds:.3f} s is too short; some seconds of speech are needed")
         if voice and np.ptp(speech.mean(axis=1, dtype=np.float64)) < SILENCE:
-            raise AudioError("is silent: there is no voice in it")
+            raise Refused("is silent: there is no voice in it")
 
 
 def _check_path(path: str | Path) -> None:
     try:
         status = Path(path).stat()
     except FileNotFoundError:
-        raise AudioError("no such file") from None
+        raise Refused("no such file") from None
     except (OSError, ValueError) as error:
-        raise AudioError(f"cannot be read as audio ({_one_line(getattr(error, 'strerror', error))})") from None
+        raise Refused(f"cannot be read as audio ({_one_line(getattr(error, 'strerror', error))})") from None
     # A pipe or a device might never end, or never begin.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
-        raise AudioError(f"cannot be read as audio ({kind}); give a sound file")
+        raise Refused(f"cannot be read as audio ({kind}); give a sound file")
     if not os.access(path, os.R_OK):
-        raise AudioError("cannot be read as audio (no permission)")
+        raise Refused("cannot be read as audio (no permission)")
     if not status.st_size:
-        raise AudioError("cannot be read as audio (the file is empty)")
+        raise Refused("cannot be read as audio (the file is empty)")
 
 
 def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndarray, int]:
@@ -166,7 +164,7 @@ def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndar
             if len(speech) > limit:
                 raise _too_long(len(speech) / sound.samplerate)
             return speech, sound.samplerate
-    except AudioError:
+    except Refused:
         raise
     except (OSError, RuntimeError, MemoryError, TypeError, ValueError) as error:
         why = _one_line(getattr(error, "error_string", error))
@@ -174,24 +172,24 @@ def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndar
         convert = f"ffmpeg -i {shown} new.wav"
         if sys.platform == "darwin":
             convert = f"afconvert -f WAVE -d LEI16 {shown} new.wav"
-        raise AudioError(
+        raise Refused(
             f"cannot be read as audio ({why}); give {known}, or convert m4a and others with: {convert}"
         ) from None
 
 
 def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
     if len(source) != 2:
-        raise AudioError(f"a tuple of {len(source)} is no recording; give (samples, sample rate)")
+        raise Refused(f"a tuple of {len(source)} is no recording; give (samples, sample rate)")
     samples, rate = source[::-1] if isinstance(source[0], numbers.Real) else source
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or rate != rate // 1 or rate <= 0:
-        raise AudioError("the second of (samples, sample rate) must be a number of Hz")
+        raise Refused("the second of (samples, sample rate) must be a number of Hz")
     _check_rate(int(rate), min_sr)
     try:
         speech = np.asarray(samples)
     except Exception as error:
-        raise AudioError(f"cannot be read as samples ({_one_line(error):.200})") from None
+        raise Refused(f"cannot be read as samples ({_one_line(error):.200})") from None
     if speech.dtype.kind not in "iuf" or speech.ndim not in (1, 2):
-        raise AudioError(f"samples are {speech.dtype} {list(speech.shape)}; give floats or integers, (s,) or (s, c)")
+        raise Refused(f"samples are {speech.dtype} {list(speech.shape)}; give floats or integers, (s,) or (s, c)")
     if speech.size > MAX_SAMPLES or max(speech.shape) > MAX_SECONDS * rate:
         raise _too_long(max(speech.shape) / rate)
     if speech.ndim == 2 and speech.shape[0] < speech.shape[1]:
@@ -205,11 +203,11 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
 
 def _check_rate(sample_rate: int, min_sr: int) -> None:
     if sample_rate < min_sr:
-        raise AudioError(f"sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
+        raise Refused(f"sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
 
 
-def _too_long(seconds: float) -> AudioError:
-    return AudioError(f"{seconds:.1f} s is longer than {LONGEST:g} s; cut it")
+def _too_long(seconds: float) -> Refused:
+    return Refused(f"{seconds:.1f} s is longer than {LONGEST:g} s; cut it")
 
 
 def _one_line(error: object) -> str:

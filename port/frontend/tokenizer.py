@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..files.disk import beside, require_regular
-from ..files.errors import OneLineError
+from ..files.disk import beside, read_json, require_regular
+from ..files.errors import Refused
 from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
 OFFICIAL_VOCAB_SIZE = 151643  # before the special tokens
@@ -44,10 +44,6 @@ BYTE_ALPHABET = frozenset(pre_tokenizers.ByteLevel.alphabet())
 logger = logging.getLogger(__name__)
 
 
-class TokenizerError(OneLineError):
-    """Tokenizer files that cannot be used; the message is one line and names the file."""
-
-
 class CosyVoice3Tokenizer:
     """Text to token ids and back (`CosyVoice3Tokenizer` in cosyvoice/tokenizer/tokenizer.py).
 
@@ -59,7 +55,7 @@ class CosyVoice3Tokenizer:
     Special tokens follow the vocabulary: id n is <|endoftext|>, n + 3 is <|endofprompt|>.
 
     Raises:
-        TokenizerError: the vocabulary or the merges contradict themselves.
+        Refused: the vocabulary or the merges contradict themselves.
     """
 
     def __init__(
@@ -84,26 +80,26 @@ class CosyVoice3Tokenizer:
             on_mismatch: what to do when `check_probe` fails.
 
         Raises:
-            TokenizerError: a file is missing, too large, damaged, or belongs to another tokenizer.
+            Refused: a file is missing, too large, damaged, or belongs to another tokenizer.
         """
         folder = Path(folder)
         vocab_path, merges_path, json_path = (folder / n for n in ("vocab.json", "merges.txt", "tokenizer.json"))
         if vocab_path.is_file() and merges_path.is_file():
-            tokenizer = cls(_read_object(vocab_path), _read_merges(merges_path), vocab_path)
+            tokenizer = cls(read_json(vocab_path, limit=MAX_JSON_BYTES), _read_merges(merges_path), vocab_path)
         elif json_path.is_file():
-            data = _read_object(json_path)
+            data = read_json(json_path, limit=MAX_JSON_BYTES)
             model = data.get("model")
             if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-                raise TokenizerError(f"{json_path}: its model is not BPE")
+                raise Refused(f"{json_path}: its model is not BPE")
             tokenizer = cls(_expect(model, "vocab", dict, json_path), _pairs(model, json_path), json_path)
             tokenizer._check_added_tokens(_added_tokens(data, json_path), json_path)
         else:
-            raise TokenizerError(f"{folder}: no vocab.json with merges.txt and no tokenizer.json")
+            raise Refused(f"{folder}: no vocab.json with merges.txt and no tokenizer.json")
         config_path = folder / "tokenizer_config.json"
         if config_path.exists():
-            added = _read_object(config_path).get("added_tokens_decoder", {})
+            added = read_json(config_path, limit=MAX_JSON_BYTES).get("added_tokens_decoder", {})
             if not isinstance(added, dict) or not all(isinstance(token, dict) for token in added.values()):
-                raise TokenizerError(f"{config_path}: added_tokens_decoder is not an object of objects")
+                raise Refused(f"{config_path}: added_tokens_decoder is not an object of objects")
             tokenizer._check_added_tokens([{"id": i, **token} for i, token in added.items()], config_path)
         tokenizer.check_probe(on_mismatch)
         return tokenizer
@@ -149,7 +145,7 @@ class CosyVoice3Tokenizer:
         A vocabulary of another size makes no claim to be the official one and passes.
 
         Raises:
-            TokenizerError: official size but other ids, unless `on_mismatch` is "warn" (then logged and False).
+            Refused: official size but other ids, unless `on_mismatch` is "warn" (then logged and False).
         """
         if self.base_vocab_size != OFFICIAL_VOCAB_SIZE or tuple(self.encode(PROBE_TEXT)) == PROBE_IDS:
             return True
@@ -158,7 +154,7 @@ class CosyVoice3Tokenizer:
             "Chinese characters); take vocab.json and merges.txt from CosyVoice-BlankEN of the official checkpoint"
         )
         if on_mismatch == "refuse":
-            raise TokenizerError(message)
+            raise Refused(message)
         logger.warning(message)
         return False
 
@@ -194,9 +190,9 @@ class CosyVoice3Tokenizer:
         for token in added:
             content = token.get("content")
             if str(self.special_tokens.get(content) if isinstance(content, str) else None) != str(token.get("id")):
-                raise TokenizerError(f"{path}: added token {content!r:.60} with id {token.get('id')!r:.20} is unknown")
+                raise Refused(f"{path}: added token {content!r:.60} with id {token.get('id')!r:.20} is unknown")
             if any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word", "normalized")):
-                raise TokenizerError(f"{path}: added token {content!r} does not match as CosyVoice 3's tokens do")
+                raise Refused(f"{path}: added token {content!r} does not match as CosyVoice 3's tokens do")
 
 
 def pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -222,25 +218,25 @@ def _added_token(token: str) -> dict[str, Any]:
 
 def _check_vocab(vocab: dict[str, int], source: str | Path) -> None:
     if not 256 <= len(vocab) <= MAX_VOCAB_SIZE:
-        raise TokenizerError(f"{source}: {len(vocab)} tokens, expected 256..{MAX_VOCAB_SIZE}")
+        raise Refused(f"{source}: {len(vocab)} tokens, expected 256..{MAX_VOCAB_SIZE}")
     if any(type(i) is not int for i in vocab.values()) or set(vocab.values()) != set(range(len(vocab))):
-        raise TokenizerError(f"{source}: token ids are not 0..{len(vocab) - 1}, each once")
+        raise Refused(f"{source}: token ids are not 0..{len(vocab) - 1}, each once")
     if present := [token for token in SPECIAL_TOKENS if token in vocab]:
-        raise TokenizerError(f"{source}: special token {present[0]} must not be in the vocabulary, its id would move")
+        raise Refused(f"{source}: special token {present[0]} must not be in the vocabulary, its id would move")
     for token in vocab:
         if not token or not BYTE_ALPHABET.issuperset(token):
-            raise TokenizerError(f"{source}: {token!a:.60} is not written in the byte-level alphabet")
+            raise Refused(f"{source}: {token!a:.60} is not written in the byte-level alphabet")
     # The BPE would drop bytes that it does not know, in silence.
     if missing := sorted(BYTE_ALPHABET.difference(vocab)):
-        raise TokenizerError(f"{source}: {len(missing)} of the 256 bytes have no token, the first is {missing[0]!r}")
+        raise Refused(f"{source}: {len(missing)} of the 256 bytes have no token, the first is {missing[0]!r}")
 
 
 def _check_merges(vocab: dict[str, int], merges: Sequence[tuple[str, str]], source: str | Path) -> None:
     for rank, (left, right) in enumerate(merges):
         if left not in vocab or right not in vocab or left + right not in vocab:
-            raise TokenizerError(f"{source}: merge {rank + 1}, {left!a:.40} + {right!a:.40}, is not in the vocabulary")
+            raise Refused(f"{source}: merge {rank + 1}, {left!a:.40} + {right!a:.40}, is not in the vocabulary")
     if len(set(merges)) != len(merges):
-        raise TokenizerError(f"{source}: a merge is there twice")
+        raise Refused(f"{source}: a merge is there twice")
 
 
 def _read_text(path: Path, max_bytes: int) -> str:
@@ -249,20 +245,10 @@ def _read_text(path: Path, max_bytes: int) -> str:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
         if len(data) > max_bytes:
-            raise TokenizerError(f"{path}: larger than {max_bytes >> 20} MB, not a tokenizer file")
+            raise Refused(f"{path}: larger than {max_bytes >> 20} MB, not a tokenizer file")
         return data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path}: cannot be read ({error})") from None
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(_read_text(path, MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(data).__name__}")
-    return data
+        raise Refused(f"{path}: cannot be read ({error})") from None
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
@@ -280,18 +266,18 @@ def _pair(merge: Any, path: Path) -> tuple[str, str]:
     # tokenizers before 0.20 wrote "left right", later ones write ["left", "right"].
     parts = merge.split(" ") if isinstance(merge, str) else merge
     if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise TokenizerError(f"{path}: {merge!a:.60} is not a pair of tokens")
+        raise Refused(f"{path}: {merge!a:.60} is not a pair of tokens")
     return parts[0], parts[1]
 
 
 def _added_tokens(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:
     added = _expect(data, "added_tokens", list, path)
     if not all(isinstance(token, dict) for token in added):
-        raise TokenizerError(f"{path}: added_tokens is not a list of objects")
+        raise Refused(f"{path}: added_tokens is not a list of objects")
     return added
 
 
 def _expect(data: dict[str, Any], key: str, kind: type, path: Path) -> Any:
     if not isinstance(value := data.get(key), kind):
-        raise TokenizerError(f"{path}: {key!r} is missing or not a {kind.__name__}")
+        raise Refused(f"{path}: {key!r} is missing or not a {kind.__name__}")
     return value

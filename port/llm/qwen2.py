@@ -10,7 +10,7 @@ import numpy as np
 from mlx import nn
 
 from ..config import Qwen2Config
-from ..fast.attention import silu
+from ..fast.arithmetic import silu
 from ..fast.precision import attention_dtype, run
 
 Rope = tuple[mx.array, mx.array]

@@ -1,30 +1,28 @@
 """Memory of streams: how much the flow decoder may keep, and the prompts kept from one request for the next.
 
-At the official size a stream keeps 3.6 MB a mel frame in float32 (`flow.state.state_bytes`), prompt included.
+At the official size a stream keeps 3.6 MB a mel frame in float32 (`stream.flow.state_bytes`), prompt included.
 What all streams of a model and the kept prompts hold together stays within a limit; chunks without room are computed
 again in each call, at the cost of time. What a single call works on and 0.5 MB of the vocoder come on top.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
-import numpy as np
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from ..fast import paths
-from ..flow.decoder import CausalMaskedDiffWithDiT
-from .flow import StreamingFlow
-from .flow_state import FlowState, Keep
+from .state import FlowState
 
 FALLBACK_CACHE_BYTES = 4 << 30  # where the device does not tell its memory
 SHARE_OF_DEVICE = 4  # by default streams may take one part in so many
 DEVICE_MEMORY = ("max_recommended_working_set_size", "memory_size", "total_memory")  # keys of `mx.device_info`
+Keep = Callable[[Callable[[], FlowState]], None]
 
 
 def default_cache_bytes() -> int:
@@ -34,15 +32,6 @@ def default_cache_bytes() -> int:
     return sizes[0] // SHARE_OF_DEVICE if sizes else FALLBACK_CACHE_BYTES
 
 
-def prompt_key(stream: StreamingFlow, frames: int) -> bytes:
-    """What the first `frames` frames of a stream's prompt follow from, by content; the weights are checked apart."""
-    digest = hashlib.sha256(f"{frames} {paths.active()}".encode())
-    for part in (stream.prompt_token, stream.prompt_feat, stream.embedding, stream.noise_of(0, frames)):
-        array = np.array(part)
-        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
-    return digest.digest()
-
-
 @dataclass
 class _Prompt:
     """Whole chunks of a prompt, and the weights that made them."""
@@ -50,26 +39,19 @@ class _Prompt:
     state: FlowState
     weights: list[weakref.ref[mx.array]]
 
-    def made_by(self, flow: CausalMaskedDiffWithDiT) -> bool:
+    def made_by(self, flow: nn.Module) -> bool:
         """Whether these are still the weights in use."""
         found = _weights(flow)
         return len(found) == len(self.weights) and all(r() is w for r, w in zip(self.weights, found, strict=True))
 
 
-class StreamMemory:
+class Memory:
     """What the streams of one model hold, and the prompts that they left, the last used at the end. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._streams: weakref.WeakKeyDictionary[object, int] = weakref.WeakKeyDictionary()
         self._prompts: OrderedDict[bytes, _Prompt] = OrderedDict()
-
-    def within(self, limit: int | None) -> Share:
-        """A view for one request, which may add to what is held as long as all stays within `limit` bytes.
-
-        None stands for `default_cache_bytes`.
-        """
-        return Share(self, default_cache_bytes() if limit is None else limit)
 
     @property
     def nbytes(self) -> int:
@@ -87,8 +69,13 @@ class StreamMemory:
         with self._lock:
             self._prompts.clear()
 
-    def reserve(self, owner: object, nbytes: int, limit: int) -> bool:
-        """Whether `owner` may hold `nbytes` in all from now on; prompts make way, the least recently used first."""
+    def reserve(self, owner: object, nbytes: int, limit: int | None = None) -> bool:
+        """Whether `owner` may hold `nbytes` in all from now on; prompts make way, the least recently used first.
+
+        Args:
+            limit: bytes that all may hold together; None stands for `default_cache_bytes`.
+        """
+        limit = default_cache_bytes() if limit is None else limit
         with self._lock:
             others = sum(held for stream, held in self._streams.items() if stream is not owner)
             if nbytes and others + nbytes > limit:
@@ -98,31 +85,35 @@ class StreamMemory:
             self._streams[owner] = nbytes
             return True
 
-    def find(self, stream: StreamingFlow, frames: int) -> FlowState | None:
-        """The first `frames` frames of the stream's prompt, if an earlier stream left them; not to be changed."""
-        key = prompt_key(stream, frames)
+    def find(self, key: bytes, flow: nn.Module) -> FlowState | None:
+        """A prompt's whole chunks, not to be changed; None if no stream with the weights of `flow` left them."""
         with self._lock:
             prompt = self._prompts.pop(key, None)
-            if prompt is None or not prompt.made_by(stream.flow):
+            if prompt is None or not prompt.made_by(flow):
                 return None
             self._prompts[key] = prompt
             return prompt.state
 
-    def keeper(self, stream: StreamingFlow, frames: int, limit: int) -> Keep:
-        """A function that copies the first `frames` frames for later streams, if there is room beside the running ones.
+    def keeper(self, key: bytes, flow: nn.Module, nbytes: int, limit: int | None = None) -> Keep:
+        """A function that keeps a prompt's whole chunks for later streams, if there is room beside the running ones.
 
-        What these frames follow from is noted now: weights may be exchanged before that function is called.
+        The weights are noted now: they may be exchanged before that function is called.
+
+        Args:
+            key: everything else that determines the chunks.
+            nbytes: what they will hold.
+            limit: as in `reserve`.
         """
-        key, needed = prompt_key(stream, frames), stream.bytes_for(frames)
-        weights = [weakref.ref(weight) for weight in _weights(stream.flow)]
+        weights = [weakref.ref(weight) for weight in _weights(flow)]
+        limit = default_cache_bytes() if limit is None else limit
 
-        def keep(state: FlowState) -> None:
+        def keep(make: Callable[[], FlowState]) -> None:
             with self._lock:
-                held = sum(self._streams.values()) + needed
+                held = sum(self._streams.values()) + nbytes
                 if held <= limit:
                     self._prompts.pop(key, None)
                     self._make_way(held, limit)
-                    self._prompts[key] = _Prompt(state.prompt(frames), weights)
+                    self._prompts[key] = _Prompt(make(), weights)
 
         return keep
 
@@ -134,25 +125,5 @@ class StreamMemory:
             self._prompts.popitem(last=False)
 
 
-@dataclass(frozen=True)
-class Share:
-    """The `Memory` of a stream: a `StreamMemory` and the limit of its request, in bytes."""
-
-    memory: StreamMemory
-    limit: int
-
-    def reserve(self, owner: object, nbytes: int) -> bool:
-        """As `StreamMemory.reserve`."""
-        return self.memory.reserve(owner, nbytes, self.limit)
-
-    def find(self, stream: StreamingFlow, frames: int) -> FlowState | None:
-        """As `StreamMemory.find`."""
-        return self.memory.find(stream, frames)
-
-    def keeper(self, stream: StreamingFlow, frames: int) -> Keep:
-        """As `StreamMemory.keeper`."""
-        return self.memory.keeper(stream, frames, self.limit)
-
-
-def _weights(flow: CausalMaskedDiffWithDiT) -> list[mx.array]:
+def _weights(flow: nn.Module) -> list[mx.array]:
     return [value for _, value in tree_flatten(flow.parameters())]

@@ -1,10 +1,11 @@
-"""What a stream of the vocoder carries from one chunk to the next.
+"""What a stream carries from one chunk to the next; the networks take it as an argument and change it.
 
-b batch, n frames, C channels
+b batch, n frames, C channels, d width, h heads, c channels per head
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeVar
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ Array = TypeVar("Array", mx.array, np.ndarray)
 
 
 class Tail:
-    """The end of what one part of the vocoder has seen so far, as far back as its next chunk looks."""
+    """The end of what one layer has seen so far, as far back as its next chunk looks."""
 
     def __init__(self) -> None:
         self.frames: mx.array | np.ndarray | None = None
@@ -32,7 +33,7 @@ class Tail:
 
 
 class State:
-    """The tails of one stream, by the part of the vocoder that they belong to; empty until the first chunk.
+    """The tails of one stream of the vocoder, by the part that they belong to; empty until the first chunk.
 
     Attributes:
         started: a chunk has been through the filter, so that the start of this one is no start of the signal.
@@ -55,3 +56,147 @@ class State:
 def tail_of(state: State | None, part: object) -> Tail | None:
     """The tail of `part`; None outside a stream."""
     return None if state is None else state.tail(part)
+
+
+@dataclass
+class Span:
+    """Which frames a stream of the flow decoder keeps, counted from its first.
+
+    Attributes:
+        start: kept so far; the chunk being computed begins here.
+        whole: kept after it: what fills whole chunks, which no later frame can change.
+        prompt: end of the prompt's whole chunks while they are to be kept for later streams, else 0.
+    """
+
+    start: int = 0
+    whole: int = 0
+    prompt: int = 0
+
+
+class ChunkTail(Tail):
+    """The last inputs of a causal convolution up to the end of the whole chunks, and up to that of the prompt's."""
+
+    def __init__(self, span: Span) -> None:
+        super().__init__()
+        self.span = span
+        self.prompt: mx.array | None = None
+
+    def extend(self, x: mx.array, zeros: int) -> mx.array:
+        """As `Tail.extend`, and keep what the next chunk needs: `zeros` frames, float32."""
+        seen, span = super().extend(x, zeros), self.span
+        if span.prompt:
+            self.prompt = _before(seen, span.prompt - span.start, zeros)
+        self.frames = _before(seen, span.whole - span.start, zeros)
+        return seen.astype(x.dtype)
+
+
+class Kept:
+    """Keys and values of one attention, of the frames in whole chunks; any layout (..., n, c)."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+
+    def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Those of all frames so far (..., n, c) from the new ones (..., m, c), of which the whole chunks are kept."""
+        self.keys, keys = self._extend(self.keys, keys)
+        self.values, values = self._extend(self.values, values)
+        return keys, values
+
+    def _extend(self, held: mx.array | None, new: mx.array) -> tuple[mx.array, mx.array]:
+        start, n = self.span.start, self.span.start + new.shape[-2]
+        if not start or held is None:
+            # Nothing to go on from: what was computed is the buffer, and no memory is filled first.
+            return mx.contiguous(new[..., : self.span.whole, :]), new
+        room = min(n, held.shape[-2])
+        if room > start:
+            held[..., start:room, :] = new[..., : room - start, :]
+        return held, held[..., :n, :] if room == n else mx.concatenate([held[..., :start, :], new], axis=-2)
+
+
+class StepState:
+    """What whole chunks leave behind in one Euler step of the flow decoder's transformer.
+
+    Attributes:
+        span: the frames that all of it covers.
+        kept: one for each block.
+        tails: one for each of the two position convolutions.
+    """
+
+    def __init__(self, span: Span, depth: int) -> None:
+        self.span = span
+        self.kept = [Kept(span) for _ in range(depth)]
+        self.tails = [ChunkTail(span) for _ in range(2)]
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Everything kept."""
+        kept = [array for kept in self.kept for array in (kept.keys, kept.values)]
+        return [array for array in kept + [a for t in self.tails for a in (t.frames, t.prompt)] if array is not None]
+
+    def copy(self, span: Span, capacity: int, prompt: bool = False) -> StepState:
+        """The first `span.start` frames in memory of their own, with room for `capacity` in all.
+
+        Args:
+            prompt: these are the prompt's whole chunks.
+        """
+
+        def moved(held: mx.array) -> mx.array:
+            room = mx.zeros((*held.shape[:-2], capacity - span.start, held.shape[-1]), held.dtype)
+            return mx.concatenate([held[..., : span.start, :], room], axis=-2)
+
+        made = StepState(span, len(self.kept))
+        for new, old in zip(made.kept, self.kept, strict=True):
+            new.keys, new.values = moved(old.keys), moved(old.values)
+        for new, old in zip(made.tails, self.tails, strict=True):
+            new.frames = (old.prompt if prompt else old.frames) + 0
+        mx.eval(made.arrays)
+        return made
+
+
+class FlowState:
+    """The whole chunks of a stream of the flow decoder: one `StepState` an Euler step, and room for `capacity` frames.
+
+    Args:
+        steps: Euler steps.
+        depth: blocks of the transformer.
+    """
+
+    def __init__(self, steps: int, depth: int) -> None:
+        self.span = Span()
+        self.capacity = 0
+        self.steps = [StepState(self.span, depth) for _ in range(steps)]
+
+    def copy(self, frames: int, capacity: int, prompt: bool = False) -> FlowState:
+        """The first `frames` frames with room for `capacity`, in memory of their own; see `StepState.copy`."""
+        made = FlowState(0, 0)
+        made.span, made.capacity = Span(frames, frames), capacity
+        made.steps = [step.copy(made.span, capacity, prompt) for step in self.steps]
+        return made
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` frames; one Euler step at a time is there twice.
+
+        The first frames bring their own.
+        """
+        if self.span.start:
+            for i, step in enumerate(self.steps):
+                self.steps[i] = step.copy(self.span, capacity)
+        self.capacity = capacity
+
+    def forget_prompt(self) -> None:
+        """Let go of what is there for later streams only."""
+        self.span.prompt = 0
+        for tail in (tail for step in self.steps for tail in step.tails):
+            tail.prompt = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return sum(array.nbytes for step in self.steps for array in step.arrays)
+
+
+def _before(seen: mx.array, frames: int, taps: int) -> mx.array:
+    """(b, taps, d) float32: of `seen`, which begins with `taps` frames, those before frame `frames` of the rest."""
+    return mx.contiguous(seen[:, frames : frames + taps].astype(mx.float32))

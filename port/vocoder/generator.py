@@ -12,7 +12,7 @@ import mlx.nn as nn
 
 from .. import noise
 from ..config import VocoderConfig
-from ..fast.sine import sine_squared
+from ..fast.arithmetic import sine_squared
 from ..stream.state import State, tail_of
 from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 from .f0 import CausalConvRNNF0Predictor

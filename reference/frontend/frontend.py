@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from port.config import CosyVoice3Config
-from port.files.speakers import EMBEDDING, FIELDS, Speaker, SpeakerError
+from port.files.errors import Refused
+from port.files.speakers import EMBEDDING, FIELDS, Speaker
 from port.frontend.normalizer import Normalizer
 from port.frontend.recording import Recording, at_hand
 from port.frontend.text import text_normalize
@@ -89,7 +90,7 @@ class CosyVoiceFrontEnd:
         """Speech tokens (1, P) int32 of a file, 25 a second.
 
         Raises:
-            AudioError: see `load_wav`; longer than 30 s.
+            Refused: see `load_wav`; longer than 30 s.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE).to(self.dtype)
         check_prompt_length(speech, PROMPT_RATE)
@@ -102,7 +103,7 @@ class CosyVoiceFrontEnd:
         """Speaker embedding (1, spk_embed_dim) of a file.
 
         Raises:
-            AudioError: see `load_wav`.
+            Refused: see `load_wav`.
         """
         speech = load_wav(prompt_wav, PROMPT_RATE).to(self.dtype)
         feat = fbank(speech, self.config.speaker.n_mels, PROMPT_RATE, subtract_mean=True)
@@ -112,7 +113,7 @@ class CosyVoiceFrontEnd:
         """Log-mel (1, F, C) of a file, 50 frames a second.
 
         Raises:
-            AudioError: see `load_wav`.
+            Refused: see `load_wav`.
         """
         speech = load_wav(prompt_wav, self.config.sample_rate).to(self.dtype)
         mel = mel_spectrogram(speech, num_mels=self.config.flow.output_size, sampling_rate=self.config.sample_rate)
@@ -122,7 +123,7 @@ class CosyVoiceFrontEnd:
         """A saved voice by its embedding alone.
 
         Raises:
-            SpeakerError: no such speaker.
+            Refused: no such speaker.
         """
         return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
 
@@ -135,13 +136,13 @@ class CosyVoiceFrontEnd:
             zero_shot_spk_id: a saved voice, which stands for the text and the recording.
 
         Raises:
-            AudioError: see `extract_speech_token`.
-            SpeakerError: no such speaker, or one without a prompt.
+            Refused: see `extract_speech_token`.
+            Refused: no such speaker, or one without a prompt.
         """
         if zero_shot_spk_id:
             info = self._speaker(zero_shot_spk_id)
             if info.keys() != FIELDS.keys():
-                raise SpeakerError(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
+                raise Refused(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return dict(info)
         prompt_wav = at_hand(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
@@ -172,7 +173,7 @@ class CosyVoiceFrontEnd:
             prompt_wav, zero_shot_spk_id: as for `frontend_zero_shot`.
 
         Raises:
-            AudioError, SpeakerError: as for `frontend_zero_shot`.
+            Refused: as for `frontend_zero_shot`.
         """
         model_input = self.frontend_zero_shot(instruct_text, prompt_wav, zero_shot_spk_id)
         del model_input["llm_prompt_speech_token"]
@@ -187,7 +188,7 @@ class CosyVoiceFrontEnd:
                 up to 2 frames of the prompt start the result, and as many are doubled where chunks of a stream meet.
 
         Raises:
-            AudioError: as for `extract_speech_token`.
+            Refused: as for `extract_speech_token`.
         """
         source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
         source_token = self.extract_speech_token(source_wav)
@@ -215,5 +216,5 @@ class CosyVoiceFrontEnd:
     def _speaker(self, spk_id: str) -> ModelInput:
         if spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
-            raise SpeakerError(f"speaker {spk_id!r} is not known; known speakers: {known}")
+            raise Refused(f"speaker {spk_id!r} is not known; known speakers: {known}")
         return self.spk2info[spk_id]

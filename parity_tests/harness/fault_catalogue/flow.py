@@ -16,13 +16,13 @@ FAULTS = (
         "condition_before_state",
         "order",
         INPUT,
-        edit(f"{_INPUT}._hoisted", "_, to_cond, to_text", "to_cond, _, to_text"),
+        edit(f"{_INPUT}.__call__", "(x, cond, text_embed, spks)", "(cond, x, text_embed, spks)"),
     ),
     Fault(
         "position_convolution_without_residual",
         "missing step",
         INPUT,
-        edit(f"{_INPUT}.__call__", "return self.conv_pos_embed(y) + y", "return self.conv_pos_embed(y)"),
+        edit(f"{_INPUT}.__call__", "self.conv_pos_embed(y, tail=tail) + y", "self.conv_pos_embed(y, tail=tail)"),
     ),
     Fault(
         "chunk_mask_never_used",
@@ -56,7 +56,7 @@ FAULTS = (
         "transformer_in_half_precision",
         "precision",
         DIT,
-        edit(f"{_DIT}.__call__", "spks).astype(mx.float32)", "spks).astype(mx.float16)"),
+        edit(f"{_DIT}.__call__", "state.tails).astype(mx.float32)", "state.tails).astype(mx.float16)"),
         "mobius 42",
     ),
     Fault(
@@ -65,8 +65,8 @@ FAULTS = (
         DIT,
         edit(
             f"{_DIT}.__call__",
-            "x = block(x, steers, mask=mask, rope=rope)",
-            "x, mask = block(x, steers, mask=mask, rope=rope), None",
+            "x = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i])",
+            "x, mask = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i]), None",
         ),
     ),
     # look-ahead
@@ -139,14 +139,14 @@ FAULTS = (
         "unconditional_half_keeps_mu",
         "guidance",
         VELOCITY,
-        edit(f"{_CFM}.halves", "mx.concatenate((mu, mx.zeros_like(mu)))", "mx.concatenate((mu, mu))"),
+        edit(f"{_CFM}.velocity", "mx.concatenate((mu, mx.zeros_like(mu)))", "mx.concatenate((mu, mu))"),
         "speech-core 101",
     ),
     Fault(
         "unconditional_half_keeps_the_speaker",
         "guidance",
         VELOCITY,
-        edit(f"{_CFM}.halves", "mx.concatenate((spks, mx.zeros_like(spks)))", "mx.concatenate((spks, spks))"),
+        edit(f"{_CFM}.velocity", "mx.concatenate((spks, mx.zeros_like(spks)))", "mx.concatenate((spks, spks))"),
         "speech-core 101",
     ),
     Fault(
@@ -154,9 +154,9 @@ FAULTS = (
         "guidance",
         VELOCITY,
         edit(
-            f"{_CFM}.halves",
-            "mx.zeros_like(spks), mx.zeros_like(cond))]",
-            "mx.zeros_like(spks), cond)]",
+            f"{_CFM}.velocity",
+            "mx.zeros_like(spks), mx.zeros_like(cond), streaming",
+            "mx.zeros_like(spks), cond, streaming",
         ),
     ),
     Fault(
@@ -165,8 +165,8 @@ FAULTS = (
         VELOCITY,
         edit(
             f"{_CFM}.velocity",
-            "t, spks, cond, streaming)",
-            "t, spks, cond, streaming and (len(halves) == 1 or cond is halves[0][3]))",
+            "mx.zeros_like(cond), streaming\n",
+            "mx.zeros_like(cond), False\n",
         ),
     ),
     Fault("temperature_ignored", "missing step", CFM, edit(f"{_CFM}.__call__", "mu.shape) * temperature", "mu.shape)")),
@@ -195,7 +195,7 @@ FAULTS = (
         "state_in_half_precision",
         "precision",
         CFM,
-        edit(f"{_CFM}.solve_euler", "mx.eval(x)", "x = x.astype(mx.float16).astype(mx.float32)"),
+        edit(f"{_CFM}.solve_euler", "mx.eval(x, step", "mx.eval(x := x.astype(mx.float16).astype(mx.float32), step"),
         "sglang-omni 1713",
     ),
     Fault(

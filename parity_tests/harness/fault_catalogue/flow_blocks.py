@@ -91,8 +91,8 @@ FAULTS = (
     Fault(
         "gelu_constant_off_by_a_thousandth",
         "constant",
-        "fast.attention.gelu_tanh",
-        constant("fast.attention:TANH_CUBE", 0.044760),
+        "fast.arithmetic.gelu_tanh",
+        constant("fast.arithmetic:TANH_CUBE", 0.044760),
     ),
     Fault(
         "block_with_erf_gelu",
@@ -134,7 +134,7 @@ FAULTS = (
         "attention_padding_not_zeroed",
         "mask",
         f"{LAYERS}.Attention",
-        edit(f"{_ATTENTION}.__call__", "return mx.where(frames[..., None], y, 0.0)", "return y"),
+        edit(f"{_ATTENTION}.__call__", "return mx.where(frames[:, -x.shape[1] :, None], y, 0.0)", "return y"),
     ),
     Fault(
         "attention_frame_mask_of_the_first_query",
@@ -181,6 +181,6 @@ FAULTS = (
         "block_rope_missing",
         "missing step",
         f"{LAYERS}.DiTBlock",
-        edit(f"{_BLOCK}.__call__", "mask=mask, rope=rope)", "mask=mask)"),
+        edit(f"{_BLOCK}.__call__", "mask=mask, rope=rope, ", "mask=mask, "),
     ),
 )

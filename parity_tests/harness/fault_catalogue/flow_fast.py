@@ -11,20 +11,20 @@ FAULTS = (
     Fault(
         "exponential_of_degree_three",
         "constant",
-        "fast.attention.exp2",
-        constant("fast.attention:EXP_DEGREE", 3),
+        "fast.arithmetic.exp2",
+        constant("fast.arithmetic:EXP_DEGREE", 3),
     ),
     Fault(
         "exponential_with_a_short_logarithm",
         "constant",
         "fast.attention.attention",
-        constant("fast.attention:LOG2_E", 1.4427),
+        constant("fast.arithmetic:LOG2_E", 1.4427),
     ),
     Fault(
         "fast_mish_without_its_square",
         "activation",
-        "fast.attention.mish",
-        edit("fast.attention:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
+        "fast.arithmetic.mish",
+        edit("fast.arithmetic:mish_by_exp2", "t = y * (y + 2)", "t = 2 * y"),
     ),
     Fault(
         "fast_softmax_summed_over_queries",
@@ -65,12 +65,6 @@ FAULTS = (
         edit("fast.modulation:BakedTimes.rows", "apart.argmin(axis=1)", "(apart.argmin(axis=1) + 1) % len(apart[0])"),
     ),
     Fault(
-        "hoisted_input_of_the_other_half",
-        "cache",
-        "flow.matching.CausalConditionalCFM.velocity",
-        edit("flow.dit:InputEmbedding._hoisted", "if all(a is b for", "if all(a.shape == b.shape for"),
-    ),
-    Fault(
         "tables_of_old_weights",
         "cache",
         FAST,
@@ -81,11 +75,5 @@ FAULTS = (
         "cache",
         FAST,
         edit("fast.attention:FusedLinear.__call__", "any(a is not b for", "any(a.shape != b.shape for"),
-    ),
-    Fault(
-        "rotary_tables_of_another_length",
-        "cache",
-        "flow.dit.DiT",
-        edit("flow.dit:DiT._rotary", '"_rope", angles,', '"_rope", self.rotary_embed,'),
     ),
 )

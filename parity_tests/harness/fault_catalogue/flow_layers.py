@@ -98,13 +98,13 @@ FAULTS = (
         "position_convolution_looks_ahead",
         "padding",
         f"{LAYERS}.CausalConvPositionEmbedding",
-        edit(_POSITION, "(self.kernel_size - 1, 0)", "(0, self.kernel_size - 1)"),
+        edit(_POSITION, "(past, 0)", "(0, past)"),
     ),
     Fault(
         "position_convolution_centred",
         "padding",
         f"{LAYERS}.CausalConvPositionEmbedding",
-        edit(_POSITION, "(self.kernel_size - 1, 0)", "(self.kernel_size // 2, self.kernel_size // 2)"),
+        edit(_POSITION, "(past, 0)", "(past // 2, past // 2)"),
     ),
     Fault(
         "position_convolution_one_frame_late",
@@ -112,8 +112,8 @@ FAULTS = (
         f"{LAYERS}.CausalConvPositionEmbedding",
         edit(
             _POSITION,
-            "x = mx.pad(x, ((0, 0), (self.kernel_size - 1, 0), (0, 0)))",
-            "x = mx.pad(x, ((0, 0), (self.kernel_size, 0), (0, 0)))[:, :-1]",
+            "mx.pad(x, ((0, 0), (past, 0), (0, 0)))",
+            "mx.pad(x, ((0, 0), (past + 1, 0), (0, 0)))[:, :-1]",
         ),
     ),
     Fault(
@@ -196,9 +196,9 @@ FAULTS = (
         "off by one",
         f"{LAYERS}.RotaryEmbedding",
         edit(
-            "flow.layers:_rotary_angles",
-            "np.arange(start, end,",
-            "np.arange(start + 1, end + 1,",
+            "flow.layers:RotaryEmbedding.__call__",
+            "np.arange(offset, offset + seq_len,",
+            "np.arange(offset + 1, offset + seq_len + 1,",
         ),
         equivalent="attention sees how far apart two positions are: each is one later, so that none moves",
     ),
@@ -206,7 +206,7 @@ FAULTS = (
         "rope_ignores_the_offset",
         "cache",
         f"{LAYERS}.RotaryEmbedding",
-        edit("flow.layers:RotaryEmbedding.__call__", "self.dim, offset, offset + seq_len", "self.dim, 0, seq_len"),
+        edit("flow.layers:RotaryEmbedding.__call__", "np.arange(offset, offset + seq_len,", "np.arange(seq_len,"),
         "mlx 3494",
     ),
 )

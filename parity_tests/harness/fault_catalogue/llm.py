@@ -124,7 +124,7 @@ FAULTS = (
         "fast_silu_of_twice_the_argument",
         "activation",
         "llm.qwen2.Qwen2MLP",
-        edit("fast.attention:silu_by_exp2", "-LOG2_E", "-2 * LOG2_E"),
+        edit("fast.arithmetic:silu_by_exp2", "-LOG2_E", "-2 * LOG2_E"),
     ),
     Fault(
         "qwen2_second_norm_is_the_first",

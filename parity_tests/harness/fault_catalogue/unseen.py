@@ -16,8 +16,8 @@ FAULTS = (
         "flow.layers.Attention",
         edit(
             "flow.layers:Attention.__call__",
-            "mx.where(frames[..., None], y, 0.0)",
-            "mx.where(frames[..., None], y, self.to_out.bias)",
+            "mx.where(frames[:, -x.shape[1] :, None], y, 0.0)",
+            "mx.where(frames[:, -x.shape[1] :, None], y, self.to_out.bias)",
         ),
     ),
     Fault(

@@ -108,7 +108,7 @@ FAULTS = (
     Fault(
         "upsampling_keeps_old_weights",
         "state leak",
-        "fast.sine",
+        "fast.arithmetic",
         edit(
             f"{_UP}._phase_weight",
             '"_phases", weight,',
@@ -132,8 +132,8 @@ FAULTS = (
     Fault(
         "snake_reduced_by_a_rounded_pi",
         "precision",
-        "fast.sine",
-        edit("fast.sine:reduce_angle", "(y - turns * PI_HIGH) - turns * PI_LOW", "y - turns * math.pi"),
+        "fast.arithmetic",
+        edit("fast.arithmetic:reduce_angle", "(y - turns * PI_HIGH) - turns * PI_LOW", "y - turns * math.pi"),
     ),
     Fault("snake_of_the_magnitude", "activation", SNAKE, edit(_SNAKE, "return x +", "return abs(x) +")),
     Fault(

@@ -1,0 +1,159 @@
+"""Functions of one number without the CPU's scalar exp, tanh and sine; `paths.py` chooses, and the result is the same.
+
+MLX's CPU back end takes those one number at a time; here polynomials serve, in operations that every device runs side
+by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from .paths import active
+
+EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
+LOG2_E = math.log2(math.e)
+ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in a float32's last bits
+MANTISSA_BITS, ONE_BITS = 23, 127 << 23
+EXP_RANGE = 126.0  # beyond, 2^x or its inverse is no normal float32
+MISH_RANGE = 60.0  # log2(e) x from which tanh(softplus(x)) is 1; the square of 2^60 is still a float32
+MAX_KERNELS = 512  # compiled functions kept, one a shape
+TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # torch.nn.functional.gelu, approximate="tanh"
+# sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
+# 7e-9, a ninth of a float32 rounding (test_vocoder_fast.py makes it again). Highest power first.
+SINE_SQUARED = (-3.53943322e-06, 0.000138705891, -0.00317073402, 0.0444412512, -0.333332115, 0.999999844)
+# pi = PI_HIGH + PI_LOW; multiples of PI_HIGH up to 2^15 are exact in float32.
+PI_HIGH, PI_LOW = 3.140625, 9.67653589793e-4
+# Eight digits: what a compiled graph makes of it tells whether it holds its function's constants.
+EIGHT_DIGITS = 12582913.0
+
+
+def on_cpu() -> bool:
+    """Whether the default device, at the time of the call, is a CPU."""
+    return mx.default_device().type == mx.DeviceType.cpu
+
+
+def compiles_exactly() -> bool:
+    """Whether `mx.compile` keeps the constants of a function, on the default device.
+
+    Before 0.32.3 MLX wrote them with seven digits, which turns the bits that `exp2` makes a power of two of.
+    """
+    return _keeps_constants(mx.default_device().type)
+
+
+@lru_cache(maxsize=2)
+def _keeps_constants(device: mx.DeviceType) -> bool:
+    # Two elements: a single one is added without a kernel of its own.
+    return mx.compile(lambda x: x + EIGHT_DIGITS)(mx.zeros(2)).tolist() == [EIGHT_DIGITS] * 2
+
+
+def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
+    """Of any shape, from the coefficient of x^0 up.
+
+    By Estrin's scheme, whose chain is short: MLX fuses some eleven operations in a row, and what it cuts elsewhere may
+    leave a kernel that walks through a constant like an array, two to three times slower.
+    """
+    terms: list[float | mx.array] = list(coefficients)
+    while len(terms) > 1:
+        odd = terms[-1:] if len(terms) % 2 else []
+        terms = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
+        x = x * x
+    return terms[0]
+
+
+@lru_cache(maxsize=MAX_KERNELS)
+def _compiled(function: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
+    # A function of its own for each shape: MLX keeps what it compiled as long as the function lives.
+    return mx.compile(lambda x: function(x))
+
+
+def fused(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    """`function`, which works element by element, of `x`: in few kernels where the path `compiled` is on.
+
+    Compiled for the one shape: without shapes MLX fuses less, and a view not at all.
+    """
+    return _compiled(function, x.shape)(x) if active().compiled and compiles_exactly() else function(x)
+
+
+@lru_cache(maxsize=1)
+def _exp2_coefficients() -> tuple[float, ...]:
+    """Of 2^r for |r| <= 1 / 2, lowest power first: interpolation at Chebyshev's points."""
+    fit = np.polynomial.Chebyshev.interpolate(np.exp2, EXP_DEGREE, domain=[-0.5, 0.5])
+    return tuple(map(float, fit.convert(kind=np.polynomial.Polynomial).coef))
+
+
+def exp2(x: mx.array) -> mx.array:
+    """2^x to 2e-7, float32, at +-EXP_RANGE where `x` is beyond: 2^k 2^r with k the nearest integer, 2^k of its bits."""
+    x = mx.where(x < -EXP_RANGE, -EXP_RANGE, mx.where(x > EXP_RANGE, EXP_RANGE, x))
+    shifted = x + ROUNDER
+    power = mx.view((mx.view(shifted, mx.int32) << MANTISSA_BITS) + ONE_BITS, mx.float32)
+    return polynomial(_exp2_coefficients(), x - (shifted - ROUNDER)) * power
+
+
+def gelu_by_tanh(x: mx.array) -> mx.array:
+    """GELU by its tanh, as written."""
+    # mx.power (nn.gelu_approx cubes with it) is some fifty times slower than products on a CPU.
+    return 0.5 * x * (1 + mx.tanh(TANH_SCALE * (x + TANH_CUBE * (x * x * x))))
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """GELU by its tanh, x (1 + tanh u) / 2, as x / (1 + e^-2u); float32."""
+    return x / (1 + exp2((-2 * LOG2_E * TANH_SCALE) * (x + TANH_CUBE * (x * x * x))))
+
+
+def mish(x: mx.array) -> mx.array:
+    """Mish of any shape; without the CPU's scalar functions where the path `fast_mish` is on."""
+    if active().fast_mish and x.dtype == mx.float32 and on_cpu():
+        return fused(mish_by_exp2, x)
+    return nn.mish(x)
+
+
+def mish_by_exp2(x: mx.array) -> mx.array:
+    """Mish, x tanh(log(1 + e^x)), as x t / (t + 2) with t = e^x (e^x + 2); float32."""
+    y = exp2(mx.minimum(LOG2_E * x, MISH_RANGE))
+    t = y * (y + 2)
+    return x * (t / (t + 2))
+
+
+def silu(x: mx.array) -> mx.array:
+    """SiLU of any shape; without the CPU's scalar exponential where the path `fast_silu` is on."""
+    if active().fast_silu and x.dtype == mx.float32 and on_cpu():
+        return fused(silu_by_exp2, x)
+    return nn.silu(x)
+
+
+def silu_by_exp2(x: mx.array) -> mx.array:
+    """SiLU, x / (1 + e^-x); float32."""
+    return x / (1 + exp2(-LOG2_E * x))
+
+
+def sine_squared(y: mx.array) -> mx.array:
+    """sin(y)^2, of any shape; by a polynomial where the path `fast_snake` is on and a CPU computes in float32."""
+    paths = active()
+    if paths.fast_snake and on_cpu() and y.dtype == mx.float32:
+        reduced, squared = (
+            _FUSED if paths.compiled and compiles_exactly() else (reduce_angle, sine_squared_by_polynomial)
+        )
+        return squared(reduced(y))
+    sine = mx.sin(y)
+    return sine * sine  # a product, since MLX's power is slow
+
+
+def reduce_angle(y: mx.array) -> mx.array:
+    """Distance of float32 y from the nearest multiple of pi, in two steps (Cody and Waite): as exact as y is."""
+    turns = (y * (1 / math.pi) + ROUNDER) - ROUNDER
+    return (y - turns * PI_HIGH) - turns * PI_LOW
+
+
+def sine_squared_by_polynomial(r: mx.array) -> mx.array:
+    """sin(r)^2 for |r| <= pi / 2, without MLX's sine, which a CPU computes one number at a time."""
+    square = r * r
+    return polynomial(SINE_SQUARED[::-1], square) * square
+
+
+_FUSED = mx.compile(reduce_angle), mx.compile(sine_squared_by_polynomial)  # apart, each is fused whole

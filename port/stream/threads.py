@@ -1,0 +1,34 @@
+"""MLX's own streams and the threads of this process: what a thread made, another may use."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager, nullcontext
+
+import mlx.core as mx
+
+
+class _Streams:
+    """Lives as long as its thread, and takes the thread's MLX streams along."""
+
+    def __del__(self) -> None:
+        mx.clear_streams()
+
+
+_thread = threading.local()
+
+
+def end_streams_with_thread() -> None:
+    """Have MLX drop the streams of this thread when the thread ends; to be called where a thread may compute first.
+
+    Streams of ended threads let the process abort at its exit (MLX 0.32; 0.31 has one set of streams for all threads).
+    """
+    if threading.current_thread() is not threading.main_thread() and hasattr(mx, "clear_streams"):
+        _thread.streams = getattr(_thread, "streams", None) or _Streams()
+
+
+def for_any_thread() -> AbstractContextManager[object]:
+    """What is made within can be evaluated by another thread later, by one at a time."""
+    if not hasattr(mx, "new_thread_unsafe_stream"):
+        return nullcontext()
+    return mx.stream(mx.new_thread_unsafe_stream(mx.cpu))
