@@ -224,6 +224,8 @@ def main(argv: list[str] | None = None) -> int:
     faults = [f for f in FAULTS if not options.quick or f.name in QUICK]
     try:
         faults = _selected(faults, options.only)
+        if options.jobs < 1:
+            raise ValueError(f"--jobs {options.jobs}: 1 or more is needed")
     except ValueError as error:
         print(f"faults: {error}", file=sys.stderr)
         return 2
