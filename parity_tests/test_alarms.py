@@ -13,6 +13,7 @@ from parity_tests.harness.cases import all_cases
 from parity_tests.harness.compare import FLOOR, ROUNDINGS, compare
 from parity_tests.harness.oracle import one_rounding, reference_state, run_reference, truth_of
 from parity_tests.harness.orders import BLOCKS, Order, in_other_orders
+from port.fast import convolution
 
 pytestmark = pytest.mark.meta
 
@@ -73,6 +74,12 @@ def test_a_machine_gives_the_same_numbers_again_and_leaves_nothing_behind():
                 found.append(run())
         assert np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[2])
     assert mx.array.__matmul__ is matmul and np.array_equal(OwnPort().run(*arguments)["y"], before)
+
+
+def test_what_the_port_finds_out_of_a_machine_ends_with_it():
+    with orders_mlx.Order(3):
+        convolution.conv1d(mx.ones((1, 3, 2)), mx.ones((2, 2, 2)))
+    assert not convolution._adds_whole_products.cache_info().currsize
 
 
 def test_a_long_sum_term_by_term_errs_more():
