@@ -5,7 +5,7 @@
 The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
 several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders
 of their own, as on another BLAS or GPU (orders.py, orders_mlx.py). No code is wrong, so a row over budget is a false
-alarm. `before` is the rule with one float32 run of the reference, `after` the rule of the suite, with several.
+alarm. Parts of a walk are judged inside the whole; alone they are cases. `before` is the rule with one float32 run of the reference, `after` the rule of the suite, with several.
 
 Exit code 1 when a row is over budget by the suite's rule.
 """
@@ -123,14 +123,12 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
             lambda: run_reference(models.single, plan, torch.float32, spool),
             lambda: run_port(models.port, plan, spool),
         )
-        for machine, (port, single, further) in enumerate(found):
-            with orders_mlx.Order(machine):  # the parts alone run on it too
-                # Parts alone once only: what one run makes of them is shown by the cases.
-                alone = compare_sides(plan, spool, Sides(single, double, port, []), isolated=False)
-                rows = compare_sides(plan, spool, Sides(single, double, port, further))
-            before = {(row.name, row.kind): row.reading for row in alone}
-            for row in rows:
-                yield f"{row.name} ({row.kind})", before.get((row.name, row.kind), row.reading), row.reading
+        for port, single, further in found:
+            one, several = (
+                compare_sides(plan, spool, Sides(single, double, port, more), isolated=False) for more in ([], further)
+            )
+            for before, after in zip(one, several, strict=True):
+                yield f"{after.name} ({after.kind})", before.reading, after.reading
 
 
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:

@@ -56,9 +56,12 @@ class Order:
 
     def parts(self, count: int) -> Iterator[mx.array]:
         """The indices of `count` terms, permuted, in blocks of the machine."""
-        block = max(self.block, math.ceil(count / LONGEST))
-        order = self.rng.permutation(count).astype(np.int32)
+        order, block = self.order(count)
         yield from (mx.array(order[start : start + block]) for start in range(0, count, block))
+
+    def order(self, count: int) -> tuple[np.ndarray, int]:
+        """The indices of `count` terms, permuted, and how many make a block."""
+        return self.rng.permutation(count).astype(np.int32), max(self.block, math.ceil(count / LONGEST))
 
     def off(self, y: mx.array) -> mx.array:
         """Each finite number other than 0 moved by up to `UNITS` in the last place."""
@@ -76,18 +79,19 @@ class Order:
             return self.product(a, b[:, None])[..., 0]
         if a.ndim == 1:
             return self.product(a[None], b)[..., 0, :]
-        y = mx.zeros(())
-        for part in self.parts(a.shape[-1]):
-            y = y + self.matmul(mx.take(a, part, axis=-1), mx.take(b, part, axis=-2))
-        return y
+        if b.ndim == 2:
+            return self.product(a.reshape(1, -1, a.shape[-1]), b[None]).reshape(*a.shape[:-1], b.shape[-1])
+        a, b = (t.reshape(*[1] * (max(a.ndim, b.ndim) - t.ndim), *t.shape) for t in (a, b))
+        order = self.order(a.shape[-1])
+        a, b = _blocks(a, *order), _blocks(b.swapaxes(-1, -2), *order)
+        return _one_by_one(self.matmul(a, b.swapaxes(-1, -2)))
 
     def sum(self, x: mx.array, axis: int | Sequence[int] | None, keepdims: bool) -> mx.array:
         axes = sorted(a % x.ndim for a in ([axis] if isinstance(axis, int) else axis or range(x.ndim)))
         rest = [a for a in range(x.ndim) if a not in axes]
         flat = x.transpose(*rest, *axes).reshape(*(x.shape[a] for a in rest), -1)
-        y = mx.zeros(flat.shape[:-1])
-        for part in self.parts(flat.shape[-1]):
-            y = y + self.matmul(mx.take(flat, part, axis=-1), mx.ones((part.size, 1)))[..., 0]
+        blocks = _blocks(flat, *self.order(flat.shape[-1]))
+        y = _one_by_one(self.matmul(blocks, mx.ones((blocks.shape[-1], 1)))[..., 0])
         return y.reshape([1 if a in axes else n for a, n in enumerate(x.shape)]) if keepdims else y
 
     def mean(self, x: mx.array, axis: int | Sequence[int] | None, keepdims: bool) -> mx.array:
@@ -97,6 +101,18 @@ class Order:
     def softmax(self, x: mx.array, axis: int = -1) -> mx.array:
         y = mx.exp(x - x.max(axis=axis, keepdims=True))
         return y / self.sum(y, axis, True)
+
+
+def _blocks(x: mx.array, order: np.ndarray, block: int) -> mx.array:
+    """(..., K) as (blocks, ..., terms of a block); zeros fill the last. All at once: few operations for many terms."""
+    x = mx.take(x, mx.array(order), axis=-1)
+    x = mx.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -len(order) % block)])
+    return mx.moveaxis(mx.unflatten(x, -1, (-1, block)), -2, 0)
+
+
+def _one_by_one(parts: mx.array) -> mx.array:
+    """The sum of (blocks, ...) over the first axis, each added to the sum of those before it."""
+    return mx.cumsum(parts, axis=0)[-1]
 
 
 def _matmul(order: Order, original: Callable[..., Any]) -> Callable[..., Any]:
