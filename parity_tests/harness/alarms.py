@@ -5,7 +5,8 @@
 The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
 several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders
 of their own, as on another BLAS or GPU (orders.py, orders_mlx.py). No code is wrong, so a row over budget is a false
-alarm. Parts of a walk are judged inside the whole; alone they are cases. `before` is the rule with one float32 run of the reference, `after` the rule of the suite, with several.
+alarm. Parts of a walk are judged inside the whole; alone they are cases. `before` is the rule with one float32 run of
+the reference, `after` the rule of the suite, with several.
 
 Exit code 1 when a row is over budget by the suite's rule.
 """

@@ -64,9 +64,9 @@ def signature(module: str) -> Signature:
 
 
 def cases(module: str) -> list[Case]:
-    """The isolated cases of a module's stage; of all stages for the converter, which they all go through."""
+    """The isolated cases of a module's stage, in the order of `CASES`; of all stages for what they all go through."""
     stages = CASES.get(module) or CASES.get(module.split(".")[0]) or (f"{module.split('.')[0]}.",)
-    return [case for case in all_cases() if case.target.path.startswith(stages)]
+    return [case for stage in stages for case in all_cases() if case.target.path.startswith(stage)]
 
 
 def look_everywhere() -> Finding | None:
