@@ -53,7 +53,7 @@ FUNCTIONS = (
     ("llm.qwen2.Qwen2Attention", mx.fast, "scaled_dot_product_attention"),
     ("flow.layers.Attention", layers, "attention"),
 )
-LINEAR = "precision"
+LINEAR = "fast.precision"
 PARTS_SEEN = sorted({row[0] for row in (*SUMS, *FUNCTIONS)} | {LINEAR, DIT})
 # Arguments that are no part of a sum: linears round them to their own dtype.
 LEFT_OUT = {"emb", "t", "mu", "cond", "spks", "given", "halves", "hidden", "token"}

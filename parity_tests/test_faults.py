@@ -13,6 +13,7 @@ import pytest
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import fault_checks, faults, places, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
+from parity_tests.harness.fault_tests import TESTS
 from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
 from parity_tests.harness.judge import judge
 
@@ -44,6 +45,7 @@ def test_the_catalogue_is_large_and_its_names_are_unique():
     assert len(BY_NAME) == len(FAULTS)
     assert set(QUICK) <= BY_NAME.keys()
     assert len({fault.family for fault in FAULTS}) >= 20
+    assert not [fault.name for fault in FAULTS if not fault.module.startswith(tuple(TESTS))], "nothing would run"
 
 
 @pytest.mark.meta

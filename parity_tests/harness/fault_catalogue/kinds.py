@@ -122,7 +122,7 @@ FAULTS = (
     Fault(
         "weights_promoted_in_every_call",
         "dtype",
-        "precision",
+        "fast.precision",
         edit("fast.precision:run", "x.astype(layer_dtype(layer))", "x"),
     ),
     Fault(
