@@ -64,12 +64,12 @@ class Order:
         return self.rng.permutation(count).astype(np.int32), max(self.block, math.ceil(count / LONGEST))
 
     def off(self, y: mx.array) -> mx.array:
-        """Each finite number other than 0 moved by up to `UNITS` in the last place."""
+        """Each finite number but 0 and 1 moved by up to `UNITS` in the last place: cos 0 is exact everywhere."""
         if y.dtype != mx.float32 or not y.size:
             return y
         units = mx.array(self.rng.integers(-UNITS, UNITS + 1, y.shape, dtype=np.int32))
         moved = mx.view(mx.view(mx.contiguous(y), mx.int32) + units, mx.float32)
-        return mx.where(mx.isfinite(moved) & (y != 0), moved, y)
+        return mx.where(mx.isfinite(moved) & (y != 0) & (mx.abs(y) != 1), moved, y)
 
     def product(self, a: mx.array, b: mx.array) -> mx.array:
         """(..., n, K) times (..., K, m), or (..., n, K) times (K,)."""
