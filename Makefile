@@ -7,6 +7,8 @@ OUT := reports/out
 LAST := build/last_report.json
 EMBEDDED := build/checkpoint
 CHECKPOINT ?= $(EMBEDDED)
+# One process a core, files in their order: sorted by their number of tests, a long one would end alone.
+WORKERS := --numprocesses auto --dist loadfile --no-loadscope-reorder
 # cpu or gpu; auto is MLX's own choice.
 DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
@@ -32,12 +34,12 @@ verify: $(STAMP)
 	@status=0; \
 	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) --device $(DEVICE) || status=1; \
 	given=$$(test -d $(MLX) && echo "--mlx-path $(MLX)"); \
-	$(BIN)/python -m parity_tests.harness.branches -m "not meta and not robust" --numprocesses auto --dist loadfile --no-loadscope-reorder --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
+	$(BIN)/python -m parity_tests.harness.branches -m "not meta and not robust" $(WORKERS) --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
 	$(BIN)/python -m reports.build $(OUT)/report.json --last $(LAST) --ledger build/ledger.jsonl || status=1; \
 	exit $$status
 
 test: lint
-	$(BIN)/python -m pytest --quiet --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --quiet $(WORKERS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 from convert.official import YAML_FILE
+from port.files.disk import take_lock
 from port.files.errors import Misused
 
 MARK = ".converting"  # in a folder that is being written, locked as long as its writer lives
@@ -43,19 +44,15 @@ def clear_leftover(out: Path) -> None:
         raise Misused(f"{partial}: is in the way and not left by a conversion; move it or choose another --mlx-path")
     if (partial / MARK).exists():
         with (partial / MARK).open("rb") as mark:
-            _lock(mark.fileno(), partial)
+            _lock(mark, partial)
             shutil.rmtree(partial)
     else:
         partial.rmdir()
 
 
-def _lock(descriptor: int, partial: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise Misused(
-            f"{partial}: another conversion is writing it; wait for it or choose another --mlx-path"
-        ) from None
+def _lock(mark: IO[Any], partial: Path) -> None:
+    if not take_lock(mark):
+        raise Misused(f"{partial}: another conversion is writing it; wait for it or choose another --mlx-path")
 
 
 @contextmanager
@@ -73,7 +70,7 @@ def beside(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
         mark = (partial / MARK).open("wb")
-        _lock(mark.fileno(), partial)
+        _lock(mark, partial)
     except OSError as error:
         raise Misused(f"{out.parent}: cannot be written to ({error.strerror or error})") from None
     try:

@@ -153,11 +153,11 @@ def build(report: Row, out: str | Path) -> dict[str, Path]:
 
 
 def _write_card(folder: Path, report: dict[str, Any] | None) -> int:
-    from reports.card import card, write_card
+    from reports.card import Refused, card, write_card
 
     try:
         print(f"card: {write_card(folder, card(folder, report))}")
-    except (ValueError, OSError) as error:
+    except (Refused, OSError) as error:
         print(f"build: {error}", file=sys.stderr)
         return 1
     return 0

@@ -20,17 +20,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import beside, read_text
+from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
-from .device import keep_freed_memory
-from .speaking import NOTHING_SPOKEN, sound_file, speech
+from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speech
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
@@ -164,11 +163,10 @@ def run_batch(
     records.mkdir(parents=True, exist_ok=True)
     locks = [records / f".rank{rank}" for rank in range(group.size())]
     with locks[group.rank()].open("w") as own:
-        refused = mx.distributed.all_sum(mx.array(int(not _lock(own))), group=group, stream=mx.cpu)
+        refused = mx.distributed.all_sum(mx.array(int(not take_lock(own))), group=group, stream=mx.cpu)
         if refused.item():
             raise Refused(f"{out}: another batch is writing there; wait for its end or choose another --out")
-        voice = CosyVoice3.from_pretrained(model, revision)
-        keep_freed_memory()
+        voice = load_voice(model, revision)
         weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
         wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
         left = lines[group.rank() :: group.size()]
@@ -177,7 +175,8 @@ def run_batch(
             try:
                 for line in bar:
                     record, request = _record(records, line), wanted[line["id"]]
-                    if not _is_done(record, out / f"{line['id']}.wav", request):
+                    spoken = _result(record, line["id"], request)["status"] == "done"
+                    if not (spoken and (out / f"{line['id']}.wav").is_file()):
                         found = _speak(line, manifest.parent, out, voice, seed, split_long)
                         _write_atomically(record, json.dumps({**found, "request": request}))
                 own.close()  # and with it the lock
@@ -207,14 +206,6 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _lock(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:
@@ -262,19 +253,11 @@ def _record(records: Path, line: dict[str, Any]) -> Path:
     return records / f"{name}.json"
 
 
-def _is_done(record: Path, wav: Path, request: str) -> bool:
-    try:
-        found = json.loads(record.read_text("utf-8"))
-        return found["status"] == "done" and found["request"] == request and wav.is_file()
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
 def _result(record: Path, name: str, request: str) -> dict[str, Any]:
-    """The line of the results file that tells of an utterance."""
+    """The line of the results file that tells of an utterance: its record, where that is of this request."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(record.read_text("utf-8"))
-        if found["request"] == request:
+        if found["request"] == request and found["status"]:
             return {key: value for key, value in found.items() if key != "request"}
     return {"id": name, "status": "failed", "error": LEFT}
 

@@ -30,8 +30,8 @@ from ..frontend.text import ZERO_WIDTH, is_silent
 from ..llm.sampling import ras_sampling
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
-from .device import keep_freed_memory, use_device
-from .speaking import NOTHING_SPOKEN, check_instruction, check_request, sound_file, speech
+from .device import use_device
+from .speaking import NOTHING_SPOKEN, check_instruction, check_request, load_voice, sound_file, speech
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,8 +69,7 @@ def _say(options: argparse.Namespace) -> None:
     if options.prompt_wav:
         check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = CosyVoice3.from_pretrained(options.model, options.revision)
-    keep_freed_memory()
+    voice = load_voice(options.model, options.revision)
     with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
@@ -88,8 +87,7 @@ def _vc(options: argparse.Namespace) -> None:
     _check_output(options)
     check_recording(options.source_wav, voice=False)
     check_recording(options.prompt_wav)
-    voice = CosyVoice3.from_pretrained(options.model, options.revision)
-    keep_freed_memory()
+    voice = load_voice(options.model, options.revision)
     with tqdm(desc="audio", unit="s", unit_scale=True, file=sys.stderr, disable=None) as progress:
         started = time.perf_counter()
         speech = voice.inference_vc(

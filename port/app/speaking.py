@@ -14,6 +14,7 @@ from ..files.disk import beside
 from ..files.errors import Misused
 from ..files.speakers import EMBEDDING
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from .device import keep_freed_memory
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
 KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping
@@ -26,6 +27,13 @@ class Request(Protocol):
     prompt_text: str | None
     instruct: str | None
     spk: str | None
+
+
+def load_voice(model: str, revision: str | None = None) -> CosyVoice3:
+    """A model to speak with, and memory kept for it: the process does nothing else."""
+    voice = CosyVoice3.from_pretrained(model, revision)
+    keep_freed_memory()
+    return voice
 
 
 def check_request(request: Request) -> None:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import Refused, printable
 
@@ -24,6 +24,17 @@ def require_regular(path: Path) -> None:
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", str(path))
+
+
+def take_lock(file: IO[Any]) -> bool:
+    """Whether this process has the lock of an open file from now on; the system frees it when the file is closed."""
+    import fcntl  # here, as Windows has none
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -176,7 +176,7 @@ class FlowState:
         return made
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` frames; one Euler step at a time is there twice.
+        """Make room for `capacity` frames; meanwhile one Euler step at a time is held twice.
 
         The first frames bring their own.
         """
