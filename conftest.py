@@ -28,6 +28,7 @@ def pytest_addoption(parser):
     group.addoption("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
     group.addoption("--device", default="auto", choices=DEVICES, help="where MLX computes (default: its own choice)")
     group.addoption("--adapter", default="own", help="which port is judged: a module of parity_tests/adapters")
+    group.addoption("--plain", action="store_true", help="judge the port's plain layers, without their fast forms")
     group.addoption("--full", action="store_true", help="also compare real sizes (minutes)")
     group.addoption("--seed", type=int, default=0, help="seed of the embedded checkpoint")
 

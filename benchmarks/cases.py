@@ -12,20 +12,17 @@ from typing import Any
 import numpy as np
 
 from port.config import CosyVoice3Config
-from port.fast.paths import PATHS
 from port.noise import rand_noise, sine_waves
 
-# Which fast paths a kind of case meets; a path that no row has would never be measured (a test says so).
-FLOW_PATHS = ("modulation_tables", "fused_qkv", "fast_gelu", "fast_mish", "fast_softmax", "compiled")
-PATHS_OF = {
-    "flow": FLOW_PATHS,
-    "chunks": ("chunked_attention",),
-    "vocoder": ("fast_snake", "polyphase", "padded_channels", "compiled"),
-    "prefill": ("fast_silu",),
-    "decode": ("partition_top_k", "compiled"),
+# Which fast forms (port/fast) a kind of case meets; a form that no row has would never be measured (a test says so).
+FORMS_OF = {
+    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "vocoder": ("activations", "polyphase", "products", "padded", "double"),
+    "prefill": ("activations",),
 }
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
+VARIED = "varied"  # the port keeps its plain layers too, to make other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
 TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
 
@@ -35,12 +32,12 @@ class Variant:
     """One way to run a case: a side, and what is changed about it.
 
     Args:
-        name: of the column, such as `port.no_fast_gelu`.
+        name: of the column, such as `port.no_activations`.
         side: worker that runs it: torch, port or mlx_audio_plus.
-        options: `off` (paths switched off, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
+        options: `off` (fast forms left out, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
         repeats: at most so many, and none untimed, for a side known to be slow.
         reduced: of less precision, so that its distance is told and judges nothing.
-        further: loaded after the parts of the case: `BAKED`.
+        further: asked of the worker after the parts of the case: `BAKED`, `VARIED`; it is one of its own then.
     """
 
     name: str
@@ -99,15 +96,19 @@ RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
 
 
 def ablation(kind: str) -> tuple[Variant, ...]:
-    """The port with each path of a kind off, and with all off."""
-    single = (Variant(f"port.no_{path}", "port", {"off": [path]}) for path in PATHS_OF[kind])
-    return (*single, Variant("port.plain", "port", {"off": "all"}))
+    """The port with each form of a kind left out, and with all left out."""
+    single = (_varied(f"port.no_{form}", off=[form]) for form in FORMS_OF.get(kind, ()))
+    return (*single, _varied("port.plain", off="all"))
 
 
 def precisions(dtypes: tuple[str, ...], bits: tuple[int, ...]) -> tuple[Variant, ...]:
     """The port with weights of other dtypes, and with quantized ones."""
-    named = [Variant(f"port.{dtype}", "port", {"dtype": dtype}, reduced=True) for dtype in dtypes]
-    return (*named, *(Variant(f"port.q{b}", "port", {"bits": b}, reduced=True) for b in bits))
+    named = [_varied(f"port.{dtype}", reduced=True, dtype=dtype) for dtype in dtypes]
+    return (*named, *(_varied(f"port.q{b}", reduced=True, bits=b) for b in bits))
+
+
+def _varied(name: str, reduced: bool = False, **options: Any) -> Variant:
+    return Variant(name, "port", options, reduced=reduced, further=(VARIED,))
 
 
 def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
@@ -176,7 +177,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             flow,
             {"prompt": prompt, "tokens": 3 * second, "streaming": True},
             {"prompt": 5, "tokens": 30, "streaming": True},
-            (TORCH, PORT, *ablation("chunks")[:1]),
+            (TORCH, PORT, *ablation("chunks")),
             repeats=2,
             limit_s=20.0,
             warm=not full,
@@ -277,8 +278,3 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
 
 def _sine_waves(config: CosyVoice3Config, frames: int) -> np.ndarray:
     return sine_waves(frames * config.vocoder.hop_samples)[None]
-
-
-def measured_paths() -> set[str]:
-    """Fast paths that some case switches off; all of them, or a path goes unmeasured."""
-    return {path for paths in PATHS_OF.values() for path in paths} & set(PATHS)

@@ -25,7 +25,7 @@ class Counts:
 
     Attributes:
         matmul_flops: floating-point operations of matrix products and convolutions, two a multiplication.
-        weight_bytes: arrays that the graph reads beside its inputs: weights, and tables made from them.
+        weight_bytes: what the graph reads beside its inputs: weights, and the rows that it takes from tables.
         primitives: operations of the graph, those that only change the layout left out.
         layout_primitives: those.
         by_name: operations by the name of their primitive.
@@ -55,17 +55,26 @@ def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
     finally:
         mx.contiguous = contiguous
         mx.enable_compile()
-    constants = [array for event in events if event["type"] == "constants" for _, array in event["constants"]]
+    constants = {name: a for event in events if event["type"] == "constants" for name, a in event["constants"]}
     steps = [event for event in events if event["type"] == "primitive"]
     names = Counter(step["name"] for step in steps)
     moved = sum(n for name, n in names.items() if name in LAYOUT)
     return Counts(
         matmul_flops=sum(_flops(step) for step in steps),
-        weight_bytes=sum(array.nbytes for array in constants),
+        weight_bytes=sum(_read(name, array, steps) for name, array in constants.items()),
         primitives=names.total() - moved,
         layout_primitives=moved,
         by_name=dict(sorted(names.items())),
     )
+
+
+def _read(name: str, array: mx.array, steps: list[dict[str, Any]]) -> int:
+    """Bytes of an array that the steps read: where they only take rows or a piece of it, those."""
+    readers = [step for step in steps if name in (given for given, *_ in step["inputs"])]
+    taken = [math.prod(step["outputs"][0][1]) * array.itemsize for step in readers]
+    if {step["name"] for step in readers} <= {"Gather", "Slice"}:
+        return min(array.nbytes, sum(taken))
+    return array.nbytes
 
 
 def _flops(step: dict[str, Any]) -> int:

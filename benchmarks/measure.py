@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import BAKED, TO_SAMPLES, Case, Variant
+from benchmarks.cases import BAKED, TO_SAMPLES, VARIED, Case, Variant
 from benchmarks.process import Settings, WorkerError, WorkerProcess
 from parity_tests.harness.compare import Reading, compare
 
@@ -47,9 +47,10 @@ class Bench:
     def worker(self, side: str, parts: Sequence[str]) -> WorkerProcess:
         """The side's worker with these parts; one that holds others is ended first, so that they take no memory.
 
-        A model with its timesteps baked is another model, and has a worker of its own.
+        A model with its timesteps baked is another model, and one that keeps its plain layers holds them twice: each
+        has a worker of its own.
         """
-        name = f"{side}.{BAKED}" if BAKED in parts else side
+        name = ".".join((side, *(part for part in parts if part in (BAKED, VARIED))))
         found = self.workers.get(name)
         if not found or not found.alive or set(found.parts) - set(parts):
             self.close(name)
@@ -195,10 +196,10 @@ class Bench:
     def _counts(self, case: Case, variants: Sequence[Variant]) -> dict[str, Any]:
         found = {}
         for variant in variants:
-            if variant.side == "port" and not variant.options.get("guidance") and not variant.further:
+            if variant.side == "port" and not variant.options.get("guidance") and BAKED not in variant.further:
                 options = {"kind": case.kind, "size": dict(case.size), "options": dict(variant.options)}
                 try:
-                    counted = self.worker("port", case.parts).ask("counts", **options)
+                    counted = self.worker("port", (*case.parts, *variant.further)).ask("counts", **options)
                 except WorkerError as error:
                     counted = {"error": str(error)}
                 if counted:

@@ -16,7 +16,7 @@ QUANTIZED = ("llm", "flow")
 
 
 def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None, bits: int | None) -> CosyVoice3Model:
-    """A copy of the loaded parts `roots` in another precision; the other parts stay lazy.
+    """A copy of the loaded parts `roots` in another precision, or sharing its arrays; the other parts stay lazy.
 
     Args:
         exact: the model in float32.
@@ -24,6 +24,11 @@ def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None
         dtype: float16 or bfloat16; None for float32.
         bits: 8 or 4 for the big matrices of language model and flow; None for none.
     """
+    model = CosyVoice3Model(exact.config)
+    if not dtype and not bits:
+        for root in roots:
+            model[root].update(exact[root].parameters())
+        return model.eval()
     precision = Precision(dtype or "float32", bits=dict.fromkeys(QUANTIZED, bits) if bits else {})
     held = {
         f"{root}.{name}": np.array(value)
@@ -31,7 +36,6 @@ def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None
         for name, value in tree_flatten(getattr(exact, root).parameters())
     }
     pieces = {name: mx.array(piece) for given, value in held.items() for name, piece in precision.stored(given, value)}
-    model = CosyVoice3Model(exact.config)
     if bits:
         quantize(model, precision.quantization({name: value.shape for name, value in held.items()}), pieces)
     model.load_weights(list(pieces.items()), strict=False)

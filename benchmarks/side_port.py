@@ -1,21 +1,22 @@
-"""The port in MLX as one side of the benchmark, with its fast paths as asked for."""
+"""The port in MLX as one side of the benchmark, with its fast forms as asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from benchmarks.counts import Counts, count
+from benchmarks.precision import in_precision
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
 from port.config import CosyVoice3Config
-from port.fast.paths import PLAIN, fast_paths
+from port.fast import chosen, speed_up
+from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
 from port.stream.flow import state_bytes
@@ -33,34 +34,39 @@ WAYS = {
 Run = Callable[[], Outputs]
 
 
-@contextmanager
-def chosen_paths(off: list[str] | str) -> Iterator[None]:
-    """The fast paths without those of `off`, a list or "all"."""
-    with fast_paths(PLAIN) if off == "all" else fast_paths(**dict.fromkeys(off, False)):
-        yield
-
-
 class Side:
-    """The port with the loaded parts, in as many precisions as were asked for."""
+    """The port with the loaded parts.
+
+    Attributes:
+        model: plain until it first runs, then with the forms that suit the device; always plain where it is varied.
+        roots: attributes of the model that hold weights.
+        variants: other forms and precisions of a varied model, by the options that ask for them.
+    """
 
     name = "port"
 
     def __init__(self, threads: int) -> None:
-        self.models: dict[Any, CosyVoice3Model] = {}
+        self.model: CosyVoice3Model | None = None
         self.roots: list[str] = []
+        self.variants: dict[Any, CosyVoice3Model] | None = None
+        self._fast: set[str] = set()
 
     def load(self, part: str, config: CosyVoice3Config, state: State) -> None:
         """Convert one part and fill it; the others stay lazy and take no memory."""
-        if not self.models:
-            self.models[None, None] = CosyVoice3Model(config)
+        self.model = self.model or CosyVoice3Model(config)
         root = PORT_ROOT[part]
-        fill(self.models[None, None], root, convert(part, state, config).tensors)
+        fill(self.model, root, convert(part, state, config).tensors)
         self.roots.append(root)
-        self.models = {(None, None): self.models[None, None]}
+        if self.variants:
+            self.variants = {}
 
-    def bake(self) -> None:
+    def baked(self) -> None:
         """Keep the tables of the fixed times and let go of the weights behind them."""
-        self.models[None, None].flow.decoder.bake()
+        bake(self.model.flow.decoder)
+
+    def varied(self) -> None:
+        """Keep the plain layers, from which variants are made."""
+        self.variants = self.variants or {}
 
     def prepare(
         self, kind: str, inputs: Mapping[str, np.ndarray], size: Mapping[str, Any], options: Mapping[str, Any]
@@ -72,14 +78,11 @@ class Side:
             k: mx.array(np.ascontiguousarray(v.swapaxes(1, 2)) if k in CHANNELS_FIRST else v) for k, v in inputs.items()
         }
         mx.eval(arrays)
-        off = options.get("off", [])
-        with chosen_paths(off):
-            run = getattr(self, f"_{kind}")(model, arrays, size, options)
+        run = getattr(self, f"_{kind}")(model, arrays, size, options)
 
         def evaluated() -> Outputs:
-            with chosen_paths(off):
-                found = run()
-                mx.eval([value for value in found.values() if isinstance(value, mx.array)])
+            found = run()
+            mx.eval([value for value in found.values() if isinstance(value, mx.array)])
             return found
 
         return evaluated
@@ -91,7 +94,7 @@ class Side:
 
         Of decoding one token is counted, of the vocoder the filter: pitch and source run partly on the host.
         """
-        model, config = self._model(options), self.models[None, None].config
+        model, config = self._model(options), self.model.config
         if kind in ("prefill", "decode"):
 
             def run(x: mx.array) -> mx.array:
@@ -110,9 +113,7 @@ class Side:
             arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
         else:
             return None
-        with chosen_paths(options.get("off", [])):
-            mx.eval(run(*arguments))  # tables are made on first use
-            return count(run, *arguments)
+        return count(run, *arguments)
 
     @staticmethod
     def to_numpy(value: Any) -> np.ndarray:
@@ -139,14 +140,24 @@ class Side:
         return {"version": mx.__version__, "device": mx.default_device().type.name}
 
     def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
-        """The model in the precision that is asked for; one at a time beside the float32 one."""
-        key = options.get("dtype"), options.get("bits")
-        if key not in self.models:
-            from benchmarks.precision import in_precision
-
-            exact = self.models[None, None]
-            self.models = {(None, None): exact, key: in_precision(exact, self.roots, *key)}
-        return self.models[key]
+        """The model in the forms and the precision that are asked for."""
+        if self.variants is None:
+            for root in set(self.roots) - self._fast:
+                self.model[root] = speed_up(self.model[root])
+                self._fast.add(root)
+            return self.model
+        off = options.get("off", [])
+        dtype, bits = options.get("dtype"), options.get("bits")
+        key = str((off, dtype, bits))
+        if key not in self.variants:
+            made = in_precision(self.model, self.roots, dtype, bits)
+            for root in self.roots:
+                only = () if off == "all" else set(chosen()) - set(off)
+                made[root] = speed_up(made[root], only)
+            if dtype or bits:  # one at a time: these share no weights
+                self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
+            self.variants[key] = made
+        return self.variants[key]
 
     def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
         return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}

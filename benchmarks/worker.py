@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import BAKED, SIDES, make_inputs
+from benchmarks.cases import BAKED, SIDES, VARIED, make_inputs
 from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rss
 from benchmarks.weights import receive
 
@@ -50,9 +50,9 @@ class Worker:
         }
 
     def load(self, part: str) -> dict[str, Any]:
-        """Fetch and fill one part, or bake what is loaded."""
-        if part == BAKED:
-            self.side.bake()
+        """Fetch and fill one part, or change what is loaded."""
+        if part in (BAKED, VARIED):
+            getattr(self.side, part)()
             return {}
         given = self.options
         words = ["--size", given.size, "--seed", str(given.seed)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from convert.mapping import PORT_ROOT, convert
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.live import live_state
 from parity_tests.harness.models import Models
 from port import cosyvoice3 as port_side
@@ -76,8 +78,8 @@ class Sides:
     double: reference_side.CosyVoice3
 
 
-def small_models(seed: int = 0) -> tuple[ReferenceModel, PortModel]:
-    """Both sides of `SMALL` with the same live random weights."""
+def small_models(seed: int = 0, forms: Collection[str] | None = None) -> tuple[ReferenceModel, PortModel]:
+    """Both sides of `SMALL` with the same live random weights; `forms` as for `OwnPort`."""
     reference = ReferenceModel(SMALL).eval()
     rng = np.random.default_rng(seed)
     port, tensors = PortModel(SMALL), {}
@@ -90,9 +92,7 @@ def small_models(seed: int = 0) -> tuple[ReferenceModel, PortModel]:
         module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         tensors |= convert(part, state, SMALL).tensors
     port.load_weights([(k, mx.array(v)) for k, v in tensors.items()], strict=True)
-    port.eval()
-    mx.eval(port.parameters())
-    return reference, port
+    return reference, OwnPort(forms=forms).as_run(port.eval())
 
 
 def sides(models: Models) -> Sides:

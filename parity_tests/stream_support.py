@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import Any
@@ -30,9 +30,9 @@ def small_state() -> Arrays:
     return reference_state(case("flow.stream", INFERENCE.path, FLOW))
 
 
-def small_flow() -> Any:
-    """The port's flow decoder with these weights."""
-    return OwnPort().build(INFERENCE, FLOW, small_state())
+def small_flow(forms: Collection[str] | None = None) -> Any:
+    """The port's flow decoder with these weights, and the fast forms that suit the device or `forms`."""
+    return OwnPort(forms=forms).build(INFERENCE, FLOW, small_state())
 
 
 @cache

@@ -45,7 +45,7 @@ def parameters(model):
 def test_the_tables_are_those_that_the_port_makes(folders):
     plain, baked = folders
     model = weights.load(plain)
-    model.flow.decoder.bake()
+    modulation.bake(model.flow.decoder)
     expected, found = parameters(model), parameters(weights.load(baked))
     assert found.keys() == expected.keys()
     for name, value in found.items():
@@ -124,7 +124,7 @@ def test_tables_stay_float32(source, folders, tmp_path, precision):
 
 
 def test_a_baked_model_is_saved_and_loaded(folders, tmp_path):
-    model = CosyVoice3.from_pretrained(folders[0], bake_timesteps=True).model
+    model = CosyVoice3.from_pretrained(folders[0], bake_timesteps=True, plain=True).model
     weights.save(tmp_path / "again", model, model.config)
     assert parameters(weights.load(tmp_path / "again")).keys() == parameters(model).keys()
     assert CosyVoice3.from_pretrained(folders[1], bake_timesteps=True).model.flow.decoder is not None
@@ -135,9 +135,7 @@ def test_times_of_another_machine_are_found(folders):
     dit = model.flow.decoder.estimator
     times = np.array(dit.time_embed.times)
     found = modulation.tabulate(dit, np.nextafter(times, np.float32(2)).tolist())
-    assert all(
-        mx.array_equal(a, b) for a, b in zip(found[-1], modulation.tabulate(dit, times.tolist())[-1], strict=True)
-    )
+    assert mx.array_equal(found[-1], modulation.tabulate(dit, times.tolist())[-1])
     with pytest.raises(ValueError, match=r"time 0\.5000 is not among"):
         modulation.tabulate(dit, [0.5])
 

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import cases, machine, measure, report, run, targets
 from benchmarks.process import Settings, WorkerProcess
 from parity_tests.harness.compare import BUDGET
-from port.fast.paths import PATHS
+from port.fast import FORMS
 
 pytestmark = pytest.mark.meta
 SCHEMA = json.loads((Path(run.__file__).parent / "schema.json").read_text("utf-8"))
@@ -47,7 +47,7 @@ def test_what_is_written_is_complete(measured):
     assert list(case["variants"]) == [
         "torch",
         "port",
-        *(f"port.no_{path}" for path in cases.FLOW_PATHS),
+        *(f"port.no_{form}" for form in cases.FORMS_OF["flow"]),
         "port.plain",
         "port.separate",
     ]
@@ -73,7 +73,7 @@ def test_ratios_follow_from_the_times(measured):
 def test_counts_see_the_tables(measured):
     """At 64 channels and 2 blocks the modulation's linears are known: 2 x (64 + 1) x 384 + (64 + 1) x 128 floats."""
     (case,) = measured[2]["cases"]
-    fast, plain = (case["counts"][name] for name in ("port", "port.no_modulation_tables"))
+    fast, plain = (case["counts"][name] for name in ("port", "port.no_tables"))
     assert plain["weight_bytes"] - fast["weight_bytes"] > 4 * (2 * 65 * 384 + 65 * 128) * 0.9
     assert fast["matmul_flops"] < plain["matmul_flops"] and fast["primitives"] < plain["primitives"]
 
@@ -190,10 +190,10 @@ def test_the_kernel_of_a_preloaded_blas_is_named(tmp_path, monkeypatch):
     assert found == ["Prescott, by OPENBLAS_CORETYPE", machine.OWN_KERNEL]
 
 
-def test_every_fast_path_is_measured():
-    assert cases.measured_paths() == set(PATHS)
+def test_every_fast_form_is_measured():
+    """But the one for reduced precision: without it a model has another one."""
     names = {variant.name for case in cases.all_cases("full") for variant in case.variants}
-    assert {f"port.no_{path}" for path in PATHS} <= names
+    assert {f"port.no_{form}" for form in FORMS} - names == {"port.no_own_dtype"}
 
 
 def test_targets_are_judged_by_their_limits():

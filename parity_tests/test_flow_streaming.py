@@ -12,9 +12,19 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import Row
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import swap
-from parity_tests.stream_support import AHEAD, CHUNK, RATIO, TOKENS, original, run, small_state, start, utterance
+from parity_tests.stream_support import (
+    AHEAD,
+    CHUNK,
+    RATIO,
+    TOKENS,
+    original,
+    run,
+    small_flow,
+    small_state,
+    start,
+    utterance,
+)
 from parity_tests.stream_support import truth as stream_truth
-from port.fast.paths import PLAIN, fast_paths
 from port.stream.flow import Work, state_bytes
 from port.stream.memory import Memory
 
@@ -38,10 +48,9 @@ def test_a_stream_that_is_not_over_gives_what_the_original_gives(flow):
     run(stream, about, [5, 4, 1], finalize=False)
 
 
-def test_the_plain_paths_stream_too(flow):
+def test_the_plain_layers_stream_too():
     about = utterance(6)
-    with fast_paths(PLAIN):
-        run(start(flow, about), about, [5, 4, 9])
+    run(start(small_flow(()), about), about, [5, 4, 9])
 
 
 @pytest.mark.float32

@@ -7,6 +7,7 @@ products are counted. The witness counts them in torch.
 from math import prod
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,8 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.oracle import reference_state, to_torch
-from port.fast.convolution import LONGEST_SUM, conv1d, conv_backend
-from port.fast.paths import PLAIN, fast_paths
+from port.fast import speed_up
+from port.fast.convolution import LONGEST_SUM, ProductConv1d, adds_whole_products
+from port.fast.modules import recast
 from port.vocoder.convolution import CausalConv1dUpsample
 
 PARTS = ("vocoder.conv", "vocoder.resblock", "vocoder.f0", "flow.conv_pos_embed", "flow.lookahead", "flow.feed_forward",
@@ -29,8 +31,7 @@ class Products:
     """Multiply-adds of every matrix product and convolution, and the longest sum in one of them."""
 
     def __init__(self, monkeypatch):
-        with conv_backend("matmul"):
-            conv1d(mx.zeros((1, 2, 1)), mx.zeros((1, 2, 1)))  # which asks once, by a product, how the device adds
+        adds_whole_products(mx.default_device().type)  # which asks once, by a product
         self.count, self.longest = 0, 0
 
         def watch(place, name, size):
@@ -66,27 +67,27 @@ def of_torch(case):
 @pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
 def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oftener(case, monkeypatch):
     found = {}
-    for name, paths in (("plain", PLAIN), ("fast", None)):
-        with monkeypatch.context() as patch, fast_paths(paths), conv_backend("matmul"):
+    for name, forms in (("plain", ()), ("fast", None)):
+        adapter = OwnPort(forms=forms)
+        built = adapter.build(case.target, case.config, reference_state(case))
+        with monkeypatch.context() as patch:
             products = Products(patch)
-            OwnPort().run(case.target, case.config, reference_state(case), case.draw(), case.call)
+            adapter.call(case.target, built, case.draw(), case.call)
         found[name] = products.count
     expected = of_torch(case)
     assert expected > 0
     assert found["plain"] == expected
-    if ".upsample." not in case.name:  # whose phases are made once, see below
-        assert found["fast"] <= expected
+    assert found["fast"] <= expected
 
 
 @pytest.mark.parametrize(("taps", "stride"), [(16, 8), (11, 5), (7, 3), (4, 4), (5, 4)])
 def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
     """Polyphase: an input frame meets stride phases, and each phase as many frames as its taps can reach."""
-    conv = CausalConv1dUpsample(6, 10, taps, stride)
+    conv = speed_up(CausalConv1dUpsample(6, 10, taps, stride), ["polyphase", "products"])
     products = Products(monkeypatch)
     mx.eval(conv(mx.zeros((1, 9, 6))))
     reach = -(-(taps - 1) // stride) + 1  # frames back that the earliest phase sees, and the current one
-    making = taps * reach * stride * 60
-    assert products.count == making + 9 * stride * 10 * reach * 6
+    assert products.count == 9 * stride * 10 * reach * 6
 
 
 @pytest.mark.parametrize("channels", [80, 256, 257, 1024])
@@ -94,9 +95,10 @@ def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
 def test_products_are_short_enough_for_any_blas(channels, groups, monkeypatch):
     """Added up one after another, 1024 terms are six times as far off as torch's blocks."""
     width, taps, frames = channels // groups, 3, 8
+    conv = recast(nn.Conv1d(width * groups, 4, taps, groups=groups), ProductConv1d)
+    conv.whole = True
     products = Products(monkeypatch)
-    with conv_backend("matmul"):
-        mx.eval(conv1d(mx.zeros((1, frames + taps - 1, width * groups)), mx.zeros((4, taps, width)), groups=groups))
+    mx.eval(conv(mx.zeros((1, frames + taps - 1, width * groups))))
     assert products.longest <= 256
     assert products.count == frames * 4 * taps * width
     assert LONGEST_SUM == 256

@@ -1,5 +1,6 @@
 """What is made once and kept is shared by the threads of a server: each finds what it asked for, evaluated."""
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -9,23 +10,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-from parity_tests.stream_support import start, utterance
+from parity_tests.stream_support import TOKENS, start, utterance
 from port import noise
-from port.fast import attention as fast
-from port.fast.convolution import conv_backend
-from port.fast.modulation import MAX_TIMES, ModulationTables, step_times
-from port.flow.layers import CausalConvPositionEmbedding
-from port.flow.matching import cosine_schedule
+from port.fast import replaced, speed_up
+from port.flow.layers import Attention, CausalConvPositionEmbedding
 from port.frontend.normalizer import WeTextNormalizer
 from port.stream import memory as streaming
 from port.stream import threads
 from port.stream.memory import Memory
 from port.stream.state import FlowState
+from port.stream.vocoder import StreamingVocoder
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
 from port.vocoder.f0 import CausalConvRNNF0Predictor
 
@@ -36,16 +33,6 @@ def normal(*shape):
     return mx.array(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
 
 
-class Joined(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = [nn.Linear(12, 12) for _ in range(3)]
-        self.fused = fast.FusedLinear()
-
-    def __call__(self, x):
-        return mx.concatenate(self.fused(x, self.layers), axis=-1)
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -53,55 +40,40 @@ class Joined(nn.Module):
         lambda: CausalConv1dUpsample(12, 8, 7, 3),
         lambda: CausalConvRNNF0Predictor(1, 12, 8),
         lambda: CausalConvPositionEmbedding(12, 5, 3),
-        Joined,
+        lambda: Attention(12, 3, 4),
     ],
     ids=["convolution", "upsampling", "pitch", "position", "joined"],
 )
-def test_what_one_thread_keeps_another_can_use(build):
-    """The first call leaves its result alone, as a lazy array that nobody asks for; only what it keeps goes on."""
-    module, x = build(), normal(1, 20, 12)
-    mx.eval(module.parameters())
-
-    def call():
-        with conv_backend("matmul"):
-            return module(x)
-
-    def fresh():
-        value = build()
-        value.load_weights(kept)
-        with conv_backend("matmul"):
-            return np.array(value(x))
-
-    kept = [(name, mx.array(np.array(value))) for name, value in tree_flatten(module.parameters())]
+def test_what_one_thread_makes_another_can_use(build):
+    """Fast forms are made whole, not left to the first call."""
+    plain, x = build(), normal(1, 20, 12)
+    mx.eval(plain.parameters())
+    expected = np.array(plain(x))
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(lambda: call() is None).result()
-    np.testing.assert_array_equal(np.array(call()), fresh())
+        module = pool.submit(speed_up, plain).result()
+    assert replaced(module)
+    np.testing.assert_allclose(np.array(module(x)), expected, rtol=0, atol=1e-5)
 
 
-def during(monkeypatch, owner, name, act):
-    """Let another thread act within the first call of a function, when its caller has set about keeping the result."""
-    original, done = getattr(owner, name), []
+def test_two_streams_of_one_model_know_nothing_of_each_other(flow, parity):
+    """Bit for bit, a thousand chunks: nothing is shared but the parameters."""
+    vocoder = parity.models.port.vocoder
+    abouts, bins = [utterance(6), utterance(15)], vocoder.config.in_channels
 
-    def patched(*arguments):
-        result = original(*arguments)
-        if not done:
-            done.append(True)
-            with ThreadPoolExecutor(1) as pool:
-                pool.submit(act).result()
-        return result
+    def chunks(number, rounds):
+        digest, rng = hashlib.sha256(), np.random.default_rng(number)
+        mel = mx.array(rng.standard_normal((1, 3, bins)).astype(np.float32))
+        for _ in range(rounds):
+            about, stream, speech = abouts[number], start(flow, abouts[number]), StreamingVocoder(vocoder)
+            for have in range(2, TOKENS + 1, 3):
+                digest.update(np.array(stream.push(about["token"][:, :have], finalize=have == TOKENS)).tobytes())
+                digest.update(np.array(speech.push(mel, finalize=have == TOKENS)).tobytes())
+        return digest.hexdigest()
 
-    monkeypatch.setattr(owner, name, patched)
-
-
-def test_modulations_of_the_own_times(flow, monkeypatch):
-    """Two numbers of steps at once, more than are kept together."""
-    dit = flow.decoder.estimator
-    one, other = (step_times(cosine_schedule(n)) for n in (10, MAX_TIMES))
-    during(monkeypatch, ModulationTables, "add", lambda: dit.modulation_tables(dit, other))
-    found = dit.modulation_tables(dit, one)
-    assert found[0][0].shape[0] == len(one)
-    expected = dit.norm_out.modulation(dit.time_embed(np.array(one, np.float32)))
-    np.testing.assert_array_equal(np.array(found[-1][0]), np.array(expected[0]))
+    rounds = 1000 // (2 * 2 * len(range(2, TOKENS + 1, 3))) + 1
+    alone = [chunks(number, rounds) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(chunks, range(2), [rounds] * 2)) == alone
 
 
 # ---- locks, by forced interleaving

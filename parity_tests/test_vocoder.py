@@ -7,14 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
 from parity_tests.harness.cases import Case, case, normal, uniform, voiced_and_unvoiced
 from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import failures, judge
 from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
-from port.fast.convolution import conv_backend
-from port.fast.paths import fast_paths
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.target.path or c.name.endswith((".end", ".more", ".k11")))
@@ -25,12 +24,11 @@ def test_parity(parity, case):
     parity.check(case)
 
 
-@pytest.mark.parametrize("backend", ["matmul", "native"])
+@pytest.mark.parametrize("form", ["products", "padded"])
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: case.name)
-def test_both_convolution_back_ends(parity, case, backend):
-    """The CPU's shifted products and the GPU's own convolution are chosen by device; both must be right everywhere."""
-    with conv_backend(backend):
-        assert not (broken := failures(judge(case, parity.adapter))), broken
+def test_every_form_of_convolution(parity, case, form):
+    """The CPU's shifted products and the GPU's padded channels are chosen by device; both must be right everywhere."""
+    assert not (broken := failures(judge(case, OwnPort(forms=(form,))))), broken
 
 
 def passes(parity, case: Case) -> None:
@@ -125,35 +123,6 @@ def test_a_chunk_equals_the_start_of_the_whole(parity, frames):
 def test_too_few_frames_are_one_clear_error(parity, frames):
     with pytest.raises(ValueError, match=f"{frames} frames"):
         generator(parity).inference(mx.zeros((1, frames, 80)), False)
-
-
-def test_polyphase_upsampling_is_the_same_function(parity):
-    """Three taps on the slow signal instead of sixteen on the fast one: checked as a path of its own."""
-    vocoder = generator(parity)
-    rng = np.random.default_rng(2)
-    mel = mx.array(rng.standard_normal((1, 12, 80)).astype(np.float32))
-    s = mx.array(0.1 * rng.standard_normal((1, 12 * 480, 1)).astype(np.float32))
-    fast = np.array(vocoder.decode(mel, s))
-    with fast_paths(polyphase=False):
-        plain = np.array(vocoder.decode(mel, s))
-    drawn = case(
-        "vocoder.built", f"{GENERATOR}.decode", HIFT, x=np.array(mel).swapaxes(1, 2), s=np.array(s).swapaxes(1, 2)
-    )
-    (row,) = judge(drawn, _Given(fast))
-    assert row.reading.status == "PASS", row.reading.message
-    assert not np.array_equal(plain, fast), "the polyphase path did not run"
-
-
-class _Given:
-    """An adapter that answers with an array computed before."""
-
-    name = "given"
-
-    def __init__(self, wav: np.ndarray) -> None:
-        self.wav = wav
-
-    def run(self, *_: object) -> dict[str, np.ndarray]:
-        return {"wav": self.wav}
 
 
 @pytest.mark.parametrize("seconds", [2, 30])

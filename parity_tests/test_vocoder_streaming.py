@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 import torch
@@ -19,11 +20,10 @@ from parity_tests.harness.oracle import Runs, reference_state, run_reference, tr
 from parity_tests.harness.orders import Lazily
 from parity_tests.harness.targets import TARGETS, swap
 from parity_tests.harness.walks import walks
-from port.fast.paths import PLAIN, fast_paths
+from port.fast.convolution import PaddedConv1d, ProductConv1d
 from port.noise import MAX_SAMPLES
 from port.stream.state import State
 from port.stream.vocoder import StreamingVocoder
-from port.vocoder import convolution
 from port.vocoder.source import SineGen2
 
 STREAM = "stream.vocoder.StreamingVocoder"
@@ -83,10 +83,10 @@ def test_any_cut_gives_the_whole(generator, frames, cuts):
 
 
 @pytest.mark.parametrize("frames", [3, 26])
-def test_the_plain_paths_stream_too(generator, frames):
+def test_the_plain_layers_stream_too(frames):
     about = truth(frames)
-    with fast_paths(PLAIN):
-        found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [2, 9, 0, 1, 7])
+    plain = OwnPort(forms=()).build(INFERENCE, HIFT, reference_state(case("vocoder.stream", INFERENCE.path, HIFT)))
+    found = stream(StreamingVocoder(plain, mx.array(about["noise"])), about["mel"], [2, 9, 0, 1, 7])
     reading = judge(found, about["runs"])
     assert reading.status == "PASS", reading.message
 
@@ -162,14 +162,15 @@ def test_the_state_does_not_grow(generator):
 
 def test_nothing_is_computed_twice(generator, monkeypatch):
     """Frames that leave the convolutions, added up: as many in single frames as in one piece."""
-    about, counted, original = truth(12), [], convolution.conv1d
+    about, counted = truth(12), []
+    for kind in (nn.Conv1d, ProductConv1d, PaddedConv1d):
 
-    def counting(*arguments, **options):
-        y = original(*arguments, **options)
-        counted.append(y.shape[1])
-        return y
+        def counting(conv, x, original=kind.__call__):
+            y = original(conv, x)
+            counted.append(y.shape[1])
+            return y
 
-    monkeypatch.setattr(convolution, "conv1d", counting)
+        monkeypatch.setattr(kind, "__call__", counting)
     totals = []
     for cuts in ([], [1] * 12):
         counted.clear()

@@ -30,6 +30,8 @@ from typing import Any
 import mlx.core as mx
 
 from .config import read_settings
+from .fast import speed_up
+from .fast.modulation import bake
 from .files import community, weights
 from .files.errors import Refused
 from .files.hub import find_folder
@@ -88,6 +90,7 @@ class CosyVoice3:
         revision: str | None = None,
         lazy: bool = False,
         bake_timesteps: bool = False,
+        plain: bool = False,
     ) -> CosyVoice3:
         """Load a converted model.
 
@@ -98,6 +101,7 @@ class CosyVoice3:
             lazy: leave weights on disk until they are used; another thread reads all that are left before it computes.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
+            plain: leave the plain layers, whose steps are those of the original; slower.
 
         Raises:
             Refused: what cannot be used, in one line.
@@ -105,11 +109,15 @@ class CosyVoice3:
         folder = find_folder(str(path_or_hf_repo), revision)
         with for_any_thread() if lazy else nullcontext():
             if community.recognises(settings := read_settings(folder)):
-                model, _ = community.load(folder, lazy, settings)
+                model, _ = community.load(folder, lazy=True, settings=settings)
             else:
-                model = weights.load(folder, lazy, settings)
-        if bake_timesteps:
-            model.flow.decoder.bake()
+                model = weights.load(folder, lazy=True, settings=settings)
+            if bake_timesteps:
+                bake(model.flow.decoder)
+            if not plain:
+                speed_up(model, lazy=True)
+            if not lazy:
+                mx.eval(model.parameters())
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
             model.speech_tokenizer,

@@ -57,6 +57,10 @@ class Adapter(ABC):
             NotOffered: the port has no such part.
         """
 
+    def also(self, target: Target, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
+        """Further forms of a part that are judged beside the one that `run` runs, by a word for their rows."""
+        return {}
+
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The numbers that the port takes when its caller gives none, float32.
 

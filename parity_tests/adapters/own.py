@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,16 +17,34 @@ from parity_tests.harness.places import find
 from parity_tests.harness.targets import Target
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
+from port.fast import replaced, speed_up
 from port.files.storage import DTYPES
 
 
 class OwnPort(Adapter):
-    """`port/` on the device that MLX chose."""
+    """`port/` on the device that MLX chose.
+
+    Args:
+        precision: of the weights.
+        forms: names of its fast forms (port/fast); None for what the run was asked for.
+
+    Attributes:
+        usual: forms where none are named: None for those that suit the device, () for the plain port (`--plain`).
+    """
 
     name = "own"
+    usual: ClassVar[Collection[str] | None] = None
 
-    def __init__(self, precision: Precision = FLOAT32) -> None:
+    def __init__(self, precision: Precision = FLOAT32, forms: Collection[str] | None = None) -> None:
         self.precision = precision
+        self.forms = self.usual if forms is None else forms
+
+    def also(self, target: Target, config: Mapping[str, Any]) -> dict[str, Adapter]:
+        """The plain port, for a part of which something was replaced."""
+        built = target.build("port", config)
+        if self.forms is not None or not isinstance(built, nn.Module) or not replaced(speed_up(built, lazy=True)):
+            return {}
+        return {"plain": OwnPort(self.precision, ())}
 
     def build(self, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
         """The port's class with the official weights in it, or the port's function."""
@@ -34,7 +52,11 @@ class OwnPort(Adapter):
         if isinstance(built, nn.Module) and target.at:
             root = load_part(built, target, config, state)
             built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
-        return built
+        return self.as_run(built)
+
+    def as_run(self, built: Any) -> Any:
+        """A part with its weights, as it is judged."""
+        return speed_up(built, self.forms) if isinstance(built, nn.Module) else built
 
     def _stored(self, name: str, value: mx.array) -> mx.array:
         return value.astype(DTYPES[self.precision.tag(name)][0])

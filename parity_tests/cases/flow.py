@@ -90,11 +90,11 @@ CASES = (
     _mask("optional.blind", "add_optional_chunk_mask", dict(static_chunk_size=8), masks=valid(23, 23, 0) > 0),
     *(
         case(f"flow.activation.{name}", f"fast.arithmetic.{name}", x=normal(2, 23, 48, scale=3))
-        for name in ("exp2", "silu", "mish", "gelu_tanh", "gelu_by_tanh")
+        for name in ("exp2", "silu", "mish", "gelu_tanh")
     ),
     case(
         "flow.activation.attention",
-        "fast.attention.attention",
+        "fast.attention.attention_in_blocks",
         None,
         dict(scale=0.25),
         **dict.fromkeys(("q", "k", "v"), normal(2, 3, 23, 16)),

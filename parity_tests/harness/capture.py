@@ -51,6 +51,7 @@ class Recorder:
         self._names = _names(root)
         self._counts: dict[str, int] = defaultdict(int)
         self._undo: list[Callable[[], None]] = []
+        self._running: set[tuple[int, str]] = set()
 
     def __enter__(self) -> Recorder:
         for target in TARGETS.values():
@@ -58,7 +59,9 @@ class Recorder:
                 continue
             found, method = target.resolve(self.package)
             if isinstance(found, type):
-                self._wrap(found, method or ("forward" if issubclass(found, torch.nn.Module) else "__call__"), target)
+                call = "forward" if issubclass(found, torch.nn.Module) else "__call__"
+                for kind in (found, *_extending(found)):
+                    self._wrap(kind, method or call, target)
             else:
                 for module in [m for n, m in sys.modules.items() if n.split(".")[0] == self.package]:
                     if module.__dict__.get(found.__name__) is found:
@@ -84,7 +87,15 @@ class Recorder:
 
         @functools.wraps(original)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
+            running = id(args[0]), attribute
+            running = id(args[0]) if has_self else 0, attribute
+            if has_self and running in self._running:
+                return original(*args, **kwargs)  # what a fast form takes from the plain one
+            self._running.add(running)
+            try:
+                result = original(*args, **kwargs)
+            finally:
+                self._running.discard(running)
             if inspect.isgenerator(result):
                 return result
             bound = signature.bind(*args, **kwargs)
@@ -105,6 +116,11 @@ class Recorder:
 
         setattr(holder, attribute, recorded)
         self._undo.append(functools.partial(setattr, holder, attribute, original))
+
+
+def _extending(kind: type) -> list[type]:
+    """All classes that extend one: fast forms of a plain layer."""
+    return [c for direct in kind.__subclasses__() for c in (direct, *_extending(direct))]
 
 
 def freeze(value: Any, keep: Callable[[np.ndarray], Any] = np.asarray) -> Any:

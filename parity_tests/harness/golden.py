@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading, agreement, compare
 from parity_tests.harness.golden_file import (
     MANIFEST,
@@ -208,9 +209,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden .safetensors files")
     parser.add_argument("--side", choices=["reference", "port", "both"], default="both")
     parser.add_argument("--only", metavar="GLOB", default="*", help="file names to run, e.g. 'hift_*'")
+    parser.add_argument("--plain", action="store_true", help="the port without its fast forms")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     options = parser.parse_args(argv)
     sides: tuple[Side, ...] = ("reference", "port") if options.side == "both" else (options.side,)
+    OwnPort.usual = () if options.plain else None
     try:
         require_float32()
         rows = judge_folder(options.folder, sides, options.only)

@@ -15,6 +15,7 @@ import torch
 
 from convert.mapping import convert
 from convert.official import flow_config, vocoder_config
+from parity_tests.adapters import own
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.targets import swap
@@ -136,4 +137,6 @@ def _load(model: Any, file: GoldenFile, config: CosyVoice3Config, kit: Kit) -> N
             module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
     if kit.package == "reference":
         model.to(kit.dtype)
+    else:
+        own.OwnPort().as_run(model)
     model.eval()

@@ -87,6 +87,7 @@ def language_model(file: GoldenFile, weights: GoldenFile, kit: Kit) -> tuple[Any
     model = kit.get("llm.speech_lm.CosyVoice3LM")(config)
     if kit.package == "port":
         own.load_part(model, TARGETS["llm.speech_lm.CosyVoice3LM.scores"], {}, state)
+        own.OwnPort().as_run(model)
     else:
         model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
         model.to(kit.dtype)

@@ -41,7 +41,7 @@ def _weight_norm(file: GoldenFile, kit: Kit) -> Arrays:
     target = TARGETS[runs(part)[0].target]
     x = file.inputs["x"]
     if kit.package == "port":
-        module = own.OwnPort().build(target, file.config, file.weights)
+        module = own.OwnPort(forms=()).build(target, file.config, file.weights)
         return {"y": swap(kit.array(module(kit.tensor(swap(x))))), "weight": swap(kit.array(module.weight))}
     module = weight_norm(target.build("reference", file.config))
     module.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)

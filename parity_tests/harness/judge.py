@@ -13,7 +13,7 @@ import torch
 from parity_tests.adapters.base import Adapter, NotOffered
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import Reading, compare
-from parity_tests.harness.oracle import Arrays, truth_of
+from parity_tests.harness.oracle import Arrays, Truth, truth_of
 from parity_tests.harness.orders import in_other_orders
 
 Kind = Literal["isolated", "chained", "golden", "exact"]
@@ -49,6 +49,13 @@ class Row:
 def judge(case: Case, adapter: Adapter) -> list[Row]:
     """Compare every output of a case; an exception of the port is an ERROR row, a part it lacks a SKIP row."""
     truth = truth_of(case)
+    rows = _rows(case, truth, adapter, case.name)
+    for form, other in adapter.also(case.target, case.config).items():
+        rows += _rows(case, truth, other, f"{case.name}.{form}")
+    return rows
+
+
+def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
     try:
         port = adapter.run(case.target, case.config, truth.state, truth.inputs, case.call)
     except NotOffered as reason:
@@ -60,7 +67,7 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
         readings = compare_all(port, *truths, case.target.follows)
     return [
         Row(
-            name=f"{case.name}.{output}" if output else case.name,
+            name=f"{name}.{output}" if output else name,
             stage=case.target.stage,
             kind="isolated",
             module=case.target.path,

@@ -17,6 +17,7 @@ from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
 from port.config import CosyVoice3Config, read_settings
+from port.fast import speed_up
 from port.files import weights
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model as PortModel
@@ -72,12 +73,13 @@ class Models:
     audit: dict[str, Any]
 
     @classmethod
-    def load(cls, source: Path, folder: Path) -> Models:
+    def load(cls, source: Path, folder: Path, plain: bool = False) -> Models:
         """Load both sides whole.
 
         Args:
             source: official checkpoint folder.
             folder: its conversion.
+            plain: the port without its fast forms.
 
         Raises:
             Refused: files that cannot be used.
@@ -89,7 +91,8 @@ class Models:
         single.eval()
         double = copy.deepcopy(single).double()
         audit = json.loads((folder / "audit.json").read_text("utf-8")) if (folder / "audit.json").exists() else {}
-        return cls(source, folder, config, single, double, weights.load(folder), audit)
+        port = weights.load(folder)
+        return cls(source, folder, config, single, double, port if plain else speed_up(port), audit)
 
     @classmethod
     def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config, *more: Part) -> Models:
@@ -116,6 +119,7 @@ class Models:
         for name in parts:
             keys = [key for key, _ in tree_flatten(port[name].parameters())]
             port[name].load_weights([(key, held[f"{name}.{key}"]) for key in keys], strict=True)
+            port[name] = speed_up(port[name], lazy=True)
         return cls(source, folder, config, single, exact(single), port, {})
 
     @property

@@ -39,6 +39,7 @@ class Order:
 
     def __enter__(self) -> Order:
         mx.disable_compile()
+        clear_caches()  # what the port found out about the real machine is not true of this one
         self.matmul, self.convolve = mx.array.__matmul__, {3: mx.conv1d, 4: mx.conv2d}
         for owner, name, make in _PATCHES:
             original = getattr(owner, name)

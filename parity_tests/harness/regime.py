@@ -18,8 +18,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from port.fast.paths import PATHS, active
-
 Side = Literal["reference", "port"]
 # Relative rms error of a float32 product. Added one after another, 2048 terms err by 1e-6; rounded to TF32 or float16
 # first, to ten bits, they err by 3e-4, to bfloat16 by 2e-3.
@@ -184,12 +182,6 @@ def precision(found: dict[Side, tuple[float, str]]) -> dict[str, Any]:
 
 def _regime(error: float) -> str:
     return "float32" if error <= FLOAT32_ERROR else "ten bits" if error <= TEN_BITS_ERROR else "less than ten bits"
-
-
-def fast_paths() -> list[str]:
-    """Fast paths of the port that are on: what it runs beside its plain modules, where the device has a use for it."""
-    chosen = active()
-    return [name for name in PATHS if getattr(chosen, name)]
 
 
 def versions() -> dict[str, str]:

@@ -18,6 +18,7 @@ import pytest
 from convert.quantize import FLOAT32, Found, Precision, precision_of
 from convert.run import Source, convert_folder
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
+from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import places, regime
 from parity_tests.harness.cases import Case
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading
@@ -28,6 +29,7 @@ from parity_tests.harness.judge import Row, failures, judge, reduced
 from parity_tests.harness.liveness import LivenessRow, summarised
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
+from port.fast import chosen
 from port.files.errors import Refused
 from reference.synthesize import synthesize
 from reports import model as report_model
@@ -50,6 +52,7 @@ class Session:
 
     def __init__(self, config: pytest.Config, command: str) -> None:
         Session.current = self
+        OwnPort.usual = () if config.getoption("--plain") else None
         self.config = config
         self.command = command
         self.gathered = Gathered()
@@ -99,7 +102,8 @@ class Session:
         """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
         option, scratch = self.config.getoption, Path(self._scratch.name)
         precision = Precision(option("--dtype"))
-        models = prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
+        folders = option("--checkpoint"), option("--mlx-path")
+        models = prepare_models(*folders, scratch, option("--seed"), precision, option("--plain"))
         about = {"weights": [asdict(file) for file in models.files], "revision": models.revision}
         self.keep("models", [about | {"audit": report_model.weights_section(models.audit) if models.audit else None}])
         return models
@@ -227,6 +231,7 @@ class Session:
         for name, value in usual.items():
             if option(name) != value:
                 words += [name, str(option(name))]
+        words += ["--plain"] * option("--plain")
         if command.startswith("pytest ") and option("--full"):
             words.append("--full")
         return f"{command} {shlex.join(words)}" if words else command
@@ -262,7 +267,7 @@ class Session:
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
             "precision": regime.precision(self.arithmetic),
-            "fast_paths": regime.fast_paths() if option("--adapter") == "own" else None,
+            "fast_paths": ([] if option("--plain") else list(chosen())) if option("--adapter") == "own" else None,
             "dtype": self.label,
             "seed": option("--seed"),
             "started": self.started.isoformat(timespec="seconds"),
@@ -280,7 +285,12 @@ def _smallest_first(row: dict[str, Any]) -> int:
 
 
 def prepare_models(
-    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
+    source: Path | None,
+    folder: Path | None,
+    scratch: Path,
+    seed: int,
+    precision: Precision = FLOAT32,
+    plain: bool = False,
 ) -> Models:
     """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
     if source is None:
@@ -291,4 +301,4 @@ def prepare_models(
         # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
         judged = [{"checkpoint": "", "status": "PASS"}]
         convert_folder(Source(source, str(source)), folder, lambda *_: judged, precision=precision)
-    return Models.load(source, folder)
+    return Models.load(source, folder, plain)

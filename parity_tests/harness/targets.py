@@ -197,9 +197,8 @@ TARGETS = {
         Target("fast.arithmetic.silu", chained=False, witness=lambda x: F.silu(x)),
         Target("fast.arithmetic.mish", chained=False, witness=lambda x: F.mish(x)),
         Target("fast.arithmetic.gelu_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
-        Target("fast.arithmetic.gelu_by_tanh", chained=False, witness=lambda x: F.gelu(x, approximate="tanh")),
         Target(
-            "fast.attention.attention",
+            "fast.attention.attention_in_blocks",
             chained=False,
             witness=lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, scale=scale),
         ),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from convert.quantize import Precision
 from parity_tests.adapters.base import AdapterError, load_adapter, show_tracebacks
+from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.folders import check_folders
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the tiny checkpoint (default: 0)")
     dtypes = ["float32", "float16", "bfloat16"]
     parser.add_argument("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
+    parser.add_argument("--plain", action="store_true", help="the port without its fast forms")
     parser.add_argument("--device", default="auto", choices=DEVICES, help="where MLX computes")
     parser.add_argument("--traceback", action="store_true", help="print where the port raised what it raised")
     options = parser.parse_args(argv)
@@ -52,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.case == "list":
         print("\n".join([*cases, *planned]))
         return 0
+    OwnPort.usual = () if options.plain else None
     try:
         use_device(options.device)
         check_folders(options.checkpoint, options.mlx_path)
@@ -74,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                 require_float32()
                 precision = Precision(options.dtype)
                 folders = options.checkpoint, options.mlx_path, Path(scratch)
-                models = prepare_models(*folders, options.seed, precision)
+                models = prepare_models(*folders, options.seed, precision, options.plain)
             except (ValueError, OSError) as error:
                 return _say(str(error))
             rows = walk(models, walks(models.config)[options.case])

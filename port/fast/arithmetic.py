@@ -1,4 +1,4 @@
-"""Functions of one number without the CPU's scalar exp, tanh and sine; `paths.py` chooses, and the result is the same.
+"""Activations without the CPU's scalar exp, tanh and sine; the result is the same.
 
 MLX's CPU back end takes those one number at a time; here polynomials serve, in operations that every device runs side
 by side.
@@ -14,7 +14,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .paths import active
+from ..vocoder.generator import Snake
+from .modules import recast, replace
+
+Function = Callable[[mx.array], mx.array]
 
 EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
 LOG2_E = math.log2(math.e)
@@ -67,17 +70,17 @@ def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
 
 
 @lru_cache(maxsize=MAX_KERNELS)
-def _compiled(function: Callable[[mx.array], mx.array], shape: tuple[int, ...]) -> Callable[[mx.array], mx.array]:
+def _compiled(function: Function, shape: tuple[int, ...]) -> Function:
     # A function of its own for each shape: MLX keeps what it compiled as long as the function lives.
     return mx.compile(lambda x: function(x))
 
 
-def fused(function: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
-    """`function`, which works element by element, of `x`: in few kernels where the path `compiled` is on.
+def fused(function: Function) -> Function:
+    """`function`, which works element by element, in few kernels where the default device compiles exactly.
 
-    Compiled for the one shape: without shapes MLX fuses less, and a view not at all.
+    Compiled for each shape: without shapes MLX fuses less, and a view not at all.
     """
-    return _compiled(function, x.shape)(x) if active().compiled and compiles_exactly() else function(x)
+    return (lambda x: _compiled(function, x.shape)(x)) if compiles_exactly() else function
 
 
 @lru_cache(maxsize=1)
@@ -95,25 +98,12 @@ def exp2(x: mx.array) -> mx.array:
     return polynomial(_exp2_coefficients(), x - (shifted - ROUNDER)) * power
 
 
-def gelu_by_tanh(x: mx.array) -> mx.array:
-    """GELU by its tanh, as written."""
-    # mx.power (nn.gelu_approx cubes with it) is some fifty times slower than products on a CPU.
-    return 0.5 * x * (1 + mx.tanh(TANH_SCALE * (x + TANH_CUBE * (x * x * x))))
-
-
 def gelu_tanh(x: mx.array) -> mx.array:
     """GELU by its tanh, x (1 + tanh u) / 2, as x / (1 + e^-2u); float32."""
     return x / (1 + exp2((-2 * LOG2_E * TANH_SCALE) * (x + TANH_CUBE * (x * x * x))))
 
 
 def mish(x: mx.array) -> mx.array:
-    """Mish of any shape; without the CPU's scalar functions where the path `fast_mish` is on."""
-    if active().fast_mish and x.dtype == mx.float32 and on_cpu():
-        return fused(mish_by_exp2, x)
-    return nn.mish(x)
-
-
-def mish_by_exp2(x: mx.array) -> mx.array:
     """Mish, x tanh(log(1 + e^x)), as x t / (t + 2) with t = e^x (e^x + 2); float32."""
     y = exp2(mx.minimum(LOG2_E * x, MISH_RANGE))
     t = y * (y + 2)
@@ -121,27 +111,8 @@ def mish_by_exp2(x: mx.array) -> mx.array:
 
 
 def silu(x: mx.array) -> mx.array:
-    """SiLU of any shape; without the CPU's scalar exponential where the path `fast_silu` is on."""
-    if active().fast_silu and x.dtype == mx.float32 and on_cpu():
-        return fused(silu_by_exp2, x)
-    return nn.silu(x)
-
-
-def silu_by_exp2(x: mx.array) -> mx.array:
     """SiLU, x / (1 + e^-x); float32."""
     return x / (1 + exp2(-LOG2_E * x))
-
-
-def sine_squared(y: mx.array) -> mx.array:
-    """sin(y)^2, of any shape; by a polynomial where the path `fast_snake` is on and a CPU computes in float32."""
-    paths = active()
-    if paths.fast_snake and on_cpu() and y.dtype == mx.float32:
-        reduced, squared = (
-            _FUSED if paths.compiled and compiles_exactly() else (reduce_angle, sine_squared_by_polynomial)
-        )
-        return squared(reduced(y))
-    sine = mx.sin(y)
-    return sine * sine  # a product, since MLX's power is slow
 
 
 def reduce_angle(y: mx.array) -> mx.array:
@@ -150,10 +121,52 @@ def reduce_angle(y: mx.array) -> mx.array:
     return (y - turns * PI_HIGH) - turns * PI_LOW
 
 
-def sine_squared_by_polynomial(r: mx.array) -> mx.array:
-    """sin(r)^2 for |r| <= pi / 2, without MLX's sine, which a CPU computes one number at a time."""
+def sine_squared(r: mx.array) -> mx.array:
+    """sin(r)^2 for |r| <= pi / 2."""
     square = r * r
     return polynomial(SINE_SQUARED[::-1], square) * square
 
 
-_FUSED = mx.compile(reduce_angle), mx.compile(sine_squared_by_polynomial)  # apart, each is fused whole
+class Activation(nn.Module):
+    """In place of an activation of MLX, whose turn it is where the input is not float32.
+
+    Args:
+        function: float32 of any shape -> the same.
+        plain: what it stands for.
+    """
+
+    def __init__(self, function: Function, plain: nn.Module) -> None:
+        super().__init__()
+        self.plain = plain
+        self._function = fused(function)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._function(x) if x.dtype == mx.float32 else self.plain(x)
+
+
+class PolynomialSnake(Snake):
+    """`Snake` with a polynomial for the sine."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Apply to (b, n, C)."""
+        y = x * self.alpha
+        if y.dtype != mx.float32:
+            return super().__call__(x)
+        # Two functions, each of which MLX fuses whole.
+        return x + (1.0 / (self.alpha + 1e-9)) * self._squared(self._reduced(y))
+
+
+def activations(model: nn.Module) -> nn.Module:
+    """Put them in place: GELU by its tanh, Mish, SiLU and Snake."""
+
+    def gelu(plain: nn.GELU) -> nn.Module:
+        return Activation(gelu_tanh, plain) if plain._approx == "tanh" else plain
+
+    def snake(plain: Snake) -> Snake:
+        made = recast(plain, PolynomialSnake)
+        made._reduced, made._squared = fused(reduce_angle), fused(sine_squared)
+        return made
+
+    forms = {nn.GELU: gelu, Snake: snake}
+    forms |= {nn.Mish: lambda plain: Activation(mish, plain), nn.SiLU: lambda plain: Activation(silu, plain)}
+    return replace(model, forms)

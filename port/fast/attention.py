@@ -9,23 +9,26 @@ import copy
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from .arithmetic import LOG2_E, exp2, fused, on_cpu
-from .paths import active
-from .precision import layer_dtype, run
+from ..flow.dit import DiT
+from ..flow.layers import Attention, Rope, apply_rotary_pos_emb
+from ..stream.state import Kept
+from .arithmetic import LOG2_E, Function, exp2, fused, on_cpu
+from .modules import recast, replace
+from .precision import OWN, layer_dtype
 
 SCORES_AT_ONCE = 1 << 18  # a megabyte: fewer are small products, many more leave the CPU's cache
 MASKED = -1e30  # a score that counts for nothing, finite so that no row is all infinite
+PROJECTIONS = "to_q", "to_k", "to_v"
 
 
 @lru_cache(maxsize=1)
-def _has_compiler() -> bool:
-    # MLX compiles for a CPU with it, and without it stays as it was, silently.
+def has_compiler() -> bool:
+    """Whether MLX can compile for a CPU; without it MLX computes step by step, silently."""
     return shutil.which("g++") is not None
 
 
@@ -40,35 +43,115 @@ class Chunks:
     start: int = 0
 
 
-def by_head(t: mx.array, heads: int) -> mx.array:
-    """(b, n, h * c) as (b, h, n, c); on a CPU each head's rows lie together, or each product would copy them."""
-    t = mx.unflatten(t, -1, (heads, -1)).swapaxes(1, 2)
-    return mx.contiguous(t) if on_cpu() else t
+class ChunkedDiT(DiT):
+    """`DiT` whose attention needs no mask under the chunk mask: each chunk of queries meets its keys only."""
+
+    def attention_mask(
+        self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0
+    ) -> mx.array | Chunks | None:
+        """As in `DiT`; chunks where all frames are valid."""
+        chunk_size = self.config.static_chunk_size
+        if streaming and 0 < chunk_size < n and (mask is None or mask.all()):
+            return Chunks(chunk_size, start)
+        return super().attention_mask(mask, n, streaming, start)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | Chunks | None = None) -> mx.array:
-    """Softmax attention.
+class FastAttention(Attention):
+    """`Attention` with one projection for queries, keys and values, whose heads are laid out once.
+
+    Attributes:
+        to_qkv: the joined projection, where the three are of one kind; else they stay.
+        cpu: compute in float32 and let a head's rows lie together, or each product would copy them. GPU kernels keep
+            scores of half precision in float32.
+        softmax: `attention` or `attention_in_blocks`.
+    """
+
+    def project(self, x: mx.array, rope: Rope | None = None) -> tuple[mx.array, mx.array, mx.array]:
+        """Queries, keys and values of `x` (b, n, d), (b, h, n, c) each."""
+        if "to_qkv" in self:
+            q, k, v = mx.split(self.to_qkv(x), 3, axis=-1)
+        else:
+            q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        if rope is not None:
+            q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
+        q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
+        return tuple(map(mx.contiguous, (q, k, v))) if self.cpu else (q, k, v)
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
+        """Attend with queries, keys and values (b, h, n, c) as of `project`; shapes of `mask` as in `__call__`."""
+        if self.cpu:
+            q, k, v = (t.astype(mx.float32) for t in (q, k, v))
+        if isinstance(mask, mx.array) and mask.ndim == 2:
+            mask = mask[:, None, None]
+        scale = q.shape[-1] ** -0.5
+        if isinstance(mask, Chunks):
+            y = by_chunks(self.softmax, q, k, v, scale, mask)
+        else:
+            y = self.softmax(q, k, v, scale, mask)
+        if isinstance(mask, mx.array):
+            y = mx.where(mask.any(axis=-1, keepdims=True), y, 0.0)
+        return self.to_out(y.swapaxes(1, 2).flatten(-2))
+
+    def __call__(
+        self,
+        x: mx.array,
+        mask: mx.array | Chunks | None = None,
+        rope: Rope | None = None,
+        kept: Kept | None = None,
+    ) -> mx.array:
+        """As in `Attention`; `mask` may be chunks, where all frames are valid."""
+        if not isinstance(mask, Chunks):
+            return super().__call__(x, mask, rope, kept)
+        q, k, v = self.project(x, rope)
+        if kept is not None:
+            k, v = kept.extend(k, v)
+        return self.attend(q, k, v, mask)
+
+
+def key_dtype(attention: Attention) -> mx.Dtype:
+    """Dtype of its keys and values."""
+    if not isinstance(attention, FastAttention):
+        return mx.float32
+    return layer_dtype(attention.to_qkv if "to_qkv" in attention else attention.to_k)
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None) -> mx.array:
+    """Softmax attention by MLX.
 
     Args:
-        q, k, v: (b, h, n, c), (b, h, m, c) twice; on a CPU with the rows of a head together.
-        mask: which keys a query sees, bool, of a shape that fits (b, h, n, m); or chunks, then start + n = m.
+        q, k, v: (b, h, n, c), (b, h, m, c) twice.
+        mask: which keys a query sees, bool, of a shape that fits (b, h, n, m).
 
     Returns:
         (b, h, n, c); without meaning where a query sees no key.
     """
-    if isinstance(mask, Chunks):
-        parts = []
-        for first in range(0, q.shape[2], mask.size):
-            seen = mask.start + min(first + mask.size, q.shape[2])
-            parts.append(attention(q[:, :, first : first + mask.size], k[:, :, :seen], v[:, :, :seen], scale))
-        return mx.concatenate(parts, axis=2)
-    if active().fast_softmax and q.dtype == mx.float32 and on_cpu() and _has_compiler():
-        return _attention_by_exp2(q, k, v, scale, mask)
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
-def _attention_by_exp2(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
-    """Attention by heads, and by queries where one head's scores are too many to stay in the cache."""
+def by_chunks(
+    softmax: Callable[..., mx.array], q: mx.array, k: mx.array, v: mx.array, scale: float, chunks: Chunks
+) -> mx.array:
+    """Attention of each chunk of queries with the keys that it sees; shapes as for `attention`, start + n = m."""
+    parts = []
+    for first in range(0, q.shape[2], chunks.size):
+        seen = chunks.start + min(first + chunks.size, q.shape[2])
+        parts.append(softmax(q[:, :, first : first + chunks.size], k[:, :, :seen], v[:, :, :seen], scale))
+    return mx.concatenate(parts, axis=2)
+
+
+def attention_in_blocks(
+    q: mx.array,
+    k: mx.array,
+    v: mx.array,
+    scale: float,
+    mask: mx.array | None = None,
+    power: Function = exp2,
+) -> mx.array:
+    """As `attention`, by heads, and by queries where one head's scores are too many to stay in the cache; float32.
+
+    Args:
+        power: of two.
+    """
     (b, h, n, _), m = q.shape, k.shape[2]
     heads = min(h, max(1, SCORES_AT_ONCE // (n * m)))
     rows = n if heads > 1 else min(n, max(1, SCORES_AT_ONCE // m))
@@ -79,7 +162,7 @@ def _attention_by_exp2(q: mx.array, k: mx.array, v: mx.array, scale: float, mask
     def block(i: int, j: int, start: int) -> mx.array:
         batch, head, row = slice(i, i + 1), slice(j, j + heads), slice(start, start + rows)
         seen = None if mask is None else mask[batch, head, :, row]
-        return _softmax_product(q[batch, head, row], k[batch, head], v[batch, head], seen)
+        return _softmax_product(q[batch, head, row], k[batch, head], v[batch, head], seen, power)
 
     def along(axis: int, end: int, step: int, part: Callable[[int], mx.array]) -> mx.array:
         return mx.concatenate([part(start) for start in range(0, end, step)], axis=axis)
@@ -87,65 +170,51 @@ def _attention_by_exp2(q: mx.array, k: mx.array, v: mx.array, scale: float, mask
     return along(0, b, 1, lambda i: along(1, h, heads, lambda j: along(2, n, rows, lambda r: block(i, j, r))))
 
 
-def _softmax_product(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> mx.array:
+def _softmax_product(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None, power: Function) -> mx.array:
     # A row a key: maxima and sums then go over whole rows, four times as fast as along them.
     scores = k @ q.swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, MASKED)
-    weights = fused(exp2, scores - scores.max(axis=-2, keepdims=True))
+    weights = power(scores - scores.max(axis=-2, keepdims=True))
     return (weights.swapaxes(-1, -2) @ v) / weights.sum(axis=-2, keepdims=True).swapaxes(-1, -2)
 
 
-class FusedLinear:
-    """Linears that read the same input as one product.
+def join(model: nn.Module) -> nn.Module:
+    """Put `FastAttention` and `ChunkedDiT` in place."""
 
-    Their parameters become views of one array, so that nothing is held twice. Parameters that somebody sets later are
-    joined again; layers of unlike kinds are called one by one.
-    """
+    def made(plain: Attention) -> FastAttention:
+        fast = recast(plain, FastAttention)
+        fast.cpu, fast.softmax = on_cpu(), attention
+        layers = [fast[name] for name in PROJECTIONS]
+        if _alike(layers):
+            fast.to_qkv = _joined(layers)
+            for name in PROJECTIONS:
+                del fast[name]
+        return fast
 
-    def __init__(self) -> None:
-        self._joined: tuple[nn.Module, list[mx.array]] | None = None
+    return replace(model, {Attention: made, DiT: lambda plain: recast(plain, ChunkedDiT)})
 
-    def __call__(self, x: mx.array, layers: Sequence[nn.Module]) -> list[mx.array]:
-        """What each of `layers` makes of `x` (b, n, d)."""
-        if not _alike(layers):
-            return [run(layer, x) for layer in layers]
-        joined = self._joined
-        if joined is None or any(a is not b for a, b in zip(_parameters(layers), joined[1], strict=True)):
-            joined = self._joined = _join(layers)
-        widths = np.cumsum([layer.weight.shape[0] for layer in layers[:-1]])
-        return mx.split(run(joined[0], x), widths.tolist(), axis=-1)
+
+def in_blocks(model: nn.Module) -> nn.Module:
+    """Put `FastAttention` in place, and have it attend in blocks."""
+    model = join(model)
+    for module in model.modules():
+        if isinstance(module, FastAttention):
+            module.softmax = partial(attention_in_blocks, power=fused(exp2))
+    return model
 
 
 def _alike(layers: Sequence[nn.Module]) -> bool:
     """Plain linears with the same parameters, or quantized ones of the same kind."""
-    first = layers[0]
-    if type(first) not in (nn.Linear, nn.QuantizedLinear):
+    if type(layers[0]) not in (*OWN, *OWN.values()):
         return False
-    kinds = [
-        (
-            type(layer),
-            layer.keys(),
-            layer_dtype(layer),
-            *(getattr(layer, n, None) for n in ("group_size", "bits", "mode")),
-        )
-        for layer in layers
-    ]
+    names = ("group_size", "bits", "mode")
+    kinds = [(type(la), la.keys(), layer_dtype(la), *(getattr(la, name, None) for name in names)) for la in layers]
     return all(kind == kinds[0] for kind in kinds)
 
 
-def _parameters(layers: Sequence[nn.Module]) -> list[mx.array]:
-    return [layer[name] for layer in layers for name in layer]
-
-
-def _join(layers: Sequence[nn.Module]) -> tuple[nn.Module, list[mx.array]]:
+def _joined(layers: Sequence[nn.Module]) -> nn.Module:
     whole = copy.copy(layers[0])
-    ends = np.cumsum([layer.weight.shape[0] for layer in layers]).tolist()
     for name in layers[0]:
         whole[name] = mx.concatenate([layer[name] for layer in layers])
-        mx.eval(whole[name])
-        for layer, start, end in zip(layers, [0, *ends], ends, strict=False):
-            view = whole[name][start:end]
-            mx.eval(view)  # before another thread can see it
-            layer[name] = view
-    return whole, _parameters(layers)
+    return whole

@@ -1,87 +1,236 @@
-"""1-d convolution over channels-last arrays, with a back end for each kind of device.
+"""1-d convolution as matrix products, at the rate of the input, with channels that Metal is fast at.
 
 b batch, n frames in, m frames out, C channels in, O channels out, K taps, g groups
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from ..flow.layers import CausalConvPositionEmbedding
+from ..flow.lookahead import PreLookaheadLayer
+from ..frontend.speaker import CAMLayer
+from ..stream.state import Tail
+from ..vocoder.convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
+from ..vocoder.f0 import DoubleConv1d
 from .arithmetic import on_cpu
-from .paths import active
+from .modules import recast, replace
 
 # Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one after another: a sum over 1024 channels was 6
 # times the reference's error.
 LONGEST_SUM = 256
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
+# Bare convolutions of MLX that are worth another form, by the layer that holds them. Those of the prompt encoders that
+# have one group and no dilation are fast as they are.
+INSIDE = {
+    CausalConvPositionEmbedding: ("conv1", "conv2"),
+    PreLookaheadLayer: ("conv1", "conv2"),
+    CAMLayer: ("linear_local",),
+}
 
-Made = TypeVar("Made")
-ConvBackend = Literal["auto", "native", "matmul"]
-_backend: ContextVar[ConvBackend] = ContextVar("conv_backend", default="auto")
 
+class ProductConv1d(nn.Conv1d):
+    """A sum of shifted matrix products, one a tap. MLX's CPU kernel for dilation or groups is some 80 times slower.
 
-@contextmanager
-def conv_backend(name: ConvBackend) -> Iterator[None]:
-    """Choose the back end of `conv1d` inside a `with` block.
-
-    Args:
-        name: `native` is `mx.conv1d`, `matmul` a sum of shifted matrix products, `auto` (the default outside any block)
-            takes `native` on a GPU (but for groups on CUDA) and `matmul` on a CPU, by the default device at the time
-            of the call.
-
-    Raises:
-        ValueError: any other name.
+    Attributes:
+        weight: (O, K, C / g), laid out in memory as it is read, see `tap_order`.
+        whole: `addmm` forms a product before it adds.
     """
-    if name not in ("auto", "native", "matmul"):
-        raise ValueError(f"conv back end {name!r} is unknown; choose auto, native or matmul")
-    token = _backend.set(name)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (b, n, C) -> (b, m, O), m = (n + 2 padding - dilation * (K - 1) - 1) // stride + 1, in the dtype of `x`.
+
+        Raises:
+            ValueError: fewer frames than the kernel spans.
+        """
+        if self.padding:
+            x = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
+        (b, n, _), (out_channels, taps, group_channels) = x.shape, self.weight.shape
+        m = (n - self.dilation * (taps - 1) - 1) // self.stride + 1
+        if m < 1:
+            raise ValueError(f"{n} frames are fewer than the {self.dilation * (taps - 1) + 1} that the kernel spans")
+        bias, weight, groups = self.get("bias"), self.weight, self.groups
+        if groups > 1:
+            # A group's frames lie together, or each tap would be copied: (b, g, n, C/g).
+            x = mx.contiguous(x.reshape(b, n, groups, group_channels).swapaxes(1, 2))
+            weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
+        y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
+        if y is not None and groups > 1:
+            y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
+        for tap in range(taps):
+            start = tap * self.dilation
+            # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
+            mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
+            frames = x[..., start : start + (m - 1) * self.stride + 1 : self.stride, :]
+            for first in range(0, group_channels, LONGEST_SUM):
+                part = slice(first, first + LONGEST_SUM)
+                factors = frames[..., part], mixing[..., part, :]
+                if y is None:
+                    y = factors[0] @ factors[1]
+                else:
+                    y = mx.addmm(y, *factors) if self.whole else y + factors[0] @ factors[1]
+        return y.swapaxes(1, 2).reshape(b, m, out_channels) if groups > 1 else y
 
 
-def conv1d(
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array | None = None,
-    *,
-    stride: int = 1,
-    dilation: int = 1,
-    groups: int = 1,
-) -> mx.array:
-    """Convolve without padding.
+class PaddedConv1d(nn.Conv1d):
+    """MLX's convolution with zeros in place of missing channels, where Metal would unfold the input in memory.
 
-    Args:
-        x: (b, n, C), already padded.
-        weight: (O, K, C / g).
-        bias: (O,) or None.
-
-    Returns:
-        (b, m, O) with m = (n - dilation * (K - 1) - 1) // stride + 1, in the dtype of `x`.
-
-    Raises:
-        ValueError: channels do not fit the weight, or `x` has fewer frames than the kernel spans.
+    Attributes:
+        weight, bias: with zeros for the channels that are added.
+        out_channels: how many there are without.
     """
-    (_, n, channels), (out_channels, taps, group_channels) = x.shape, weight.shape
-    if channels != group_channels * groups or out_channels % groups:
-        raise ValueError(f"conv1d: weight {weight.shape} with {groups} groups does not fit {channels} channels")
-    if n <= dilation * (taps - 1):
-        raise ValueError(f"conv1d: {n} frames are fewer than the {dilation * (taps - 1) + 1} the kernel spans")
-    if uses_matmul(groups):
-        return _conv1d_matmul(x, weight, bias, stride, dilation, groups)
-    if active().padded_channels and groups == 1:
-        x, weight = _padded(x, weight)
-    y = mx.conv1d(x, weight, stride=stride, dilation=dilation, groups=groups)[..., :out_channels]
-    return y if bias is None else y + bias
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """x (b, n, C) -> (b, m, O)."""
+        if more := self.weight.shape[2] - x.shape[2]:
+            x = mx.pad(x, [(0, 0), (0, 0), (0, more)])
+        return super().__call__(x)[..., : self.out_channels]
+
+
+# The padding and the streams of the plain layers around another product: Python looks for a method in this order.
+class ProductCausalConv1d(CausalConv1d, ProductConv1d):
+    """`CausalConv1d` by products."""
+
+
+class ProductDownSample(CausalConv1dDownSample, ProductConv1d):
+    """`CausalConv1dDownSample` by products."""
+
+
+class ProductUpsample(CausalConv1dUpsample, ProductConv1d):
+    """`CausalConv1dUpsample` by products."""
+
+
+class PaddedCausalConv1d(CausalConv1d, PaddedConv1d):
+    """`CausalConv1d` with channels that Metal is fast at."""
+
+
+class PaddedDownSample(CausalConv1dDownSample, PaddedConv1d):
+    """`CausalConv1dDownSample` with channels that Metal is fast at."""
+
+
+class PaddedUpsample(CausalConv1dUpsample, PaddedConv1d):
+    """`CausalConv1dUpsample` with channels that Metal is fast at."""
+
+
+PRODUCTS = {
+    nn.Conv1d: ProductConv1d,
+    CausalConv1d: ProductCausalConv1d,
+    CausalConv1dDownSample: ProductDownSample,
+    CausalConv1dUpsample: ProductUpsample,
+}
+PADDED = {
+    nn.Conv1d: PaddedConv1d,
+    CausalConv1d: PaddedCausalConv1d,
+    CausalConv1dDownSample: PaddedDownSample,
+    CausalConv1dUpsample: PaddedUpsample,
+}
+
+
+class PolyphaseUpsample(CausalConv1dUpsample):
+    """`CausalConv1dUpsample` with less work: taps that meet copies of one frame are added up first, once.
+
+    Attributes:
+        phases: convolution at the rate of the input, (stride * O) channels out: all phases of one input frame.
+    """
+
+    def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
+        """As `CausalConv1dUpsample`; what the tail of a stream keeps is at the rate of the input."""
+        if isinstance(cache, mx.array):
+            return super().__call__(x, cache)  # it need not be made of repeated frames
+        b, n, _ = x.shape
+        return self.phases(x, cache).reshape(b, n * self.upsample_stride, -1)
+
+
+class HeldDoubleConv1d(DoubleConv1d):
+    """`DoubleConv1d` whose weight is one float64 array (O, K, C), summed once."""
+
+    def double(self) -> mx.array:
+        """The weight as it is."""
+        return self.weight
+
+
+def products(model: nn.Module) -> nn.Module:
+    """Put convolutions by products in place: on a GPU of those in groups only.
+
+    MLX 0.32.4 on CUDA leaves its memory in a grouped conv1d of the flow's size (1024 channels, 16 groups, 60 frames).
+    """
+    grouped_only = not on_cpu()
+
+    def make(conv: nn.Conv1d) -> nn.Conv1d:
+        if grouped_only and conv.groups == 1:
+            return conv
+        made = recast(conv, PRODUCTS[type(conv)])
+        made.weight = tap_order(conv.weight, conv.groups)
+        made.whole = adds_whole_products(mx.default_device().type)
+        return made
+
+    return _convolutions(model, make)
+
+
+def padded_channels(model: nn.Module) -> nn.Module:
+    """Put convolutions with padded channels in place, where the channels are few or no multiple of 16."""
+
+    def make(conv: nn.Conv1d) -> nn.Conv1d:
+        out_channels, _, channels = conv.weight.shape
+        more_in = -channels % STEP if channels > FEW_IN else 0
+        more_out = -out_channels % STEP if out_channels > FEW_OUT else 0
+        if conv.groups > 1 or not (more_in or more_out):
+            return conv
+        made = recast(conv, PADDED[type(conv)])
+        made.out_channels = out_channels
+        made.weight = mx.pad(conv.weight, [(0, more_out), (0, 0), (0, more_in)])
+        if "bias" in conv:
+            made.bias = mx.pad(conv.bias, [(0, more_out)])
+        return made
+
+    return _convolutions(model, make)
+
+
+def _convolutions(model: nn.Module, make: Callable[[nn.Conv1d], nn.Conv1d]) -> nn.Module:
+    def inside(layer: nn.Module) -> nn.Module:
+        for name in INSIDE[type(layer)]:
+            layer[name] = make(layer[name]) if type(layer[name]) is nn.Conv1d else layer[name]
+        return layer
+
+    return replace(model, dict.fromkeys(INSIDE, inside) | dict.fromkeys(set(PRODUCTS) - {nn.Conv1d}, make))
+
+
+def polyphase(model: nn.Module) -> nn.Module:
+    """Put `PolyphaseUpsample` in place."""
+
+    def make(plain: CausalConv1dUpsample) -> PolyphaseUpsample:
+        made, stride = recast(plain, PolyphaseUpsample), plain.upsample_stride
+        out_channels, taps, channels = plain.weight.shape
+        # At phase r, tap j meets the input frame floor((r + j - (taps - 1)) / stride) after the current one.
+        frame = (np.arange(stride)[:, None] + np.arange(taps) - (taps - 1)) // stride
+        meets = frame[:, None, :] == np.arange(frame.min(), 1)[:, None]  # (stride, input taps, taps)
+        weight = mx.array(meets).astype(plain.weight.dtype) @ plain.weight.transpose(1, 0, 2).reshape(taps, -1)
+        weight = weight.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
+        made.phases = CausalConv1d(1, 1, 1)
+        made.phases.weight = mx.contiguous(weight).reshape(stride * out_channels, -1, channels)
+        made.phases.bias = mx.tile(plain.bias, stride)
+        made.phases.causal_padding = made.phases.weight.shape[1] - 1
+        return made
+
+    return replace(model, {CausalConv1dUpsample: make})
+
+
+def held_double(model: nn.Module) -> nn.Module:
+    """Put `HeldDoubleConv1d` in place."""
+
+    def make(plain: DoubleConv1d) -> HeldDoubleConv1d:
+        made = recast(plain, HeldDoubleConv1d)
+        with mx.stream(mx.cpu):
+            made.weight = plain.double()
+        return made
+
+    return replace(model, {DoubleConv1d: make})
 
 
 def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
@@ -95,77 +244,8 @@ def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
     return mx.contiguous(weight.transpose(1, 2, 0)).transpose(2, 0, 1)
 
 
-def made_once(owner: Any, name: str, source: object, make: Callable[[], Made]) -> Made:
-    """What `make` gives for `source`, kept by `owner` under `name` as long as the source is the same object."""
-    kept = getattr(owner, name, None)  # read once: another thread may keep its own
-    if kept is None or kept[0] is not source:
-        kept = source, make()
-        mx.eval(kept[1])  # before another thread can see it
-        setattr(owner, name, kept)
-    return kept[1]
-
-
-def weight_of(conv: nn.Conv1d, groups: int = 1) -> mx.array:
-    """The weight (O, K, C / g) of a module; where it will be read tap by tap it is first laid out so, once."""
-    weight = conv.weight
-    if uses_matmul(groups) and getattr(conv, "_in_tap_order", None) is not weight:
-        weight = tap_order(weight, groups)
-        mx.eval(weight)  # before another thread can see it
-        conv.weight = conv._in_tap_order = weight
-    return weight
-
-
-def uses_matmul(groups: int = 1) -> bool:
-    """Whether `conv1d` is a sum of shifted matrix products here and now; see `conv_backend`."""
-    name = _backend.get()
-    if name != "auto":
-        return name == "matmul"
-    if on_cpu():
-        return True  # MLX's CPU kernel for a dilated or grouped conv1d is a scalar loop, some 80 times slower
-    # MLX 0.32.4 on CUDA leaves its memory in a grouped conv1d of the flow's size (1024 channels, 16 groups, 60 frames).
-    return groups > 1 and not mx.metal.is_available()
-
-
-def _conv1d_matmul(
-    x: mx.array, weight: mx.array, bias: mx.array | None, stride: int, dilation: int, groups: int
-) -> mx.array:
-    (b, n, _), (out_channels, taps, group_channels) = x.shape, weight.shape
-    m = (n - dilation * (taps - 1) - 1) // stride + 1
-    if groups > 1:
-        # A group's frames lie together, or each tap would be copied: (b, g, n, C/g).
-        x = mx.contiguous(x.reshape(b, n, groups, group_channels).swapaxes(1, 2))
-        weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
-    y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
-    if y is not None and groups > 1:
-        y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
-    whole = _adds_whole_products(mx.default_device().type)
-    for tap in range(taps):
-        start = tap * dilation
-        # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
-        mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
-        frames = x[..., start : start + (m - 1) * stride + 1 : stride, :]
-        for first in range(0, group_channels, LONGEST_SUM):
-            part = slice(first, first + LONGEST_SUM)
-            factors = frames[..., part], mixing[..., part, :]
-            if y is None:
-                y = factors[0] @ factors[1]
-            else:
-                y = mx.addmm(y, *factors) if whole else y + factors[0] @ factors[1]
-    return y.swapaxes(1, 2).reshape(b, m, out_channels) if groups > 1 else y
-
-
-def _padded(x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
-    """Zeros in place of missing channels, where Metal would otherwise unfold the input in memory."""
-    (out_channels, _, channels) = weight.shape
-    more_in = -channels % STEP if channels > FEW_IN else 0
-    more_out = -out_channels % STEP if out_channels > FEW_OUT else 0
-    if more_in:
-        x = mx.pad(x, [(0, 0), (0, 0), (0, more_in)])
-    return x, mx.pad(weight, [(0, more_out), (0, 0), (0, more_in)]) if more_in or more_out else weight
-
-
 @lru_cache(maxsize=2)
-def _adds_whole_products(device: mx.DeviceType) -> bool:
+def adds_whole_products(device: mx.DeviceType) -> bool:
     """Whether `addmm` forms a product first and then adds it, as an exact sum over taps needs.
 
     The reference BLAS in MLX's Linux wheel adds term after term to what is there, so that small terms drown: of these

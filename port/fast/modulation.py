@@ -1,39 +1,30 @@
-"""Modulations of the diffusion transformer by time, made once: a step of the flow then runs no linear of a norm.
+"""Tables of what is the same in every request: the norms' modulations at the fixed times, and the rotary angles.
 
 Speech takes the same ten times for every request, and 42 % of the transformer's weights see nothing but the time. Their
 results can stand in place of the weights (`bake`, or a folder of `convert/run.py --bake-timesteps`): then the model
 knows these times only.
 
-N times, k vectors of a norm, d width
+N times, k vectors of a norm, b batch, d width
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NoReturn, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
-# Times kept at once, 0.5 MB each at the official size; more than any schedule in use has steps.
-MAX_TIMES = 64
-NOT_BAKED = "{} is not among the timesteps that were baked; load or convert the model without baking them"
+from ..config import CFMConfig
+from ..flow.dit import DiT
+from ..flow.layers import RotaryEmbedding
+from ..flow.matching import CausalConditionalCFM, cosine_schedule
+from .modules import recast, replace
+
+MAX_TIMES = 64  # of a folder, 0.5 MB each at the official size; more than any schedule in use has steps
+NOT_BAKED = "time {:.4f} is not among the timesteps that were baked; load or convert the model without baking them"
 # Float32 steps round differently from machine to machine; the times of any schedule are much further apart.
 SAME_TIME = 1e-6
-# What steers a norm: the time embedding (b, d), or the vectors made of it before, (b or 1, d) each.
-Steering = mx.array | tuple[mx.array, ...]
-Rows = dict[float, list[tuple[mx.array, ...]]]
-
-
-class Estimator(Protocol):
-    """The parts of `DiT` that see the time."""
-
-    time_embed: nn.Module
-    transformer_blocks: list[nn.Module]
-    norm_out: nn.Module
-    modulation_tables: ModulationTables
 
 
 def step_times(t_span: np.ndarray) -> list[float]:
@@ -49,115 +40,125 @@ def step_times(t_span: np.ndarray) -> list[float]:
     return [float(t) for t in times]
 
 
-def norms(dit: Estimator) -> list[nn.Module]:
+class TimeTable(nn.Module):
+    """In place of the time embedding: the rows of times in the tables.
+
+    Args:
+        times: (N,) float32.
+        embedding: of any other time; None where its weights are gone.
+    """
+
+    def __init__(self, times: mx.array, embedding: nn.Module | None = None) -> None:
+        super().__init__()
+        self.times = times
+        if embedding is not None:
+            self.embedding = embedding
+
+    def __call__(self, timestep: mx.array | np.ndarray) -> mx.array:
+        """Rows (b,) int32 of the times (b,); where one has none, the embedding (b, d) of all.
+
+        Raises:
+            ValueError: a time without a row, and there is no embedding.
+        """
+        asked = np.asarray(timestep, np.float32)
+        apart = np.abs(np.array(self.times) - asked[:, None])
+        if (unknown := apart.min(axis=1) > SAME_TIME).any():
+            if "embedding" in self:
+                return self.embedding(timestep)
+            raise ValueError(NOT_BAKED.format(asked[int(unknown.argmax())]))
+        return mx.array(apart.argmin(axis=1).astype(np.int32))
+
+
+class VectorTable(nn.Module):
+    """In place of a norm's SiLU and linear: the vectors that they make of a time's embedding.
+
+    Args:
+        table: (N, k, d) float32.
+        linear: for any other time; None where its weights are gone.
+    """
+
+    def __init__(self, table: mx.array, linear: nn.Module | None = None) -> None:
+        super().__init__()
+        self.table = table
+        if linear is not None:
+            self.linear = linear
+
+    def __call__(self, emb: mx.array) -> mx.array:
+        """(b, k * d), from rows (b,) int32 or embeddings (b, d)."""
+        return self.table[emb].flatten(1) if emb.dtype == mx.int32 else self.linear(nn.silu(emb))
+
+
+class RotaryTables(RotaryEmbedding):
+    """`RotaryEmbedding` with the tables of its first positions made before.
+
+    Attributes:
+        cos, sin: (1, positions, dim) float32.
+    """
+
+    def tables(self, seq_len: int, offset: int = 0) -> tuple[mx.array, mx.array]:
+        """As in `RotaryEmbedding`."""
+        end = offset + seq_len
+        if end > self.cos.shape[1]:
+            return super().tables(seq_len, offset)
+        return self.cos[:, offset:end], self.sin[:, offset:end]
+
+
+def norms(dit: DiT) -> list[nn.Module]:
     """The norms that the time steers, one a block and the last one."""
     return [*(block.attn_norm for block in dit.transformer_blocks), dit.norm_out]
 
 
-class ModulationTables:
-    """Vectors of every norm at the times that were asked for, as long as the weights stay the same."""
-
-    def __init__(self) -> None:
-        # What they were made of, and by time the (1, d) vectors of each norm; one attribute, as threads share it.
-        self._kept: tuple[list[mx.array], Rows] = ([], {})
-
-    def __call__(self, dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
-        """The vectors of each norm, (b, d) each, at the times of b rows; one time serves all rows."""
-        kept = self.add(dit, times)
-        rows = [kept[t] for t in times]
-        if len(rows) == 1:
-            return rows[0]
-        return [tuple(map(mx.concatenate, zip(*norm, strict=True))) for norm in zip(*rows, strict=True)]
-
-    def add(self, dit: Estimator, times: Sequence[float]) -> Rows:
-        """Make what is missing for `times`, in one product a norm; returns what is kept then.
-
-        Raises:
-            ValueError: a time that a baked model does not know.
-        """
-        weights = [value for part in (dit.time_embed, *norms(dit)) for _, value in tree_flatten(part.parameters())]
-        made_of, rows = self._kept
-        if len(weights) != len(made_of) or any(a is not b for a, b in zip(weights, made_of, strict=True)):
-            rows = {}
-        missing = [t for t in dict.fromkeys(times) if t not in rows]
-        if not missing:
-            return rows
-        if len(rows) + len(missing) > MAX_TIMES:
-            rows, missing = {}, list(dict.fromkeys(times))
-        made = tabulate(dit, missing)
-        found = {t: [tuple(v[i : i + 1] for v in vectors) for vectors in made] for i, t in enumerate(missing)}
-        # Evaluated here, so that another thread may use them.
-        mx.eval(*found.values())
-        self._kept = weights, rows | found
-        return rows | found
+def is_baked(dit: DiT) -> bool:
+    """Whether tables stand in place of the weights, which are gone."""
+    return isinstance(dit.time_embed, TimeTable) and "embedding" not in dit.time_embed
 
 
-class _Baked(nn.Module):
-    def __call__(self, *arguments: mx.array | np.ndarray) -> NoReturn:
-        """Refuse.
-
-        Raises:
-            ValueError: always; a time was asked for that is not in the tables.
-        """
-        raise ValueError(NOT_BAKED.format("this time"))
+def tabulate(dit: DiT, times: Sequence[float]) -> list[mx.array]:
+    """What each norm makes of `times`, (N, k, d) float32 each."""
+    emb = dit.time_embed(np.array(times, np.float32))
+    return [mx.stack(norm.modulation(emb), axis=1) for norm in norms(dit)]
 
 
-class BakedTimes(_Baked):
-    """In place of the time embedding: the times of the tables.
+def tables(model: nn.Module) -> nn.Module:
+    """Put the tables of the schedule's times and of the rotary angles beside the layers that make them."""
 
-    Args:
-        times: (N,) float32.
-    """
+    def timed(cfm: CausalConditionalCFM) -> CausalConditionalCFM:
+        dit = cfm.estimator
+        if not isinstance(dit.time_embed, TimeTable):
+            times = step_times(cosine_schedule(cfm.config.n_timesteps))
+            made = tabulate(dit, times)
+            dit.time_embed = TimeTable(mx.array(times, mx.float32), dit.time_embed)
+            for norm, table in zip(norms(dit), made, strict=True):
+                norm.silu, norm.linear = nn.Identity(), VectorTable(table, norm.linear)
+        return cfm
 
-    def __init__(self, times: mx.array) -> None:
-        super().__init__()
-        self.times = times
+    def turned(plain: RotaryEmbedding) -> RotaryTables:
+        made = recast(plain, RotaryTables)
+        made.cos, made.sin = plain.tables(CFMConfig().max_frames)
+        return made
 
-    def rows(self, times: Sequence[float]) -> mx.array:
-        """Where `times` stand in the tables.
-
-        Raises:
-            ValueError: a time that is not there.
-        """
-        apart = np.abs(np.array(self.times) - np.array(times, np.float32)[:, None])
-        if (unknown := apart.min(axis=1) > SAME_TIME).any():
-            raise ValueError(NOT_BAKED.format(f"time {times[int(unknown.argmax())]:.4f}"))
-        return mx.array(apart.argmin(axis=1))
+    return replace(model, {CausalConditionalCFM: timed, RotaryEmbedding: turned})
 
 
-class BakedVectors(_Baked):
-    """In place of a norm's linear: what the norm's `modulation` returns at each time.
+def bake(cfm: CausalConditionalCFM, n_timesteps: int | None = None) -> None:
+    """Put the tables of `n_timesteps` steps, by default the configuration's, in place of the weights that make them.
 
-    Args:
-        table: (N, k, d) float32.
-    """
-
-    def __init__(self, table: mx.array) -> None:
-        super().__init__()
-        self.table = table
-
-
-def is_baked(dit: Estimator) -> bool:
-    """Whether tables stand in place of the weights."""
-    return isinstance(dit.time_embed, BakedTimes)
-
-
-def bake(dit: Estimator, times: Sequence[float]) -> None:
-    """Put the vectors of all norms at `times` in place of the weights that make them, which are let go.
+    At the official size 42 % of the decoder's weights go. Whatever asks for another time ends in a ValueError.
 
     Raises:
-        ValueError: tables stand there already, and a time is not among theirs.
+        ValueError: they are gone already, and one of these times has no row.
     """
-    tables = [mx.stack(vectors, axis=1) for vectors in tabulate(dit, times)]
-    mx.eval(tables)
-    _put(dit, mx.array(times, mx.float32), tables)
+    times = step_times(cosine_schedule(n_timesteps or cfm.config.n_timesteps))
+    made = tabulate(cfm.estimator, times)
+    mx.eval(made)
+    _put(cfm.estimator, mx.array(times, mx.float32), made)
 
 
-def make_room(dit: Estimator, count: int) -> None:
+def make_room(dit: DiT, count: int) -> None:
     """Put empty tables for `count` times in place of the weights, to be loaded.
 
     Raises:
-        ValueError: more times than are kept at once, or none.
+        ValueError: more times than a folder may have, or none.
     """
     if not 1 <= count <= MAX_TIMES:
         raise ValueError(f"{count} baked timesteps; a model has 1 to {MAX_TIMES}")
@@ -165,21 +166,7 @@ def make_room(dit: Estimator, count: int) -> None:
     _put(dit, mx.zeros(count), [mx.zeros((count, outputs // d, d)) for outputs, d in shapes])
 
 
-def _put(dit: Estimator, times: mx.array, tables: Sequence[mx.array]) -> None:
-    dit.time_embed = BakedTimes(times)
-    for norm, table in zip(norms(dit), tables, strict=True):
-        norm.linear = BakedVectors(table)
-    dit.modulation_tables = ModulationTables()  # what it kept refers to the weights
-
-
-def tabulate(dit: Estimator, times: Sequence[float]) -> list[tuple[mx.array, ...]]:
-    """The vectors of each norm at `times`, (N, d) each.
-
-    Raises:
-        ValueError: a time that a baked model does not know.
-    """
-    if is_baked(dit):
-        rows = dit.time_embed.rows(times)
-        return [tuple(mx.moveaxis(norm.linear.table[rows], 1, 0)) for norm in norms(dit)]
-    emb = dit.time_embed(np.array(times, np.float32))
-    return [norm.modulation(emb) for norm in norms(dit)]
+def _put(dit: DiT, times: mx.array, made: Sequence[mx.array]) -> None:
+    dit.time_embed = TimeTable(times)
+    for norm, table in zip(norms(dit), made, strict=True):
+        norm.silu, norm.linear = nn.Identity(), VectorTable(table)

@@ -1,15 +1,21 @@
-"""Which arithmetic a layer runs in: that of its weights, whatever its input is.
+"""Layers of reduced precision that compute in their own dtype, whatever their input is.
 
 In a converted folder some weights are float16, bfloat16 or quantized and the rest float32 (convert/quantize.py). Sums
-over the depth of a network stay float32, where half precision overflows; each layer rounds its own input.
+over the depth of a network stay float32, where half precision overflows; each of these layers rounds its own input. A
+plain layer would promote its weights in every call instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..llm.qwen2 import Qwen2Attention
 from .arithmetic import on_cpu
+from .modules import recast, replace
 
 
 def layer_dtype(layer: nn.Module) -> mx.Dtype:
@@ -17,14 +23,37 @@ def layer_dtype(layer: nn.Module) -> mx.Dtype:
     return layer.scales.dtype if "scales" in layer else layer.weight.dtype
 
 
-def run(layer: nn.Module, x: mx.array) -> mx.array:
-    """Apply a linear layer in its own dtype: x (..., C) of any float dtype -> (..., O) in the layer's.
+class OwnLinear(nn.Linear):
+    """x (..., C) of any float dtype -> (..., O) in the dtype of the weight."""
 
-    Without the cast MLX would promote the weights of every call instead.
-    """
-    return layer(x.astype(layer_dtype(layer)))
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x.astype(layer_dtype(self)))
 
 
-def attention_dtype(x: mx.array) -> mx.Dtype:
-    """Dtype for the queries, keys and values `x`: MLX's CPU rounds scores to it, its GPU kernels keep them float32."""
-    return mx.float32 if on_cpu() else x.dtype
+class OwnQuantizedLinear(nn.QuantizedLinear):
+    """x (..., C) of any float dtype -> (..., O) in the dtype of the scales."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return super().__call__(x.astype(layer_dtype(self)))
+
+
+class GpuAttention(Qwen2Attention):
+    """`Qwen2Attention` whose half precision stays: GPU kernels keep its scores in float32."""
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: str | None) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
+
+
+OWN = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
+
+
+def own_dtype(model: nn.Module) -> nn.Module:
+    """Put them in the place of all linear layers that are not float32, and `GpuAttention` in place on a GPU."""
+
+    def make(layer: nn.Module) -> nn.Module:
+        return layer if layer_dtype(layer) == mx.float32 else recast(layer, OWN[type(layer)])
+
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = dict.fromkeys(OWN, make)
+    if not on_cpu():
+        forms[Qwen2Attention] = lambda plain: recast(plain, GpuAttention)
+    return replace(model, forms)

@@ -10,7 +10,6 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import FlowConfig
-from ..fast.precision import run
 from ..noise import rand_noise
 from .lookahead import PreLookaheadLayer
 from .matching import CausalConditionalCFM, Guidance
@@ -55,7 +54,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
         """Speaker vector (1, C) of an x-vector (1, spk_embed_dim) of any length."""
         norm = mx.sqrt(mx.sum(embedding * embedding, axis=1, keepdims=True))
         embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)
-        return run(self.spk_embed_affine_layer, embedding)
+        return self.spk_embed_affine_layer(embedding)
 
     def inference(
         self,

@@ -12,10 +12,6 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import DiTConfig
-from ..fast.attention import Chunks
-from ..fast.modulation import ModulationTables, Steering, bake, is_baked
-from ..fast.paths import active
-from ..fast.precision import run
 from ..stream.state import StepState, Tail
 from .layers import (
     AdaLayerNormZero_Final,
@@ -23,7 +19,6 @@ from .layers import (
     DiTBlock,
     RotaryEmbedding,
     TimestepEmbedding,
-    rotary_tables,
 )
 from .masks import add_optional_chunk_mask
 
@@ -55,7 +50,7 @@ class InputEmbedding(nn.Module):
             tail: of a stream, as in `CausalConvPositionEmbedding`.
         """
         spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
-        y = run(self.proj, mx.concatenate((x, cond, text_embed, spks), axis=-1))
+        y = self.proj(mx.concatenate((x, cond, text_embed, spks), axis=-1))
         return self.conv_pos_embed(y, tail=tail) + y
 
 
@@ -80,43 +75,11 @@ class DiT(nn.Module):
         ]
         self.norm_out = AdaLayerNormZero_Final(config.dim)
         self.proj_out = nn.Linear(config.dim, config.mel_dim)
-        self.modulation_tables = ModulationTables()
 
-    def modulation(self, t: mx.array | np.ndarray | float, rows: int = 1) -> list[Steering]:
-        """What steers the norm of each block and, last, `norm_out`: their `emb` at time `t`.
-
-        Args:
-            t: (b,), or 0-d for all rows.
-            rows: b, where `t` is 0-d.
-
-        Returns:
-            one for each norm: with the path `modulation_tables` the vectors that its `modulation` returns, made once
-            for each time, (b, d) or (1, d) each; without it the time embedding (b, d).
-        """
-        times = np.asarray(t, dtype=np.float32)
-        if active().modulation_tables:
-            return self.modulation_tables(self, times.reshape(-1).tolist())
-        times = np.broadcast_to(times, (rows,)) if times.ndim == 0 else times
-        if is_baked(self):
-            return self.modulation_tables(self, times.tolist())
-        emb = self.time_embed(times)
-        return [emb] * (len(self.transformer_blocks) + 1)
-
-    def bake(self, times: Sequence[float]) -> None:
-        """Keep the modulations at `times` and let go of the weights that make them, 42 % of the official model's.
-
-        Whatever else asks for another time ends in a ValueError from then on.
-        """
-        bake(self, times)
-
-    def attention_mask(
-        self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0
-    ) -> mx.array | Chunks | None:
+    def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0) -> mx.array | None:
         """Queries by keys, (b or 1, 1, n - start or 1, n) bool, from the valid frames (b, n).
 
         None where every frame sees all. The queries are the frames from `start` on.
-
-        The path `chunked_attention` needs no mask where all frames are valid, only the chunks.
 
         Streaming lets a frame see the past and its own chunk of `static_chunk_size` frames, else every frame sees all.
         """
@@ -124,8 +87,6 @@ class DiT(nn.Module):
         if mask is None or mask.all():
             if not 0 < chunk_size < n:
                 return None
-            if active().chunked_attention:
-                return Chunks(chunk_size, start)
             mask = mx.ones((1, n), dtype=mx.bool_)
         return add_optional_chunk_mask(mask[:, None], chunk_size)[:, None, -(n - start) :]
 
@@ -158,11 +119,11 @@ class DiT(nn.Module):
         """
         b, n, _ = x.shape
         start = state.span.start if state else 0
-        *steering, last = self.modulation(t, b)
+        t = self.time_embed(np.broadcast_to(np.asarray(t, np.float32), (b,)))
         # A sum over all blocks, which outgrows float16: it stays float32, whatever the weights are.
         x = self.input_embed(x, cond, mu, spks, state and state.tails).astype(mx.float32)
-        rope = rotary_tables(self.rotary_embed(n, start))
+        rope = self.rotary_embed.tables(n, start)
         mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), start + n, streaming, start)
         for i, block in enumerate(self.transformer_blocks):
-            x = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i])
-        return run(self.proj_out, self.norm_out(x, last))
+            x = block(x, t, mask=mask, rope=rope, kept=state and state.kept[i])
+        return self.proj_out(self.norm_out(x, t))

@@ -13,12 +13,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..fast.arithmetic import fused, gelu_by_tanh, gelu_tanh, mish, on_cpu
-from ..fast.attention import Chunks, FusedLinear, attention, by_head
-from ..fast.convolution import conv1d, weight_of
-from ..fast.modulation import Steering
-from ..fast.paths import active
-from ..fast.precision import attention_dtype, run
 from ..stream.state import Kept, Tail
 
 LAYER_NORM_EPS = 1e-6
@@ -66,7 +60,7 @@ class TimestepEmbedding(nn.Module):
 
     def __call__(self, timestep: mx.array | np.ndarray) -> mx.array:
         """Embed times (b,) in 0..1 as (b, d)."""
-        return run(self.linear_2, nn.silu(run(self.linear_1, self.time_embed(timestep))))
+        return self.linear_2(nn.silu(self.linear_1(self.time_embed(timestep))))
 
 
 class CausalConvPositionEmbedding(nn.Module):
@@ -75,9 +69,9 @@ class CausalConvPositionEmbedding(nn.Module):
     def __init__(self, dim: int, kernel_size: int = 31, groups: int = 16) -> None:
         super().__init__()
         self.kernel_size = kernel_size
-        self.groups = groups
         self.conv1 = nn.Conv1d(dim, dim, kernel_size, groups=groups)
         self.conv2 = nn.Conv1d(dim, dim, kernel_size, groups=groups)
+        self.mish = nn.Mish()
 
     def __call__(self, x: mx.array, mask: mx.array | None = None, tail: Sequence[Tail] | None = None) -> mx.array:
         """Map `x` (b, n, d) to (b, n, d).
@@ -91,7 +85,7 @@ class CausalConvPositionEmbedding(nn.Module):
             x = mx.where(mask[..., None], x, 0.0)
         for i, conv in enumerate((self.conv1, self.conv2)):
             x = mx.pad(x, ((0, 0), (past, 0), (0, 0))) if tail is None else tail[i].extend(x, past)
-            x = mish(conv1d(x, weight_of(conv, self.groups), conv.bias, groups=self.groups))
+            x = self.mish(conv(x))
         return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
 
@@ -112,6 +106,10 @@ class RotaryEmbedding(nn.Module):
         """Angles (1, n, dim) float32 of the `seq_len` positions from `offset` on, each pair's angle standing twice."""
         positions = np.arange(offset, offset + seq_len, dtype=np.float32)
         return np.repeat(positions[:, None] * rotary_frequencies(self.dim), 2, axis=-1)[None]
+
+    def tables(self, seq_len: int, offset: int = 0) -> Rope:
+        """Cosines and sines of these angles, (1, n, dim) float32 each."""
+        return rotary_tables(self(seq_len, offset))
 
 
 def rotary_tables(freqs: np.ndarray | mx.array) -> Rope:
@@ -155,7 +153,6 @@ class ConvNeXtV2Block(nn.Module):
 
     def __init__(self, dim: int, intermediate_dim: int, dilation: int = 1) -> None:
         super().__init__()
-        self.dilation = dilation
         self.dwconv = nn.Conv1d(dim, dim, kernel_size=7, padding=3 * dilation, groups=dim, dilation=dilation)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.pwconv1 = nn.Linear(dim, intermediate_dim)
@@ -164,9 +161,7 @@ class ConvNeXtV2Block(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (b, n, d) to (b, n, d)."""
-        y = mx.pad(x, ((0, 0), (3 * self.dilation, 3 * self.dilation), (0, 0)))
-        y = conv1d(y, self.dwconv.weight, self.dwconv.bias, dilation=self.dilation, groups=x.shape[-1])
-        return x + self.pwconv2(self.grn(nn.gelu(self.pwconv1(self.norm(y)))))
+        return x + self.pwconv2(self.grn(nn.gelu(self.pwconv1(self.norm(self.dwconv(x))))))
 
 
 class AdaLayerNormZero(nn.Module):
@@ -174,16 +169,15 @@ class AdaLayerNormZero(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.silu = nn.SiLU()
         self.linear = nn.Linear(dim, 6 * dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
 
-    def modulation(self, emb: Steering) -> tuple[mx.array, ...]:
+    def modulation(self, emb: mx.array) -> tuple[mx.array, ...]:
         """Shift, scale, gate of the attention, then of the MLP, (b, d) each, from the time embedding (b, d)."""
-        if isinstance(emb, tuple):
-            return emb
-        return tuple(mx.split(run(self.linear, nn.silu(emb)).astype(mx.float32), 6, axis=-1))
+        return tuple(mx.split(self.linear(self.silu(emb)).astype(mx.float32), 6, axis=-1))
 
-    def __call__(self, x: mx.array, emb: Steering) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
+    def __call__(self, x: mx.array, emb: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
         """Normalise `x` (b, n, d) by `emb` (b, d); the gate of the attention and the MLP's three vectors come along."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
         y = self.norm(x) * (1 + scale_msa[:, None]) + shift_msa[:, None]
@@ -195,27 +189,18 @@ class AdaLayerNormZero_Final(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
+        self.silu = nn.SiLU()
         self.linear = nn.Linear(dim, 2 * dim)
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS, affine=False)
 
-    def modulation(self, emb: Steering) -> tuple[mx.array, ...]:
+    def modulation(self, emb: mx.array) -> tuple[mx.array, ...]:
         """Scale, then shift (the blocks have them the other way round), (b, d) each, from the embedding (b, d)."""
-        if isinstance(emb, tuple):
-            return emb
-        return tuple(mx.split(run(self.linear, nn.silu(emb)).astype(mx.float32), 2, axis=-1))
+        return tuple(mx.split(self.linear(self.silu(emb)).astype(mx.float32), 2, axis=-1))
 
-    def __call__(self, x: mx.array, emb: Steering) -> mx.array:
+    def __call__(self, x: mx.array, emb: mx.array) -> mx.array:
         """Normalise `x` (b, n, d) by `emb` (b, d)."""
         scale, shift = self.modulation(emb)
         return self.norm(x) * (1 + scale[:, None]) + shift[:, None]
-
-
-def _gelu(x: mx.array, approximate: Literal["none", "tanh"]) -> mx.array:
-    if approximate == "none":
-        return 0.5 * x * (1 + mx.erf(x * math.sqrt(0.5)))
-    if active().fast_gelu and x.dtype == mx.float32 and on_cpu():
-        return fused(gelu_tanh, x)
-    return fused(gelu_by_tanh, x)
 
 
 class FeedForward(nn.Module):
@@ -223,13 +208,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, mult: int = 2, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
-        self.approximate = approximate
         self.linear_1 = nn.Linear(dim, dim * mult)
+        self.gelu = nn.GELU(approximate)
         self.linear_2 = nn.Linear(dim * mult, dim)
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map (b, n, d) to (b, n, d)."""
-        return run(self.linear_2, _gelu(run(self.linear_1, x), self.approximate))
+        return self.linear_2(self.gelu(self.linear_1(x)))
 
 
 class Attention(nn.Module):
@@ -242,48 +227,45 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, heads * dim_head)
         self.to_v = nn.Linear(dim, heads * dim_head)
         self.to_out = nn.Linear(heads * dim_head, dim)
-        self._to_qkv = FusedLinear()
 
     def project(self, x: mx.array, rope: Rope | None = None) -> tuple[mx.array, mx.array, mx.array]:
         """Queries, keys and values of `x` (b, n, d), (b, n, h * c) each."""
-        layers = self.to_q, self.to_k, self.to_v
-        q, k, v = self._to_qkv(x, layers) if active().fused_qkv else (run(layer, x) for layer in layers)
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if rope is not None:
             # On flat projections only the first head's channels turn; the other heads know no positions.
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
-    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
-        """Attend with queries, keys and values (b, h, n, c) as of `by_head`; shapes of `mask` as in `__call__`."""
-        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
-        if isinstance(mask, mx.array) and mask.ndim == 2:
+    def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None = None) -> mx.array:
+        """Attend with flat queries, keys and values, (b, n, h * c); shapes of `mask` as in `__call__`."""
+        q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
+        if mask is not None and mask.ndim == 2:
             mask = mask[:, None, None]
-        y = attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
-        if isinstance(mask, mx.array):
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
+        if mask is not None:
             # Where a query may see nothing torch gives zeros, MLX the mean of all values.
             y = mx.where(mask.any(axis=-1, keepdims=True), y, 0.0)
-        return run(self.to_out, y.swapaxes(1, 2).flatten(-2))
+        return self.to_out(y.swapaxes(1, 2).flatten(-2))
 
     def __call__(
         self,
         x: mx.array,
-        mask: mx.array | Chunks | None = None,
+        mask: mx.array | None = None,
         rope: Rope | None = None,
         kept: Kept | None = None,
     ) -> mx.array:
         """Attend within `x` (b, n, d).
 
         Args:
-            mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend; or chunks, where
-                all frames are valid.
+            mask: (b, n) valid frames, or (b or 1, 1, n or 1, n) queries by keys, bool, True = attend.
             rope: cosines and sines, (1, n, c) each.
             kept: keys and values of a stream, whose chunk `x` is; `mask` then has the keys of all frames so far.
         """
-        q, k, v = (by_head(t, self.heads) for t in self.project(x, rope))
+        q, k, v = self.project(x, rope)
         if kept is not None:
             k, v = kept.extend(k, v)
         y = self.attend(q, k, v, mask)
-        if not isinstance(mask, mx.array):
+        if mask is None:
             return y
         # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
         frames = mask if mask.ndim == 2 else mask[:, 0, -1]
@@ -303,8 +285,8 @@ class DiTBlock(nn.Module):
     def __call__(
         self,
         x: mx.array,
-        t: Steering,
-        mask: mx.array | Chunks | None = None,
+        t: mx.array,
+        mask: mx.array | None = None,
         rope: Rope | None = None,
         kept: Kept | None = None,
     ) -> mx.array:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..fast.convolution import conv1d
-
 CONV2_KERNEL_SIZE = 3
 
 
@@ -37,6 +35,6 @@ class PreLookaheadLayer(nn.Module):
         elif context.shape[1] != self.pre_lookahead_len:
             raise ValueError(f"context holds {context.shape[1]} tokens, expected {self.pre_lookahead_len}")
         y = mx.concatenate((inputs, context), axis=1)
-        y = nn.leaky_relu(conv1d(y, self.conv1.weight, self.conv1.bias))
+        y = nn.leaky_relu(self.conv1(y))
         y = mx.pad(y, ((0, 0), (CONV2_KERNEL_SIZE - 1, 0), (0, 0)))
-        return conv1d(y, self.conv2.weight, self.conv2.bias) + inputs
+        return self.conv2(y) + inputs

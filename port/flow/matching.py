@@ -13,8 +13,6 @@ import mlx.nn as nn
 import numpy as np
 
 from ..config import FlowConfig
-from ..fast.modulation import step_times
-from ..fast.paths import active
 from ..stream.state import FlowState, StepState
 from .dit import DiT
 
@@ -107,8 +105,6 @@ class CausalConditionalCFM(nn.Module):
             t_span: times from `cosine_schedule`, (N + 1,).
             state: of a stream, whose chunk the frames are: a `StepState` for each of the N steps.
         """
-        if active().modulation_tables:
-            self.estimator.modulation_tables.add(self.estimator, step_times(t_span))
         t, dt = t_span[0], t_span[1] - t_span[0]
         yield x, t
         for i, following in enumerate((*t_span[2:], None)):
@@ -119,10 +115,6 @@ class CausalConditionalCFM(nn.Module):
             t = t + dt
             dt = following - t if following is not None else dt
             yield x, t
-
-    def bake(self, n_timesteps: int | None = None) -> None:
-        """`DiT.bake` for the times of `n_timesteps` Euler steps, by default the configuration's."""
-        self.estimator.bake(step_times(cosine_schedule(n_timesteps or self.config.n_timesteps)))
 
     def __call__(
         self,

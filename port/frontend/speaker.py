@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import SpeakerConfig
-from ..fast.convolution import conv1d
 from ..files.strict import HEAD_STRIDE
 
 MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
@@ -117,9 +116,7 @@ class CAMLayer(nn.Module):
         """x (b, n, C) -> (b, n, out_channels)."""
         context = _mean_over_time(x) + self.seg_pooling(x)
         gate = mx.sigmoid(self.linear2(nn.relu(self.linear1(context))))
-        # Through `conv1d`, since the dilated kernel that MLX has for a CPU is slow.
-        padded = mx.pad(x, [(0, 0), (self.dilation, self.dilation), (0, 0)])
-        return conv1d(padded, self.linear_local.weight, dilation=self.dilation) * gate
+        return self.linear_local(x) * gate
 
     def seg_pooling(self, x: mx.array) -> mx.array:
         """Mean of each segment at each of its frames, (b, n, C).

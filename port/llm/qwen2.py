@@ -10,8 +10,6 @@ import numpy as np
 from mlx import nn
 
 from ..config import Qwen2Config
-from ..fast.arithmetic import silu
-from ..fast.precision import attention_dtype, run
 
 Rope = tuple[mx.array, mx.array]
 
@@ -105,17 +103,21 @@ class Qwen2Attention(nn.Module):
     def __call__(self, x: mx.array, rope: Rope, cache: KVCache | None = None) -> mx.array:
         """x (b, L, D), rope tables of its L positions; the cache, if any, is extended in place. Returns (b, L, D)."""
         b, length, _ = x.shape
-        q = run(self.q_proj, x).reshape(b, length, self.num_heads, self.head_dim).swapaxes(1, 2)
-        k = run(self.k_proj, x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
-        v = run(self.v_proj, x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
+        q = self.q_proj(x).reshape(b, length, self.num_heads, self.head_dim).swapaxes(1, 2)
+        k = self.k_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
+        v = self.v_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
         q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         if cache is not None:
             k, v = cache.update(k, v)
         # "causal" lines the last query up with the last key, which is what positions behind a cache need.
         mask = "causal" if length > 1 else None
-        q, k, v = (t.astype(attention_dtype(t)) for t in (q, k, v))
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
-        return run(self.o_proj, y.swapaxes(1, 2).reshape(b, length, -1))
+        y = self._attend(q, k, v, mask)
+        return self.o_proj(y.swapaxes(1, 2).reshape(b, length, -1))
+
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: str | None) -> mx.array:
+        # MLX's CPU rounds scores to the dtype that it gets.
+        q, k, v = (t.astype(mx.float32) for t in (q, k, v))
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
 
 
 class Qwen2MLP(nn.Module):
@@ -126,10 +128,11 @@ class Qwen2MLP(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.act_fn = nn.SiLU()
 
     def __call__(self, x: mx.array) -> mx.array:
         """x (b, L, D) -> (b, L, D)."""
-        return run(self.down_proj, silu(run(self.gate_proj, x)) * run(self.up_proj, x))
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Qwen2DecoderLayer(nn.Module):

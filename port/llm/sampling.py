@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 
 from ..config import SamplingConfig
-from ..fast.paths import active
 from ..noise import TorchGenerator
 
 
@@ -80,10 +79,8 @@ def nucleus(scores: np.ndarray, top_p: float, top_k: int) -> tuple[np.ndarray, n
 
 def _best(probabilities: np.ndarray, count: int) -> np.ndarray:
     """Ids of the `count` largest values, largest first; equal ones in order of id, as a stable full sort has them."""
-    ids = np.arange(len(probabilities))
-    if active().partition_top_k:
-        # All that reach the count-th value, ties included, so that the sort settles ties as if everything were there.
-        ids = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
+    # All that reach the count-th value, ties included, so that the sort settles ties as if everything were there.
+    ids = np.flatnonzero(probabilities >= np.partition(probabilities, -count)[-count])
     return ids[np.argsort(-probabilities[ids], kind="stable")][:count]
 
 

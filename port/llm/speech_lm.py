@@ -12,7 +12,6 @@ import numpy as np
 from mlx import nn
 
 from ..config import LLMConfig, SamplingConfig
-from ..fast.precision import run
 from .qwen2 import KVCache, Qwen2Model
 from .sampling import Draws, ras_sampling
 
@@ -79,7 +78,7 @@ class CosyVoice3LM(nn.Module):
     def scores(self, hidden: mx.array) -> mx.array:
         """Log-probabilities of the next speech token: hidden (..., D) -> (..., v) float32."""
         # Float32 whatever the weights are: the norm below sums over thousands of terms.
-        logits = run(self.llm_decoder, hidden).astype(mx.float32)
+        logits = self.llm_decoder(hidden).astype(mx.float32)
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     def step(self, lm_input: mx.array, cache: list[KVCache]) -> mx.array:

@@ -17,8 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import FlowConfig
-from ..fast import paths
-from ..fast.precision import layer_dtype
+from ..fast.attention import key_dtype
 from ..flow.decoder import CausalMaskedDiffWithDiT, count_frames
 from ..flow.lookahead import CONV2_KERNEL_SIZE
 from ..noise import rand_noise
@@ -145,7 +144,8 @@ class StreamingFlow:
 
     def bytes_for(self, frames: int) -> int:
         """Memory of room for `frames` frames."""
-        return state_bytes(self.flow.config, frames, key_dtype(self.flow))
+        dtype = key_dtype(self.flow.decoder.estimator.transformer_blocks[0].attn)
+        return state_bytes(self.flow.config, frames, dtype)
 
     def noise_of(self, start: int, end: int) -> mx.array:
         """Noise of the frames `start` to `end`, (1, m, C) float32.
@@ -183,7 +183,7 @@ class StreamingFlow:
 
     def prompt_key(self, frames: int) -> bytes:
         """Everything that determines the first `frames` frames of the prompt, by content, but for the weights."""
-        digest = hashlib.sha256(f"{frames} {paths.active()}".encode())
+        digest = hashlib.sha256(str(frames).encode())
         for part in (self.prompt_token, self.prompt_feat, self.embedding, self.noise_of(0, frames)):
             array = np.array(part)
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
@@ -231,11 +231,6 @@ class StreamingFlow:
         state.span.start = whole
         self.work.add(n - start, self._chunk_size, start)
         return mel
-
-
-def key_dtype(flow: CausalMaskedDiffWithDiT) -> mx.Dtype:
-    """Dtype of keys and values."""
-    return layer_dtype(flow.decoder.estimator.transformer_blocks[0].attn.to_k)
 
 
 def state_bytes(config: FlowConfig, frames: int, dtype: mx.Dtype = mx.float32) -> int:

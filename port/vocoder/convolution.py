@@ -9,46 +9,10 @@ from typing import Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
-from ..fast.convolution import conv1d, made_once, tap_order, uses_matmul, weight_of
-from ..fast.paths import active
 from ..stream.state import Tail
 
 CausalType = Literal["left", "right"]
-
-
-def causal_conv(
-    x: mx.array,
-    weight: mx.array,
-    bias: mx.array | None = None,
-    *,
-    dilation: int = 1,
-    causal_type: CausalType = "left",
-    cache: mx.array | Tail | None = None,
-) -> mx.array:
-    """Convolve (b, n, C) to (b, n, O), padding on one side only.
-
-    Args:
-        x: (b, n, C).
-        weight: (O, K, C).
-        bias: (O,) or None.
-        dilation: distance between taps, in frames.
-        causal_type: the side that is seen: `left` is the past, `right` the future.
-        cache: (b, (K - 1) * dilation, C), the frames before (left) or after (right) `x`; zeros when None. The tail of
-            a stream (left only) gives them and keeps those for the next chunk.
-
-    Raises:
-        ValueError: `cache` has another number of frames.
-    """
-    frames = (weight.shape[1] - 1) * dilation
-    if isinstance(cache, Tail):
-        x = cache.extend(x, frames)
-        cache.keep(x[:, x.shape[1] - frames :])
-    else:
-        context = _context(x, cache, frames)
-        x = mx.concatenate([context, x] if causal_type == "left" else [x, context], axis=1)
-    return conv1d(x, weight, bias, dilation=dilation)
 
 
 class CausalConv1d(nn.Conv1d):
@@ -92,9 +56,13 @@ class CausalConv1d(nn.Conv1d):
         Raises:
             ValueError: `cache` has another number of frames.
         """
-        return causal_conv(
-            x, weight_of(self), self.get("bias"), dilation=self.dilation, causal_type=self.causal_type, cache=cache
-        )
+        if isinstance(cache, Tail):
+            x = cache.extend(x, self.causal_padding)
+            cache.keep(x[:, x.shape[1] - self.causal_padding :])
+        else:
+            context = _context(x, cache, self.causal_padding)
+            x = mx.concatenate([context, x] if self.causal_type == "left" else [x, context], axis=1)
+        return super().__call__(x)
 
 
 class CausalConv1dDownSample(nn.Conv1d):
@@ -126,21 +94,19 @@ class CausalConv1dDownSample(nn.Conv1d):
             cache.keep(x[:, results * self.stride :])
         else:
             x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)
-        return conv1d(x, weight_of(self), self.bias, stride=self.stride)
+        return super().__call__(x)
 
 
 class CausalConv1dUpsample(nn.Conv1d):
     """Repeat each frame `stride` times, then convolve, left-causal (not a transposed convolution).
 
-    Weight (O, K, C), bias (O,). On the path `polyphase` the same function with less work: taps that meet copies of one
-    frame are added up first, once, and the convolution runs at the rate of the input.
+    Weight (O, K, C), bias (O,).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size)
         self.upsample_stride = stride
         self.causal_padding = kernel_size - 1
-        self._phases: tuple[mx.array, mx.array] | None = None  # the weight, and its phases
 
     def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
         """Convolve (b, n, C) to (b, n * stride, O); `cache` (b, K - 1, C) is at the upsampled rate.
@@ -150,33 +116,15 @@ class CausalConv1dUpsample(nn.Conv1d):
         Raises:
             ValueError: `cache` has another number of frames.
         """
-        (b, n, _), stride = x.shape, self.upsample_stride
-        if active().polyphase and not isinstance(cache, mx.array):  # a cache need not be made of repeated frames
-            bias = mx.tile(self.bias, stride)
-            return causal_conv(x, self._phase_weight(), bias, cache=cache).reshape(b, n * stride, -1)
+        stride = self.upsample_stride
         if isinstance(cache, Tail):
             frames = -(-self.causal_padding // stride)
             x = cache.extend(x, frames)
             cache.keep(x[:, x.shape[1] - frames :])
             cache = mx.repeat(x[:, :frames], stride, axis=1)[:, frames * stride - self.causal_padding :]
             x = x[:, frames:]
-        return causal_conv(mx.repeat(x, stride, axis=1), weight_of(self), self.bias, cache=cache)
-
-    def _phase_weight(self) -> mx.array:
-        """(stride * O, taps on the input, C): the outputs of all phases of one input frame."""
-        weight, stride = self.weight, self.upsample_stride
-
-        def make() -> mx.array:
-            out_channels, taps, channels = weight.shape
-            # At phase r, tap j meets the input frame floor((r + j - (taps - 1)) / stride) after the current one.
-            frame = (np.arange(stride)[:, None] + np.arange(taps) - (taps - 1)) // stride
-            meets = frame[:, None, :] == np.arange(frame.min(), 1)[:, None]  # (stride, input taps, taps)
-            phases = mx.array(meets).astype(weight.dtype) @ weight.transpose(1, 0, 2).reshape(taps, -1)
-            phases = phases.reshape(stride, -1, out_channels, channels).swapaxes(1, 2)
-            phases = mx.contiguous(phases).reshape(stride * out_channels, -1, channels)
-            return tap_order(phases) if uses_matmul() else phases
-
-        return made_once(self, "_phases", weight, make)
+        x = mx.repeat(x, stride, axis=1)
+        return super().__call__(mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1))
 
 
 def _context(x: mx.array, cache: mx.array | None, frames: int) -> mx.array:

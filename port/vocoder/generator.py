@@ -12,7 +12,6 @@ import mlx.nn as nn
 
 from .. import noise
 from ..config import VocoderConfig
-from ..fast.arithmetic import sine_squared
 from ..stream.state import State, tail_of
 from .convolution import CausalConv1d, CausalConv1dDownSample, CausalConv1dUpsample
 from .f0 import CausalConvRNNF0Predictor
@@ -30,7 +29,8 @@ class Snake(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Apply to (b, n, C)."""
         # The 1e-9 is the original's guard against alpha = 0.
-        return x + (1.0 / (self.alpha + 1e-9)) * sine_squared(x * self.alpha)
+        sine = mx.sin(x * self.alpha)
+        return x + (1.0 / (self.alpha + 1e-9)) * (sine * sine)
 
 
 class ResBlock(nn.Module):

@@ -15,7 +15,6 @@ from reference.flow.layers import (
     DiTBlock,
     RotaryEmbedding,
     TimestepEmbedding,
-    rotary_tables,
 )
 from reference.flow.masks import add_optional_chunk_mask
 
@@ -89,7 +88,7 @@ class DiT(nn.Module):
         t = t.repeat(x.shape[0]) if t.ndim == 0 else t
         t = self.time_embed(t)
         x = self.input_embed(x, cond, mu, spks)
-        rope = rotary_tables(self.rotary_embed(x.shape[1]))
+        rope = self.rotary_embed.tables(x.shape[1])
         mask = self.attention_mask(mask, x.shape[1], streaming)
         for block in self.transformer_blocks:
             x = block(x, t, mask=mask, rope=rope)

@@ -97,6 +97,10 @@ class RotaryEmbedding(nn.Module):
         positions = torch.arange(offset, offset + seq_len, device=self.inv_freq.device).type_as(self.inv_freq)
         return (positions[:, None] * self.inv_freq).repeat_interleave(2, dim=-1)[None]
 
+    def tables(self, seq_len: int, offset: int = 0) -> Rope:
+        """Cosines and sines of these angles, (1, n, dim) each."""
+        return rotary_tables(self(seq_len, offset))
+
 
 def rotary_tables(freqs: Tensor) -> Rope:
     """Cosines and sines of the angles `freqs` (1, n, dim)."""

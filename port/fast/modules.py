@@ -1,0 +1,37 @@
+"""Putting one module in the place of another."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import mlx.nn as nn
+
+Kind = TypeVar("Kind", bound=nn.Module)
+
+
+def recast(module: nn.Module, kind: type[Kind]) -> Kind:
+    """A module of `kind` with the parameters and settings of `module`, whose class `kind` extends."""
+    made = copy.copy(module)
+    made.__class__ = kind
+    return made
+
+
+def replace(root: nn.Module, forms: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+    """`root` with other modules in the place of those whose class is exactly one of `forms`, the innermost first.
+
+    The modules around them stay the objects they are; `root` itself may be exchanged.
+    """
+
+    def put(value: Any) -> Any:
+        if isinstance(value, list):
+            return [put(item) for item in value]
+        if not isinstance(value, nn.Module):
+            return value
+        for name, child in value.items():
+            value[name] = put(child)
+        make = forms.get(type(value))
+        return make(value) if make else value
+
+    return put(root)
