@@ -50,7 +50,7 @@ FAULTS = (
         "last_norm_left_out",
         "missing step",
         DIT,
-        edit(f"{_DIT}.__call__", "self.norm_out(x, last)", "x"),
+        edit(f"{_DIT}.__call__", "self.norm_out(x, t)", "x"),
     ),
     Fault(
         "transformer_in_half_precision",
@@ -65,17 +65,17 @@ FAULTS = (
         DIT,
         edit(
             f"{_DIT}.__call__",
-            "x = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i])",
-            "x, mask = block(x, steering[i], mask=mask, rope=rope, kept=state and state.kept[i]), None",
+            "x = block(x, t, mask=mask, rope=rope, kept=state and state.kept[i])",
+            "x, mask = block(x, t, mask=mask, rope=rope, kept=state and state.kept[i]), None",
         ),
     ),
     # look-ahead
-    Fault("lookahead_relu", "slope", LOOK, edit(_LOOK, "nn.leaky_relu(conv1d", "nn.relu(conv1d"), "speech-swift 378"),
+    Fault("lookahead_relu", "slope", LOOK, edit(_LOOK, "nn.leaky_relu(", "nn.relu("), "speech-swift 378"),
     Fault(
         "lookahead_slope_0.1",
         "slope",
         LOOK,
-        edit(_LOOK, "self.conv1.weight, self.conv1.bias))", "self.conv1.weight, self.conv1.bias), 0.1)"),
+        edit(_LOOK, "self.conv1(y))", "self.conv1(y), 0.1)"),
     ),
     Fault(
         "lookahead_without_residual",
@@ -83,8 +83,8 @@ FAULTS = (
         LOOK,
         edit(
             _LOOK,
-            "conv1d(y, self.conv2.weight, self.conv2.bias) + inputs",
-            "conv1d(y, self.conv2.weight, self.conv2.bias)",
+            "self.conv2(y) + inputs",
+            "self.conv2(y)",
         ),
         "speech-swift 378",
     ),

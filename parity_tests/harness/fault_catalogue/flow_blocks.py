@@ -5,7 +5,6 @@ from __future__ import annotations
 from parity_tests.harness.fault_catalogue.base import Fault, constant, edit
 
 LAYERS = "flow.layers"
-_GELU = "flow.layers:_gelu"
 _ADALN, _FINAL = "flow.layers:AdaLayerNormZero", "flow.layers:AdaLayerNormZero_Final"
 _ATTENTION, _BLOCK = "flow.layers:Attention", "flow.layers:DiTBlock"
 
@@ -72,7 +71,7 @@ FAULTS = (
         "adaln_without_silu",
         "activation",
         f"{LAYERS}.AdaLayerNormZero",
-        edit(f"{_ADALN}.modulation", "nn.silu(emb)", "emb"),
+        edit(f"{_ADALN}.modulation", "self.silu(emb)", "emb"),
     ),
     Fault(
         "adaln_final_in_half_precision",
@@ -86,7 +85,7 @@ FAULTS = (
         "gelu_always_tanh",
         "activation",
         f"{LAYERS}.FeedForward",
-        edit(_GELU, 'if approximate == "none"', 'if approximate == "exact"'),
+        edit(f"{LAYERS}:FeedForward.__init__", "nn.GELU(approximate)", 'nn.GELU("tanh")'),
     ),
     Fault(
         "gelu_constant_off_by_a_thousandth",
@@ -119,8 +118,8 @@ FAULTS = (
         f"{LAYERS}.Attention",
         edit(
             f"{_ATTENTION}.attend",
-            "(t.astype(attention_dtype(t)) for t in (q, k, v))",
-            "(t.astype(mx.float16).astype(mx.float32) for t in (q, k, v))",
+            "swapaxes(1, 2) for t in (q, k, v))",
+            "swapaxes(1, 2).astype(mx.float16).astype(mx.float32) for t in (q, k, v))",
         ),
         "mlx 3534",
     ),

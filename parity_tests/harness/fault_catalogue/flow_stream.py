@@ -38,7 +38,7 @@ FAULTS = (
         "stream_positions_from_the_chunk",
         "rotary",
         STREAM,
-        edit("flow.dit:DiT.__call__", "self.rotary_embed(n, start)", "self.rotary_embed(n)"),
+        edit("flow.dit:DiT.__call__", "self.rotary_embed.tables(n, start)", "self.rotary_embed.tables(n)"),
     ),
     Fault(
         "stream_noise_from_the_start",
@@ -66,7 +66,7 @@ FAULTS = (
         "stream_chunk_sees_only_the_first_keys",
         "cache",
         STREAM,
-        edit("fast.attention:attention", "mask.start + min(", "min("),
+        edit("fast.attention:by_chunks", "chunks.start + min(", "min("),
     ),
     Fault(
         "stream_mask_of_the_first_queries",

@@ -58,7 +58,7 @@ FAULTS = (
         "qwen2_scale_of_the_model_width",
         "normalisation",
         ATTENTION,
-        edit(f"{_ATTENTION}.__call__", "scale=self.head_dim**-0.5", "scale=q.shape[1] ** -0.5"),
+        edit(f"{_ATTENTION}._attend", "scale=self.head_dim**-0.5", "scale=q.shape[1] ** -0.5"),
     ),
     Fault(
         "qwen2_without_causal_mask",
@@ -99,7 +99,7 @@ FAULTS = (
         "heads",
         ATTENTION,
         edit(
-            f"{_ATTENTION}.__call__",
+            f"{_ATTENTION}._attend",
             "scaled_dot_product_attention(q, k, v,",
             "scaled_dot_product_attention(q, *(mx.tile(t, (1, q.shape[1] // t.shape[1], 1, 1)) for t in (k, v)),",
         ),
@@ -110,21 +110,21 @@ FAULTS = (
         "llm.qwen2.Qwen2MLP",
         edit(
             "llm.qwen2:Qwen2MLP.__call__",
-            "silu(run(self.gate_proj, x)) * run(self.up_proj, x)",
-            "silu(run(self.up_proj, x)) * run(self.gate_proj, x)",
+            "self.act_fn(self.gate_proj(x)) * self.up_proj(x)",
+            "self.act_fn(self.up_proj(x)) * self.gate_proj(x)",
         ),
     ),
     Fault(
         "qwen2_gelu_for_silu",
         "activation",
         "llm.qwen2.Qwen2MLP",
-        edit("llm.qwen2:Qwen2MLP.__call__", "silu(", "nn.gelu("),
+        edit("llm.qwen2:Qwen2MLP.__call__", "self.act_fn(", "nn.gelu("),
     ),
     Fault(
         "fast_silu_of_twice_the_argument",
         "activation",
         "llm.qwen2.Qwen2MLP",
-        edit("fast.arithmetic:silu_by_exp2", "-LOG2_E", "-2 * LOG2_E"),
+        edit("fast.arithmetic:silu", "-LOG2_E", "-2 * LOG2_E"),
     ),
     Fault(
         "qwen2_second_norm_is_the_first",

@@ -37,8 +37,8 @@ FAULTS = (
         edit(
             "flow.decoder:CausalMaskedDiffWithDiT.speaker",
             "        embedding = embedding / mx.maximum(norm, NORMALIZE_EPS)\n"
-            "        return run(self.spk_embed_affine_layer, embedding)\n",
-            "        spks = run(self.spk_embed_affine_layer, embedding)\n"
+            "        return self.spk_embed_affine_layer(embedding)\n",
+            "        spks = self.spk_embed_affine_layer(embedding)\n"
             "        return spks / mx.sqrt(mx.sum(spks * spks, axis=1, keepdims=True))\n",
         ),
     ),

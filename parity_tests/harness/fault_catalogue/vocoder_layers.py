@@ -7,7 +7,7 @@ from parity_tests.harness.fault_catalogue.base import Fault, edit
 CONV, DOWN, UP = (f"vocoder.convolution.CausalConv1d{kind}" for kind in ("", "DownSample", "Upsample"))
 SNAKE, RESBLOCK, F0 = "vocoder.generator.Snake", "vocoder.generator.ResBlock", "vocoder.f0.CausalConvRNNF0Predictor"
 _CONV, _DOWN, _UP = (
-    "vocoder.convolution:causal_conv",
+    "vocoder.convolution:CausalConv1d.__call__",
     "vocoder.convolution:CausalConv1dDownSample",
     ("vocoder.convolution:CausalConv1dUpsample"),
 )
@@ -31,7 +31,7 @@ FAULTS = (
         "convolution_without_bias",
         "missing step",
         CONV,
-        edit(_CONV, "conv1d(x, weight, bias,", "conv1d(x, weight, None,"),
+        edit(_CONV, "return super().__call__(x)", "return super().__call__(x) - self.bias"),
     ),
     Fault(
         "convolution_padded_with_the_first_frame",
@@ -70,8 +70,8 @@ FAULTS = (
         UP,
         edit(
             f"{_UP}.__call__",
-            "cache=cache).reshape(b, n * stride, -1)",
-            "cache=cache).reshape(b, n, stride, -1).swapaxes(1, 2).reshape(b, n * stride, -1)",
+            "x = mx.repeat(x, stride, axis=1)",
+            "x = mx.tile(x, (1, stride, 1))",
         ),
     ),
     Fault(
@@ -79,10 +79,10 @@ FAULTS = (
         "interpolation",
         UP,
         edit(
-            f"{_UP}._phase_weight",
+            "fast.convolution:polyphase",
             "meets = frame[:, None, :] ==",
             "frame = np.where(np.add.outer(np.arange(stride), np.arange(taps) - taps + 1) % stride, 1, frame)\n"
-            "            meets = frame[:, None, :] ==",
+            "        meets = frame[:, None, :] ==",
         ),
     ),
     Fault(
@@ -91,9 +91,9 @@ FAULTS = (
         UP,
         edit(
             f"{_UP}.__call__",
-            "return causal_conv(x, self._phase_weight(), bias, cache=cache).reshape(b, n * stride, -1)",
-            "y = causal_conv(x, self._phase_weight(), bias, cache=cache)\n"
-            "            return mx.roll(y.reshape(b, n * stride, -1), 1, axis=1)",
+            "return super().__call__(mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1))",
+            "x = mx.concatenate([_context(x, cache, self.causal_padding), x], axis=1)\n"
+            "        return mx.roll(super().__call__(x), 1, axis=1)",
         ),
         "mlx-audio 858",
     ),
@@ -102,17 +102,19 @@ FAULTS = (
         "off by one",
         UP,
         edit(
-            f"{_UP}._phase_weight", "+ np.arange(taps) - (taps - 1)) // stride", "+ np.arange(taps) - taps) // stride"
+            "fast.convolution:polyphase",
+            "+ np.arange(taps) - (taps - 1)) // stride",
+            "+ np.arange(taps) - taps) // stride",
         ),
     ),
     Fault(
-        "upsampling_keeps_old_weights",
-        "state leak",
-        "fast.arithmetic",
+        "polyphase_channels_before_phases",
+        "order",
+        UP,
         edit(
-            f"{_UP}._phase_weight",
-            '"_phases", weight,',
-            '"_phases", None,',
+            "fast.convolution:PolyphaseUpsample.__call__",
+            "self.phases(x, cache).reshape(b, n * self.upsample_stride, -1)",
+            "self.phases(x, cache).reshape(b, n, -1, self.upsample_stride).swapaxes(2, 3).flatten(1, 2)",
         ),
     ),
     # snake, residual blocks
@@ -120,7 +122,7 @@ FAULTS = (
         "snake_without_square",
         "activation",
         SNAKE,
-        edit(_SNAKE, "sine_squared(", "mx.sin("),
+        edit(_SNAKE, "(sine * sine)", "sine"),
     ),
     Fault(
         "snake_alpha_as_logarithm",
@@ -190,25 +192,24 @@ FAULTS = (
         F0,
         edit(
             f"{_F0}.__call__",
-            "cache = tail_of(state, conv) if i else cache",
-            "cache = None if cache is None else cache if not i else x[:, -2:]",
+            "tail_of(state, conv) if i else cache",
+            "cache if not i else None if cache is None else x[:, -2:]",
         ),
     ),
     Fault(
         "pitch_weights_rounded_to_float32",
         "precision",
         F0,
-        edit("vocoder.f0:_in_float64", "summands[0] + summands[1]", "summands[0]"),
+        edit("vocoder.f0:DoubleConv1d.double", "high + low", "high"),
     ),
     Fault(
         "pitch_in_float32",
         "precision",
         F0,
         edit(
-            f"{_F0}.__call__",
-            "x = causal_conv(x, weight, bias,",
-            "x, weight, bias = (v.astype(mx.float32) for v in (x, weight, bias))\n"
-            "                x = causal_conv(x, weight, bias,",
+            "vocoder.f0:_Float64Conv1d.__call__",
+            "return x @ weight",
+            "x, weight = x.astype(mx.float32), weight.astype(mx.float32)\n        return x @ weight",
         ),
         "mobius 33",
     ),

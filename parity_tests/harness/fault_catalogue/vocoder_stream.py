@@ -13,9 +13,9 @@ FAULTS = (
         "cache",
         STREAM,
         edit(
-            "vocoder.convolution:causal_conv",
-            "cache.keep(x[:, x.shape[1] - frames :])",
-            "cache.keep(x[:, x.shape[1] - frames :] * (mx.arange(frames) > 0)[:, None])",
+            "vocoder.convolution:CausalConv1d.__call__",
+            "cache.keep(x[:, x.shape[1] - self.causal_padding :])",
+            "cache.keep(x[:, x.shape[1] - self.causal_padding :] * (mx.arange(self.causal_padding) > 0)[:, None])",
         ),
     ),
     Fault(
@@ -34,8 +34,8 @@ FAULTS = (
         STREAM,
         edit(
             "vocoder.f0:CausalConvRNNF0Predictor.__call__",
-            "cache = tail_of(state, conv) if i else cache",
-            "cache = None if i else cache",
+            "tail_of(state, conv) if i else cache",
+            "None if i else cache",
         ),
     ),
     Fault(
