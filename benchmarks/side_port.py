@@ -19,6 +19,7 @@ from port.fast import chosen, speed_up
 from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
+from port.request import Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
@@ -185,8 +186,9 @@ class Side:
         return lambda: {"wav": model.vocoder.inference(**x)[0]}
 
     def _token2wav(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
+        prompt, chance = voice_conversion(x)
         return lambda: {
-            "wav": model.token2wav(**x, token_offset=0, cache=SynthesisCache(), stream=False, finalize=True)
+            "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
 
     def _first(
@@ -213,13 +215,14 @@ class Side:
         way = options.get("way")
         if way == "offline":
             return self._token2wav(model, x)
-        further = WAYS[way]
+        further, (prompt, chance) = WAYS[way], voice_conversion(x)
         frames = x["noise"].shape[1]
         # Room for the whole stream and its prompt, whatever the machine's default is: the paths are compared.
         limit = 2 * state_bytes(model.config.flow, frames)
 
         def stream(count: int | None) -> Outputs:
-            chunks = model.tts(**voice_conversion(x), stream=True, reset_hop=True, max_cache_bytes=limit, **further)
+            how = Stream(reset_hop=True, max_cache_bytes=limit, **further)
+            chunks = model.tts(prompt, source_speech_token=x["token"], stream=how, chance=chance)
             return chunks_timed(chunks, mx.concatenate, count)
 
         def run() -> Outputs:

@@ -12,6 +12,7 @@ from benchmarks.cases import TO_SAMPLES
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
 from benchmarks.weights import State
 from port.config import CosyVoice3Config
+from port.request import Stream
 from reference.flow.matching import cosine_schedule
 from reference.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from reference.model import CosyVoice3Model, SynthesisCache
@@ -130,9 +131,9 @@ class Side:
         return lambda: {"wav": self.model.vocoder.inference(**x)[0]}
 
     def _token2wav(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
-        return lambda: {
-            "wav": self.model.token2wav(**x, token_offset=0, cache=SynthesisCache(), stream=False, finalize=True)
-        }
+        prompt, chance = voice_conversion(x)
+        cut = {"stream": False, "finalize": True, "chance": chance}
+        return lambda: {"wav": self.model.token2wav(x["token"], prompt, 0, SynthesisCache(), **cut)}
 
     def _first(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         return self._stream(x, size, {**options, "chunks": 1})
@@ -140,10 +141,11 @@ class Side:
     def _stream(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         if options.get("way") == "offline":
             return self._token2wav(x)
-        causal_final = options.get("way") == "causal_final"
+        prompt, chance = voice_conversion(x)
+        how = Stream(reset_hop=True, causal_final=options.get("way") == "causal_final")
 
         def run() -> Outputs:
-            chunks = self.model.tts(**voice_conversion(x), stream=True, reset_hop=True, causal_final=causal_final)
+            chunks = self.model.tts(prompt, source_speech_token=x["token"], stream=how, chance=chance)
             return chunks_timed(chunks, torch.cat, options.get("chunks"))
 
         return run

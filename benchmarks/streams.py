@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from port.request import Chance, Prompt
+
 Outputs = dict[str, Any]
 
 
@@ -27,16 +29,10 @@ def take_tokens(job: Iterator[int], count: int) -> Callable[[], Outputs]:
     return run
 
 
-def voice_conversion(x: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `tts` that say given tokens with a given voice, without the language model."""
-    return {
-        "source_speech_token": x["token"],
-        "flow_prompt_speech_token": x["prompt_token"],
-        "prompt_speech_feat": x["prompt_feat"],
-        "flow_embedding": x["embedding"],
-        "noise": x["noise"],
-        "sine_waves": x["sine_waves"],
-    }
+def voice_conversion(x: Mapping[str, Any]) -> tuple[Prompt, Chance]:
+    """A given voice and given noise, for what says tokens without the language model."""
+    prompt = Prompt(x["embedding"], flow_prompt_speech_token=x["prompt_token"], prompt_speech_feat=x["prompt_feat"])
+    return prompt, Chance(noise=x["noise"], sine_waves=x["sine_waves"])
 
 
 def chunks_timed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from parity_tests.harness.golden_file import Kit
 from parity_tests.speech_support import SMALL
 from port.llm.sampling import SeededDraws
+from port.request import Chance, Prompt, Stream
 
 SIDES = ("reference", "port")
 SAMPLES = 960  # of a token
@@ -32,15 +34,21 @@ class Speaker:
     def stream(
         self, tokens: int | None = None, text: int | None = None, seed: int | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
-        """Chunks (1, L) of a request for so many given tokens, or for so long a text; `seed` is of its draws."""
+        """Chunks (1, L) of a request for so many given tokens, or for so long a text.
+
+        Args:
+            seed: of its draws.
+            options: `stream` as a bool, fields of `Stream` and `Chance`, and further arguments of `tts`.
+        """
+        prompt = dict(self.prompt)
         if tokens is not None:
             options["source_speech_token"] = self.kit.tensor(some_tokens(tokens))
         if text is not None:
             options["text"] = self.kit.tensor(np.full((1, text), 5, np.int32))
-            options["prompt_text"] = self.kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
+            prompt["prompt_text"] = self.kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
         if seed is not None:
             options["draws"] = SeededDraws(seed)
-        for result in self.model.tts(**self.prompt, **options):
+        for result in self.model.tts(Prompt(**prompt), **arguments(**options)):
             yield np.array(self.kit.array(result["tts_speech"]))
 
     def say(self, *args: Any, **options: Any) -> list[np.ndarray]:
@@ -50,6 +58,16 @@ class Speaker:
     def lengths(self, *args: Any, **options: Any) -> list[int]:
         """Samples of each chunk of `stream`."""
         return [speech.shape[1] for speech in self.say(*args, **options)]
+
+
+def arguments(stream: bool = False, **options: Any) -> dict[str, Any]:
+    """Arguments of `tts` from the fields of its objects."""
+
+    def taken(kind: type) -> Any:
+        return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
+
+    how, chance = taken(Stream), taken(Chance)
+    return {**options, "stream": how if stream else None, "chance": chance}
 
 
 def some_tokens(count: int) -> np.ndarray:

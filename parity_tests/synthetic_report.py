@@ -177,7 +177,7 @@ def provenance() -> dict[str, Any]:
             "port": {"regime": "float32", "error": 2.3e-7, "worst": "convolution of 160 channels in 1 groups"},
             "tf32_flag": "0",
         },
-        "fast_paths": ["fused_qkv", "compiled"],
+        "fast_forms": ["tables", "attention"],
         "dtype": "float32",
         "seed": 0,
         "started": "2026-01-02T03:04:05+00:00",

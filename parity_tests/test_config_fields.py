@@ -16,6 +16,7 @@ from port.files import weights
 from port.files.errors import Refused
 from port.llm.sampling import SeededDraws, ras_sampling
 from port.model import drop_silence
+from port.request import Prompt, Stream
 
 # Values that show where the next larger one would not.
 ALTERNATIVES = {
@@ -101,8 +102,8 @@ def results(model, part):
         return [llm.sampling_ids(scores.copy(), s, SeededDraws(i), ras_sampling, False) for i, s in enumerate(said)]
 
     def streamed():
-        request = {"flow_embedding": voice[2], "source_speech_token": some_tokens(110)}
-        return [chunk["tts_speech"].shape[1] for chunk in model.tts(**request, stream=True)]
+        chunks = model.tts(Prompt(voice[2]), source_speech_token=some_tokens(110), stream=Stream())
+        return [chunk["tts_speech"].shape[1] for chunk in chunks]
 
     calls = {
         "llm": {

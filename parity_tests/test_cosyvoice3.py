@@ -16,6 +16,7 @@ from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3
 from port.files.speakers import FIELDS
+from port.request import Stream
 
 SLOWLY = "Please say this sentence slowly.<|endofprompt|>"
 NOISE_FRAMES = 4000
@@ -68,7 +69,8 @@ def request(voice, mode, recordings, flow_noise, **options):
     voice.model.token2wav = watched
     given = mx.array(swap(flow_noise)) if is_port else torch.from_numpy(flow_noise).to(voice.frontend.dtype)
     try:
-        results = REQUESTS[mode](voice, *recordings, noise=given, reset_hop=True, **options)
+        options["stream"] = Stream(reset_hop=True) if options.get("stream") else False
+        results = REQUESTS[mode](voice, *recordings, noise=given, **options)
         chunks = [np.array(result["tts_speech"].tolist()) for result in results]
     finally:
         del voice.model.token2wav
@@ -149,8 +151,8 @@ def inputs_of(voice, monkeypatch, make):
     """What `CosyVoice3Model.tts` is called with."""
     seen = {}
 
-    def tts(**arguments):
-        seen.update(arguments)
+    def tts(prompt, text=None, **arguments):
+        seen.update(prompt.given(), text=text, **arguments)
         return iter(())
 
     monkeypatch.setattr(voice, "model", type("Model", (), {"tts": staticmethod(tts), "config": voice.model.config})())
@@ -227,7 +229,7 @@ def test_without_a_seed_every_request_is_new(voice, recordings):
 
 def test_an_interrupted_request_leaves_the_object_usable(voice, recordings):
     def say():
-        options = {"stream": True, "seed": 0, "reset_hop": True, "strict_min_length": True}
+        options = {"stream": Stream(reset_hop=True), "seed": 0, "strict_min_length": True}
         return voice.inference_zero_shot(LONGER, SYSTEM, recordings[0], **options)
 
     expected = [r["tts_speech"].tolist() for r in say()]

@@ -14,6 +14,7 @@ from parity_tests.harness.compare import compare
 from parity_tests.harness.targets import swap
 from parity_tests.speech_support import SMALL
 from port import model as port_driver
+from port.request import Prompt
 from reference import model as reference_driver
 
 # ---- chunks
@@ -170,10 +171,9 @@ def test_a_stream_has_no_speed(speaker):
 
 def test_speed_of_a_chunk_is_refused(speaker):
     token = speaker.kit.tensor(some_tokens(20))
-    prompt = [speaker.prompt[k] for k in ("flow_prompt_speech_token", "prompt_speech_feat", "flow_embedding")]
     cache = speaker.kit.get("model.SynthesisCache")()
     with pytest.raises(ValueError, match="speed"):
-        speaker.model.token2wav(token, *prompt, 0, cache, finalize=False, speed=1.5)
+        speaker.model.token2wav(token, Prompt(**speaker.prompt), 0, cache, finalize=False, speed=1.5)
 
 
 # ---- the language model's tokens
@@ -190,7 +190,7 @@ def test_long_silences_are_shortened_for_text_only(speaker):
     tokens = [40, *silent, 41, *silent[:6], 42]
     assert speaker.lengths(text=4, sampling=scripted(tokens)) == [(3 + 5 + 5) * SAMPLES]
     given_tokens = speaker.kit.tensor(np.array([tokens], np.int32))
-    (speech,) = speaker.model.tts(**speaker.prompt, source_speech_token=given_tokens)
+    (speech,) = speaker.model.tts(Prompt(**speaker.prompt), source_speech_token=given_tokens)
     assert speech["tts_speech"].shape[1] == len(tokens) * SAMPLES
 
 
@@ -206,7 +206,7 @@ def test_text_that_still_arrives(speaker):
     fill, words = SMALL.llm.fill_token, list(some_tokens(60)[0])
     script = scripted([*words[:14], fill, *words[14:20], fill, *words[20:23]])
     prompt_text = kit.tensor(np.array([[SMALL.llm.end_of_prompt]], np.int32))
-    result = list(speaker.model.tts(**speaker.prompt, text=text(), prompt_text=prompt_text, sampling=script))
+    result = list(speaker.model.tts(Prompt(**speaker.prompt, prompt_text=prompt_text), text(), sampling=script))
     assert [r["tts_speech"].shape[1] for r in result] == [23 * SAMPLES]
     assert taken == list(range(7))
 

@@ -17,6 +17,7 @@ from port.flow.layers import RotaryEmbedding, sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
 from port.llm.qwen2 import KVCache, Qwen2RotaryEmbedding
 from port.llm.sampling import RecordedDraws, nucleus, nucleus_sampling
+from port.request import Prompt, Stream
 from port.vocoder.source import SineGen2 as PortSines
 from reference.llm import sampling as reference_sampling
 from reference.llm.speech_lm import CosyVoice3LM
@@ -122,11 +123,8 @@ def test_time_frequencies_are_made_in_float32(dim):
 def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
     """Asked of an object whose hop is still the shortest, so that a leak would show."""
     for model, tensor in zip(small_models(), (torch.from_numpy, mx.array), strict=True):
-        request = {
-            "source_speech_token": tensor(np.full((1, 60), 33, np.int32)),
-            "flow_embedding": tensor(np.ones((1, 8), np.float32)),
-        }
-        chunks = list(model.tts(**request, stream=True, reset_hop=True))
+        prompt, token = Prompt(tensor(np.ones((1, 8), np.float32))), tensor(np.full((1, 60), 33, np.int32))
+        chunks = list(model.tts(prompt, source_speech_token=token, stream=Stream(reset_hop=True)))
         assert len(chunks) > 1
         assert model.token_hop_len == 25
 

@@ -36,6 +36,8 @@ def test_hand_over(parity, voices, recordings, mode):
         if mode == "sft":
             front.spk2info["saved"] = MODES["zero_shot"](front, *recordings)
         given = MODES[mode](front, *recordings)
+        source, prompt = given if mode == "vc" else (None, given)
+        given = prompt.given() | ({"source_speech_token": source} if mode == "vc" else {})
         found[side] = {name: np.array(value.tolist()) for name, value in given.items()}
         front.spk2info.clear()
     assert found["port"].keys() == found["single"].keys()

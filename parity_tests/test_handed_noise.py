@@ -15,6 +15,7 @@ from parity_tests.speech_support import small_models
 from parity_tests.test_noise import SINE_WAVES, ulps
 from port import noise
 from port.flow.matching import CausalConditionalCFM
+from port.request import Prompt, Stream
 from port.stream.flow import StreamingFlow
 from port.stream.state import StepState
 from port.stream.vocoder import StreamingVocoder
@@ -146,11 +147,11 @@ def test_a_streamed_vocoder_hears_the_originals_noise(original, model, heard):
 def test_a_request_hands_on_the_originals_noise(original, model, still, heard, stream):
     """Three minutes from tokens through the driver; the vocoder counts from the first frame that is spoken."""
     prompt_token, prompt_feat, embedding = voice()
-    prompt = {"flow_prompt_speech_token": prompt_token, "prompt_speech_feat": prompt_feat, "flow_embedding": embedding}
+    prompt = Prompt(embedding, flow_prompt_speech_token=prompt_token, prompt_speech_feat=prompt_feat)
     caches, token2wav = [], model.token2wav
     model.token2wav = lambda *a, cache, **k: (caches.append(cache), token2wav(*a, cache=cache, **k))[1]
     tokens = mx.array(np.full((1, 4500), 33, np.int32))
-    list(model.tts(**prompt, source_speech_token=tokens, stream=stream, causal_final=True))
+    list(model.tts(prompt, source_speech_token=tokens, stream=Stream(causal_final=True) if stream else None))
     assert (len(caches) > 20) is stream
     is_the_originals(caches[-1].mel, original[0], 2 * PROMPT)
     assert np.array_equal(np.concatenate(heard), original[1][: 9000 * HOP])

@@ -23,9 +23,9 @@ ONE_SIDED = {
     "port": {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
+        "request.py": "framework-free, both sides use it",
         "__main__.py": "the command line",
         "frontend/normalizer.py": "framework-free, both sides use it",
-        "frontend/recording.py": "framework-free, both sides use it",
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",

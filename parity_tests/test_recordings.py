@@ -12,9 +12,9 @@ import torch
 
 from parity_tests.speech_support import write_voice
 from port.files.errors import Refused
+from port.files.recording import check_recording, read
 from port.frontend import audio as port
 from port.frontend import recording
-from port.frontend.recording import check_recording, read
 from reference.frontend import audio as reference
 
 RATE = 16000

@@ -113,7 +113,7 @@ def test_every_required_field_is_required():
         inner = report
         for step in at:
             inner = inner[step]
-        for field in inner.keys() - {"worst_positions", "error_map", "nearest_fault", "fast_paths", "modules"}:
+        for field in inner.keys() - {"worst_positions", "error_map", "nearest_fault", "fast_forms", "modules"}:
             broken = copy.deepcopy(report)
             place = broken
             for step in at:

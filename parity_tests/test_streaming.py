@@ -10,6 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from parity_tests.driver_support import arguments
 from parity_tests.harness.compare import compare
 from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import swap
@@ -27,6 +28,7 @@ from parity_tests.stream_support import (
     utterance,
 )
 from port.noise import rand_noise
+from port.request import Prompt
 from port.stream import memory as streaming
 from port.stream.flow import Work, state_bytes
 from port.stream.memory import Memory, default_cache_bytes
@@ -195,16 +197,22 @@ def speech(prompt_tokens=10, count=130):
 
 
 def request(model, count=130, **options):
-    arguments = {name: mx.array(value) for name, value in speech(count=count).items()}
-    return model.tts(**arguments, stream=True, reset_hop=True, **options)
+    return ask(model, {name: mx.array(value) for name, value in speech(count=count).items()}, **options)
+
+
+def ask(model, given, **options):
+    given = dict(given)
+    source = given.pop("source_speech_token")
+    return model.tts(Prompt(**given), source_speech_token=source, **arguments(stream=True, reset_hop=True, **options))
 
 
 def requested(model, dtype, z, **options):
     """Chunks of the reference from the noise `z` (1, C, n)."""
     tensors = {name: torch.from_numpy(value) for name, value in {**speech(), "noise": z}.items()}
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    noise = tensors.pop("noise")
     with torch.inference_mode():
-        return [c["tts_speech"].numpy() for c in model.tts(**tensors, stream=True, reset_hop=True, **options)]
+        return [c["tts_speech"].numpy() for c in ask(model, tensors, noise=noise, **options)]
 
 
 @pytest.mark.float32

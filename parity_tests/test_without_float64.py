@@ -17,6 +17,7 @@ from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.oracle import reference_state
 from parity_tests.speech_support import LONGER, SYSTEM
 from parity_tests.test_cosyvoice3 import REQUESTS
+from port.request import Stream
 
 REFUSED = "float64 is not supported on the GPU"
 # Not operations of a device: they read what is there, or wait for it.
@@ -109,7 +110,7 @@ def test_every_mode_runs(metal, voices, recordings, mode):
     if mode == "bistream":
         options["strict_min_length"] = True  # no end in the middle of a round
     if mode == "stream":
-        options = {"words": LONGER, "stream": True, "seed": 0, "reset_hop": True, "strict_min_length": True}
+        options = {"words": LONGER, "stream": Stream(reset_hop=True), "seed": 0, "strict_min_length": True}
     results = REQUESTS["zero_shot" if mode == "stream" else mode](voices.port, *recordings, **options)
     chunks = [np.array(result["tts_speech"]) for result in results]
     assert all(np.isfinite(chunk).all() for chunk in chunks) and (len(chunks) > 1) is (mode == "stream")

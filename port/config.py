@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .files.disk import read_json
-from .files.errors import Refused, brief
+from .files.errors import CONVERTER, Refused, brief
 from .files.strict import check_sizes, from_dict
 
 MODEL_TYPE = "cosyvoice3"
@@ -237,4 +237,4 @@ class CosyVoice3Config:
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
     """Content of a converted folder's `config.json`."""
-    return read_json(Path(folder) / "config.json", "give a folder written by convert/run.py")
+    return read_json(Path(folder) / "config.json", f"give a folder written by {CONVERTER}")

@@ -5,9 +5,9 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,12 +19,11 @@ from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
+from .request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from .stream.flow import StreamingFlow, Work
 from .stream.memory import Memory
 from .stream.vocoder import StreamingVocoder
 from .vocoder.generator import CausalHiFTGenerator
-
-SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 
 
 @dataclass
@@ -34,16 +33,14 @@ class SynthesisCache:
     Attributes:
         mel: of its chunks, (1, n, C).
         speech_offset: samples given out.
-        incremental: let both networks go on from their own state instead of running over everything from the start.
-        max_cache_bytes: as for `CosyVoice3Model.tts`.
+        stream: how the request streams; None where it does not.
         work: what the flow decoder's transformer has computed.
         flow, vocoder: state of the networks, from the first chunk to the last.
     """
 
     mel: mx.array | None = None
     speech_offset: int = 0
-    incremental: bool = False
-    max_cache_bytes: int | None = None
+    stream: Stream | None = None
     work: Work = field(default_factory=Work)
     flow: StreamingFlow | None = None
     vocoder: StreamingVocoder | None = None
@@ -82,7 +79,7 @@ class CosyVoice3Model(nn.Module):
 
     Attributes:
         token_hop_len: tokens in the next chunk. As in the original it grows while a request streams and is not reset,
-            so that a second request starts with a longer chunk; see `reset_hop` of `tts`.
+            so that a second request starts with a longer chunk; see `Stream.reset_hop`.
         stream_memory: what streams hold, and the prompts kept for later ones; `clear` forgets those.
     """
 
@@ -115,31 +112,28 @@ class CosyVoice3Model(nn.Module):
     def token2wav(
         self,
         token: Tokens,
-        prompt_token: Tokens,
-        prompt_feat: mx.array,
-        embedding: mx.array,
+        prompt: Prompt,
         token_offset: int,
         cache: SynthesisCache,
         stream: bool = False,
         finalize: bool = False,
         speed: float = 1.0,
-        noise: mx.array | None = None,
-        sine_waves: mx.array | None = None,
+        chance: Chance = NO_DRAWS,
     ) -> mx.array:
         """Audio of the tokens from `token_offset` on.
 
         Both networks run over everything from the start, and what the request already has is cut off afterwards; with
-        an `incremental` cache over what is new, but for the flow decoder without the chunk mask.
+        an incremental stream over what is new, but for the flow decoder without the chunk mask.
 
         Args:
             token: (1, T), all tokens of the request so far.
-            prompt_token, prompt_feat, embedding: (1, P), (1, F, C), (1, spk_embed_dim).
+            prompt: what the flow decoder gets, all of it.
             token_offset: tokens whose mel is in the cache.
             cache: of this request, extended in place.
             stream: chunk mask in the flow decoder.
             finalize: no tokens follow; otherwise the last ones are context only.
             speed: factor by which the mel is shortened; only for a request made in one go.
-            noise, sine_waves: as for `CausalMaskedDiffWithDiT.inference` and `CausalHiFTGenerator.inference`.
+            chance: noise of both networks.
 
         Returns:
             (1, s) float32 within +-audio_limit, s >= 0.
@@ -148,18 +142,19 @@ class CosyVoice3Model(nn.Module):
             ValueError: another `speed` than 1 in a chunk, or one that leaves no frame or too many; and what the two
                 inference methods raise.
         """
-        voice = prompt_token, prompt_feat, embedding
-        if cache.incremental and stream and not finalize and cache.flow is None:
-            memory, limit = self.stream_memory, cache.max_cache_bytes
-            cache.flow = StreamingFlow(self.flow, *voice, noise, memory, limit, cache.work)
-            cache.vocoder = StreamingVocoder(self.vocoder, sine_waves)
+        voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
+        incremental = cache.stream is not None and cache.stream.incremental
+        if incremental and stream and not finalize and cache.flow is None:
+            memory, limit = self.stream_memory, cache.stream.max_cache_bytes
+            cache.flow = StreamingFlow(self.flow, *voice, chance.noise, memory, limit, cache.work)
+            cache.vocoder = StreamingVocoder(self.vocoder, chance.sine_waves)
         if cache.flow is not None and stream:
             new = cache.flow.push(token, finalize)
         else:
             if cache.flow is not None:
                 cache.flow.close()  # the whole run can use its memory
-            new = self.flow.inference(token, *voice, streaming=stream, finalize=finalize, noise=noise)
-            cache.work.add(prompt_feat.shape[1] + new.shape[1], self.config.flow.dit.static_chunk_size if stream else 0)
+            new = self.flow.inference(token, *voice, streaming=stream, finalize=finalize, noise=chance.noise)
+            cache.work.add(voice[1].shape[1] + new.shape[1], self.config.flow.dit.static_chunk_size if stream else 0)
             new = new[:, token_offset * self.config.flow.token_mel_ratio :]
         cache.mel = mel = new if cache.mel is None else mx.concatenate([cache.mel, new], axis=1)
         if speed != 1.0:
@@ -169,7 +164,7 @@ class CosyVoice3Model(nn.Module):
         if cache.vocoder is not None:
             speech = cache.vocoder.push(new, finalize)
         else:
-            speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=sine_waves)
+            speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=chance.sine_waves)
             speech = speech[:, cache.speech_offset :]
         cache.speech_offset += speech.shape[1]
         # A lazy array could be evaluated by this thread only; a server may ask for the next chunk from another.
@@ -178,96 +173,72 @@ class CosyVoice3Model(nn.Module):
 
     def tts(
         self,
-        *,
-        flow_embedding: mx.array,
+        prompt: Prompt,
         text: Tokens | Iterator[Tokens] | None = None,
-        prompt_text: Tokens | None = None,
-        llm_prompt_speech_token: Tokens | None = None,
-        flow_prompt_speech_token: Tokens | None = None,
-        prompt_speech_feat: mx.array | None = None,
         source_speech_token: Tokens | None = None,
-        stream: bool = False,
+        stream: Stream | None = None,
         speed: float = 1.0,
-        draws: Draws | None = None,
-        sampling: Sampling = ras_sampling,
-        noise: mx.array | None = None,
-        sine_waves: mx.array | None = None,
+        chance: Chance = NO_DRAWS,
+        sampling: Sampling | None = None,
         strict_min_length: bool = False,
-        reset_hop: bool = False,
-        causal_final: bool = False,
-        incremental: bool = True,
-        max_cache_bytes: int | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> Iterator[dict[str, mx.array]]:
         """Speak a text, or say source tokens with another voice; yields `{"tts_speech": (1, s) float32}`.
 
         Args:
-            flow_embedding: (1, spk_embed_dim) speaker x-vector.
+            prompt: whose voice, and what is said before the text.
             text: (1, L) token ids, or an iterator of such chunks (text that still arrives).
-            prompt_text: (1, L) token ids before the text.
-            llm_prompt_speech_token: (1, P) speech that the language model continues.
-            flow_prompt_speech_token, prompt_speech_feat: (1, P) and (1, F, C), speech that the flow decoder continues.
             source_speech_token: (1, T) tokens to say; when given, no text is read.
-            stream: yield chunks as soon as their tokens are there, instead of one array.
+            stream: yield chunks as soon as their tokens are there, in this way; None yields one array.
             speed: factor of the tempo; not for a stream.
-            draws: random numbers of the language model; needed unless `sampling` draws nothing.
-            sampling: as for `CosyVoice3LM.inference`.
-            noise, sine_waves: as for `token2wav`.
+            chance: what is random.
+            sampling: as for `CosyVoice3LM.inference`; None is the original's.
             strict_min_length: as for `CosyVoice3LM.inference`.
-            reset_hop: start with the shortest chunk and leave `token_hop_len` alone.
-            causal_final: keep the chunk mask in the last chunk too, so that a stream's mel is that of one long
-                streaming run. The original drops it there.
-            incremental: compute only what is new in a chunk, the same up to rounding; otherwise both networks run over
-                everything again, as in the original. In the last chunk the flow decoder does, unless `causal_final`.
-            max_cache_bytes: what all streams of this model and the prompts kept for later ones may hold together, see
-                stream/memory.py; beyond it chunks are computed again. None takes a quarter of the device's memory.
+            progress: called with the number of speech tokens so far, after each that the language model gives.
 
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
         """
-        if stream and speed != 1.0:
+        if stream is not None and speed != 1.0:
             raise ValueError(SPEED_IN_STREAM.format(speed))
         nothing = np.zeros((1, 0), np.int32)
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
+        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, mx.zeros((1, 0, self.config.flow.output_size)))
+        prompt = replace(empty, **prompt.given())
         arriving: Iterator[int] = iter(())
         if not ended:
-            arriving = self.llm_job(
-                nothing if text is None else text,
-                nothing if prompt_text is None else prompt_text,
-                nothing if llm_prompt_speech_token is None else llm_prompt_speech_token,
-                draws,
-                sampling,
-                strict_min_length,
-            )
-        if prompt_speech_feat is None:
-            prompt_speech_feat = mx.zeros((1, 0, self.config.flow.output_size))
-        voice = {
-            "prompt_token": nothing if flow_prompt_speech_token is None else flow_prompt_speech_token,
-            "prompt_feat": prompt_speech_feat,
-            "embedding": flow_embedding,
-            "cache": SynthesisCache(incremental=stream and incremental, max_cache_bytes=max_cache_bytes),
-            "noise": noise,
-            "sine_waves": sine_waves,
-        }
+            before = prompt.prompt_text, prompt.llm_prompt_speech_token
+            text = nothing if text is None else text
+            arriving = self.llm_job(text, *before, chance.draws, sampling or ras_sampling, strict_min_length)
+        if progress is not None:
+            arriving = _told(arriving, progress)
+        speak = partial(self.token2wav, prompt=prompt, cache=SynthesisCache(stream=stream), chance=chance)
         token_offset = 0
-        if stream:
-            token_offset = yield from self._chunks(tokens, arriving, ended, voice, reset_hop)
+        if stream is not None:
+            told = prompt.flow_prompt_speech_token.shape[1]
+            token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
         tokens += arriving
         if not tokens:
             raise ValueError("the language model ended at once: no speech tokens; try another seed or a longer text")
         last = np.array([tokens], np.int32)
-        full = not (stream and causal_final)
-        speech = self.token2wav(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed, **voice)
-        yield {"tts_speech": speech}
+        full = stream is None or not stream.causal_final
+        yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
 
     def _chunks(
-        self, tokens: list[int], arriving: Iterator[int], ended: bool, voice: dict[str, Any], reset_hop: bool
+        self,
+        tokens: list[int],
+        arriving: Iterator[int],
+        ended: bool,
+        speak: Callable[..., mx.array],
+        prompt_tokens: int,
+        reset_hop: bool,
     ) -> Generator[dict[str, mx.array], None, int]:
         """Yield all chunks but the last; fills `tokens` from `arriving` and returns how many of them are spoken."""
         config, ahead = self.config.streaming, self.config.flow.pre_lookahead_len
         token_hop_len = config.token_hop_len if reset_hop else self.token_hop_len
         # Prompt and first chunk together end where a chunk of the flow decoder's mask ends.
-        prompt_token_pad = -voice["prompt_token"].shape[1] % token_hop_len
+        prompt_token_pad = -prompt_tokens % token_hop_len
         token_offset = 0
         while True:
             hop = token_hop_len if token_offset else token_hop_len + prompt_token_pad
@@ -278,7 +249,7 @@ class CosyVoice3Model(nn.Module):
                 tokens += [] if token is None else [token]
             if len(tokens) >= needed:
                 ready = np.array([tokens[:needed]], np.int32)
-                speech = self.token2wav(ready, token_offset=token_offset, stream=True, finalize=False, **voice)
+                speech = speak(ready, token_offset=token_offset, stream=True, finalize=False)
                 token_offset += hop
                 longest = config.max_hop_factor * config.token_hop_len
                 token_hop_len = min(longest, config.stream_scale_factor * token_hop_len)
@@ -289,6 +260,12 @@ class CosyVoice3Model(nn.Module):
             # rest that is longer than the next chunk would be may still join the last one.
             if ended and len(tokens) - token_offset < hop + ahead:
                 return token_offset
+
+
+def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[int]:
+    for count, token in enumerate(tokens, start=1):
+        progress(count)
+        yield token
 
 
 def _frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:

@@ -32,7 +32,8 @@ from port.files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_s
 from port.frontend.normalizer import load_normalizer
 from port.frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from port.frontend.tokenizer import CosyVoice3Tokenizer
-from reference.frontend.frontend import CosyVoiceFrontEnd, ModelInput
+from port.request import Options, Prompt, Stream
+from reference.frontend.frontend import CosyVoiceFrontEnd
 from reference.llm.sampling import SeededDraws
 from reference.model import CosyVoice3Model
 
@@ -58,13 +59,9 @@ class CosyVoice3:
         tts_text: what to say; where the prompt holds `<|endofprompt|>` also an iterator of strings, for text that still
             arrives (neither split nor normalised).
         zero_shot_spk_id: a saved voice instead of the prompt.
-        stream: yield chunks early.
-        speed: tempo, 1.0 as learnt; not with `stream`.
+        stream, speed: as in `Options`.
         text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
-        split_long: also normalise and split such a text, after its instruction; and kana, and long sentences at commas.
-        seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
-            nothing else in the process can disturb.
-        options: further arguments of `CosyVoice3Model.tts`: `strict_min_length`, `reset_hop`, `causal_final`, ...
+        options: the other fields of `Options`: `seed`, `split_long`, ...
 
     They raise `Refused`, a ValueError of one line.
     """
@@ -152,16 +149,15 @@ class CosyVoice3:
         self,
         tts_text: str,
         spk_id: str,
-        stream: bool = False,
+        stream: bool | Stream = False,
         speed: float = 1.0,
         text_frontend: bool = True,
-        seed: int | None = None,
-        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend, split_long)
-        return self._speak(pieces, self.frontend.frontend_sft(spk_id), stream, speed, seed, options)
+        chosen = self._options(stream, speed, options)
+        pieces = self._pieces(tts_text, "", text_frontend, chosen)
+        return self._speak(pieces, self.frontend.frontend_sft(spk_id), chosen)
 
     def inference_zero_shot(
         self,
@@ -169,11 +165,9 @@ class CosyVoice3:
         prompt_text: str,
         prompt_wav: Wav,
         zero_shot_spk_id: str = "",
-        stream: bool = False,
+        stream: bool | Stream = False,
         speed: float = 1.0,
         text_frontend: bool = True,
-        seed: int | None = None,
-        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording.
@@ -182,31 +176,31 @@ class CosyVoice3:
             prompt_text: an instruction, `<|endofprompt|>`, and what is said in the recording.
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
+        chosen = self._options(stream, speed, options)
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, split_long)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, chosen)
         said = prompt_text.rpartition(END_OF_PROMPT)[2]
         for piece in pieces:
             if isinstance(piece, str) and 2 * len(piece) < len(said):
                 logger.warning("the text %.40r is much shorter than the prompt text; this may sound poor", piece)
         prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav, zero_shot_spk_id)
-        return self._speak(pieces, prompt, stream, speed, seed, options)
+        return self._speak(pieces, prompt, chosen)
 
     def inference_cross_lingual(
         self,
         tts_text: str,
         prompt_wav: Wav,
         zero_shot_spk_id: str = "",
-        stream: bool = False,
+        stream: bool | Stream = False,
         speed: float = 1.0,
         text_frontend: bool = True,
-        seed: int | None = None,
-        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
-        pieces = self._pieces(tts_text, "", text_frontend, split_long)
+        chosen = self._options(stream, speed, options)
+        pieces = self._pieces(tts_text, "", text_frontend, chosen)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
-        return self._speak(pieces, prompt, stream, speed, seed, options)
+        return self._speak(pieces, prompt, chosen)
 
     def inference_instruct2(
         self,
@@ -214,11 +208,9 @@ class CosyVoice3:
         instruct_text: str,
         prompt_wav: Wav,
         zero_shot_spk_id: str = "",
-        stream: bool = False,
+        stream: bool | Stream = False,
         speed: float = 1.0,
         text_frontend: bool = True,
-        seed: int | None = None,
-        split_long: bool = False,
         **options: Any,
     ) -> Speech:
         """Speak with the voice of a recording as an instruction says.
@@ -228,15 +220,16 @@ class CosyVoice3:
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, split_long)
+        chosen = self._options(stream, speed, options)
+        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, chosen)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
-        return self._speak(pieces, prompt, stream, speed, seed, options)
+        return self._speak(pieces, prompt, chosen)
 
     def inference_vc(
         self,
         source_wav: Wav,
         prompt_wav: Wav,
-        stream: bool = False,
+        stream: bool | Stream = False,
         speed: float = 1.0,
         align_prompt: bool = False,
         **options: Any,
@@ -246,11 +239,12 @@ class CosyVoice3:
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
         """
-        prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
-        return self.model.tts(**prompt, stream=stream, speed=speed, **options)
+        chosen = self._options(stream, speed, options)
+        source, prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
+        return self.model.tts(prompt, source_speech_token=source, **chosen.of_model())
 
     def _pieces(
-        self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, split_long: bool
+        self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, chosen: Options
     ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
         if isinstance(tts_text, str):
@@ -260,22 +254,18 @@ class CosyVoice3:
                 require_end_of_prompt(prompt_text + tts_text)
         elif prompt_text is not None:
             require_end_of_prompt(prompt_text)
-        return self.frontend.text_normalize(tts_text, True, text_frontend, split_long)
+        return self.frontend.text_normalize(tts_text, True, text_frontend, chosen.split_long)
 
-    def _speak(
-        self,
-        pieces: list[Any],
-        prompt: ModelInput,
-        stream: bool,
-        speed: float,
-        seed: int | None,
-        options: dict[str, Any],
-    ) -> Speech:
-        draws = SeededDraws(secrets.randbits(32) if seed is None else seed)
+    @staticmethod
+    def _options(stream: bool | Stream, speed: float, options: dict[str, Any]) -> Options:
+        return Options(stream=stream, speed=speed, **options)
 
-        def speech() -> Speech:
+    def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
+        draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
+
+        def pieces_spoken() -> Speech:
             for piece in pieces:
                 text = self.frontend.extract_text_token(piece)
-                yield from self.model.tts(**prompt, text=text, stream=stream, speed=speed, draws=draws, **options)
+                yield from self.model.tts(prompt, text, **chosen.of_model(draws))
 
-        return speech()
+        return pieces_spoken()

@@ -20,6 +20,7 @@ from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.targets import swap
 from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
+from port.request import Chance, Prompt, Stream
 
 FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
 # The file brings no weights for these parts, and voice conversion from tokens does not touch them.
@@ -56,20 +57,19 @@ def requests(file: GoldenFile, kit: Kit) -> tuple[Arrays, dict[str, list[Any]]]:
         "flow_embedding": "embedding",
         "flow_prompt_speech_token": "prompt_token",
         "prompt_speech_feat": "prompt_feat",
-        "source_speech_token": "source_speech_token",
     }
-    inputs = {argument: kit.tensor(file.inputs[name]) for argument, name in given.items() if name in file.inputs}
+    voice = {field: kit.tensor(file.inputs[name]) for field, name in given.items() if name in file.inputs}
+    inputs = {"prompt": Prompt(**voice), "source_speech_token": kit.tensor(file.inputs["source_speech_token"])}
     tile = file.inputs["sine_waves_tile"]
     slowest = min([1.0, *(options.get("speed", 1.0) for options in map(request, file.call["rounds"]))])
     tokens = file.inputs["source_speech_token"].shape[1] / slowest
     samples = math.ceil(config.vocoder.hop_samples * config.flow.token_mel_ratio * tokens)
-    inputs["sine_waves"] = kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1)))
-    again = {"incremental": False} if kit.package == "port" else {}  # the port's other way computes less
-    with Recorder(kit.package, model) as recorder:
-        found, seen = _rounds(model, file, kit, inputs | again)
-    if again:
+    inputs["chance"] = Chance(sine_waves=kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1))))
+    with Recorder(kit.package, model) as recorder:  # the port's other way computes less
+        found, seen = _rounds(model, file, kit, inputs, incremental=False)
+    if kit.package == "port":
         model.token_hop_len = config.streaming.token_hop_len
-        streamed, chunks = _rounds(model, file, kit, inputs)
+        streamed, chunks = _rounds(model, file, kit, inputs, incremental=True)
         if chunks != seen:
             raise GoldenError(f"incremental streams differ in hops or chunks: {chunks}, {seen}")
         found = {name: _further(found[name], streamed[name], file.out[name]) for name in found.keys() & file.out.keys()}
@@ -99,13 +99,17 @@ def request(words: str) -> dict[str, Any]:
     return {"stream": way[1] == "stream"} | ({"speed": float(speed[1])} if speed else {})
 
 
-def _rounds(model: Any, file: GoldenFile, kit: Kit, inputs: dict[str, Any]) -> tuple[Arrays, dict[str, list[Any]]]:
+def _rounds(
+    model: Any, file: GoldenFile, kit: Kit, inputs: dict[str, Any], incremental: bool
+) -> tuple[Arrays, dict[str, list[Any]]]:
     """All requests in turn: their chunks by golden name, and the hops and lengths on the way."""
     found: Arrays = {}
     seen: dict[str, list[Any]] = {"hop_before": [], "hop_after": [], "chunks": []}
     for number, words in enumerate(file.call["rounds"]):
         seen["hop_before"].append(model.token_hop_len)
-        results = [kit.array(result["tts_speech"]) for result in model.tts(**inputs, **request(words))]
+        asked = request(words)
+        asked["stream"] = Stream(incremental=incremental) if asked.get("stream") else None
+        results = [kit.array(result["tts_speech"]) for result in model.tts(**inputs, **asked)]
         seen["hop_after"].append(model.token_hop_len)
         seen["chunks"].append([speech.shape[1] for speech in results])
         found |= {f"call{number}_speech_{chunk}": speech for chunk, speech in enumerate(results)}

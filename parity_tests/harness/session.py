@@ -267,7 +267,7 @@ class Session:
             "versions": {**regime.versions(), **self.adapter.versions()},
             **regime.machine(),
             "precision": regime.precision(self.arithmetic),
-            "fast_paths": ([] if option("--plain") else list(chosen())) if option("--adapter") == "own" else None,
+            "fast_forms": ([] if option("--plain") else list(chosen())) if option("--adapter") == "own" else None,
             "dtype": self.label,
             "seed": option("--seed"),
             "started": self.started.isoformat(timespec="seconds"),

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT
 from .device import DEVICES
 
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         made = within.add_parser(
             name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        made.add_argument("--model", required=True, metavar="DIR", help="folder written by convert/run.py, or a hub id")
+        made.add_argument("--model", required=True, metavar="DIR", help=f"folder written by {CONVERTER}, or a hub id")
         made.add_argument(
             "--revision", metavar="R", help="branch, tag or commit of a hub id (default: its main branch)"
         )
@@ -134,6 +135,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--no-incremental", action="store_true", help="compute all speech so far again for each chunk, as the original"
+    )
+    parser.add_argument(
+        "--plain", action="store_true", help="leave the plain layers, step by step those of the original; slower"
     )
     parser.add_argument(
         "--max-cache-bytes",

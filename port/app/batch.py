@@ -29,7 +29,7 @@ from tqdm import tqdm
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
-from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speech
+from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
@@ -96,12 +96,12 @@ class Utterance:
         if len(self.id.encode()) > MAX_NAME_BYTES:
             raise Refused(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
 
-    def speech(self, voice: CosyVoice3, seed: int, split_long: bool = False) -> Speech:
+    def speak(self, voice: CosyVoice3, seed: int, split_long: bool = False) -> Speech:
         """Audio of this line; `seed` where the line has none of its own."""
         if self.source_wav is not None:
             return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
         seed = seed if self.seed is None else self.seed
-        return speech(self, voice, self.text, {"speed": self.speed, "seed": seed, "split_long": split_long})
+        return speak(self, voice, self.text, {"speed": self.speed, "seed": seed, "split_long": split_long})
 
 
 FIELDS = tuple(field.name for field in fields(Utterance))
@@ -233,7 +233,7 @@ def _speak(
         own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
         samples = 0
         with sound_file(path, voice.sample_rate) as file:
-            for result in utterance.speech(voice, own_seed, split_long):
+            for result in utterance.speak(voice, own_seed, split_long):
                 wave = np.array(result["tts_speech"])[0]
                 samples += len(wave)
                 file.write(wave)

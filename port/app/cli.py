@@ -12,7 +12,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,15 @@ from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import read_text
 from ..files.errors import Misused, Refused
 from ..files.hub import find_folder
+from ..files.recording import check_recording
 from ..files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
-from ..frontend.recording import check_recording
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from ..frontend.text import ZERO_WIDTH, is_silent
-from ..llm.sampling import ras_sampling
+from ..request import Stream
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
 from .device import use_device
-from .speaking import NOTHING_SPOKEN, check_instruction, check_request, load_voice, sound_file, speech
+from .speaking import NOTHING_SPOKEN, check_instruction, check_request, load_voice, sound_file, speak
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,27 +67,27 @@ def _say(options: argparse.Namespace) -> None:
         raise ValueError(NOTHING_SPOKEN)
     check_instruction(options, text)
     if options.prompt_wav:
-        check_recording(options.prompt_wav)
+        options.prompt_wav = check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = load_voice(options.model, options.revision)
+    voice = load_voice(options.model, options.revision, options.plain)
     with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
             "split_long": options.split_long,
             "seed": seed,
             "strict_min_length": options.strict_min_length,
-            "sampling": _counting(progress),
+            "progress": lambda _: progress.update(),
         }
         started = time.perf_counter()
-        told = _write(options, voice, speech(options, voice, text, common), started)
+        told = _write(options, voice, speak(options, voice, text, common), started)
     print(f"{told}, seed {seed}")
 
 
 def _vc(options: argparse.Namespace) -> None:
     _check_output(options)
-    check_recording(options.source_wav, voice=False)
-    check_recording(options.prompt_wav)
-    voice = load_voice(options.model, options.revision)
+    options.source_wav = check_recording(options.source_wav, voice=False)
+    options.prompt_wav = check_recording(options.prompt_wav)
+    voice = load_voice(options.model, options.revision, options.plain)
     with tqdm(desc="audio", unit="s", unit_scale=True, file=sys.stderr, disable=None) as progress:
         started = time.perf_counter()
         speech = voice.inference_vc(
@@ -100,7 +100,7 @@ def _vc(options: argparse.Namespace) -> None:
 def _spk_add(options: argparse.Namespace) -> None:
     check_name(options.spk)
     require_end_of_prompt(options.prompt_text)
-    check_recording(options.prompt_wav)
+    options.prompt_wav = check_recording(options.prompt_wav)
     voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
     voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
     voice.save_spkinfo()
@@ -152,18 +152,8 @@ def _text(options: argparse.Namespace) -> str:
 
 
 def _common(options: argparse.Namespace) -> dict[str, Any]:
-    names = ("stream", "speed", "reset_hop", "causal_final", "max_cache_bytes")
-    return {name: getattr(options, name) for name in names} | {"incremental": not options.no_incremental}
-
-
-def _counting(progress: tqdm) -> Callable[..., int]:
-    """The usual sampling, with a step of the progress bar for each token."""
-
-    def sample(*arguments: Any) -> int:
-        progress.update()
-        return ras_sampling(*arguments)
-
-    return sample
+    how = Stream(options.reset_hop, options.causal_final, not options.no_incremental, options.max_cache_bytes)
+    return {"stream": how if options.stream else False, "speed": options.speed}
 
 
 def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:

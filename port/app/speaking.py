@@ -29,9 +29,9 @@ class Request(Protocol):
     spk: str | None
 
 
-def load_voice(model: str, revision: str | None = None) -> CosyVoice3:
+def load_voice(model: str, revision: str | None = None, plain: bool = False) -> CosyVoice3:
     """A model to speak with, and memory kept for it: the process does nothing else."""
-    voice = CosyVoice3.from_pretrained(model, revision)
+    voice = CosyVoice3.from_pretrained(model, revision, plain=plain)
     keep_freed_memory()
     return voice
 
@@ -60,13 +60,13 @@ def check_instruction(request: Request, text: str) -> None:
         require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
 
 
-def speech(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
+def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     if request.instruct is not None:
         return voice.inference_instruct2(text, request.instruct, request.prompt_wav, **common)
     if request.spk:
-        info = voice.frontend.spk2info.get(request.spk)
-        if info is not None and info.keys() == {EMBEDDING}:
+        saved = voice.frontend.spk2info.get(request.spk)
+        if saved is not None and saved.given().keys() == {EMBEDDING}:
             return voice.inference_sft(text, request.spk, **common)
         if END_OF_PROMPT in text:
             return voice.inference_cross_lingual(text, "", request.spk, **common)

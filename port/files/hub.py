@@ -13,7 +13,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
-from .errors import Refused
+from .errors import CONVERTER, Refused
 from .storage import INDEX_FILE
 
 ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -55,7 +55,7 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
             raise Refused(f"revision {revision}: {folder} is a folder here and has no revisions")
         return folder
     if folder.exists() or not ID.fullmatch(path_or_hf_repo):
-        raise Refused(f"{path_or_hf_repo}: no such folder; give one written by convert/run.py, or a hub id")
+        raise Refused(f"{path_or_hf_repo}: no such folder; give one written by {CONVERTER}, or a hub id")
     try:
         names = look_up(path_or_hf_repo, revision).sizes
     except UnreachableError as error:
@@ -64,7 +64,7 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
         raise Refused(f"{error}, and the cache does not hold it") from None
     files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
     if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
-        raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by convert/run.py --hf-path")
+        raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by {CONVERTER} --hf-path")
     return fetch(path_or_hf_repo, revision, files)
 
 

@@ -21,7 +21,7 @@ from .errors import Refused
 
 MAX_NAME = 200
 SPEAKERS_FILE = "spk2info.safetensors"
-# Arguments of `CosyVoice3Model.tts`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).
+# Of `Prompt`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).
 FIELDS = {
     "prompt_text": np.int32,
     "llm_prompt_speech_token": np.int32,

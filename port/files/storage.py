@@ -17,7 +17,7 @@ import mlx.core as mx
 import numpy as np
 
 from .disk import read_json, require_regular
-from .errors import Refused, brief
+from .errors import CONVERTER, Refused, brief
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,7 +59,7 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     if not index_path.exists():
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            raise Refused(f"{path}: not found; give a folder written by convert/run.py")
+            raise Refused(f"{path}: not found; give a folder written by {CONVERTER}")
         return {name: (path, info) for name, info in read_header(path).items()}
     placed = read_json(index_path).get("weight_map")
     if not isinstance(placed, dict) or not placed or not all(isinstance(file, str) for file in placed.values()):

@@ -20,7 +20,7 @@ from mlx.utils import tree_flatten
 from ..config import CosyVoice3Config, read_settings
 from ..fast.modulation import make_room
 from ..model import CosyVoice3Model
-from .errors import Refused, brief
+from .errors import CONVERTER, Refused, brief
 from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, Writer, describe, read_headers, read_metadata
 
 # What MLX quantizes to, by mode.
@@ -91,8 +91,9 @@ def say_if_old(settings: Mapping[str, Any], folder: Path) -> None:
         logger.warning(
             "%s: its speaker encoder is the old one, config.json does not say how it averages a recording's last "
             "segment; the official file's way is taken, so embeddings differ by up to 1e-2 from those made before; "
-            "convert the checkpoint again with convert/run.py and save its voices again",
+            "convert the checkpoint again with %s and save its voices again",
             folder,
+            CONVERTER,
         )
 
 

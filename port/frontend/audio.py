@@ -15,7 +15,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..files.errors import Refused
-from .recording import Recording, about, read
+from ..files.recording import Recording, about, at_hand
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
@@ -23,7 +23,7 @@ MAX_BLOCK = 1 << 23  # numbers that the resampler multiplies at a time
 
 
 def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
-    """Read a recording as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
+    """Read a recording as mono at `target_sr`, once (`load_wav` in cosyvoice/utils/file_utils.py).
 
     Args:
         path: a sound file or samples, see `recording.read`.
@@ -36,9 +36,12 @@ def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
     Raises:
         Refused: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
-    speech, sample_rate = read(path, min_sr)
-    with about(path):
-        return resample(speech.mean(axis=1, dtype=np.float64)[None], sample_rate, target_sr)
+    heard = at_hand(path, min_sr)
+    if target_sr not in heard.resampled:
+        with about(heard):
+            mono = heard.samples.mean(axis=1, dtype=np.float64)[None]
+            heard.resampled[target_sr] = resample(mono, heard.rate, target_sr)
+    return heard.resampled[target_sr]
 
 
 def check_prompt_length(speech: mx.array, sample_rate: int, max_seconds: float = 30.0) -> None:

@@ -1,4 +1,4 @@
-"""`CosyVoiceFrontEnd`: text and prompt audio in, arguments of `CosyVoice3Model.tts` out, for every mode.
+"""`CosyVoiceFrontEnd`: text and prompt audio in, a `Prompt` for `CosyVoice3Model.tts` out, for every mode.
 
 b batch (1), L text tokens, P prompt tokens, F prompt frames, C mel bins, s samples
 
@@ -9,6 +9,7 @@ prompt's file again for every piece of text; here each prompt is read once, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -16,18 +17,17 @@ import numpy as np
 
 from ..config import CosyVoice3Config
 from ..files.errors import Refused
-from ..files.speakers import EMBEDDING, FIELDS, Speaker
+from ..files.recording import Recording, about, check_recording
+from ..files.speakers import FIELDS, Speaker
+from ..request import Prompt
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from .normalizer import Normalizer
-from .recording import Recording, about, at_hand, check_recording
 from .speaker import CAMPPlus
 from .speech_tokenizer import S3TokenizerV3
 from .text import text_normalize
 from .tokenizer import CosyVoice3Tokenizer
 
 PROMPT_RATE = 16000  # Hz, of the speech tokenizer and the speaker encoder
-
-ModelInput = dict[str, Any]
 
 
 class CosyVoiceFrontEnd:
@@ -56,15 +56,15 @@ class CosyVoiceFrontEnd:
         self.config = config
         self.normalizer = normalizer
         self.spk2info = {
-            name: {field: self._tensor(array) for field, array in info.items()}
+            name: Prompt(**{field: self._tensor(array) for field, array in info.items()})
             for name, info in (speakers or {}).items()
         }
 
     def speakers(self) -> dict[str, Speaker]:
         """The saved voices as `save_speakers` wants them."""
         return {
-            name: {field: np.array(value).astype(FIELDS[field]) for field, value in info.items()}
-            for name, info in self.spk2info.items()
+            name: {field: np.array(value).astype(FIELDS[field]) for field, value in saved.given().items()}
+            for name, saved in self.spk2info.items()
         }
 
     def text_normalize(
@@ -120,15 +120,15 @@ class CosyVoiceFrontEnd:
         with about(prompt_wav):
             return mel_spectrogram(speech, num_mels=bins, sampling_rate=rate)
 
-    def frontend_sft(self, spk_id: str) -> ModelInput:
+    def frontend_sft(self, spk_id: str) -> Prompt:
         """A saved voice by its embedding alone.
 
         Raises:
             Refused: no such speaker.
         """
-        return {EMBEDDING: self._speaker(spk_id)[EMBEDDING]}
+        return Prompt(self._speaker(spk_id).flow_embedding)
 
-    def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
         """A recording and what is said in it, or a saved voice.
 
         Args:
@@ -140,32 +140,25 @@ class CosyVoiceFrontEnd:
             Refused: see `check_recording`; no such speaker, or one without a prompt.
         """
         if zero_shot_spk_id:
-            info = self._speaker(zero_shot_spk_id)
-            if info.keys() != FIELDS.keys():
+            saved = self._speaker(zero_shot_spk_id)
+            if saved.given().keys() != FIELDS.keys():
                 raise Refused(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
-            return dict(info)
-        prompt_wav = at_hand(prompt_wav)
-        check_recording(prompt_wav)
+            return saved
+        prompt_wav = check_recording(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         speech_token, speech_feat = self._align(speech_token, speech_feat)
-        return {
-            "prompt_text": self._encode(prompt_text),
-            "llm_prompt_speech_token": speech_token,
-            "flow_prompt_speech_token": speech_token,
-            "prompt_speech_feat": speech_feat,
-            "flow_embedding": self.extract_spk_embedding(prompt_wav),
-        }
+        embedding = self.extract_spk_embedding(prompt_wav)
+        return Prompt(embedding, self._encode(prompt_text), speech_token, speech_token, speech_feat)
 
-    def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
         """A recording in whatever language: the language model gets neither its words nor its sound.
 
         Args and Raises as for `frontend_zero_shot`.
         """
-        model_input = self.frontend_zero_shot("", prompt_wav, zero_shot_spk_id)
-        del model_input["prompt_text"], model_input["llm_prompt_speech_token"]
-        return model_input
+        prompt = self.frontend_zero_shot("", prompt_wav, zero_shot_spk_id)
+        return replace(prompt, prompt_text=None, llm_prompt_speech_token=None)
 
-    def frontend_instruct2(self, instruct_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> ModelInput:
+    def frontend_instruct2(self, instruct_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
         """An instruction for the language model, which does not get the recording's sound.
 
         Args:
@@ -176,12 +169,13 @@ class CosyVoiceFrontEnd:
         Raises:
             Refused: as for `frontend_zero_shot`.
         """
-        model_input = self.frontend_zero_shot(instruct_text, prompt_wav, zero_shot_spk_id)
-        del model_input["llm_prompt_speech_token"]
-        return model_input
+        prompt = self.frontend_zero_shot(instruct_text, prompt_wav, zero_shot_spk_id)
+        return replace(prompt, llm_prompt_speech_token=None)
 
-    def frontend_vc(self, source_wav: Recording, prompt_wav: Recording, align_prompt: bool = False) -> ModelInput:
-        """What is said in one recording, for the voice of another.
+    def frontend_vc(
+        self, source_wav: Recording, prompt_wav: Recording, align_prompt: bool = False
+    ) -> tuple[np.ndarray, Prompt]:
+        """What is said in one recording, (1, T) tokens, and the voice of another.
 
         Args:
             source_wav, prompt_wav: 30 s at most each.
@@ -191,19 +185,14 @@ class CosyVoiceFrontEnd:
         Raises:
             Refused: see `check_recording`.
         """
-        source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
-        check_recording(source_wav, voice=False)
-        check_recording(prompt_wav)
+        source_wav, prompt_wav = check_recording(source_wav, voice=False), check_recording(prompt_wav)
         source_token = self.extract_speech_token(source_wav)
         prompt_token, prompt_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
         if align_prompt:
             prompt_token, prompt_feat = self._align(prompt_token, prompt_feat)
-        return {
-            "source_speech_token": source_token,
-            "flow_prompt_speech_token": prompt_token,
-            "prompt_speech_feat": prompt_feat,
-            "flow_embedding": self.extract_spk_embedding(prompt_wav),
-        }
+        embedding = self.extract_spk_embedding(prompt_wav)
+        prompt = Prompt(embedding, flow_prompt_speech_token=prompt_token, prompt_speech_feat=prompt_feat)
+        return source_token, prompt
 
     def _tensor(self, array: np.ndarray) -> np.ndarray | mx.array:
         return mx.array(array) if array.dtype.kind == "f" else array
@@ -216,7 +205,7 @@ class CosyVoiceFrontEnd:
         mx.eval(speech_feat)
         return speech_token, speech_feat
 
-    def _speaker(self, spk_id: str) -> ModelInput:
+    def _speaker(self, spk_id: str) -> Prompt:
         if spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
             raise Refused(f"speaker {spk_id!r} is not known; known speakers: {known}")

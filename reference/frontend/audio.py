@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from port.files.errors import Refused
-from port.frontend.recording import Recording, about, read
+from port.files.recording import Recording, about, at_hand
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
 
 
 def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> Tensor:
-    """Read a recording as mono at `target_sr` (`load_wav` in cosyvoice/utils/file_utils.py).
+    """Read a recording as mono at `target_sr`, once (`load_wav` in cosyvoice/utils/file_utils.py).
 
     Args:
         path: a sound file or samples, see `recording.read`.
@@ -34,9 +34,12 @@ def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> Tensor:
     Raises:
         Refused: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
-    speech, sample_rate = read(path, min_sr)
-    with about(path):
-        return resample(torch.from_numpy(speech.T.copy()).mean(dim=0, keepdim=True), sample_rate, target_sr)
+    heard = at_hand(path, min_sr)
+    if target_sr not in heard.resampled:
+        with about(heard):
+            mono = torch.from_numpy(heard.samples.T.copy()).mean(dim=0, keepdim=True)
+            heard.resampled[target_sr] = resample(mono, heard.rate, target_sr)
+    return heard.resampled[target_sr]
 
 
 def check_prompt_length(speech: Tensor, sample_rate: int, max_seconds: float = 30.0) -> None:

@@ -36,16 +36,12 @@ FAULTS = (
         edit(_CHUNKS, "                if not reset_hop:\n", "                if True:\n"),
         "CosyVoice PR 1849",
     ),
-    Fault(
-        "first_chunk_not_padded", "chunks", MODEL, edit(_CHUNKS, '-voice["prompt_token"].shape[1] % token_hop_len', "0")
-    ),
+    Fault("first_chunk_not_padded", "chunks", MODEL, edit(_CHUNKS, "-prompt_tokens % token_hop_len", "0")),
     Fault(
         "first_chunk_padded_by_the_remainder",
         "chunks",
         MODEL,
-        edit(
-            _CHUNKS, '-voice["prompt_token"].shape[1] % token_hop_len', 'voice["prompt_token"].shape[1] % token_hop_len'
-        ),
+        edit(_CHUNKS, "-prompt_tokens % token_hop_len", "prompt_tokens % token_hop_len"),
     ),
     Fault(
         "chunk_without_waiting_for_the_lookahead",
@@ -75,9 +71,11 @@ FAULTS = (
         "last_chunk_keeps_the_mask",
         "mask",
         MODEL,
-        edit(_TTS, "full = not (stream and causal_final)", "full = not stream"),
+        edit(_TTS, "full = stream is None or not stream.causal_final", "full = stream is None"),
     ),
-    Fault("last_chunk_is_not_final", "chunks", MODEL, edit(_TTS, "finalize=True, speed", "finalize=not stream, speed")),
+    Fault(
+        "last_chunk_is_not_final", "chunks", MODEL, edit(_TTS, "finalize=True, speed", "finalize=stream is None, speed")
+    ),
     Fault("samples_given_twice", "state", MODEL, edit(_WAV, "cache.speech_offset += speech.shape[1]", "pass")),
     Fault(
         "samples_counted_one_short",
@@ -109,8 +107,8 @@ FAULTS = (
         MODEL,
         edit(
             _TTS,
-            '"cache": SynthesisCache(incremental=stream and incremental, max_cache_bytes=max_cache_bytes)',
-            '"cache": self.__dict__.setdefault("shared", SynthesisCache(incremental=stream and incremental))',
+            "cache=SynthesisCache(stream=stream)",
+            'cache=self.__dict__.setdefault("shared", SynthesisCache(stream=stream))',
         ),
         "CosyVoice PR 1849",
     ),

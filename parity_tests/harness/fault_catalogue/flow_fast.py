@@ -1,4 +1,4 @@
-"""Faults of the flow decoder's fast paths: what is made once and kept, joined, split or computed in another way."""
+"""Faults of the flow decoder's fast forms: what is made once, joined, split or computed in another way."""
 
 from __future__ import annotations
 

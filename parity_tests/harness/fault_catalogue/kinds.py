@@ -105,12 +105,15 @@ FAULTS = (
         "cosyvoice3",
         edit(
             _SPEAK,
-            "draws=draws, **options",
-            "draws=SeededDraws(secrets.randbits(32) if seed is None else seed), **options",
+            "chosen.of_model(draws)",
+            "chosen.of_model(SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed))",
         ),
     ),
     Fault(
-        "seed_zero_is_none", "draws", "cosyvoice3", edit(_SPEAK, "if seed is None else seed", "if not seed else seed")
+        "seed_zero_is_none",
+        "draws",
+        "cosyvoice3",
+        edit(_SPEAK, "if chosen.seed is None else chosen.seed", "if not chosen.seed else chosen.seed"),
     ),
     # Dtypes of a half-precision model.
     Fault(

@@ -14,14 +14,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 import soundfile
 
-from ..files.errors import Refused
+from .errors import Refused
 
-Recording = str | Path | bytes | BinaryIO | tuple[Any, int]
+Recording = Union[str, Path, bytes, BinaryIO, tuple[Any, int], "Heard"]
 
 LONGEST, SHORTEST = 30.0, 0.1  # seconds: what the speech tokenizer was trained for, and what has no voice in it
 SILENCE = 2.0**-12  # from the lowest to the highest sample; room noise of a 16-bit recording is above
@@ -41,6 +41,8 @@ class _Forward(soundfile.SoundFile):
 
 def name_of(source: Recording) -> str:
     """What messages call a recording."""
+    if isinstance(source, Heard):
+        return source.name
     if isinstance(source, str | Path):
         name = str(source)
         return name if name.isprintable() and len(name) <= 400 else f"{name!a:.400}"
@@ -61,24 +63,35 @@ def about(source: Recording) -> Iterator[None]:
         raise Refused(f"{name_of(source)}: {error}") from None
 
 
-def at_hand(source: Recording) -> Recording:
-    """The same recording in a form that can be read several times: an open file becomes the bytes that follow.
+class Heard:
+    """A recording that was opened and decoded, for all that read it.
 
     Raises:
-        Refused: the file is not open for reading in binary mode, or holds too much.
+        Refused: see `read`.
+
+    Attributes:
+        name: what messages call it.
+        samples, rate: (s, c) float32, Hz.
+        resampled: by rate, (1, s) in the arrays of the side that reads it.
     """
-    if not hasattr(source, "read"):
-        return source
+
+    def __init__(self, source: Recording, min_sr: int = 16000) -> None:
+        self.name = name_of(source)
+        self.samples, self.rate = read(source, min_sr)
+        self.resampled: dict[int, Any] = {}
+
+
+def at_hand(source: Recording, min_sr: int = 16000) -> Heard:
+    """The recording, decoded unless it is already.
+
+    Raises:
+        Refused: see `read`.
+    """
+    if not isinstance(source, Heard):
+        return Heard(source, min_sr)
     with about(source):
-        try:
-            data = source.read(MAX_BYTES + 1)
-        except (OSError, ValueError) as error:
-            raise Refused(f"cannot be read ({_one_line(error)})") from None
-        if not isinstance(data, bytes):
-            raise Refused("is no binary file; open it with mode 'rb'")
-        if len(data) > MAX_BYTES:
-            raise Refused(f"holds more than {MAX_BYTES >> 20} MB; cut it")
-    return data
+        _check_rate(source.rate, min_sr)
+    return source
 
 
 def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
@@ -96,12 +109,13 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
         Refused: no such file, unreadable, empty, not finite, longer than `MAX_SECONDS` or `MAX_SAMPLES`, or below
             `min_sr`.
     """
-    source = at_hand(source)
     with about(source):
         if isinstance(source, tuple):
             speech, sample_rate = _from_array(source, min_sr)
         elif isinstance(source, bytes | bytearray | memoryview):
             speech, sample_rate = _from_file(io.BytesIO(source), "INPUT", min_sr)
+        elif hasattr(source, "read"):
+            speech, sample_rate = _from_file(io.BytesIO(_content(source)), "INPUT", min_sr)
         elif isinstance(source, str | Path):
             _check_path(source)
             speech, sample_rate = _from_file(str(source), shlex.quote(name_of(source)), min_sr)
@@ -114,8 +128,8 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
     return speech, sample_rate
 
 
-def check_recording(source: Recording, voice: bool = True) -> None:
-    """Refuse what would fail later, before any model is loaded or run.
+def check_recording(source: Recording, voice: bool = True) -> Heard:
+    """Decode a recording and refuse what would fail later, before any model is loaded or run.
 
     Args:
         source: as for `read`.
@@ -124,15 +138,16 @@ def check_recording(source: Recording, voice: bool = True) -> None:
     Raises:
         Refused: see `read`; longer than `LONGEST`, shorter than `SHORTEST`, or silent.
     """
-    speech, sample_rate = read(source)
-    with about(source):
-        seconds = len(speech) / sample_rate
+    heard = at_hand(source)
+    with about(heard):
+        seconds = len(heard.samples) / heard.rate
         if seconds > LONGEST:
             raise _too_long(seconds)
         if seconds < SHORTEST:
             raise Refused(f"{seconds:.3f} s is too short; some seconds of speech are needed")
-        if voice and np.ptp(speech.mean(axis=1, dtype=np.float64)) < SILENCE:
+        if voice and np.ptp(heard.samples.mean(axis=1, dtype=np.float64)) < SILENCE:
             raise Refused("is silent: there is no voice in it")
+    return heard
 
 
 def _check_path(path: str | Path) -> None:
@@ -150,6 +165,18 @@ def _check_path(path: str | Path) -> None:
         raise Refused("cannot be read as audio (no permission)")
     if not status.st_size:
         raise Refused("cannot be read as audio (the file is empty)")
+
+
+def _content(file: BinaryIO) -> bytes:
+    try:
+        data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot be read ({_one_line(error)})") from None
+    if not isinstance(data, bytes):
+        raise Refused("is no binary file; open it with mode 'rb'")
+    if len(data) > MAX_BYTES:
+        raise Refused(f"holds more than {MAX_BYTES >> 20} MB; cut it")
+    return data
 
 
 def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndarray, int]:
