@@ -92,8 +92,8 @@ def test_a_second_run_does_only_what_is_missing(model, manifest, alone, monkeypa
     before = files(alone)
     (alone / "zero.wav").unlink()
     spoken = []
-    real = Utterance.speech
-    monkeypatch.setattr(Utterance, "speech", lambda self, *given: spoken.append(self.id) or real(self, *given))
+    real = Utterance.speak
+    monkeypatch.setattr(Utterance, "speak", lambda self, *given: spoken.append(self.id) or real(self, *given))
     assert cli.main(arguments(model, manifest, alone)) == 1
     assert spoken == ["zero", "broken"]
     assert files(alone) == before
@@ -163,14 +163,14 @@ def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
     ]
     path = manifest.parent / "mixed.jsonl"
     path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines), encoding="utf-8")
-    real = Utterance.speech
+    real = Utterance.speak
 
     def breaks(self, *given):
         if self.id == "fails":
             raise ZeroDivisionError
         return real(self, *given)
 
-    monkeypatch.setattr(Utterance, "speech", breaks)
+    monkeypatch.setattr(Utterance, "speak", breaks)
     for _ in range(2):  # a second run meets its own records
         assert cli.main(arguments(model, path, tmp_path / "out")) == 1
         results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]

@@ -135,7 +135,7 @@ def results(model, part):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("small") / "out"
-    weights.save(folder, small_models()[1], SMALL)
+    weights.save(folder, small_models(forms=())[1], SMALL)
     return folder
 
 

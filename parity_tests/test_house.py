@@ -41,7 +41,6 @@ ONE_SIDED = {
 DIFFERENCES = {
     ("llm/speech_lm.py", "CosyVoice3LM.qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
     ("cosyvoice3.py", "CosyVoice3.from_pretrained"): "a converted folder or hub id against the official files",
-    ("model.py", "CosyVoice3Model.tts"): "options of incremental streams",
     ("vocoder/f0.py", "DoubleConv1d"): "torch has float64 convolutions",
     ("vocoder/stft.py", "analyse"): "a stream transforms what it holds, without the edges",
     ("vocoder/stft.py", "overlap_add"): "a stream carries the overlap on",
@@ -144,6 +143,39 @@ def test_imports_run_one_way(package):
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
                 assert name.split(".")[0] not in FORBIDDEN[package], f"{package}/{file} imports {name}"
+
+
+def imports(package: str) -> dict[str, set[str]]:
+    """Files of a package, each with those of it that it imports."""
+    names = {file.removesuffix(".py").replace("/", "."): file for file in sources(package)}
+    found: dict[str, set[str]] = {}
+    for name, file in names.items():
+        inside = name.split(".")[:-1]
+        found[file] = set()
+        for node in ast.walk(ast.parse(sources(package)[file].read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            words = (node.module or "").split(".") if node.module else []
+            if node.level:
+                words = [*inside[: len(inside) - node.level + 1], *words]
+            elif words[:1] == [package]:
+                words = words[1:]
+            else:
+                continue
+            found[file] |= {
+                names[n] for a in node.names for n in (".".join([*words, a.name]), ".".join(words)) if n in names
+            }
+    return found
+
+
+@pytest.mark.parametrize("package", ["port", "reference", "convert", "reports"])
+def test_no_two_files_import_each_other(package):
+    """Nor do several in a circle: whatever is left when files that import nothing are taken away, again and again."""
+    left = imports(package)
+    assert sum(map(len, left.values())) > 5
+    while free := [file for file, needs in left.items() if not needs & left.keys()]:
+        left = {file: needs for file, needs in left.items() if file not in free}
+    assert not left
 
 
 def test_no_print_below_the_command_line():

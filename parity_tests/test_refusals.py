@@ -79,7 +79,7 @@ def test_text_that_is_none(voices, recordings):
 def test_long_texts_are_split_on_request(voice, recordings, monkeypatch):
     """By default, as in the original, a text with its instruction is one piece."""
     spoken = []
-    monkeypatch.setattr(type(voice.model), "tts", lambda self, *, text, **_: spoken.append(text) or iter(()))
+    monkeypatch.setattr(type(voice.model), "tts", lambda self, prompt, text, **_: spoken.append(text) or iter(()))
     text = SYSTEM + WORDS + " The clock says 12." * 30
     for split_long in (False, True):
         list(voice.inference_cross_lingual(text, recordings[0], split_long=split_long))

@@ -229,7 +229,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
     audited = audit_report._checkpoint(Row("n", "flow", "isolated", "m", name, reading), "toy")
     check(audited["reproduce"], "toy")
     session = object.__new__(Session)
-    given = {"--adapter": "own", "--dtype": "float16", "--device": "cpu", "--seed": 3, "--full": True}
+    given = {"--adapter": "own", "--dtype": "float16", "--device": "cpu", "--seed": 3, "--full": True, "--plain": False}
     given |= {"--checkpoint": Path(name), "--mlx-path": None}
     session.config = SimpleNamespace(getoption=given.__getitem__)
     made = session._checkpoint(Row("n", "flow", "isolated", "m", "c", reading), f"test_x.py::test[{name}]")

@@ -44,7 +44,7 @@ class OwnPort(Adapter):
         built = target.build("port", config)
         if self.forms is not None or not isinstance(built, nn.Module) or not replaced(speed_up(built, lazy=True)):
             return {}
-        return {"plain": OwnPort(self.precision, ())}
+        return {"plain": type(self)(self.precision, ())}
 
     def build(self, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
         """The port's class with the official weights in it, or the port's function."""

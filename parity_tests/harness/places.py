@@ -51,7 +51,8 @@ def find(package: str, path: str) -> Place | None:
             continue
         first, *rest = names[cut:]
         if first in module.bound:
-            return find(module.bound[first][0], ".".join([module.bound[first][1], *rest]))
+            bound = module.bound[first][0], ".".join([module.bound[first][1], *rest])
+            return find(*bound) if bound != (package, path) else None  # a folder that imports its own files
         node: Any = module.defined.get(first)
         for name in rest:
             node = _methods(node).get(name) if isinstance(node, ast.ClassDef) else None

@@ -18,16 +18,21 @@ def recast(module: nn.Module, kind: type[Kind]) -> Kind:
     return made
 
 
-def replace(root: nn.Module, forms: Mapping[type[nn.Module], Callable[[Any], nn.Module]]) -> nn.Module:
+def replace(
+    root: nn.Module,
+    forms: Mapping[type[nn.Module], Callable[[Any], nn.Module]],
+    leave: tuple[type[nn.Module], ...] = (),
+) -> nn.Module:
     """`root` with other modules in the place of those whose class is exactly one of `forms`, the innermost first.
 
-    The modules around them stay the objects they are; `root` itself may be exchanged.
+    The modules around them stay the objects they are; `root` itself may be exchanged. What is within a module of a
+    class in `leave` is left as it is.
     """
 
     def put(value: Any) -> Any:
         if isinstance(value, list):
             return [put(item) for item in value]
-        if not isinstance(value, nn.Module):
+        if not isinstance(value, nn.Module) or isinstance(value, leave):
             return value
         for name, child in value.items():
             value[name] = put(child)

@@ -13,7 +13,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..frontend.speaker import CAMPPlus
+from ..frontend.speech_tokenizer import S3TokenizerV3
 from ..llm.qwen2 import Qwen2Attention
+from ..vocoder.generator import CausalHiFTGenerator
 from .arithmetic import on_cpu
 from .modules import recast, replace
 
@@ -44,11 +47,13 @@ class GpuAttention(Qwen2Attention):
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
 
 
+# Their weights stay float32 unless asked for (convert/quantize.py); then the input is kept and the weights promoted.
+LEFT = (S3TokenizerV3, CAMPPlus, CausalHiFTGenerator)
 OWN = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
 
 
 def own_dtype(model: nn.Module) -> nn.Module:
-    """Put them in the place of all linear layers that are not float32, and `GpuAttention` in place on a GPU."""
+    """Put them in place in language model and flow decoder, and `GpuAttention` on a GPU."""
 
     def make(layer: nn.Module) -> nn.Module:
         return layer if layer_dtype(layer) == mx.float32 else recast(layer, OWN[type(layer)])
@@ -56,4 +61,4 @@ def own_dtype(model: nn.Module) -> nn.Module:
     forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = dict.fromkeys(OWN, make)
     if not on_cpu():
         forms[Qwen2Attention] = lambda plain: recast(plain, GpuAttention)
-    return replace(model, forms)
+    return replace(model, forms, LEFT)

@@ -94,8 +94,9 @@ FAULTS = (
         "model.CosyVoice3Model",
         edit(
             "model:CosyVoice3Model.tts",
-            '"embedding": flow_embedding,',
-            '"embedding": self.__dict__.setdefault("first", flow_embedding),',
+            "empty = Prompt(prompt.flow_embedding,",
+            'prompt = replace(prompt, flow_embedding=self.__dict__.setdefault("first", prompt.flow_embedding))\n'
+            "        empty = Prompt(prompt.flow_embedding,",
         ),
     ),
     # Draws across the pieces of a text.
