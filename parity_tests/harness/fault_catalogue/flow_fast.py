@@ -83,7 +83,7 @@ FAULTS = (
     Fault(
         "unknown_time_takes_the_nearest_row",
         "schedule",
-        CFM,
+        f"{CFM}.velocity",
         edit("fast.modulation:TimeTable.__call__", "> SAME_TIME", "> 1"),
     ),
     Fault(

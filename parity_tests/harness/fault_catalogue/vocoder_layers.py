@@ -208,8 +208,8 @@ FAULTS = (
         F0,
         edit(
             "vocoder.f0:_Float64Conv1d.__call__",
-            "return x @ weight",
-            "x, weight = x.astype(mx.float32), weight.astype(mx.float32)\n        return x @ weight",
+            "return x @ weight.reshape(out_channels, -1).T + self.bias.astype(mx.float64)",
+            "return x.astype(mx.float32) @ weight.reshape(out_channels, -1).T.astype(mx.float32) + self.bias",
         ),
         "mobius 33",
     ),
