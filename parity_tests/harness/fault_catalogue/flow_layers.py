@@ -120,7 +120,7 @@ FAULTS = (
         "position_convolution_silu",
         "activation",
         f"{LAYERS}.CausalConvPositionEmbedding",
-        edit(_POSITION, "mish(", "nn.silu("),
+        edit(_POSITION, "self.mish(", "nn.silu("),
     ),
     Fault(
         "position_convolution_mask_ignored_after",
