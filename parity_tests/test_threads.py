@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from parity_tests.speech_support import small_models
 from parity_tests.stream_support import TOKENS, start, utterance
 from port import noise
 from port.fast import replaced, speed_up
@@ -55,25 +56,23 @@ def test_what_one_thread_makes_another_can_use(build):
     np.testing.assert_allclose(np.array(module(x)), expected, rtol=0, atol=1e-5)
 
 
-def test_two_streams_of_one_model_know_nothing_of_each_other(flow, parity):
+def test_two_streams_of_one_model_know_nothing_of_each_other(flow):
     """Bit for bit, a thousand chunks: nothing is shared but the parameters."""
-    vocoder = parity.models.port.vocoder
-    abouts, bins = [utterance(6), utterance(15)], vocoder.config.in_channels
+    vocoder = small_models()[1].vocoder
+    mel, cuts = normal(1, 3, vocoder.config.in_channels), range(2, TOKENS + 1, 3)
 
-    def chunks(number, rounds):
-        digest, rng = hashlib.sha256(), np.random.default_rng(number)
-        mel = mx.array(rng.standard_normal((1, 3, bins)).astype(np.float32))
-        for _ in range(rounds):
-            about, stream, speech = abouts[number], start(flow, abouts[number]), StreamingVocoder(vocoder)
-            for have in range(2, TOKENS + 1, 3):
-                digest.update(np.array(stream.push(about["token"][:, :have], finalize=have == TOKENS)).tobytes())
-                digest.update(np.array(speech.push(mel, finalize=have == TOKENS)).tobytes())
+    def speech(prompt):
+        digest, about = hashlib.sha256(), utterance(prompt)
+        stream, wave = start(flow, about), StreamingVocoder(vocoder)
+        for have in cuts:
+            digest.update(np.array(stream.push(about["token"][:, :have], finalize=have == TOKENS)).tobytes())
+            digest.update(np.array(wave.push(mel * prompt, finalize=have == TOKENS)).tobytes())
         return digest.hexdigest()
 
-    rounds = 1000 // (2 * 2 * len(range(2, TOKENS + 1, 3))) + 1
-    alone = [chunks(number, rounds) for number in range(2)]
+    alone = [{speech(prompt)} for prompt in (6, 15)]
+    times = 1000 // (2 * 2 * len(cuts)) + 1  # of two streams, each of flow decoder and vocoder
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(chunks, range(2), [rounds] * 2)) == alone
+        assert list(pool.map(lambda prompt: {speech(prompt) for _ in range(times)}, (6, 15))) == alone
 
 
 # ---- locks, by forced interleaving
