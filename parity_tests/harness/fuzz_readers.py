@@ -193,9 +193,8 @@ def _write_text(folder: Path) -> None:
 
 def _read_text(folder: Path) -> None:
     text = read_text(folder / "x.txt")
-    for part in (text, text.partition("他")[0]):  # Chinese, and English alone
-        for split_long in (False, True):
-            text_normalize(part, str.split, True, True, load_normalizer(), split_long)
+    for part, split_long in ((text, False), (text.partition("他")[0], True)):  # Chinese, and English alone
+        text_normalize(part, str.split, True, True, load_normalizer(), split_long)
 
 
 def _write_report(folder: Path) -> None:

@@ -184,6 +184,8 @@ def name_nearest(
         return
     first = causes[0].row
     isolated = [row for row in rows if row["kind"] == "isolated" and row["status"] in JUDGED]
+    # Signatures are of the port as it runs; what its plain layers give says the same once more.
+    isolated = [row for row in isolated if not row["name"].startswith(f"{row['case']}.plain")]
     faults = faults.judged_by({row["name"] for row in isolated})
     weight = weights(faults.signatures.values())
     broken = {r["name"]: strength(r["status"], r["ratio"]) for r in isolated if r["stage"] == first["stage"]}
