@@ -13,8 +13,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from parity_tests.adapters.own import OwnPort
+from parity_tests.cases.flow import FLOW
 from parity_tests.speech_support import small_models
-from parity_tests.stream_support import TOKENS, start, utterance
+from parity_tests.stream_support import INFERENCE, TOKENS, small_state, start, utterance
 from port import noise
 from port.fast import replaced, speed_up
 from port.flow.layers import Attention, CausalConvPositionEmbedding
@@ -50,14 +52,16 @@ def test_what_one_thread_makes_another_can_use(build):
     plain, x = build(), normal(1, 20, 12)
     mx.eval(plain.parameters())
     expected = np.array(plain(x))
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1, initializer=threads.end_streams_with_thread) as pool:
         module = pool.submit(speed_up, plain).result()
     assert replaced(module)
     np.testing.assert_allclose(np.array(module(x)), expected, rtol=0, atol=1e-5)
 
 
-def test_two_streams_of_one_model_know_nothing_of_each_other(flow):
-    """Bit for bit, a thousand chunks: nothing is shared but the parameters."""
+@pytest.mark.meta
+def test_two_streams_of_one_model_know_nothing_of_each_other():
+    """Bit for bit, a thousand chunks: nothing is shared but the parameters. Two Euler steps tell as much as ten."""
+    flow = OwnPort().build(INFERENCE, {**FLOW, "cfm": {"n_timesteps": 2}}, small_state())
     vocoder = small_models()[1].vocoder
     mel, cuts = normal(1, 3, vocoder.config.in_channels), range(2, TOKENS + 1, 3)
 
@@ -71,7 +75,7 @@ def test_two_streams_of_one_model_know_nothing_of_each_other(flow):
 
     alone = [{speech(prompt)} for prompt in (6, 15)]
     times = 1000 // (2 * 2 * len(cuts)) + 1  # of two streams, each of flow decoder and vocoder
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2, initializer=threads.end_streams_with_thread) as pool:
         assert list(pool.map(lambda prompt: {speech(prompt) for _ in range(times)}, (6, 15))) == alone
 
 
