@@ -54,9 +54,9 @@ class OwnPort(Adapter):
             built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
         return self.as_run(built)
 
-    def as_run(self, built: Any) -> Any:
-        """A part with its weights, as it is judged."""
-        return speed_up(built, self.forms) if isinstance(built, nn.Module) else built
+    def as_run(self, built: Any, lazy: bool = False) -> Any:
+        """A part with its weights, as it is judged; `lazy` as for `speed_up`."""
+        return speed_up(built, self.forms, lazy) if isinstance(built, nn.Module) else built
 
     def _stored(self, name: str, value: mx.array) -> mx.array:
         return value.astype(DTYPES[self.precision.tag(name)][0])

@@ -16,8 +16,8 @@ from convert.mapping import PORT_ROOT
 from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
+from parity_tests.adapters.own import OwnPort
 from port.config import CosyVoice3Config, read_settings
-from port.fast import speed_up
 from port.files import weights
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model as PortModel
@@ -73,13 +73,12 @@ class Models:
     audit: dict[str, Any]
 
     @classmethod
-    def load(cls, source: Path, folder: Path, plain: bool = False) -> Models:
+    def load(cls, source: Path, folder: Path) -> Models:
         """Load both sides whole.
 
         Args:
             source: official checkpoint folder.
             folder: its conversion.
-            plain: the port without its fast forms.
 
         Raises:
             Refused: files that cannot be used.
@@ -91,8 +90,7 @@ class Models:
         single.eval()
         double = copy.deepcopy(single).double()
         audit = json.loads((folder / "audit.json").read_text("utf-8")) if (folder / "audit.json").exists() else {}
-        port = weights.load(folder)
-        return cls(source, folder, config, single, double, port if plain else speed_up(port), audit)
+        return cls(source, folder, config, single, double, OwnPort().as_run(weights.load(folder)), audit)
 
     @classmethod
     def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config, *more: Part) -> Models:
@@ -119,7 +117,7 @@ class Models:
         for name in parts:
             keys = [key for key, _ in tree_flatten(port[name].parameters())]
             port[name].load_weights([(key, held[f"{name}.{key}"]) for key in keys], strict=True)
-            port[name] = speed_up(port[name], lazy=True)
+            port[name] = OwnPort().as_run(port[name], lazy=True)
         return cls(source, folder, config, single, exact(single), port, {})
 
     @property

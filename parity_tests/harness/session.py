@@ -102,8 +102,7 @@ class Session:
         """Reference in both precisions and the converted port, from one checkpoint; made on first use."""
         option, scratch = self.config.getoption, Path(self._scratch.name)
         precision = Precision(option("--dtype"))
-        folders = option("--checkpoint"), option("--mlx-path")
-        models = prepare_models(*folders, scratch, option("--seed"), precision, option("--plain"))
+        models = prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
         about = {"weights": [asdict(file) for file in models.files], "revision": models.revision}
         self.keep("models", [about | {"audit": report_model.weights_section(models.audit) if models.audit else None}])
         return models
@@ -285,12 +284,7 @@ def _smallest_first(row: dict[str, Any]) -> int:
 
 
 def prepare_models(
-    source: Path | None,
-    folder: Path | None,
-    scratch: Path,
-    seed: int,
-    precision: Precision = FLOAT32,
-    plain: bool = False,
+    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
 ) -> Models:
     """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
     if source is None:
@@ -301,4 +295,4 @@ def prepare_models(
         # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
         judged = [{"checkpoint": "", "status": "PASS"}]
         convert_folder(Source(source, str(source)), folder, lambda *_: judged, precision=precision)
-    return Models.load(source, folder, plain)
+    return Models.load(source, folder)

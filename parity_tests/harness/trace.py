@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
                 require_float32()
                 precision = Precision(options.dtype)
                 folders = options.checkpoint, options.mlx_path, Path(scratch)
-                models = prepare_models(*folders, options.seed, precision, options.plain)
+                models = prepare_models(*folders, options.seed, precision)
             except (ValueError, OSError) as error:
                 return _say(str(error))
             rows = walk(models, walks(models.config)[options.case])

@@ -123,13 +123,9 @@ def tables(model: nn.Module) -> nn.Module:
     """Put the tables of the schedule's times and of the rotary angles beside the layers that make them."""
 
     def timed(cfm: CausalConditionalCFM) -> CausalConditionalCFM:
-        dit = cfm.estimator
-        if not isinstance(dit.time_embed, TimeTable):
+        if not isinstance(cfm.estimator.time_embed, TimeTable):
             times = step_times(cosine_schedule(cfm.config.n_timesteps))
-            made = tabulate(dit, times)
-            dit.time_embed = TimeTable(mx.array(times, mx.float32), dit.time_embed)
-            for norm, table in zip(norms(dit), made, strict=True):
-                norm.silu, norm.linear = nn.Identity(), VectorTable(table, norm.linear)
+            _put(cfm.estimator, mx.array(times, mx.float32), tabulate(cfm.estimator, times), keep=True)
         return cfm
 
     def turned(plain: RotaryEmbedding) -> RotaryTables:
@@ -166,7 +162,8 @@ def make_room(dit: DiT, count: int) -> None:
     _put(dit, mx.zeros(count), [mx.zeros((count, outputs // d, d)) for outputs, d in shapes])
 
 
-def _put(dit: DiT, times: mx.array, made: Sequence[mx.array]) -> None:
-    dit.time_embed = TimeTable(times)
+def _put(dit: DiT, times: mx.array, made: Sequence[mx.array], keep: bool = False) -> None:
+    """Put tables in place; `keep` the layers that make them, for other times."""
+    dit.time_embed = TimeTable(times, dit.time_embed if keep else None)
     for norm, table in zip(norms(dit), made, strict=True):
-        norm.silu, norm.linear = nn.Identity(), VectorTable(table)
+        norm.silu, norm.linear = nn.Identity(), VectorTable(table, norm.linear if keep else None)
