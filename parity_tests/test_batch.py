@@ -131,6 +131,14 @@ def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manif
     assert files(out) == files(alone), said
 
 
+def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch):
+    """A rank may die when the others are not that far."""
+    monkeypatch.setattr(batch, "load_voice", lambda *_: signal.raise_signal(signal.SIGTERM))
+    failed, total = batch.run_batch(manifest, tmp_path / "out", str(model))
+    results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert failed == total == len(LINES) == sum(result["error"] == batch.LEFT for result in results)
+
+
 def rank_of(launcher):
     """One of the processes that speak."""
     listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout

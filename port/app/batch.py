@@ -26,9 +26,11 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from ..config import read_settings
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
+from ..files.hub import find_folder
 from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"
@@ -166,13 +168,15 @@ def run_batch(
         refused = mx.distributed.all_sum(mx.array(int(not take_lock(own))), group=group, stream=mx.cpu)
         if refused.item():
             raise Refused(f"{out}: another batch is writing there; wait for its end or choose another --out")
-        voice = load_voice(model, revision)
-        weights = hashlib.sha256((voice.folder / "config.json").read_bytes()).hexdigest()
+        folder = find_folder(model, revision)
+        read_settings(folder)  # which refuses a folder without a model in one line
+        weights = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
         wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
         left = lines[group.rank() :: group.size()]
         bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
-        with _ended_by_signals():
+        with _ended_by_signals():  # loading too: another rank may have spoken, and died, meanwhile
             try:
+                voice = load_voice(str(folder))
                 for line in bar:
                     record, request = _record(records, line), wanted[line["id"]]
                     spoken = _result(record, line["id"], request)["status"] == "done"
