@@ -174,7 +174,7 @@ def _measured(
 
 
 def _header(options: argparse.Namespace, bench: Bench, words: str) -> dict[str, Any]:
-    from parity_tests.harness import regime
+    from mlx_parity.sides import regime
 
     about = bench.about()
     for side in ("torch", "port"):

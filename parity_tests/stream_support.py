@@ -11,12 +11,12 @@ import mlx.core as mx
 import numpy as np
 import torch
 
+from mlx_parity.compare import compare
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.flow import FLOW
 from parity_tests.harness.cases import case, normal, tokens
-from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import Arrays, Runs, reference_state, run_reference
-from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS, swap
 from port.stream.flow import StreamingFlow
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from mlx_parity.compare import FLOOR, ROUNDINGS, compare
+from mlx_parity.sides import orders_mlx
+from mlx_parity.sides.orders_pytorch import BLOCKS, Order, in_other_orders
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import alarms, orders_mlx
+from parity_tests.harness import alarms
 from parity_tests.harness.cases import all_cases
-from parity_tests.harness.compare import FLOOR, ROUNDINGS, compare
+from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.oracle import one_rounding, reference_state, run_reference, truth_of
-from parity_tests.harness.orders import BLOCKS, Order, in_other_orders
 from port.fast import convolution
 
 pytestmark = pytest.mark.meta
@@ -77,7 +79,7 @@ def test_a_machine_gives_the_same_numbers_again_and_leaves_nothing_behind():
 
 
 def test_what_the_port_finds_out_of_a_machine_ends_with_it():
-    with orders_mlx.Order(3):
+    with orders_mlx.Order(3, clear_caches):
         convolution.adds_whole_products(mx.default_device().type)
     assert not convolution.adds_whole_products.cache_info().currsize
 

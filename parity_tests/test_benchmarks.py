@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import cases, machine, measure, report, run, targets
 from benchmarks.process import Settings, WorkerProcess
-from parity_tests.harness.compare import BUDGET
+from mlx_parity.compare import BUDGET
 from port.fast import FORMS
 
 pytestmark = pytest.mark.meta

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_tests.harness.compare import BUDGET, FLOOR, agreement, compare
-from parity_tests.harness.spool import Spool
-from parity_tests.harness.where import error_map
+from mlx_parity.compare import BUDGET, FLOOR, agreement, compare
+from mlx_parity.spool import Spool
+from mlx_parity.where import error_map
 
 pytestmark = pytest.mark.meta
 

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.compare import compare
 from parity_tests.driver_support import SAMPLES, SIDES, Speaker, joined, scripted, some_tokens
-from parity_tests.harness.compare import compare
 from parity_tests.harness.targets import swap
 from parity_tests.speech_support import SMALL
 from port import model as port_driver

@@ -8,9 +8,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parity_tests.harness.compare import compare
+from mlx_parity.compare import compare
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.harness.judge import Row
-from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import swap
 from parity_tests.stream_support import (
     AHEAD,

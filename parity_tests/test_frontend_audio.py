@@ -9,7 +9,7 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
-from parity_tests.harness.compare import BUDGET, FLOOR, agreement, compare
+from mlx_parity.compare import BUDGET, FLOOR, agreement, compare
 from parity_tests.harness.judge import against
 from port.frontend import audio as port
 from reference.frontend import audio as reference

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.meta
 
 ROOT = Path(__file__).parents[1]
 ONE_ROW = """
-    from parity_tests.harness.compare import Reading
+    from mlx_parity.compare import Reading
     from parity_tests.harness.judge import Row
 
 

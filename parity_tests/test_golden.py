@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mlx_parity.compare import Reading
 from parity_tests.harness import golden
-from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_tests import module_of
 from parity_tests.harness.golden import GoldenRow, judge_file
 from parity_tests.harness.golden_file import GoldenFile

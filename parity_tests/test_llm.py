@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.compare import compare
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.cases.llm import CASES, LM, QWEN2
 from parity_tests.harness.cases import case
-from parity_tests.harness.compare import compare
 from parity_tests.harness.oracle import reference_state
-from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig, from_dict
 from port.llm import sampling as port_sampling

@@ -11,7 +11,7 @@ import torch
 from mlx.utils import tree_flatten
 
 from convert.mapping import plan
-from parity_tests.harness.compare import BUDGET, FLOOR, compare
+from mlx_parity.compare import BUDGET, FLOOR, compare
 from parity_tests.onnx_support import CLASSES, COUNTS, HELD, OPSETS, SPEAKER, Witnesses, write_files
 from port.config import CosyVoice3Config
 from port.frontend import audio as port_audio

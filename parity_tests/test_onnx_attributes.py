@@ -11,7 +11,7 @@ import torch
 from onnx import AttributeProto, helper, numpy_helper
 
 from convert.onnx_graph import module_path
-from parity_tests.harness.compare import compare
+from mlx_parity.compare import compare
 from parity_tests.onnx_support import CLASSES, OPSETS, READ, write_files
 from port.files.errors import Refused
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from convert.quantize import Precision
+from mlx_parity.compare import BUDGET, agreement
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import case, normal, valid
-from parity_tests.harness.compare import BUDGET, agreement
 from parity_tests.harness.oracle import reference_state, run_reference
 
 HALVES = ("float16", "bfloat16")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convert.quantize import Precision, precision_of
-from parity_tests.harness.compare import BUDGET
+from mlx_parity.compare import BUDGET
 from parity_tests.harness.quality import METRICS, bound, measure
 from parity_tests.harness.rounding import round_reference
 from parity_tests.harness.session import prepare_models

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 
 from convert import run
 from convert.quantize import PARTS, Precision, precision_of
+from mlx_parity.compare import Reading
 from parity_tests.convert_support import passing
-from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, failures, reduced
 from port.config import CosyVoice3Config
 from port.files import weights

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import conftest
+from mlx_parity.compare import Reading
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import places
 from parity_tests.harness.capture import Recorder
-from parity_tests.harness.compare import Reading
 from parity_tests.harness.golden import GoldenRow
 from parity_tests.harness.judge import Row
 from parity_tests.harness.oracle import to_torch

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.compare import compare
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
 from parity_tests.harness.cases import Case, case, normal, uniform, voiced_and_unvoiced
-from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import failures, judge
 from parity_tests.harness.oracle import reference_state, run_reference
 from parity_tests.harness.targets import TARGETS

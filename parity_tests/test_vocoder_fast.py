@@ -6,9 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_parity.compare import FLOOR
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT
-from parity_tests.harness.compare import FLOOR
 from parity_tests.harness.judge import judge
 from parity_tests.harness.targets import TARGETS
 from port.fast import arithmetic as fast

@@ -11,13 +11,13 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.compare import Reading, compare
+from mlx_parity.sides.orders_pytorch import Lazily
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
 from parity_tests.harness.cases import case, normal, uniform, voiced_and_unvoiced
-from parity_tests.harness.compare import Reading, compare
 from parity_tests.harness.judge import Row, against
 from parity_tests.harness.oracle import Runs, reference_state, run_reference, truth_of
-from parity_tests.harness.orders import Lazily
 from parity_tests.harness.targets import TARGETS, swap
 from parity_tests.harness.walks import walks
 from port.fast.convolution import PaddedConv1d, ProductConv1d

@@ -146,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_here(options: argparse.Namespace, folder: Path) -> int:
     import torch
 
+    from mlx_parity.sides.regime import NotFloat32, require_float32
     from parity_tests.adapters.audit_report import lines
-    from parity_tests.harness.regime import NotFloat32, require_float32
     from reports.build import build
 
     torch.set_num_threads(1)  # tiny tensors

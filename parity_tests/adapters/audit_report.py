@@ -8,10 +8,11 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mlx_parity.compare import BUDGET, FLOOR
+from mlx_parity.sides import regime
 from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.findings import BROKEN, Findings
-from parity_tests.harness import places, regime
-from parity_tests.harness.compare import BUDGET, FLOOR
+from parity_tests.harness import places
 from parity_tests.harness.judge import Row, reduced
 from parity_tests.harness.signatures import name_nearest
 from reports import model as report_model

@@ -12,12 +12,12 @@ import mlx.core as mx
 import numpy as np
 import torch
 
+from mlx_parity.compare import Reading, compare
 from parity_tests.adapters.base import Adapter, NotOffered
 from parity_tests.cases.frontend import voice
 from parity_tests.cases.llm import LM
 from parity_tests.cases.vocoder import SINE
 from parity_tests.harness.cases import Case, case, uniform, voiced_and_unvoiced
-from parity_tests.harness.compare import Reading, compare
 from parity_tests.harness.judge import Row
 from parity_tests.harness.targets import TARGETS, Target
 from port import noise

@@ -4,7 +4,7 @@
 
 The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
 several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders
-of their own, as on another BLAS or GPU (orders.py, orders_mlx.py). No code is wrong, so a row over budget is a false
+of their own, as on another BLAS or GPU (mlx_parity/sides). No code is wrong, so a row over budget is a false
 alarm. Parts of a walk are judged inside the whole; alone they are cases. `before` is the rule with one float32 run of
 the reference, `after` the rule of the suite, with several.
 
@@ -32,11 +32,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.sides import orders_mlx
+from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
+from mlx_parity.sides.regime import NotFloat32, require_float32
+from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import orders_mlx
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
-from parity_tests.harness.compare import BUDGET, Reading
+from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.fault_tests import GOLDEN_FILES
 from parity_tests.harness.golden import judge_replays
 from parity_tests.harness.golden_file import GoldenFile, Kit
@@ -46,10 +50,7 @@ from parity_tests.harness.golden_table import PARTS, part_of
 from parity_tests.harness.judge import compare_all
 from parity_tests.harness.oracle import run_reference as run_case
 from parity_tests.harness.oracle import truth_of
-from parity_tests.harness.orders import BLOCKS, FURTHER, Order
-from parity_tests.harness.regime import NotFloat32, require_float32
 from parity_tests.harness.session import prepare_models
-from parity_tests.harness.spool import Spool
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from port.files.disk import beside
@@ -93,7 +94,7 @@ def machines(count: int, reference: Callable[[], Result], port: Callable[[], Res
     for seed in range(count):
         with Order(FIRST_MACHINE + seed):
             singles.append(reference())
-        with orders_mlx.Order(seed):
+        with orders_mlx.Order(seed, clear_caches):
             ports.append(port())
     for seed in range(count):
         yield ports[seed], singles[seed], [singles[(seed + i) % count] for i in range(1, 1 + FURTHER)]

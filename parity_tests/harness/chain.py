@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlx_parity.compare import Reading
+from mlx_parity.sides.orders_pytorch import Lazily, in_other_orders
+from mlx_parity.spool import Spool
 from parity_tests.adapters.own import to_mlx
 from parity_tests.adapters.own import to_numpy as from_mlx
 from parity_tests.harness.capture import Call, Recorder
-from parity_tests.harness.compare import Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.models import Models
 from parity_tests.harness.oracle import to_numpy, to_torch
-from parity_tests.harness.orders import Lazily, in_other_orders
-from parity_tests.harness.spool import Spool
 from parity_tests.harness.targets import Change
 from port.fast.modulation import TimeTable, is_baked
 from port.flow.layers import RotaryEmbedding

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlx_parity.compare import Reading
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.cases import Case, all_cases
-from parity_tests.harness.compare import Reading
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
 from parity_tests.harness.fault_tests import BEFORE, CASES, GOLDEN, TESTS, module_of
 from parity_tests.harness.judge import compare_all

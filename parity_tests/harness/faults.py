@@ -30,7 +30,8 @@ from typing import Any
 
 import torch
 
-from parity_tests.harness import fault_checks, regime, signatures
+from mlx_parity.sides import regime
+from parity_tests.harness import fault_checks, signatures
 from parity_tests.harness.fault_catalogue import (
     conversion,
     driver,

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
+from mlx_parity.sides.regime import NotFloat32, require_float32
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.compare import BUDGET, FLOOR, Reading, agreement, compare
 from parity_tests.harness.golden_file import (
     MANIFEST,
     Entry,
@@ -41,7 +42,6 @@ from parity_tests.harness.golden_onnx import judge_onnx
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
 from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
-from parity_tests.harness.regime import NotFloat32, require_float32
 from port.files.disk import beside
 
 DOUBLE_LIMIT = 1e-12

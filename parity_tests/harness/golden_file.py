@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mlx_parity.compare import Reading
 from parity_tests.adapters import own
 from parity_tests.harness import oracle
-from parity_tests.harness.compare import Reading
 
 Arrays = dict[str, np.ndarray]
 Side = Literal["reference", "port"]

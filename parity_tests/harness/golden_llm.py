@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from convert.official import llm_config
+from mlx_parity.compare import agreement
 from parity_tests.adapters import own
 from parity_tests.harness.capture import Recorder
-from parity_tests.harness.compare import agreement
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit, describe, read_manifest
 from parity_tests.harness.targets import TARGETS
 from port.config import LLMConfig, SamplingConfig

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from convert.mapping import convert
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker
-from parity_tests.harness.compare import BUDGET, Reading, compare
+from mlx_parity.compare import BUDGET, Reading, compare
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.harness.golden_file import GoldenRow, Side
-from parity_tests.harness.orders import in_other_orders
 from port.config import CosyVoice3Config
 from port.frontend import speaker as port_speaker
 from reference.frontend.speaker import CAMPPlus

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from convert.official import dit_config, flow_config, vocoder_config
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import Run, Tap, runs
 from parity_tests.harness.oracle import one_rounding, to_numpy, to_torch
-from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import TARGETS, Target, frames_of_samples
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mlx_parity.compare import Reading, compare
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.adapters.base import Adapter, NotOffered
 from parity_tests.harness.cases import Case
-from parity_tests.harness.compare import Reading, compare
 from parity_tests.harness.oracle import Arrays, Truth, truth_of
-from parity_tests.harness.orders import in_other_orders
 
 Kind = Literal["isolated", "chained", "golden", "exact"]
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mlx_parity.compare import BUDGET, FLOOR
 from parity_tests.harness.cases import Case
-from parity_tests.harness.compare import BUDGET, FLOOR
 from parity_tests.harness.oracle import Arrays, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.harness.cases import Case
 from parity_tests.harness.live import live_state
-from parity_tests.harness.orders import in_other_orders
 from parity_tests.harness.targets import Target
 
 Arrays = dict[str, np.ndarray]

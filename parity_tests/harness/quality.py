@@ -25,9 +25,9 @@ import numpy as np
 import torch
 
 from convert.quantize import precision_of
+from mlx_parity.compare import BUDGET
 from parity_tests.adapters.own import to_mlx
 from parity_tests.adapters.own import to_numpy as from_mlx
-from parity_tests.harness.compare import BUDGET
 from parity_tests.harness.models import Models
 from parity_tests.harness.oracle import Arrays, to_torch
 from parity_tests.harness.rounding import round_reference

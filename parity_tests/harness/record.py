@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mlx_parity.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.cases import Case, all_cases
-from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
 from parity_tests.harness.targets import TARGETS

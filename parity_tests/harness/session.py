@@ -17,11 +17,12 @@ import pytest
 
 from convert.quantize import FLOAT32, Found, Precision, precision_of
 from convert.run import Source, convert_folder
+from mlx_parity.compare import BUDGET, FLOOR, Reading
+from mlx_parity.sides import regime
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import places, regime
+from parity_tests.harness import places
 from parity_tests.harness.cases import Case
-from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.folders import FolderError, check_folders
 from parity_tests.harness.gathered import Gathered
@@ -128,7 +129,7 @@ class Session:
         problems = regime.not_float32(self.arithmetic)
         for side, problem in problems.items():
             name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
-            row = Row(name, "whole", "exact", "harness.regime", name, reading, self.command)
+            row = Row(name, "whole", "exact", "mlx_parity.sides.regime", name, reading, self.command)
             self.gathered.keep_outside("rows", [self._checkpoint(row, "arithmetic")])
         if problems:
             pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)

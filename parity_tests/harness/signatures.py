@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from parity_tests.harness.compare import BUDGET
+from mlx_parity.compare import BUDGET
 from parity_tests.harness.fingerprint import fingerprint
 from reports.causes import causes_of
 

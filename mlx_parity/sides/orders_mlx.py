@@ -1,4 +1,4 @@
-"""MLX as another machine would run it: the twin of `orders.py` for the other side.
+"""MLX as another machine would run it: the twin of `orders_pytorch.py` for the other side.
 
 Only the measurement of false alarms runs the port in it; a verdict never does.
 
@@ -15,8 +15,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from parity_tests.harness.fault_catalogue.base import clear_caches
-from parity_tests.harness.orders import BLOCKS, LONGEST, UNITS
+from mlx_parity.sides.orders_pytorch import BLOCKS, LONGEST, UNITS
 
 FUNCTIONS = ["exp", "expm1", "log", "log1p", "log10", "logaddexp", "sin", "cos", "tanh", "erf", "sigmoid", "rsqrt"]
 
@@ -30,16 +29,18 @@ class Order:
 
     Args:
         seed: of the machine; the same seed gives the same numbers.
+        forget: called on entering and on leaving; drops what the port keeps of the machine that it found.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, forget: Callable[[], None] = lambda: None) -> None:
         self.rng = np.random.default_rng((seed, 1))
+        self._forget = forget
         self.block = BLOCKS[seed % len(BLOCKS)]
         self._undo: list[tuple[Any, str, Any]] = []
 
     def __enter__(self) -> Order:
         mx.disable_compile()
-        clear_caches()  # what the port found out about the real machine is not true of this one
+        self._forget()
         self.matmul, self.convolve = mx.array.__matmul__, {3: mx.conv1d, 4: mx.conv2d}
         for owner, name, make in _PATCHES:
             original = getattr(owner, name)
@@ -53,7 +54,7 @@ class Order:
         while self._undo:
             setattr(*self._undo.pop())
         mx.enable_compile()
-        clear_caches()  # what the port found out about this machine is not true of the real one
+        self._forget()
 
     def parts(self, count: int) -> Iterator[mx.array]:
         """The indices of `count` terms, permuted, in blocks of the machine."""

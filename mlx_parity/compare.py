@@ -6,8 +6,8 @@ For a tensor, with r32 the reference in float32, r64 the reference in float64 (t
 
 once with |.| the rms and once with |.| the largest absolute value. The tensor passes when both are at most BUDGET.
 One float32 run is a draw: where it leaves the ratio above LOOK_AGAIN, e_ref is the largest of several runs, whose sums
-go in other orders (orders.py). And it is itself judged: a reference further than ROUNDINGS from the oracle did not
-compute in float32.
+go in other orders (sides/orders_pytorch.py). And it is itself judged: a reference further than ROUNDINGS from the
+oracle did not compute in float32.
 Nothing here knows which module it looks at, so no module can have a tolerance of its own.
 """
 
@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from parity_tests.harness.where import POSITIONS, elements, error_map, largest
+from mlx_parity.where import POSITIONS, elements, error_map, largest
 
 BUDGET = 4.0
 LOOK_AGAIN = BUDGET / 2  # further runs can only lower a ratio: what is far within the budget needs none
