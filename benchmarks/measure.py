@@ -17,8 +17,8 @@ from mlx_parity.compare import Reading, compare
 
 # Longer than a BLAS or OpenMP thread spins for new work, so that none of another side's is awake when one is timed.
 PAUSE_S = 0.1
-# Further float32 runs of the reference (mlx_parity/compare.py): of inputs moved by an ulp, and, from tokens to samples,
-# of a mel as near to the truth as the reference's own: the pitch integrates to a phase, so one run may be right by luck.
+# Further float32 runs of the reference (mlx_parity/compare.py): of inputs moved by an ulp, and, from tokens to
+# samples, of a mel as near to the truth as its own: the pitch integrates to a phase, so one run may be right by luck.
 NUDGES, NUDGES_OF_MEL = 2, 6
 # What changes the result, and not only the way to it; the reference is run the same way.
 MEANING = {"offline": "offline", "causal_final": "causal_final"}

@@ -51,6 +51,7 @@ def desk(parity, tmp_path_factory):
     for name in (
         "port",
         "convert",
+        "mlx_parity",
         "reference",
         "parity_tests",
         "reports",
