@@ -9,6 +9,7 @@ b batch, n rows or frames, K terms of a sum, g groups
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -78,8 +79,10 @@ class Order(TorchDispatchMode):
         kwargs = kwargs or {}
         handler = HANDLERS.get(func)
         if handler is not None and _is_single(args):
-            return handler(self, *args, **kwargs)
-        if handler is None and _is_composite(func):
+            # Of a kind that no handler knows, it keeps the machine's own order: that can only make e_ref smaller.
+            with contextlib.suppress(NotImplementedError):
+                return handler(self, *args, **kwargs)
+        if handler is None and is_composite(func):
             with self:
                 return func.decompose(*args, **kwargs)
         found = func(*args, **kwargs)
@@ -119,7 +122,7 @@ def _is_single(args: Sequence[Any]) -> bool:
     return bool(tensors) and all(t.dtype == torch.float32 for t in tensors)
 
 
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
@@ -195,8 +198,12 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    if is_causal or enable_gqa or dropout_p:
-        raise NotImplementedError("attention of this kind in another order")
+    if dropout_p:
+        raise NotImplementedError("attention with dropout in another order")
+    if enable_gqa:
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
+    if is_causal:
+        attn_mask = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).tril()
     scores = order.product(q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale), k.transpose(-1, -2))
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask

@@ -1,0 +1,160 @@
+"""What `compare_models` found: a row an output, the first module that is wrong, a page to paste."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from mlx_parity.compare import BUDGET, Reading
+
+WHOLE = "(model)"
+LISTED = 10  # names of modules that only one side has
+PACKAGES = ("mlx", "torch", "numpy", "transformers", "mlx-lm", "mlx-audio")
+Where = Literal["", "here", "inside", "inputs"]
+WHERE: dict[Where, str] = {"": "", "here": "wrong here", "inside": "around a wrong one", "inputs": "inherited"}
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One output of one named module; the worst of its calls.
+
+    Args:
+        module: its name in PyTorch, `(model)` for the whole.
+        kind: its class.
+        output: place in what it returns; '' where it returns one array.
+        reading: of the module inside the model.
+        call: which call it was, counted from 0.
+        where: of a failure, whether the module fails on the reference's own inputs too (`here`; `inside` where a module
+            within it does) or only on what it was handed (`inputs`); '' where it passed or could not be run alone.
+    """
+
+    module: str
+    kind: str
+    output: str
+    reading: Reading
+    call: int = 0
+    where: Where = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.module}.{self.output}" if self.output else self.module
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the row's fields, and the reading's."""
+        own = {"module": self.module, "kind": self.kind, "output": self.output, "call": self.call, "where": self.where}
+        return own | self.reading.to_dict()
+
+    def __str__(self) -> str:
+        ratio = "" if self.reading.ratio is None else f"{self.reading.ratio:.3g}x"
+        more = "  ".join(filter(None, (WHERE[self.where], self.reading.message if not ratio else "")))
+        return f"{self.reading.status:8} {ratio:>9}  {self.name} ({self.kind})  {more}".rstrip()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare_models`.
+
+    Args:
+        rows: in the order in which the modules ended in PyTorch.
+        unmatched: names of called modules that only one side has, by side (`torch`, `mlx`); what they compute is
+            judged inside the module around them.
+    """
+
+    rows: Sequence[ModuleRow]
+    unmatched: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Every row passed, and there is one."""
+        return bool(self.rows) and all(row.reading.status == "PASS" for row in self.rows)
+
+    @property
+    def first(self) -> str | None:
+        """Name of the first module over budget; one that only inherits its error counts where no other is wrong."""
+        wrong = [row for row in self.rows if row.reading.status != "PASS"]
+        here = [row for row in wrong if row.where != "inputs"]
+        return (here or wrong)[0].module if wrong else None
+
+    @property
+    def worst(self) -> float:
+        """The largest ratio of all rows; 0 where none has one."""
+        return max((row.reading.ratio or 0.0 for row in self.rows), default=0.0)
+
+    def verdict(self) -> str:
+        """One sentence."""
+        count = f"{len(self.rows)} outputs of {len({row.module for row in self.rows})} modules"
+        if self.passed:
+            return f"PASS: {count} within the budget; worst {self.worst:.2f}x of {BUDGET:g}x"
+        wrong = sum(row.reading.status != "PASS" for row in self.rows)
+        return f"FAIL: {wrong} of {count} do not pass; first wrong: {self.first or 'nothing was compared'}"
+
+    def __str__(self) -> str:
+        lines = [*map(str, self.rows), *self._alone()]
+        return "\n".join([*lines, self.verdict()])
+
+    def _alone(self) -> Iterator[str]:
+        for side, names in self.unmatched.items():
+            if names:
+                more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+                yield f"only in {side}, judged inside the module around it: {', '.join(names[:LISTED])}{more}"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `report.json` (every row) and `summary.md` (to paste into a pull request) into a folder.
+
+        Returns:
+            the folder.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "verdict": "PASS" if self.passed else "FAIL",
+            "first": self.first,
+            "budget": BUDGET,
+            "versions": _versions(),
+            "rows": [row.to_dict() for row in self.rows],
+            "unmatched": {side: list(names) for side, names in self.unmatched.items()},
+        }
+        (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (folder / "summary.md").write_text(self.summary(), encoding="utf-8")
+        return folder
+
+    def summary(self, rows: int = 20) -> str:
+        """Markdown: the verdict, the versions, and a table of at most `rows` rows where something is wrong."""
+        lines = [f"**{_plain(self.verdict())}**", ""]
+        lines += [", ".join(f"{name} {version}" for name, version in _versions().items()), ""]
+        wrong = [row for row in self.rows if row.reading.status != "PASS"]
+        shown = [row for row in wrong if row.where != "inputs"] or wrong
+        if wrong:
+            lines += ["| module | status | ratio | |", "|---|---|---:|---|"]
+            for row in shown[:rows]:
+                ratio = "" if row.reading.ratio is None else f"{row.reading.ratio:.3g}x"
+                said = WHERE[row.where] or row.reading.message
+                lines.append(f"| {_plain(row.name)} ({row.kind}) | {row.reading.status} | {ratio} | {_plain(said)} |")
+            if rest := len(wrong) - len(shown[:rows]):
+                lines += ["", f"{rest} more outputs do not pass; most only inherit the error."]
+            lines.append("")
+        return "\n".join([*lines, *map(_plain, self._alone())]).rstrip() + "\n"
+
+
+def _plain(text: str) -> str:
+    """Without what Markdown or a terminal would act on."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return printable.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,276 @@
+"""Compare a PyTorch model with its MLX port, module by module, without describing either.
+
+    result = compare_models(torch_model, mlx_model, inputs)
+    print(result)
+
+Both models get the same weights and inputs from the caller. PyTorch runs in float32, in float64 and, where one float32
+run leaves doubt, with its sums in other orders; MLX runs once. What each named module returned is judged by the rule
+(compare.py). A module that fails runs once more alone, on the reference's own inputs: it is wrong itself, or its inputs
+already were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlx_parity.compare import Reading, compare
+from mlx_parity.comparison import WHOLE, Comparison, ModuleRow, Where
+from mlx_parity.recorded import Arguments, Call
+from mlx_parity.sides.mlx import MlxSide
+from mlx_parity.sides.orders_pytorch import FURTHER, Lazily
+from mlx_parity.sides.pytorch import TorchSide
+from mlx_parity.sides.regime import require_float32
+from mlx_parity.spool import Spool
+from mlx_parity.tree import leaves, mapped, stateful
+
+if TYPE_CHECKING:
+    import mlx.nn
+    import torch
+
+Names = Mapping[str, str] | Callable[[str], str]
+Key = tuple[str, int]  # a module's name in PyTorch, and how often it was called before
+
+
+def compare_models(
+    torch_model: torch.nn.Module,
+    mlx_model: mlx.nn.Module,
+    inputs: Any,
+    *,
+    mlx_inputs: Any = None,
+    names: Names | None = None,
+    channels_last: Collection[str] = (),
+) -> Comparison:
+    """Run both models on the same inputs and judge the output of every module that both have.
+
+    Args:
+        torch_model: in float32, with any weights that are alive (random ones do, zeros prove nothing).
+        mlx_model: with the same weights, in float32.
+        inputs: what the PyTorch model is called with: one array, a tuple of positional arguments, or a dictionary of
+            keyword arguments; numpy arrays become tensors, anything else (flags, None) is passed on as it is.
+        mlx_inputs: what the MLX model is called with, where that differs.
+        names: PyTorch names that MLX spells otherwise, by their beginning: `{"encoder.layer": "encoder.layers"}`; or
+            a function from one name to the other. Equal names need none.
+        channels_last: globs of PyTorch names of modules whose tensors have channels second in PyTorch, last in MLX.
+
+    Returns:
+        one row for each output of each module, in the order in which the modules ended in PyTorch.
+
+    Raises:
+        ValueError: weights that are not float32, or a machine whose float32 is less than float32.
+    """
+    return Comparer(torch_model, inputs, names=names, channels_last=channels_last).compare(mlx_model, mlx_inputs)
+
+
+class Comparer:
+    """The PyTorch side of `compare_models`, run once for any number of MLX models; arguments as there."""
+
+    def __init__(
+        self,
+        torch_model: torch.nn.Module,
+        inputs: Any,
+        *,
+        names: Names | None = None,
+        channels_last: Collection[str] = (),
+    ) -> None:
+        require_float32()
+        self.side = TorchSide(torch_model)
+        self.inputs = _arguments(inputs)
+        self.spelled = names if callable(names) else partial(_spelled, names or {})
+        self.channels_last = channels_last
+        self.spool = Spool()
+        self.single = self.side.record(self.inputs, self.spool.store)
+        self.double = _by_key(self.side.record_double(self.inputs, self.spool.store))
+        self.further = Lazily(
+            lambda: [_by_key(self.side.record_in_order(self.inputs, self.spool.store, seed)) for seed in range(FURTHER)]
+        )
+
+    def compare(self, mlx_model: mlx.nn.Module, mlx_inputs: Any = None, until_wrong: bool = False) -> Comparison:
+        """Run and judge one MLX model.
+
+        Args:
+            mlx_inputs: what it is called with, where that differs from PyTorch's.
+            until_wrong: stop at the first module that is wrong itself.
+        """
+        port, given = MlxSide(mlx_model), self.given(mlx_inputs)
+        matched = self.matched(port)
+        rows: dict[tuple[str, str], ModuleRow] = {}
+        with Spool() as spool:
+            try:
+                mine = _by_key(port.record(given, spool.store))
+            except Exception as error:
+                reading = Reading("ERROR", f"the MLX model raised {type(error).__name__}: {error}")
+                return Comparison([ModuleRow(WHOLE, type(mlx_model).__name__, "", reading)])
+            for key, call in _by_key(self.single).items():
+                if call.name not in matched:
+                    continue
+                other = mine.get((matched[call.name], key[1]))
+                for row in self._judged(key, call, other and _loaded(other, spool), port):
+                    _keep_worst(rows, row)
+                    if until_wrong and row.where == "here":
+                        return Comparison(list(rows.values()))
+        called = {name for name, _ in mine}
+        judged = {call.name for call in self.single}
+        for name, other in matched.items():
+            if other in called and name not in judged:
+                reading = Reading("ERROR", "was called by the MLX model only")
+                rows[name, ""] = ModuleRow(name or WHOLE, type(port.names[other]).__name__, "", reading)
+        known = set(matched.values())
+        unmatched = {
+            "torch": [name for name in dict.fromkeys(call.name for call in self.single) if name not in matched],
+            "mlx": [name for name in dict.fromkeys(name for name, _ in mine) if name not in known],
+        }
+        return Comparison(list(rows.values()), unmatched)
+
+    def given(self, mlx_inputs: Any) -> Arguments:
+        """What the MLX model is called with."""
+        return self.inputs if mlx_inputs is None else _arguments(mlx_inputs)
+
+    def matched(self, port: MlxSide) -> dict[str, str]:
+        """MLX names by PyTorch names, of the modules that both sides have."""
+        return {"": ""} | {name: other for name in self.side.names if (other := self.spelled(name)) in port.names}
+
+    def expected(self, module: str, port: MlxSide) -> str:
+        """The row that a fault in an MLX module must be named by: its own, or that of the one around it."""
+        called = {call.name for call in self.single}
+        rows = {other: name for name, other in self.matched(port).items() if name in called}
+        while module not in rows:
+            module = module.rpartition(".")[0]
+        return rows[module] or WHOLE
+
+    def _judged(self, key: Key, call: Call, other: Call | None, port: MlxSide) -> Iterator[ModuleRow]:
+        row = partial(ModuleRow, call.name or WHOLE, call.kind, call=key[1])
+        if other is None:
+            yield row("", Reading("ERROR", f"call {key[1]} was made by the PyTorch model only"))
+            return
+        call, double = _loaded(call, self.spool), _loaded(self.double[key], self.spool)
+        single, truth, mine = (list(c.results.values()) for c in (call, double, other))
+        if call.name and self._moves(call.name):
+            mine = [_channels_second(array) for array in mine]
+        places = list(call.results)
+        if not single or not mine:
+            if single or mine:
+                side = "MLX" if single else "PyTorch"
+                yield row("", Reading("ERROR", f"{side} returned no array that could be compared"))
+            return
+        alone: list[Reading] | None = None
+        for i, (r32, r64, p) in enumerate(zip(single, truth, mine, strict=False)):
+            further = Lazily(lambda i=i: [self.spool.load(list(run[key].results.values())[i]) for run in self.further])
+            reading = compare(p, r32, r64, further=further)
+            where: Where = ""
+            if reading.status == "FAIL":
+                alone = self._alone(call, other, port) if alone is None else alone
+                if i < len(alone):
+                    where = "inputs" if alone[i].status == "PASS" else "here"
+            name = places[i] if len(single) > 1 else ""
+            yield row(name, _hinted(reading, p, r32), where=where)
+
+    def _moves(self, name: str) -> bool:
+        return any(fnmatchcase(name, glob) for glob in self.channels_last)
+
+    def _alone(self, call: Call, other: Call, port: MlxSide) -> list[Reading]:
+        """Readings of one module fed the reference's own inputs; none where a call depends on more than arrays."""
+        given, mine = call.arguments, other.arguments
+        if stateful(given, np.ndarray) or stateful(mine, np.ndarray):
+            return []
+        moves = bool(call.name) and self._moves(call.name)
+        mine = _fed(mine, given, _channels_last if moves else np.asarray)
+        single, double = self.side.again(call.name, given), self.side.again_double(call.name, given)
+        found = list(port.again(other.name, mine).values())
+        if moves:
+            found = [_channels_second(array) for array in found]
+
+        def in_orders(i: int) -> list[np.ndarray]:
+            return [list(self.side.again_in_order(call.name, given, seed).values())[i] for seed in range(FURTHER)]
+
+        return [
+            compare(p, r32, r64, further=Lazily(partial(in_orders, i)))
+            for i, (r32, r64, p) in enumerate(zip(single.values(), double.values(), found, strict=False))
+        ]
+
+
+def _arguments(inputs: Any) -> Arguments:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _spelled(names: Mapping[str, str], name: str) -> str:
+    """The MLX name of a PyTorch name: its longest beginning that `names` has is exchanged."""
+    found = [old for old in names if name == old or name.startswith(f"{old}.")]
+    old = max(found, key=len, default="")
+    return names[old] + name.removeprefix(old) if old else name
+
+
+def _loaded(call: Call, spool: Spool) -> Call:
+    return replace(call, arguments=spool.load(call.arguments), results=spool.load(call.results))
+
+
+def _by_key(calls: Collection[Call]) -> dict[Key, Call]:
+    counts: dict[str, int] = {}
+    keyed = {}
+    for call in calls:
+        counts[call.name] = counts.get(call.name, -1) + 1
+        keyed[call.name, counts[call.name]] = call
+    return keyed
+
+
+def _keep_worst(rows: dict[tuple[str, str], ModuleRow], row: ModuleRow) -> None:
+    """Add a row, unless one of an earlier call is worse; of a module around one that is wrong itself, say so."""
+    if row.where == "here" and any(w.where == "here" and _holds(row.module, w.module) for w in rows.values()):
+        row = replace(row, where="inside")
+    worst = rows.get((row.module, row.output))
+    if worst is None or _severity(row) > _severity(worst):
+        rows[row.module, row.output] = row
+
+
+def _holds(outer: str, inner: str) -> bool:
+    return inner != outer and (outer == WHOLE or inner.startswith(f"{outer}."))
+
+
+def _severity(row: ModuleRow) -> tuple[bool, bool, float]:
+    return row.reading.status == "ERROR", row.reading.status != "PASS", row.reading.ratio or 0.0
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, 1, -1) if array.ndim > 2 else array
+
+
+def _channels_second(array: np.ndarray) -> np.ndarray:
+    return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
+
+
+def _fed(mine: Arguments, given: Arguments, moved: Callable[[np.ndarray], np.ndarray]) -> Arguments:
+    """The MLX call with the reference's arrays in place of its own: each by the first unused one of its shape."""
+    held = [moved(array) for _, array in leaves(given, np.ndarray)]
+
+    def exchanged(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        at = next(
+            (
+                i
+                for i, a in enumerate(held)
+                if a.shape == value.shape and (a.dtype.kind == "f") == (value.dtype.kind == "f")
+            ),
+            None,
+        )
+        return value if at is None else held.pop(at)
+
+    return mapped(mine, exchanged)
+
+
+def _floats(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f"
+
+
+def _hinted(reading: Reading, port: np.ndarray, single: np.ndarray) -> Reading:
+    """A wrong shape with what to do, where the channels are only elsewhere."""
+    if port.shape == single.shape or _channels_second(port).shape != single.shape:
+        return reading
+    return Reading(reading.status, f"{reading.message}; name it in channels_last", reading.shape, reading.dtype)

@@ -1,0 +1,144 @@
+"""The MLX side of `compare_models`. MLX modules have no hooks: their classes are wrapped while a run is recorded."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_parity.recorded import Arguments, Call, Keep
+from mlx_parity.tree import leaves, mapped
+
+FLOATS = (mx.float16, mx.bfloat16, mx.float32)
+
+
+class MlxSide:
+    """One MLX model, recorded.
+
+    Args:
+        model: with float32 weights.
+
+    Raises:
+        ValueError: weights that are not float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        kinds = {
+            value.dtype for _, value in tree_flatten(model.parameters()) if mx.issubdtype(value.dtype, mx.floating)
+        }
+        if found := kinds - {mx.float32}:
+            names = ", ".join(sorted(str(kind).rpartition(".")[2] for kind in found))
+            raise ValueError(f"the MLX model has {names} weights: compare it in float32 (model.set_dtype(mx.float32))")
+        self.model = model
+        self.names = {name: module for name, module in model.named_modules() if name}
+
+    def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
+        """The calls of one run. What `mx.compile` hides is run without it."""
+        try:
+            return self._run(inputs, keep)
+        except _Traced:
+            mx.disable_compile()
+            try:
+                return self._run(inputs, keep)
+            finally:
+                mx.enable_compile()
+
+    def again(self, name: str, given: Arguments) -> dict[str, np.ndarray]:
+        """One module alone."""
+        module = self.names[name] if name else self.model
+        with _evaluating(self.model):
+            return {k: _array(v) for k, v in _results(_call(module, given)).items()}
+
+    def _run(self, inputs: Arguments, keep: Keep) -> list[Call]:
+        calls: list[Call] = []
+        names = {id(module): name for name, module in [*self.names.items(), ("", self.model)]}
+        running: set[int] = set()
+
+        def recorded(call: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(call)
+            def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                if id(module) in running or id(module) not in names:
+                    return call(module, *args, **kwargs)
+                given = _frozen((args, kwargs), keep)
+                running.add(id(module))
+                try:
+                    output = call(module, *args, **kwargs)
+                finally:
+                    running.discard(id(module))
+                results = {place: keep(_array(value)) for place, value in _results(output).items()}
+                calls.append(Call(names[id(module)], type(module).__name__, given, results))
+                return output
+
+            return wrapped
+
+        with _evaluating(self.model), wrapped_calls(self.model, recorded):
+            mx.eval(list(_results(_call(self.model, inputs)).values()))
+        return calls
+
+
+@contextlib.contextmanager
+def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While open, each class of a model's modules is called through what `wrap` makes of its `__call__`."""
+    kinds = {type(module) for module in model.modules() if callable(module)}
+    own = {kind: kind.__dict__.get("__call__") for kind in kinds}
+    made = {kind: wrap(kind.__call__) for kind in kinds}
+    try:
+        for kind, call in made.items():
+            kind.__call__ = call
+        yield
+    finally:
+        for kind, call in own.items():
+            if call is None:
+                del kind.__call__
+            else:
+                kind.__call__ = call
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module._training = True
+
+
+class _Traced(Exception):
+    """A module was called inside a compiled function, where values cannot be looked at."""
+
+
+def _call(module: nn.Module, given: Arguments) -> Any:
+    args, kwargs = mapped(given, to_mlx)
+    return module(*args, **kwargs)
+
+
+def to_mlx(value: Any) -> Any:
+    """Arrays of floats become float32; integers and masks keep their kind, anything else is as it is."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return mx.array(value.astype(np.float32) if value.dtype.kind == "f" else value)
+
+
+def _frozen(value: Any, keep: Keep) -> Any:
+    return mapped(value, lambda item: keep(_array(item)) if isinstance(item, mx.array) else item)
+
+
+def _results(output: Any) -> dict[str, mx.array]:
+    return dict(leaves(output, mx.array))
+
+
+def _array(value: mx.array) -> np.ndarray:
+    try:
+        return np.array(value.astype(mx.float32) if value.dtype in FLOATS else value)
+    except ValueError as error:
+        if "compile" in str(error):
+            raise _Traced from error
+        raise

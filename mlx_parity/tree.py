@@ -1,0 +1,44 @@
+"""What models pass around: arrays in tuples, lists, dictionaries and dataclasses, by their place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same containers with `change` applied to all that is no container; tuples with names become plain ones."""
+    if isinstance(value, Mapping):
+        return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [mapped(item, change) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+    return change(value)
+
+
+def leaves(value: Any, kind: type | tuple[type, ...], place: str = "") -> Iterator[tuple[str, Any]]:
+    """All of one kind inside containers, in order, each with its place: `logits`, `0`, `hidden_states.3`."""
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, tuple | list):
+        items = enumerate(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    else:
+        if isinstance(value, kind):
+            yield place, value
+        return
+    for key, item in items:
+        yield from leaves(item, kind, f"{place}.{key}" if place else str(key))
+
+
+def stateful(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether anything is in there but values of `kind` and plain ones: an object that a call may have changed."""
+    held: list[Any] = []
+    mapped(value, held.append)
+    return not all(isinstance(item, (*PLAIN, *(kind if isinstance(kind, tuple) else (kind,)))) for item in held)

@@ -1,0 +1,249 @@
+"""`compare_models`: names the module that is wrong, on models that nobody described to it."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+import torch
+
+import mlx_parity
+from mlx_parity import compare_models
+from mlx_parity.sides.pytorch import TorchSide
+from tests.judge.toys import MlxToy, TorchToy, alive, ids, toys
+
+CHANNELS = dict(channels_last=["conv"])
+README = (Path(mlx_parity.__file__).parent / "README.md").read_text("utf-8")
+EXAMPLE = next(text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "qwen2" in text)
+
+
+@pytest.fixture
+def pair():
+    return toys()
+
+
+def test_equal_models_pass_and_every_module_has_a_row(pair):
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert result.passed and result.first is None, result
+    modules = {row.module for row in result.rows}
+    assert modules == {name or "(model)" for name, _ in pair[0].named_modules()} - {"act"}
+    assert {row.output for row in result.rows if row.module == "(model)"} == {"0", "1.0", "1.1"}
+    assert 0.1 < result.worst <= 4
+
+
+def test_what_one_side_has_alone_is_listed_and_judged_inside_the_module_around_it(pair):
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert result.unmatched == {"torch": ["act"], "mlx": ["attention.rope"]}
+    assert "only in mlx" in str(result) and "attention.rope" in str(result)
+
+
+@pytest.mark.parametrize("name", ["embed", "norm", "rms", "attention.qkv", "attention.out", "first", "conv", "gate"])
+def test_the_module_with_a_wrong_weight_is_named_first(pair, name):
+    module = dict(pair[1].named_modules())[name]
+    module.weight = module.weight * 1.001
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert not result.passed
+    assert result.first == name
+
+
+def test_a_failure_says_whether_the_module_is_wrong_or_its_inputs(pair):
+    pair[1].attention.rope.traditional = True
+    result = compare_models(*pair, ids(), **CHANNELS)
+    where = {row.module: row.where for row in result.rows if row.reading.status == "FAIL"}
+    assert result.first == "attention"
+    assert (where["attention"], where["attention.out"], where["first"]) == ("here", "inputs", "inputs")
+    assert where["(model)"] == "inside"
+    assert "wrong here" in str(result) and "inherited" in str(result)
+
+
+def test_the_worst_call_of_a_module_stands_for_all(pair):
+    def wrong(self, x, past=0):
+        return usual(self, x, past) * (1.001 if past else 1.0)
+
+    usual = type(pair[1].attention).__call__
+    type(pair[1].attention).__call__ = wrong
+    try:
+        result = compare_models(*pair, ids(), **CHANNELS)
+    finally:
+        type(pair[1].attention).__call__ = usual
+    (row,) = (row for row in result.rows if row.module == "attention")
+    assert (result.first, row.reading.status, row.call) == ("attention", "FAIL", 1)
+
+
+@pytest.mark.parametrize("called", ["torch", "mlx"])
+def test_a_module_that_one_side_does_not_call_is_an_error(pair, called):
+    side, other = (TorchToy, MlxToy)[called == "torch"], (TorchToy, MlxToy)[called != "torch"]
+    method = "forward" if side is TorchToy else "__call__"
+    assert other is not side
+    usual = side.__dict__[method]
+
+    def without(self, tokens):
+        hidden = self.embed(tokens)
+        return self.norm(hidden)
+
+    setattr(side, method, without)
+    try:
+        result = compare_models(*pair, ids(), **CHANNELS)
+    finally:
+        setattr(side, method, usual)
+    rows = {row.module: row.reading for row in result.rows}
+    assert rows["gate"].status == "ERROR"
+    assert ("PyTorch" if called == "torch" else "MLX") in rows["gate"].message
+
+
+def test_names_that_are_spelled_otherwise():
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.ModuleDict({"layer": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+
+        def forward(self, x):
+            return self.encoder["layer"][0](x)
+
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = [nn.Linear(4, 4)]
+
+        def __call__(self, x):
+            return self.layers[0](x)
+
+    theirs, ours, x = alive(Theirs()), Ours(), np.ones((2, 4), np.float32)
+    ours.layers[0].update({k: mx.array(v.numpy()) for k, v in theirs.encoder["layer"][0].state_dict().items()})
+    assert [row.module for row in compare_models(theirs, ours, x).rows] == ["(model)"]
+    for names in ({"encoder.layer": "layers"}, lambda name: name.replace("encoder.layer", "layers")):
+        result = compare_models(theirs, ours, x, names=names)
+        assert [row.module for row in result.rows] == ["encoder.layer.0", "(model)"] and result.passed
+
+
+def test_channels_elsewhere_are_told_with_what_to_do(pair):
+    result = compare_models(*pair, ids())
+    (row,) = (row for row in result.rows if row.module == "conv")
+    assert row.reading.status == "ERROR" and "channels_last" in row.reading.message
+
+
+@pytest.mark.parametrize("given", [ids(), (ids(),), {"ids": ids()}], ids=["array", "tuple", "dictionary"])
+def test_inputs_in_each_form(pair, given):
+    assert compare_models(*pair, given, **CHANNELS).passed
+
+
+def test_inputs_of_mlx_may_differ(pair):
+    assert compare_models(*pair, {"ids": ids()}, mlx_inputs=ids(), **CHANNELS).passed
+
+
+def test_results_in_a_dataclass_are_read_in_order():
+    @dataclass
+    class Output:
+        loss: object
+        logits: object
+
+    class Theirs(torch.nn.Linear):
+        def forward(self, x):
+            return Output(None, super().forward(x))
+
+    theirs, ours, x = alive(Theirs(4, 4)), nn.Linear(4, 4), np.ones((2, 4), np.float32)
+    ours.update({k: mx.array(v.numpy()) for k, v in theirs.state_dict().items()})
+    assert compare_models(theirs, ours, x).passed
+
+
+def test_a_model_that_raises_is_an_error_row(pair):
+    del pair[1].gate
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert not result.passed and result.first == "(model)"
+    assert "AttributeError" in result.rows[0].reading.message
+
+
+def test_nothing_compared_is_no_pass():
+    assert not mlx_parity.Comparison([]).passed
+    assert "nothing was compared" in str(mlx_parity.Comparison([]))
+
+
+def test_weights_of_lower_precision_are_refused(pair):
+    pair[1].set_dtype(mx.bfloat16)
+    with pytest.raises(ValueError, match="MLX model has bfloat16 weights"):
+        compare_models(*pair, ids())
+    with pytest.raises(ValueError, match="PyTorch model has float16 weights"):
+        compare_models(pair[0].half(), MlxToy(), ids())
+
+
+def test_the_truth_is_float64_where_the_model_casts_to_float32():
+    class Casts(torch.nn.Module):
+        def forward(self, x):
+            positions = torch.arange(x.shape[-1], dtype=torch.float32)
+            return torch.softmax(x, -1, dtype=torch.float32) + (x.float() * positions.to(torch.float32)).sin()
+
+    x = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
+    (call,) = TorchSide(Casts()).record_double(((x,), {}), np.asarray)
+    x = torch.from_numpy(x).double()
+    truth = torch.softmax(x, -1) + (x * torch.arange(40).double()).sin()
+    assert call.results[""].dtype == np.float64
+    np.testing.assert_allclose(call.results[""], truth.numpy(), rtol=0, atol=1e-15)
+
+
+def test_what_is_compiled_is_looked_into():
+    class Ours(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def __call__(self, x):
+            return mx.compile(lambda y: self.inner(y) * 2)(x)
+
+    class Theirs(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.inner(x) * 2
+
+    theirs, ours = alive(Theirs()), Ours()
+    ours.inner.update({k: mx.array(v.numpy()) for k, v in theirs.inner.state_dict().items()})
+    result = compare_models(theirs, ours, np.ones((2, 4), np.float32))
+    assert result.passed and {row.module for row in result.rows} == {"inner", "(model)"}
+
+
+def test_both_models_are_left_as_they_were(pair):
+    theirs, ours = pair
+    theirs.train()
+    ours.train()
+    before = {kind: kind.__dict__.get("__call__") for kind in {type(m) for m in ours.modules()}}
+    compare_models(theirs, ours, ids(), **CHANNELS)
+    assert theirs.training and theirs.norm.training and ours.training and ours.norm.training
+    assert {kind: kind.__dict__.get("__call__") for kind in before} == before
+    assert not theirs._forward_hooks and not theirs.norm._forward_pre_hooks
+
+
+def test_a_folder_to_hand_on(pair, tmp_path):
+    pair[1].first.weight = pair[1].first.weight * 1.001
+    result = compare_models(*pair, ids(), **CHANNELS)
+    folder = result.save(tmp_path / "out")
+    summary = (folder / "summary.md").read_text("utf-8")
+    content = json.loads((folder / "report.json").read_text("utf-8"))
+    assert len(summary.splitlines()) <= 60 and "| first (Linear) | FAIL |" in summary
+    assert (content["verdict"], content["first"], len(content["rows"])) == ("FAIL", "first", len(result.rows))
+
+
+def test_names_from_a_model_cannot_break_the_summary():
+    reading = mlx_parity.Reading("ERROR", "a | b\n<script>\x1b[31m")
+    text = mlx_parity.Comparison([mlx_parity.ModuleRow("x|y\n#", "K", "", reading)]).summary()
+    assert "<script>" not in text and "\x1b" not in text and "x\\|y" in text
+
+
+def test_the_example_of_the_readme_passes(capsys):
+    assert len(EXAMPLE.strip().splitlines()) <= 20
+    exec(EXAMPLE, {})
+    assert "PASS: 41 outputs of 41 modules" in capsys.readouterr().out
+
+
+def test_the_example_with_a_fault_names_the_attention_of_the_first_layer(capsys):
+    planted = "mlx_model.model.layers[0].self_attn.rope.traditional = True"
+    assert planted in README
+    values = {}
+    exec(EXAMPLE.replace("\nresult =", f"\n{planted}\nresult ="), values)
+    assert values["result"].first == "model.layers.0.self_attn"
+    assert capsys.readouterr().out.splitlines()[-1] in README
