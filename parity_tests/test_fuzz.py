@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import time
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_a_short_run(reader, tmp_path, monkeypatch):
     read, refused = map(int, (tmp_path / fuzz.TALLY).read_text().split())
     assert read + refused == INPUTS
     assert refused
+
+
+def test_a_size_in_config_costs_nothing_before_it_is_compared(tmp_path):
+    """Each number as another size: what the model would make of it is not made before its shapes are looked at."""
+    reader = BY_NAME["config_quantized"]
+    reader.write(tmp_path)
+    file = tmp_path / reader.file
+    valid = file.read_text("utf-8")
+    numbers = list(re.finditer(r": (\d+)(?=[,\n])", valid))
+    assert len(numbers) > 60
+    for number in numbers:
+        file.write_text(valid[: number.start(1)] + "65536" + valid[number.end(1) :], encoding="utf-8")
+        before = fuzz.peak()
+        fuzz.attempt(reader, tmp_path)
+        assert fuzz.peak() - before < 128 << 20, valid[valid.rfind("\n", 0, number.start()) : number.end()].strip()
 
 
 @pytest.mark.meta

@@ -131,7 +131,6 @@ class S3TokenizerV3(nn.Module):
             ResidualAttentionBlock(c.dim, c.heads, c.mlp_mult, c.fsmn_kernel_size, c.norm_eps) for _ in range(c.depth)
         ]
         self.quantizer = FSQVectorQuantization(c.dim, c.fsq_dim)
-        self._rope = rotary_tables(MAX_POSITIONS, c.dim // c.heads, c.rope_theta)
 
     def hidden(self, mel: mx.array, mel_len: mx.array) -> tuple[mx.array, mx.array]:
         """The last block's states.
@@ -151,10 +150,10 @@ class S3TokenizerV3(nn.Module):
             mask = make_non_pad_mask(lengths, x.shape[1])
             x = nn.gelu(conv(x * mask.astype(x.dtype)[:, :, None]))
             lengths = (lengths - 1) // 2 + 1
-        n = x.shape[1]
+        n, c = x.shape[1], self.config
         if n > MAX_POSITIONS:
             raise ValueError(f"{mel.shape[1]} mel frames are more than the tokenizer's {4 * MAX_POSITIONS}")
-        mask, rope = make_non_pad_mask(lengths, n), tuple(table[:n] for table in self._rope)
+        mask, rope = make_non_pad_mask(lengths, n), rotary_tables(n, c.dim // c.heads, c.rope_theta)
         for block in self.blocks:
             x = block(x, mask, rope)
         return x, lengths
