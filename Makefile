@@ -53,7 +53,7 @@ faults: $(STAMP)
 
 # Another port: make audit PORT=mlx_audio_plus
 audit: $(STAMP)
-	$(BIN)/python -m parity_tests.adapters.audit $(PORT)
+	$(BIN)/python -m parity_tests.audit $(PORT)
 
 clean:
 	rm -rf $(VENV) build $(OUT)

@@ -244,8 +244,8 @@ def _sides(options: argparse.Namespace) -> list[str]:
     if unknown := [name for name in wanted if name not in SIDES]:
         raise machine.BenchmarkError(f"--against {unknown[0]}: not known; there are torch and mlx_audio_plus")
     if "mlx_audio_plus" in wanted and not options.plus_python:
-        from parity_tests.adapters.audit import environment, requirements
         from parity_tests.adapters.base import AdapterError
+        from parity_tests.audit import environment, requirements
 
         try:
             options.plus_python = str(environment("mlx_audio_plus", requirements("mlx_audio_plus")))

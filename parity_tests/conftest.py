@@ -10,7 +10,6 @@ import pytest
 import soundfile
 
 from convert import run
-from parity_tests.convert_support import passing
 from parity_tests.driver_support import SIDES, Speaker
 from parity_tests.fake_hub import CHUNK, fake_hub
 from parity_tests.speech_support import copy_folder, sides, small_models, write_voice
@@ -130,7 +129,7 @@ def conversion(tmp_path, monkeypatch, capsys):
     """Run the command on a folder; gives the exit code and the one line on stderr, and checks that nothing is left."""
 
     def call(folder, out=None, expect_left=(), flags=()):
-        monkeypatch.setattr(run, "parity_check", passing)
+        monkeypatch.setattr(run, "parity_check", None)
         results = tmp_path / "results"
         results.mkdir(exist_ok=True)
         code = run.main(["--hf-path", str(folder), "--mlx-path", str(out or results / "out"), *flags])

@@ -1,4 +1,4 @@
-"""What the tests of a conversion share: a comparison that passes, and checkpoints changed in place."""
+"""What the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from port.files.errors import Refused
 from reference.synthesize import tiny_config
 
 CONFIG = tiny_config()
-
-
-def passing(source: Path, folder: Path) -> list[dict[str, str]]:
-    """In the place of `parity_check`, for tests of what stands around it."""
-    return [{"checkpoint": "stand-in", "status": "PASS"}]
 
 
 def resave(path: Path, change: Callable[[Any], Any]) -> None:

@@ -67,7 +67,7 @@ def row(name: str, stage: str, kind: str, module: str, case: str, ratio: float, 
         about["nearest_fault"] = "rotary tables for half-split pairs"
     test = f"parity_tests/test_{stage}.py::test_{kind}[{case}]"
     status = "FAIL" if failed else "PASS"
-    reproduce = f"python -m parity_tests.harness.trace {case}"
+    reproduce = f"python -m parity_tests.trace {case}"
     return checkpoint(name, stage, kind, module, case, status, reproduce=reproduce, test=test, **about)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import port.flow.layers
-from parity_tests.adapters import audit as audit_command
-from parity_tests.adapters.audit import audit, environment, main
+from parity_tests import audit as audit_command
 from parity_tests.adapters.audit_report import lines
 from parity_tests.adapters.base import Adapter, AdapterError, NotOffered, adapter_names, load_adapter
 from parity_tests.adapters.extra import extra_cases, noise_rows
 from parity_tests.adapters.own import OwnPort
 from parity_tests.adapters.parts import Parts, PartsAdapter
+from parity_tests.audit import audit, environment, main
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.judge import failures, judge
 from parity_tests.toy_port import toy_parts

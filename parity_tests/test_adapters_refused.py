@@ -6,9 +6,9 @@ import pytest
 
 from parity_tests import adapters
 from parity_tests.adapters import base
-from parity_tests.adapters.audit import main
 from parity_tests.adapters.base import AdapterError
 from parity_tests.adapters.parts import Parts, PartsAdapter
+from parity_tests.audit import main
 
 pytestmark = pytest.mark.meta
 

@@ -10,8 +10,8 @@ import torch
 from mlx_parity.compare import FLOOR, ROUNDINGS, compare
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, Order, in_other_orders
+from parity_tests import alarms
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import alarms
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.oracle import one_rounding, reference_state, run_reference, truth_of

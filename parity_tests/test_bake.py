@@ -8,8 +8,9 @@ import pytest
 from mlx.utils import tree_flatten
 
 from convert import bake, run
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from convert.quantize import Precision
-from parity_tests.convert_support import passing
 from parity_tests.harness.chain import walk
 from parity_tests.harness.models import Models
 from parity_tests.harness.walks import walks
@@ -25,14 +26,14 @@ TABLE = "flow.decoder.estimator.norm_out.linear.table"
 
 @pytest.fixture(scope="module")
 def source(official):
-    return run.find_source(str(official))
+    return find_source(str(official))
 
 
 @pytest.fixture(scope="module")
 def folders(source, tmp_path_factory):
     """One with weights, one with tables, the second as the command writes it."""
     scratch = tmp_path_factory.mktemp("converted")
-    run.convert_folder(source, scratch / "plain", passing)
+    convert_folder(source, scratch / "plain")
     command = ["--hf-path", str(source.folder), "--mlx-path", str(scratch / "baked"), "--bake-timesteps"]
     assert run.main(command) == 0
     return scratch / "plain", scratch / "baked"
@@ -117,7 +118,7 @@ def test_swapped_layers_are_refused(source, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("precision", [Precision("float16"), Precision(bits={"flow": 8, "llm": 4}, group_size=32)])
 def test_tables_stay_float32(source, folders, tmp_path, precision):
-    run.convert_folder(source, tmp_path / "out", precision=precision, bake_timesteps=True)
+    convert_folder(source, tmp_path / "out", precision=precision, bake_timesteps=True)
     found, exact = parameters(weights.load(tmp_path / "out")), parameters(weights.load(folders[1]))
     for name in (name for name in exact if name.endswith((".table", ".times"))):
         assert mx.array_equal(found[name], exact[name]), name

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from convert import run
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from parity_tests.community_support import rounded, spelled, unfolded, write
 from parity_tests.speech_support import write_voice
 from port.config import SpeakerConfig, SpeechTokenizerConfig, read_settings
@@ -26,8 +27,7 @@ SAID = "You are a helpful assistant.<|endofprompt|>Good morning."
 def folder(tmp_path_factory):
     scratch = tmp_path_factory.mktemp("community")
     synthesize(scratch / "source", "tiny", seed=6)
-    rows = [{"checkpoint": "stand-in", "status": "PASS"}]
-    run.convert_folder(run.find_source(str(scratch / "source")), scratch / "own", lambda *_: rows)
+    convert_folder(find_source(str(scratch / "source")), scratch / "own")
     return scratch / "own"
 
 

@@ -12,8 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from convert import run
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from parity_tests.convert_support import resave
 from parity_tests.test_mapping import folded
+from port.files.errors import Refused
 
 HEAD, CONSTANT = "llm.model.lm_head.weight", "decoder.estimator.rotary_embed.inv_freq"
 FILES = ("llm.pt", "flow.pt", "hift.pt")
@@ -160,8 +163,8 @@ def test_the_comparison_sees_other_weights_in_a_layout(source, tmp_path, monkeyp
     key = next(k for k, v in state.items() if v.dim() > 1 and k not in (HEAD,) and "embed" not in k)
     torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), spoiled / file)
     real = run.parity_check
-    with pytest.raises(run.Refused, match="is FAIL"):
-        run.convert_folder(run.find_source(str(source)), tmp_path / "out", lambda _, folder: real(spoiled, folder))
+    with pytest.raises(Refused, match="is FAIL"):
+        convert_folder(find_source(str(source)), tmp_path / "out", lambda _, folder: real(spoiled, folder))
 
 
 def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys):

@@ -6,11 +6,11 @@ from unittest import mock
 
 import pytest
 
-from parity_tests.adapters.audit import judge_all
 from parity_tests.adapters.base import AdapterError, load_adapter
 from parity_tests.adapters.extra import extra_cases
 from parity_tests.adapters.findings import FOLDER, load_findings
 from parity_tests.adapters.parts import PartsAdapter
+from parity_tests.audit import judge_all
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.judge import failures
 from parity_tests.toy_port import toy_parts

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from parity_tests.harness import trace
+from parity_tests import trace
 from parity_tests.harness.folders import FolderError, check_folders
 from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.session import Session

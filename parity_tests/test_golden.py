@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 
 from mlx_parity.compare import Reading
-from parity_tests.harness import golden
+from parity_tests import golden
+from parity_tests.golden import GoldenRow, judge_file
 from parity_tests.harness.fault_tests import module_of
-from parity_tests.harness.golden import GoldenRow, judge_file
 from parity_tests.harness.golden_file import GoldenFile
 from parity_tests.harness.judge import Row
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = Path(__file__).parent / "data" / "golden"
-COMMAND = ("python", "-m", "parity_tests.harness.golden")
+COMMAND = ("python", "-m", "parity_tests.golden")
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from parity_tests import golden as runner
 from parity_tests.degraded import KINDS, degraded
+from parity_tests.golden import judge_file
 from parity_tests.golden_support import EMBEDDED, golden, tensors, variants, write
-from parity_tests.harness import golden as runner
-from parity_tests.harness.golden import judge_file
 from parity_tests.harness.golden_file import MANIFEST, GoldenFile
 from parity_tests.harness.golden_replay import Replays
 

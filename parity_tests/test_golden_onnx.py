@@ -10,7 +10,7 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from parity_tests.harness import golden
+from parity_tests import golden
 from parity_tests.harness.golden_onnx import judge_onnx
 from port.frontend import speaker
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from convert.run import convert_folder, find_source
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from parity_tests.cli_support import MODES, assert_one_line, heard
-from parity_tests.convert_support import passing
 from parity_tests.fake_hub import Repo, read_folder
 from port.app import cli
 from port.cosyvoice3 import CosyVoice3
@@ -18,7 +18,7 @@ from port.files.hub import find_folder
 def folder(official, tmp_path_factory):
     """A small conversion, whatever checkpoint the run is about."""
     out = tmp_path_factory.mktemp("converted") / "out"
-    convert_folder(find_source(str(official)), out, passing)
+    convert_folder(find_source(str(official)), out)
     return out
 
 

@@ -9,14 +9,14 @@ import torch
 
 from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.own import OwnPort
+from parity_tests.golden import GoldenFile
 from parity_tests.harness import liveness
 from parity_tests.harness.capture import Recorder
 from parity_tests.harness.cases import all_cases, case, normal
-from parity_tests.harness.golden import GoldenFile
 from parity_tests.harness.judge import compare_all, judge
 from parity_tests.harness.oracle import reference_state, run_reference, to_numpy, to_torch
-from parity_tests.harness.trace import walk
 from parity_tests.harness.walks import walks
+from parity_tests.trace import walk
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = {c.name: c for c in all_cases()}

@@ -13,12 +13,12 @@ import pytest
 import torch
 from mlx.utils import tree_flatten
 
-from convert import run
 from convert.audit import port_shapes, prove
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from convert.mapping import PORT_ROOT, plan
 from convert.parts import PARTS as FILES
 from parity_tests import official_tensors
-from parity_tests.convert_support import passing
 from port.config import CosyVoice3Config
 from port.files import weights
 from port.files.errors import Refused
@@ -51,7 +51,7 @@ def deep(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(synthesize.SIZES, "deep", lambda: config)
         synthesize.synthesize(scratch / "source", "deep", seed=9)
-    run.convert_folder(run.find_source(str(scratch / "source")), scratch / "out", passing)
+    convert_folder(find_source(str(scratch / "source")), scratch / "out")
     model = weights.load(scratch / "out")
     assert model.config == config
     return scratch / "source", {name: np.array(value) for name, value in tree_flatten(model.parameters())}

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from convert import publish, run
-from convert.hub import RELEASE
+from convert.conversion import convert_folder
+from convert.hub import RELEASE, find_source
 from parity_tests.fake_hub import Repo, read_folder
 from parity_tests.synthetic_report import make
 from port.cosyvoice3 import CosyVoice3
@@ -37,7 +38,8 @@ QUALITY = {
 }
 
 
-def passing(source, folder):
+def compared(source, folder):
+    """What a comparison leaves: the card's subject here."""
     (folder / "quality.json").write_text(json.dumps(QUALITY))
     return [
         {"checkpoint": "walk.llm/llm", "status": "PASS", "ratio": 1.5},
@@ -48,7 +50,7 @@ def passing(source, folder):
 @pytest.fixture(scope="module")
 def written(parity, tmp_path_factory):
     folder = tmp_path_factory.mktemp("converted") / "mlx"
-    run.convert_folder(run.find_source(str(parity.models.source)), folder, passing)
+    convert_folder(find_source(str(parity.models.source)), folder, compared)
     return folder
 
 
@@ -170,7 +172,7 @@ def test_upload(hub, converted, command):
 
 
 def test_upload_with_the_conversion(hub, parity, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "parity_check", passing)
+    monkeypatch.setattr(run, "parity_check", compared)
     out = tmp_path / "out"
     assert run.main(["--hf-path", str(parity.models.source), "--mlx-path", str(out), "--upload-repo", NAME]) == 0
     assert "model.safetensors" in hub.repos[NAME].commits[hub.repos[NAME].branches["main"]]

@@ -15,9 +15,10 @@ import torch
 from mlx.utils import tree_flatten
 
 from convert import run
+from convert.conversion import convert_folder
+from convert.hub import find_source
 from convert.quantize import PARTS, Precision, precision_of
 from mlx_parity.compare import Reading
-from parity_tests.convert_support import passing
 from parity_tests.harness.judge import Row, failures, reduced
 from port.config import CosyVoice3Config
 from port.files import weights
@@ -35,11 +36,11 @@ OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3M
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official") / "tiny"
     synthesize(folder, "tiny", seed=5)
-    return run.find_source(str(folder))
+    return find_source(str(folder))
 
 
-def converted(source, out, precision, parity=passing):
-    run.convert_folder(source, out, parity, precision=precision)
+def converted(source, out, precision, compare=None):
+    convert_folder(source, out, compare, precision=precision)
     return out
 
 
@@ -118,8 +119,8 @@ def test_every_part_can_be_reduced(source, tmp_path):
 
 def test_shards_of_quantized_weights(source, tmp_path):
     whole = converted(source, tmp_path / "whole", Precision(bits={"llm": 4}, group_size=32))
-    run.convert_folder(
-        source, tmp_path / "out", passing, max_shard_bytes=1 << 19, precision=Precision(bits={"llm": 4}, group_size=32)
+    convert_folder(
+        source, tmp_path / "out", max_shard_bytes=1 << 19, precision=Precision(bits={"llm": 4}, group_size=32)
     )
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     one, other = (dict(tree_flatten(weights.load(folder).parameters())) for folder in (whole, tmp_path / "out"))
@@ -173,7 +174,7 @@ def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
             yield key, value * 1.2 if key.endswith("to_v.scales") else value
 
     monkeypatch.setattr(Precision, "stored", louder)
-    with pytest.raises(run.Refused, match="SNR is FAIL"):
+    with pytest.raises(Refused, match="SNR is FAIL"):
         converted(source, tmp_path / "out", Precision(bits={"flow": 8}, group_size=32), run.parity_check)
     assert not list(tmp_path.iterdir())
 
@@ -185,9 +186,9 @@ def test_weights_that_leave_the_range(source, tmp_path, value):
     state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
     torch.save(state, folder / "flow.pt")
     with pytest.raises(Refused, match=r"linear_2.weight: 70000 leaves the range of float16; choose bfloat16"):
-        converted(run.find_source(str(folder)), tmp_path / "out", Precision("float16"))
+        converted(find_source(str(folder)), tmp_path / "out", Precision("float16"))
     assert not (tmp_path / "out").exists()
-    converted(run.find_source(str(folder)), tmp_path / "out", Precision("bfloat16"))
+    converted(find_source(str(folder)), tmp_path / "out", Precision("bfloat16"))
 
 
 @pytest.mark.parametrize(

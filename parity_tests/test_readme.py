@@ -35,7 +35,7 @@ NOT_RUN = {
     "flow.attention.long": "an example of a case to write",
     "mlx.launch": "test_batch.py runs two ranks",
     "walk.flow.full": "the whole trace; test_walks.py",
-    "harness.golden": "test_golden.py",
+    "parity_tests.golden": "test_golden.py",
     "--judge": "results of another port; test_record.py",
 }
 

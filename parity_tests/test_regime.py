@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mlx_parity.sides import regime
+from parity_tests import trace
 from parity_tests.adapters.base import Adapter
 from parity_tests.degraded import KINDS, degraded, degraded_mlx
-from parity_tests.harness import trace
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.judge import judge
 from parity_tests.harness.oracle import run_reference, torch

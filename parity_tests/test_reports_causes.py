@@ -14,9 +14,9 @@ import conftest
 from mlx_parity.compare import Reading
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
+from parity_tests.golden import GoldenRow
 from parity_tests.harness import places
 from parity_tests.harness.capture import Recorder
-from parity_tests.harness.golden import GoldenRow
 from parity_tests.harness.judge import Row
 from parity_tests.harness.oracle import to_torch
 from parity_tests.harness.session import Session
@@ -234,7 +234,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
     session.config = SimpleNamespace(getoption=given.__getitem__)
     made = session._checkpoint(Row("n", "flow", "isolated", "m", "c", reading), f"test_x.py::test[{name}]")
     check(made["reproduce"], f"test_x.py::test[{name}]", name, "--full", "float16")
-    walk = Row("n", "flow", "chained", "m", "c", reading, "python -m parity_tests.harness.trace walk.flow.full")
+    walk = Row("n", "flow", "chained", "m", "c", reading, "python -m parity_tests.trace walk.flow.full")
     check(session._checkpoint(walk, "t")["reproduce"], "walk.flow.full", name)
     shown = build._command(made["reproduce"])
     fence = shown[: len(shown) - len(shown.lstrip("`"))]

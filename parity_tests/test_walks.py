@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.harness import chain, trace
+from parity_tests import trace
+from parity_tests.harness import chain
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.faults import FAULTS

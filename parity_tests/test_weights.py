@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from convert import run
-from parity_tests.convert_support import CONFIG, passing, put
+from convert.conversion import convert_folder
+from convert.hub import find_source
+from parity_tests.convert_support import CONFIG, put
 from port.config import CosyVoice3Config
 from port.files import weights
 from port.files.errors import Refused
@@ -25,13 +26,13 @@ FILE = "model.safetensors"
 def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("official") / "tiny"
     synthesize(folder, "tiny", seed=4)
-    return run.find_source(str(folder))
+    return find_source(str(folder))
 
 
 @pytest.fixture(scope="module")
 def converted(source, tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "out"
-    run.convert_folder(source, out, passing)
+    convert_folder(source, out)
     return out
 
 
@@ -75,7 +76,7 @@ def test_save_and_load(model, tmp_path):
 
 
 def test_shards(source, model, tmp_path):
-    run.convert_folder(source, tmp_path / "out", passing, max_shard_bytes=1 << 20)
+    convert_folder(source, tmp_path / "out", max_shard_bytes=1 << 20)
     files = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(files) > 3

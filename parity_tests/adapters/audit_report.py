@@ -120,7 +120,7 @@ def _checkpoint(row: Row, module: str) -> dict[str, Any]:
     fields = row.to_dict()
     fields["message"] = fields["message"] or None
     fields["reason"] = fields["reason"] or None
-    command = shlex.join(["python", "-m", "parity_tests.adapters.audit", module, "--only", escape(row.case)])
+    command = shlex.join(["python", "-m", "parity_tests.audit", module, "--only", escape(row.case)])
     return report_model.checkpoint(test=command, **fields | {"reproduce": command})
 
 

@@ -98,7 +98,7 @@ def load_adapter(name: str, dtype: str = "float32") -> Adapter:
         make = getattr(import_module(module), "make", None)
     except ImportError as error:
         pinned = here.with_name(f"{name}.requirements.txt").exists()
-        hint = f"; python -m {__package__}.audit {name} installs it in an environment of its own" if pinned else ""
+        hint = f"; python -m parity_tests.audit {name} installs it in an environment of its own" if pinned else ""
         raise AdapterError(f"adapter {name}: {error}{hint}") from None
     except Exception as error:
         raise AdapterError(f"adapter {name}: {described(error)}") from None

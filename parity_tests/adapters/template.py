@@ -2,8 +2,8 @@
 
 As it stands it is an adapter of a port that offers three small parts, written in numpy.
 
-    python -m parity_tests.adapters.audit NAME --only 'flow.rotary*'      while you write it
-    python -m parity_tests.adapters.audit NAME                            the whole report
+    python -m parity_tests.audit NAME --only 'flow.rotary*'      while you write it
+    python -m parity_tests.audit NAME                            the whole report
 """
 
 from __future__ import annotations

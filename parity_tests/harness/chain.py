@@ -281,5 +281,5 @@ def _thaw(value: Any, tensor: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _row(plan: Walk, name: str, module: str, kind: Any, reading: Reading) -> Row:
-    command = f"python -m parity_tests.harness.trace {plan.name}"
+    command = f"python -m parity_tests.trace {plan.name}"
     return Row(name, plan.stage, kind, module, plan.name, reading, command)

@@ -73,7 +73,7 @@ def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
             module=case.target.path,
             case=case.name,
             reading=reading,
-            reproduce=f"python -m parity_tests.harness.trace {case.name}",
+            reproduce=f"python -m parity_tests.trace {case.name}",
         )
         for output, reading in readings.items()
     ]

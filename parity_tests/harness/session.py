@@ -15,8 +15,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from convert.conversion import convert_folder
+from convert.hub import Source
 from convert.quantize import FLOAT32, Found, Precision, precision_of
-from convert.run import Source, convert_folder
 from mlx_parity.compare import BUDGET, FLOOR, Reading
 from mlx_parity.sides import regime
 from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
@@ -37,7 +38,7 @@ from reports import model as report_model
 
 STAGES = ("llm", "flow")  # that `--dtype` makes less precise
 REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
-WITH_OPTIONS = ("pytest ", "python -m parity_tests.harness.trace ")  # commands that take the options of a run
+WITH_OPTIONS = ("pytest ", "python -m parity_tests.trace ")  # commands that take the options of a run
 ENDED = {  # exit codes of pytest with which tests are missing
     pytest.ExitCode.INTERRUPTED: "interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "internal error",
@@ -293,7 +294,5 @@ def prepare_models(
         synthesize(source, "tiny", seed)
     if folder is None:
         folder = scratch / "mlx"
-        # The suite itself is the parity check here; the command runs its own before it lets a folder stand.
-        judged = [{"checkpoint": "", "status": "PASS"}]
-        convert_folder(Source(source, str(source)), folder, lambda *_: judged, precision=precision)
+        convert_folder(Source(source, str(source)), folder, precision=precision)
     return Models.load(source, folder)

@@ -1,6 +1,6 @@
 """Replay the golden files (numbers made by running the original) on the reference, on the port, or on both.
 
-    python -m parity_tests.harness.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
+    python -m parity_tests.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
 DIR holds NAME.safetensors: weights `w.*`, inputs `in.*`, the original's results `out.*` (float32) and `out64.*`
 (float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     what, _, more = __doc__.partition("\n")
     more = more.partition("[--only GLOB]")[2].strip()
     parser = argparse.ArgumentParser(
-        prog="python -m parity_tests.harness.golden",
+        prog="python -m parity_tests.golden",
         description=what,
         epilog=more,
         formatter_class=argparse.RawDescriptionHelpFormatter,

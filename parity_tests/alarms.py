@@ -1,6 +1,6 @@
 """How often would a conforming port fail, on another machine or with other numbers?
 
-    python -m parity_tests.harness.alarms [--machines 20] [--seeds 5] [--only GLOB] [--json FILE]
+    python -m parity_tests.alarms [--machines 20] [--seeds 5] [--only GLOB] [--json FILE]
 
 The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
 several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders
@@ -38,11 +38,11 @@ from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
+from parity_tests.golden import judge_replays
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.fault_tests import GOLDEN_FILES
-from parity_tests.harness.golden import judge_replays
 from parity_tests.harness.golden_file import GoldenFile, Kit
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
@@ -215,9 +215,9 @@ def report(alarms: Sequence[Alarm]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m parity_tests.harness.alarms",
+        prog="python -m parity_tests.alarms",
         description=(__doc__ or "").splitlines()[0],
-        epilog="example: python -m parity_tests.harness.alarms --machines 8 --seeds 1 --only 'flow.attention*'",
+        epilog="example: python -m parity_tests.alarms --machines 8 --seeds 1 --only 'flow.attention*'",
     )
     parser.add_argument(
         "--machines", type=int, default=20, metavar="N", help=f"a multiple of {len(BLOCKS)}, 8 or more (default: 20)"

@@ -1,6 +1,6 @@
 """Say where both sides of one case first part.
 
-    python -m parity_tests.harness.trace CASE [--adapter NAME] [--checkpoint DIR] [--mlx-path DIR]
+    python -m parity_tests.trace CASE [--adapter NAME] [--checkpoint DIR] [--mlx-path DIR]
 
 CASE is an isolated case (`flow.attention`) or a walk through the model (`walk.flow.full`, see `walks.py`); `list`
 prints all names. Exit code 1 when a checkpoint is over budget.
@@ -32,9 +32,9 @@ from reports.words import budget_unit, failure_sentence, heat_map, number_text, 
 def main(argv: list[str] | None = None) -> int:
     """Command line: print every part of a case, and the first one over budget in words."""
     parser = argparse.ArgumentParser(
-        prog="python -m parity_tests.harness.trace",
+        prog="python -m parity_tests.trace",
         description="Run both sides of one case, compare every named part, and say where they first part.",
-        epilog="example: python -m parity_tests.harness.trace walk.flow.full",
+        epilog="example: python -m parity_tests.trace walk.flow.full",
     )
     parser.add_argument("case", metavar="CASE", help="an isolated case or a walk; 'list' prints all names")
     parser.add_argument(

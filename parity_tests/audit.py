@@ -1,4 +1,4 @@
-"""Audit a port: `python -m parity_tests.adapters.audit NAME [--report DIR] [--only GLOB] [--dtype D]`.
+"""Audit a port: `python -m parity_tests.audit NAME [--report DIR] [--only GLOB] [--dtype D]`.
 
 Runs every isolated case and the extra ones through the adapter NAME, and writes a report. When
 `NAME.requirements.txt` lies beside the adapter, the port is installed from it, without dependencies, into an
@@ -23,13 +23,13 @@ from typing import Any
 
 from parity_tests.adapters.base import Adapter, AdapterError, adapter_names, load_adapter, show_tracebacks
 
-ROOT = Path(__file__).parents[2]
-COMMAND = "python -m parity_tests.adapters.audit"
+ROOT = Path(__file__).parents[1]
+COMMAND = "python -m parity_tests.audit"
 
 
 def requirements(name: str) -> Path | None:
     """The pinned packages of an adapter's port, if it needs any."""
-    path = Path(__file__).with_name(f"{name}.requirements.txt")
+    path = Path(__file__).parent / "adapters" / f"{name}.requirements.txt"
     return path if path.exists() else None
 
 
@@ -77,9 +77,7 @@ def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
         if fnmatchcase(case.name, only):
             rows += judge(case, adapter)
     if not rows:
-        raise AdapterError(
-            f"--only {only!r}: no case has such a name; python -m parity_tests.harness.trace list names them"
-        )
+        raise AdapterError(f"--only {only!r}: no case has such a name; python -m parity_tests.trace list names them")
     return rows
 
 
@@ -135,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             python = environment(options.name, pins)
             words = [options.name, "--report", str(folder.resolve()), "--only", options.only, "--dtype", options.dtype]
             words += ["--traceback"] * options.traceback
-            command = [str(python), "-m", "parity_tests.adapters.audit", *words, "--here"]
+            command = [str(python), "-m", "parity_tests.audit", *words, "--here"]
             return subprocess.run(command, cwd=ROOT, check=False).returncode
         return _run_here(options, folder)
     except AdapterError as error:
