@@ -244,7 +244,7 @@ def _sides(options: argparse.Namespace) -> list[str]:
     if unknown := [name for name in wanted if name not in SIDES]:
         raise machine.BenchmarkError(f"--against {unknown[0]}: not known; there are torch and mlx_audio_plus")
     if "mlx_audio_plus" in wanted and not options.plus_python:
-        from parity_tests.adapters.base import AdapterError
+        from mlx_parity.adapter import AdapterError
         from parity_tests.audit import environment, requirements
 
         try:

@@ -33,23 +33,23 @@ import torch
 from tqdm import tqdm
 
 from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.judge import compare_all
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
 from mlx_parity.sides.regime import NotFloat32, require_float32
+from mlx_parity.sides.truth import run_reference as run_case
+from mlx_parity.sides.truth import truth_of
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import all_cases
 from parity_tests.golden import judge_replays
-from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.fault_catalogue.base import clear_caches
 from parity_tests.harness.fault_tests import GOLDEN_FILES
 from parity_tests.harness.golden_file import GoldenFile, Kit
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import PARTS, part_of
-from parity_tests.harness.judge import compare_all
-from parity_tests.harness.oracle import run_reference as run_case
-from parity_tests.harness.oracle import truth_of
+from parity_tests.harness.golden_table import NAMES, part_of
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
@@ -103,14 +103,12 @@ def machines(count: int, reference: Callable[[], Result], port: Callable[[], Res
 def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     case = replace(next(case for case in all_cases() if case.name == name), seed=seed)
     truth, adapter = truth_of(case), OwnPort()
-    arguments = (case.target, case.config, truth.state, truth.inputs, case.call)
+    arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
     adapter.run(*arguments)  # what is made once is made without a machine
     found = machines(count, lambda: run_case(*arguments, torch.float32), lambda: adapter.run(*arguments))
     for port, single, further in found:
-        before = compare_all(port, single, truth.double, follow=case.target.follows)
-        for output, after in compare_all(
-            port, single, truth.double, further, truth.rounded, case.target.follows
-        ).items():
+        before = compare_all(port, single, truth.double, follow=case.part.follows)
+        for output, after in compare_all(port, single, truth.double, further, truth.rounded, case.part.follows).items():
             yield f"{name}.{output}", before[output], after
 
 
@@ -136,7 +134,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
     file = GoldenFile.read(GOLDEN_FILES / f"{name.removeprefix('golden.')}.safetensors")
-    part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
+    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     plain = Replays(file, part)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
     found = machines(count, lambda: plain.run(Kit("reference")), lambda: plain.run(Kit("port")))

@@ -21,7 +21,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from parity_tests.adapters.base import Adapter, AdapterError, adapter_names, load_adapter, show_tracebacks
+from mlx_parity.adapter import Adapter, AdapterError, show_tracebacks
+from parity_tests.adapters import adapter_names, load_adapter
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m parity_tests.audit"
@@ -68,9 +69,9 @@ def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
     Raises:
         AdapterError: there is no such case.
     """
+    from mlx_parity.judge import judge
     from parity_tests.adapters.extra import extra_cases, noise_rows
-    from parity_tests.harness.cases import all_cases
-    from parity_tests.harness.judge import judge
+    from parity_tests.cases import all_cases
 
     rows = [row for row in noise_rows(adapter) if fnmatchcase(row.case, only)]
     for case in [*all_cases(), *extra_cases()]:

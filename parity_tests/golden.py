@@ -41,7 +41,7 @@ from parity_tests.harness.golden_file import (
 from parity_tests.harness.golden_onnx import judge_onnx
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
-from parity_tests.harness.golden_table import OMITTED, PARTS, part_of
+from parity_tests.harness.golden_table import NAMES, OMITTED, part_of
 from port.files.disk import beside
 
 DOUBLE_LIMIT = 1e-12
@@ -49,7 +49,7 @@ DOUBLE_LIMIT = 1e-12
 
 def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
     """Every tensor of one file on each side."""
-    part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
+    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     if part is None:
         return [_error(file.name, sides[0], f"upstream {file.upstream!r} names no part that both sides have")]
     if not file.out and not file.out64:

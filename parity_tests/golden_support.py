@@ -17,9 +17,9 @@ from parity_tests.harness.golden_driver import requests
 from parity_tests.harness.golden_file import MANIFEST, Arrays, GoldenFile, Kit
 from parity_tests.harness.golden_replay import CONFIGS, Replays
 from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import PARTS, part_of, runs
+from parity_tests.harness.golden_table import NAMES, part_of, runs
 from parity_tests.harness.live import live_state
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 
 EMBEDDED = Path(__file__).parent / "data" / "golden"
 
@@ -52,7 +52,7 @@ def write(files: Iterable[GoldenFile], folder: Path, manifest: bool = True, meta
 def made(file: GoldenFile, *names: str, then: Iterable[str] = (), double: bool = True) -> GoldenFile:
     """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
     of `out64` too when `double`."""
-    part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
+    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     file = replace(file, out={}, out64={})
     for wanted in (names, tuple(then)):
         draft = replace(file, out={**dict.fromkeys(wanted, np.zeros(0, np.float32)), **file.out})
@@ -71,9 +71,9 @@ def resized(file: GoldenFile, config: Mapping[str, Any], inputs: Mapping[str, An
     """The file's part in another size: live weights, and inputs drawn by shape; arrays are taken as they are."""
     rng = np.random.default_rng(seed)
     config = _merged(file.config, config)
-    target = TARGETS[runs(part_of(file.upstream, PARTS))[0].target]
-    translate = CONFIGS.get(target.config)
-    module = target.build("reference", asdict(translate(config)) if translate else config)
+    twin = PARTS[runs(part_of(file.upstream, NAMES))[0].path]
+    translate = CONFIGS.get(twin.config)
+    module = twin.build("reference", asdict(translate(config)) if translate else config)
     state = live_state({k: v.numpy() for k, v in module.state_dict().items()}, rng)
     drawn = {
         k: v if isinstance(v, np.ndarray) else rng.standard_normal(v).astype(np.float32) for k, v in inputs.items()

@@ -11,16 +11,17 @@ import mlx.core as mx
 import numpy as np
 import torch
 
+from mlx_parity.case import normal, tokens
 from mlx_parity.compare import compare
 from mlx_parity.sides.orders_pytorch import in_other_orders
+from mlx_parity.sides.truth import Arrays, Runs, reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import case
 from parity_tests.cases.flow import FLOW
-from parity_tests.harness.cases import case, normal, tokens
-from parity_tests.harness.oracle import Arrays, Runs, reference_state, run_reference
-from parity_tests.harness.targets import TARGETS, swap
+from parity_tests.parts import PARTS, swap
 from port.stream.flow import StreamingFlow
 
-INFERENCE = TARGETS["flow.decoder.CausalMaskedDiffWithDiT.inference"]
+INFERENCE = PARTS["flow.decoder.CausalMaskedDiffWithDiT.inference"]
 AHEAD, RATIO, CHUNK = 3, 2, 8  # tokens, frames a token, frames of a chunk in the small model
 TOKENS = 23
 

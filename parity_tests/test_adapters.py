@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 
 import port.flow.layers
+from mlx_parity.adapter import Adapter, AdapterError, NotOffered
+from mlx_parity.judge import failures, judge
 from parity_tests import audit as audit_command
+from parity_tests.adapters import adapter_names, load_adapter
 from parity_tests.adapters.audit_report import lines
-from parity_tests.adapters.base import Adapter, AdapterError, NotOffered, adapter_names, load_adapter
 from parity_tests.adapters.extra import extra_cases, noise_rows
 from parity_tests.adapters.own import OwnPort
 from parity_tests.adapters.parts import Parts, PartsAdapter
 from parity_tests.audit import audit, environment, main
-from parity_tests.harness.cases import all_cases
-from parity_tests.harness.judge import failures, judge
+from parity_tests.cases import all_cases
 from parity_tests.toy_port import toy_parts
 from port import noise
 from reports import model as report_model
@@ -104,7 +105,7 @@ def test_a_port_that_raises_or_returns_something_else_is_an_error():
 def test_a_part_that_needs_its_noise_is_not_offered_without(name, noise):
     parts, case = Parts(), next(case for case in all_cases() if case.name == f"{name}.fixed_noise")
 
-    @parts.offers(case.target.path)
+    @parts.offers(case.part.path)
     def part(job):
         raise RuntimeError(f"was given {job.given(noise)}")
 

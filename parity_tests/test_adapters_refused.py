@@ -4,9 +4,8 @@ import sys
 
 import pytest
 
+from mlx_parity.adapter import AdapterError
 from parity_tests import adapters
-from parity_tests.adapters import base
-from parity_tests.adapters.base import AdapterError
 from parity_tests.adapters.parts import Parts, PartsAdapter
 from parity_tests.audit import main
 
@@ -40,7 +39,7 @@ def test_a_part_that_no_case_asks_for_is_refused_with_the_nearest(written, meant
 def write_adapter(monkeypatch, tmp_path, name, text):
     """An adapter beside the others for one test."""
     (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(base, "__file__", str(tmp_path / "base.py"))
+    monkeypatch.setattr(adapters, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(adapters, "__path__", [str(tmp_path), *adapters.__path__])
     monkeypatch.delitem(sys.modules, f"parity_tests.adapters.{name}", raising=False)
 

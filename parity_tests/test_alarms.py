@@ -10,11 +10,11 @@ import torch
 from mlx_parity.compare import FLOOR, ROUNDINGS, compare
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, Order, in_other_orders
+from mlx_parity.sides.truth import one_rounding, reference_state, run_reference, truth_of
 from parity_tests import alarms
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.fault_catalogue.base import clear_caches
-from parity_tests.harness.oracle import one_rounding, reference_state, run_reference, truth_of
 from port.fast import convolution
 
 pytestmark = pytest.mark.meta
@@ -41,7 +41,7 @@ def error(found, truth):
 def test_another_order_is_as_exact_and_another_number(name):
     case = CASES[name]
     truth = truth_of(case)
-    arguments = (case.target, case.config, truth.state, truth.inputs, case.call)
+    arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
     usual = max(error(truth.single, truth.double), FLOOR)
     runs = truth.further
     for seed in range(len(BLOCKS)):
@@ -56,7 +56,7 @@ def test_another_order_is_as_exact_and_another_number(name):
 @pytest.mark.parametrize("name", SOME)
 def test_float64_is_the_same_on_every_machine(name):
     case = CASES[name]
-    arguments = (case.target, case.config, reference_state(case), case.draw(), case.call, torch.float64)
+    arguments = (case.part, case.config, reference_state(case), case.draw(), case.call, torch.float64)
     truth = run_reference(*arguments)
     for run in in_other_orders(lambda: run_reference(*arguments)):
         assert all(np.array_equal(run[k], v) for k, v in truth.items())
@@ -64,7 +64,7 @@ def test_float64_is_the_same_on_every_machine(name):
 
 def test_a_machine_gives_the_same_numbers_again_and_leaves_nothing_behind():
     case = CASES["flow.attention.full"]
-    arguments = (case.target, case.config, reference_state(case), case.draw(), case.call)
+    arguments = (case.part, case.config, reference_state(case), case.draw(), case.call)
     before, matmul = OwnPort().run(*arguments)["y"], mx.array.__matmul__
     for machine, run in (
         (Order, lambda: run_reference(*arguments, torch.float32)["y"]),

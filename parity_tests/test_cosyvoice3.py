@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from mlx_parity.compare import compare
+from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.harness.judge import Row
 from parity_tests.harness.listening import listening
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
 from parity_tests.driver_support import SAMPLES, SIDES, Speaker, joined, scripted, some_tokens
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from parity_tests.speech_support import SMALL
 from port import model as port_driver
 from port.request import Prompt

@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from mlx_parity.sides.truth import against, reference_state, run_reference
+from parity_tests.cases import case
 from parity_tests.cases.llm import LM, QWEN2
 from parity_tests.cases.vocoder import SINE
-from parity_tests.harness.cases import case
-from parity_tests.harness.judge import against
-from parity_tests.harness.oracle import reference_state, run_reference
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 from parity_tests.speech_support import small_models
 from port.config import LLMConfig, from_dict
 from port.flow.layers import RotaryEmbedding, sinus_frequencies
@@ -27,13 +26,13 @@ from reference.vocoder.source import SineGen2 as ReferenceSines
 @pytest.mark.float32
 def test_a_cache_that_grows_keeps_what_it_held(parity):
     """The buffers of keys and values are enlarged every 256 positions; short inputs never come there."""
-    target = TARGETS["llm.qwen2.Qwen2Model"]
-    state = reference_state(case("llm.built.long", target.path, QWEN2))
-    port, length = parity.adapter.build(target, QWEN2, state), KVCache.step + 9
+    part = PARTS["llm.qwen2.Qwen2Model"]
+    state = reference_state(case("llm.built.long", part.path, QWEN2))
+    port, length = parity.adapter.build(part, QWEN2, state), KVCache.step + 9
     embeds = np.random.default_rng(12).standard_normal((1, length, QWEN2["hidden_size"])).astype(np.float32)
 
     def reference(dtype):
-        return run_reference(target, QWEN2, state, {"inputs_embeds": embeds}, {}, dtype)["hidden"]
+        return run_reference(part, QWEN2, state, {"inputs_embeds": embeds}, {}, dtype)["hidden"]
 
     cache, found, start = port.make_cache(), [], 0
     for size in (KVCache.step - 3, 2, 4, 1, 5):
@@ -85,11 +84,11 @@ def test_the_nucleus_is_summed_in_float32():
 def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
     """Twenty speech tokens for each token of the text; the prompt text does not count."""
     config = dict(LM, end_of_prompt=50)
-    target = TARGETS["llm.speech_lm.CosyVoice3LM.scores"]
-    state = reference_state(case("llm.built.endless", target.path, config))
+    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
+    state = reference_state(case("llm.built.endless", part.path, config))
     reference = CosyVoice3LM(from_dict(LLMConfig, config))
     reference.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
-    port = parity.adapter.build(target, config, state)
+    port = parity.adapter.build(part, config, state)
     texts = [np.array(ids, np.int32) for ids in ([[3, 4]], [[7, 50, 9]], [[1]])]
 
     def endless(scores, *_):

@@ -10,12 +10,12 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from mlx_parity.judge import judge
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import fault_checks, faults, places, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
 from parity_tests.harness.fault_tests import TESTS
 from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
-from parity_tests.harness.judge import judge
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
 

@@ -6,20 +6,21 @@ from unittest import mock
 
 import pytest
 
-from parity_tests.adapters.base import AdapterError, load_adapter
+from mlx_parity.adapter import AdapterError
+from mlx_parity.judge import failures
+from parity_tests.adapters import load_adapter
 from parity_tests.adapters.extra import extra_cases
 from parity_tests.adapters.findings import FOLDER, load_findings
 from parity_tests.adapters.parts import PartsAdapter
 from parity_tests.audit import judge_all
-from parity_tests.harness.cases import all_cases
-from parity_tests.harness.judge import failures
+from parity_tests.cases import all_cases
 from parity_tests.toy_port import toy_parts
 
 pytestmark = pytest.mark.meta
 
 
 def known_names():
-    names = {f"{case.name}.{output}" for case in [*all_cases(), *extra_cases()] for output in case.target.outputs}
+    names = {f"{case.name}.{output}" for case in [*all_cases(), *extra_cases()] for output in case.part.outputs}
     return names | {"noise.rand_noise", "noise.sine_waves"}
 
 

@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.case import Case, normal, tokens
+from mlx_parity.judge import failures, judge
+from mlx_parity.sides.truth import reference_state
+from parity_tests.cases import case, chunked, valid
 from parity_tests.cases.flow import CASES, FLOW
-from parity_tests.harness.cases import Case, case, chunked, normal, tokens, valid
-from parity_tests.harness.judge import failures, judge
-from parity_tests.harness.oracle import reference_state
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 
 CFM = "flow.matching.CausalConditionalCFM"
 DECODER = "flow.decoder.CausalMaskedDiffWithDiT.inference"
@@ -100,9 +101,9 @@ def test_decoder_of_any_length(parity, new, prompt, streaming, finalize):
     passes(parity, drawn)
 
 
-def build(parity, target: str, config: dict) -> object:
-    drawn = case(f"flow.built.{target}", target, config)
-    return parity.adapter.build(TARGETS[target], config, reference_state(drawn))
+def build(parity, part: str, config: dict) -> object:
+    drawn = case(f"flow.built.{part}", part, config)
+    return parity.adapter.build(PARTS[part], config, reference_state(drawn))
 
 
 def test_equal_rows_in_give_equal_rows_out(parity):

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_parity.case import normal
+from mlx_parity.judge import judge
+from mlx_parity.sides.truth import reference_state
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import case, valid
 from parity_tests.cases.flow import CASES, FLOW
-from parity_tests.harness.cases import case, normal, valid
-from parity_tests.harness.judge import judge
-from parity_tests.harness.oracle import reference_state
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 from port.fast import FORMS, arithmetic, chosen, modulation, replaced, speed_up
 from port.fast import attention as fast
 from port.flow.layers import Attention
@@ -32,7 +33,7 @@ CLASSES = {
 }
 SETTINGS = {"none": (), **{name: (name,) for name in CLASSES}}
 WITHOUT = {f"all_but_{name}": tuple(set(CLASSES) - {name}) for name in CLASSES}
-PARTS = (
+SOME = (
     "flow.feed_forward.tanh",
     "flow.attention",
     "flow.attention.padded",
@@ -49,7 +50,7 @@ WHOLE = ("flow.dit.all_valid", "flow.cfm.full")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", SOME)
 def test_parity_of_each_form_alone(parity, part, setting):
     check(parity, part, setting, SETTINGS[setting])
 
@@ -130,7 +131,7 @@ def test_nothing_is_compiled_where_that_rounds_constants(monkeypatch):
 
 def built(forms=()):
     drawn = case("flow.built.fast", CFM, FLOW)
-    return OwnPort(forms=forms).build(TARGETS[CFM], FLOW, reference_state(drawn))
+    return OwnPort(forms=forms).build(PARTS[CFM], FLOW, reference_state(drawn))
 
 
 def request(seed: int, n: int = 23) -> dict[str, mx.array | None]:

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
+from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.harness.judge import Row
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from parity_tests.stream_support import (
     AHEAD,
     CHUNK,

@@ -5,8 +5,8 @@ import pytest
 
 from convert.official import TOKENIZER_FOLDER
 from mlx_parity.compare import compare
+from mlx_parity.judge import Row
 from parity_tests.cases.frontend import CASES
-from parity_tests.harness.judge import Row
 from parity_tests.speech_support import SYSTEM, WORDS
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, BASE_SPECIAL_TOKENS, END_OF_TEXT
 from port.frontend.tokenizer import CosyVoice3Tokenizer

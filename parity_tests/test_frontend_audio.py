@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import load_file
 
 from mlx_parity.compare import BUDGET, FLOOR, agreement, compare
-from parity_tests.harness.judge import against
+from mlx_parity.sides.truth import against
 from port.frontend import audio as port
 from reference.frontend import audio as reference
 

@@ -8,8 +8,9 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from parity_tests.harness.cases import Case, normal, uniform, valid
-from parity_tests.harness.targets import TARGETS
+from mlx_parity.case import Case, normal, uniform
+from parity_tests.cases import valid
+from parity_tests.parts import PARTS
 from port.config import CosyVoice3Config
 from reference.synthesize import state_dict
 
@@ -29,19 +30,19 @@ def test_dit_step(parity, streaming):
     inputs = dict(x=normal(2, 80, n), mask=valid(n, n, n), mu=normal(2, 80, n), t=np.array([0.3, 0.3], np.float32))
     inputs |= dict(spks=normal(2, 80, scale=0.3), cond=normal(2, 80, n))
     state = weights("flow", CONFIG, "decoder.estimator.")
-    target = TARGETS["flow.dit.DiT"]
+    part = PARTS["flow.dit.DiT"]
     name = f"full.dit.{'chunked' if streaming else 'full'}"
-    parity.check(Case(name, target, asdict(CONFIG.flow.dit), inputs, dict(streaming=streaming), weights=state))
+    parity.check(Case(name, part, asdict(CONFIG.flow.dit), inputs, dict(streaming=streaming), weights=state))
 
 
 @pytest.mark.parametrize("finalize", [True, False], ids=["end", "more"])
 def test_vocoder(parity, finalize):
     frames = 20
     inputs = dict(speech_feat=normal(1, 80, frames), sine_waves=uniform(1, frames * 480, 9))
-    target = TARGETS["vocoder.generator.CausalHiFTGenerator.inference"]
+    part = PARTS["vocoder.generator.CausalHiFTGenerator.inference"]
     name = f"full.vocoder.{'end' if finalize else 'more'}"
     state = weights("hift", CONFIG, "")
-    parity.check(Case(name, target, asdict(CONFIG.vocoder), inputs, dict(finalize=finalize), weights=state))
+    parity.check(Case(name, part, asdict(CONFIG.vocoder), inputs, dict(finalize=finalize), weights=state))
 
 
 def test_qwen2_stack(parity):
@@ -49,4 +50,4 @@ def test_qwen2_stack(parity):
     config = replace(CONFIG, llm=replace(CONFIG.llm, qwen2=qwen2))
     state = weights("llm", config, "llm.model.model.")
     inputs = dict(inputs_embeds=normal(1, 24, qwen2.hidden_size))
-    parity.check(Case("full.qwen2", TARGETS["llm.qwen2.Qwen2Model"], asdict(qwen2), inputs, weights=state))
+    parity.check(Case("full.qwen2", PARTS["llm.qwen2.Qwen2Model"], asdict(qwen2), inputs, weights=state))

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[1]
 ONE_ROW = """
     from mlx_parity.compare import Reading
-    from parity_tests.harness.judge import Row
+    from mlx_parity.judge import Row
 
 
     def test_a_row(parity):

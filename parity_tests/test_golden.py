@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from mlx_parity.compare import Reading
+from mlx_parity.judge import Row
 from parity_tests import golden
 from parity_tests.golden import GoldenRow, judge_file
 from parity_tests.harness.fault_tests import module_of
 from parity_tests.harness.golden_file import GoldenFile
-from parity_tests.harness.judge import Row
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = Path(__file__).parent / "data" / "golden"

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests.adapters.base import Adapter
+from mlx_parity.adapter import Adapter
+from mlx_parity.case import normal
+from mlx_parity.judge import compare_all, judge
+from mlx_parity.sides import liveness
+from mlx_parity.sides.truth import reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import all_cases, case
 from parity_tests.golden import GoldenFile
-from parity_tests.harness import liveness
-from parity_tests.harness.capture import Recorder
-from parity_tests.harness.cases import all_cases, case, normal
-from parity_tests.harness.judge import compare_all, judge
-from parity_tests.harness.oracle import reference_state, run_reference, to_numpy, to_torch
 from parity_tests.harness.walks import walks
+from parity_tests.parts import recorded
 from parity_tests.trace import walk
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -57,20 +58,20 @@ def test_a_sample_of_the_models_tensors_matters(parity, name):
 # ---- branches
 
 
-def recorded(name):
+def calls_of(name):
     """Every call inside the float32 reference of a case."""
     chosen = CASES[name]
-    built = chosen.target.build("reference", chosen.config)
+    built = chosen.part.build("reference", chosen.config)
     built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in reference_state(chosen).items()})
     tensors = {k: to_torch(v, torch.float32) for k, v in chosen.draw().items()}
-    with torch.inference_mode(), Recorder("reference", built.eval()) as recorder:
-        chosen.target.call("reference", built, {**tensors, **chosen.call})
+    with torch.inference_mode(), recorded("reference", built.eval()) as recorder:
+        chosen.part.call("reference", built, {**tensors, **chosen.call})
     return recorder
 
 
 @pytest.mark.parametrize("name", ["vocoder.inference.end", "vocoder.inference.more", "vocoder.inference.odd"])
 def test_voiced_and_unvoiced_frames_meet_in_one_input(name):
-    (call,) = recorded(name).of("vocoder.source.SineGen2")
+    (call,) = calls_of(name).of("vocoder.source.SineGen2")
     assert set(np.unique(call.results["uv"])) == {0.0, 1.0}
 
 
@@ -80,7 +81,7 @@ def test_pitch_at_the_threshold_itself():
 
 
 def test_magnitude_clip_and_audio_limit_are_reached():
-    recorder = recorded("vocoder.decode.loud")
+    recorder = calls_of("vocoder.decode.loud")
     (call,) = recorder.of("vocoder.stft.istft")
     magnitude = call.arguments["magnitude"]
     assert magnitude.max() > 100.1 and np.median(magnitude) < 100
@@ -90,7 +91,7 @@ def test_magnitude_clip_and_audio_limit_are_reached():
 
 def test_nothing_is_clipped_where_the_waveform_is_judged():
     for name in ("vocoder.decode.end", "vocoder.decode.more", "vocoder.inference.end", "vocoder.inference.more"):
-        wav = recorded(name).of("vocoder.stft.istft")[0].results["x"]
+        wav = calls_of(name).of("vocoder.stft.istft")[0].results["x"]
         assert np.mean(np.abs(wav) >= 0.99) < 0.05, name
 
 
@@ -104,7 +105,7 @@ def test_guards_of_the_log_mel_are_reached():
 
 def arguments(name):
     chosen = CASES[name]
-    return chosen.target, chosen.config, reference_state(chosen), chosen.draw(), chosen.call
+    return chosen.part, chosen.config, reference_state(chosen), chosen.draw(), chosen.call
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,7 @@ def arguments(name):
     ],
 )
 def test_masks_with_and_without_padding(path):
-    drawn = [c.draw() for c in CASES.values() if c.target.path == path]
+    drawn = [c.draw() for c in CASES.values() if c.part.path == path]
     masks = [values.get("mask", values.get("masks")) for values in drawn]
     assert any(mask is not None and not np.asarray(mask).astype(bool).all() for mask in masks)
 
@@ -129,17 +130,17 @@ def test_masks_with_and_without_padding(path):
     [("finalize", {True, False}), ("streaming", {True, False}), ("guidance", {"separate", None})],
 )
 def test_both_modes_of_every_part_that_has_them(argument, values):
-    paths = {c.target.path for c in CASES.values() if argument in c.call}
+    paths = {c.part.path for c in CASES.values() if argument in c.call}
     assert paths
     for path in paths:
-        assert {c.call.get(argument) for c in CASES.values() if c.target.path == path} >= values, path
+        assert {c.call.get(argument) for c in CASES.values() if c.part.path == path} >= values, path
 
 
 def test_sizes_on_both_sides_of_a_chunk_edge():
-    sizes = [c.call for c in CASES.values() if c.target.path == "flow.masks.subsequent_chunk_mask"]
+    sizes = [c.call for c in CASES.values() if c.part.path == "flow.masks.subsequent_chunk_mask"]
     rests = {(call["size"] - call["chunk_size"]) for call in sizes if call["size"] <= 2 * call["chunk_size"] + 1}
     assert {0, -1} <= rests and any(call["size"] % call["chunk_size"] == 1 for call in sizes)
-    frames = {c.draw()["x"].shape[-1] % 8 for c in CASES.values() if c.target.path == "flow.dit.DiT"}
+    frames = {c.draw()["x"].shape[-1] % 8 for c in CASES.values() if c.part.path == "flow.dit.DiT"}
     assert 0 in frames and len(frames) > 1
 
 
@@ -159,8 +160,8 @@ class _Answer(Adapter):
     def __init__(self, change):
         self.change = change
 
-    def run(self, target, config, state, inputs, call):
-        return self.change(OwnPort().run(target, config, state, inputs, call))
+    def run(self, part, config, state, inputs, call):
+        return self.change(OwnPort().run(part, config, state, inputs, call))
 
 
 ADALN = CASES["flow.adaln_zero"]
@@ -203,9 +204,9 @@ def test_exchanged_names_are_an_error():
 
 @pytest.mark.meta
 def test_a_port_compared_with_itself_is_an_error():
-    target, config, state, inputs, call = arguments("flow.adaln_zero")
-    single = run_reference(target, config, state, inputs, call, torch.float32)
-    double = run_reference(target, config, state, inputs, call, torch.float64)
+    part, config, state, inputs, call = arguments("flow.adaln_zero")
+    single = run_reference(part, config, state, inputs, call, torch.float32)
+    double = run_reference(part, config, state, inputs, call, torch.float64)
     for own in (single, double):
         assert {r.status for r in compare_all(own, single, double).values()} == {"ERROR"}
 

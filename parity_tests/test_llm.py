@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
 from mlx_parity.sides.orders_pytorch import in_other_orders
+from mlx_parity.sides.truth import reference_state
+from parity_tests.cases import case
 from parity_tests.cases.llm import CASES, LM, QWEN2
-from parity_tests.harness.cases import case
-from parity_tests.harness.oracle import reference_state
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 from port.config import LLMConfig, SamplingConfig, from_dict
 from port.llm import sampling as port_sampling
 from reference.llm import sampling as reference_sampling
@@ -30,14 +30,14 @@ def test_parity(parity, case):
 @pytest.fixture(scope="module")
 def twins(parity):
     """One language model on three sides: reference in float32 and float64, port."""
-    target = TARGETS["llm.speech_lm.CosyVoice3LM.scores"]
-    state = reference_state(case("llm.built", target.path, CONFIG))
+    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
+    state = reference_state(case("llm.built", part.path, CONFIG))
     models = []
     for dtype in (torch.float32, torch.float64):
         model = CosyVoice3LM(from_dict(LLMConfig, CONFIG))
         model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
         models.append(model.to(dtype).eval())
-    return *models, parity.adapter.build(target, CONFIG, state)
+    return *models, parity.adapter.build(part, CONFIG, state)
 
 
 def ids(rng: np.random.Generator, count: int, high: int) -> np.ndarray:

@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from convert.quantize import Precision
+from mlx_parity.case import normal
 from mlx_parity.compare import BUDGET, agreement
+from mlx_parity.sides.truth import reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import case, normal, valid
-from parity_tests.harness.oracle import reference_state, run_reference
+from parity_tests.cases import case, valid
 
 HALVES = ("float16", "bfloat16")
 
@@ -39,10 +40,10 @@ def test_the_transformer_does_not_overflow_where_a_plain_cast_does(how):
         bias = state["transformer_blocks.0.attn_norm.linear.bias"]
         bias[5 * DIT["dim"] :] += 4e4 / 8  # the gate of the first block's MLP
         state["transformer_blocks.0.ff.ff.2.bias"] += 20
-    arguments = (loud.target, loud.config, state, inputs, loud.call)
+    arguments = (loud.part, loud.config, state, inputs, loud.call)
     truth = run_reference(*arguments, torch.float64)["y"]
     naive = {k: torch.from_numpy(v) for k, v in inputs.items()}
-    module = loud.target.build("reference", loud.config)
+    module = loud.part.build("reference", loud.config)
     module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     module.half()
     with torch.inference_mode():
@@ -63,10 +64,10 @@ def test_the_language_model_does_not_overflow_where_a_plain_cast_does():
         inputs_embeds=normal(1, 9, 64, scale=4e4),
     )  # fmt: skip
     state, inputs = reference_state(loud), loud.draw()
-    arguments = (loud.target, loud.config, state, inputs, loud.call)
+    arguments = (loud.part, loud.config, state, inputs, loud.call)
     truth = run_reference(*arguments, torch.float64)["hidden"]
     assert np.abs(inputs["inputs_embeds"]).max() > np.finfo(np.float16).max
     for dtype in HALVES:
         ours = OwnPort(Precision(dtype)).run(*arguments)["hidden"]
         assert np.isfinite(ours).all()
-        assert agreement(ours, truth) < expected_error(dtype, loud.target.build("reference", loud.config))
+        assert agreement(ours, truth) < expected_error(dtype, loud.part.build("reference", loud.config))

@@ -19,7 +19,7 @@ from convert.conversion import convert_folder
 from convert.hub import find_source
 from convert.quantize import PARTS, Precision, precision_of
 from mlx_parity.compare import Reading
-from parity_tests.harness.judge import Row, failures, reduced
+from mlx_parity.judge import Row, failures, reduced
 from port.config import CosyVoice3Config
 from port.files import weights
 from port.files.errors import Misused, Refused

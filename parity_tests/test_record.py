@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.record import RecordError, judge_results, lines, main, record, select
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 
 pytestmark = pytest.mark.meta
 NAMES = ["flow.adaln_zero", "flow.masks.pad", "vocoder.resblock.k3", "vocoder.sine.9"]
@@ -28,7 +28,7 @@ def results(recorded, tmp_path):
     for entry in json.loads((recorded / "manifest.json").read_text())["cases"]:
         held = load_file(recorded / entry["file"])
         state, inputs = ({k[len(g) :]: v for k, v in held.items() if k.startswith(g)} for g in ("w.", "in."))
-        found = OwnPort().run(TARGETS[entry["module"]], entry["config"], state, inputs, entry["call"])
+        found = OwnPort().run(PARTS[entry["module"]], entry["config"], state, inputs, entry["call"])
         save_file({k: np.ascontiguousarray(found[k]) for k in entry["outputs"]}, tmp_path / entry["file"])
     return tmp_path
 

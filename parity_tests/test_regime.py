@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlx_parity.adapter import Adapter
+from mlx_parity.judge import judge
 from mlx_parity.sides import regime
+from mlx_parity.sides.truth import run_reference, torch
 from parity_tests import trace
-from parity_tests.adapters.base import Adapter
+from parity_tests.cases import all_cases
 from parity_tests.degraded import KINDS, degraded, degraded_mlx
-from parity_tests.harness.cases import all_cases
-from parity_tests.harness.judge import judge
-from parity_tests.harness.oracle import run_reference, torch
 
 pytestmark = pytest.mark.meta
 
@@ -36,8 +36,8 @@ class _Wrong(Adapter):
 
     name = "wrong"
 
-    def run(self, target, config, state, inputs, call):
-        truth = run_reference(target, config, state, inputs, call, torch.float64)
+    def run(self, part, config, state, inputs, call):
+        truth = run_reference(part, config, state, inputs, call, torch.float64)
         return {k: (v * (1 + 5e-4)).astype(np.float32) if v.dtype.kind == "f" else v for k, v in truth.items()}
 
 

@@ -12,16 +12,15 @@ import torch
 
 import conftest
 from mlx_parity.compare import Reading
+from mlx_parity.judge import Row
+from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
 from parity_tests.golden import GoldenRow
 from parity_tests.harness import places
-from parity_tests.harness.capture import Recorder
-from parity_tests.harness.judge import Row
-from parity_tests.harness.oracle import to_torch
 from parity_tests.harness.session import Session
-from parity_tests.harness.targets import TARGETS
 from parity_tests.harness.walks import walks
+from parity_tests.parts import PARTS, recorded
 from parity_tests.synthetic_report import changed, judged, make, row
 from parity_tests.test_golden import report_row
 from reports import build, model
@@ -155,9 +154,9 @@ def test_a_stage_shows_the_number_of_the_row_that_fails():
 # ---- places
 
 
-@pytest.mark.parametrize("path", TARGETS)
+@pytest.mark.parametrize("path", PARTS)
 def test_a_place_is_the_line_of_the_definition_on_both_sides(path):
-    for package in ("port",) if TARGETS[path].witness else places.PACKAGES:
+    for package in ("port",) if PARTS[path].witness else places.PACKAGES:
         file, _, line = str(places.find(package, path)).rpartition(":")
         words = (ROOT / file).read_text("utf-8").splitlines()[int(line) - 1].split()
         assert words[0] in ("class", "def") and words[1].split("(")[0].rstrip(":") == path.rpartition(".")[2]
@@ -171,9 +170,9 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
     models = parity.models
     plan = walks(models.config)[name]
     arguments = {k: to_torch(v, torch.float32) for k, v in plan.inputs.items()}
-    with torch.inference_mode(), Recorder("reference", models.single, lambda a: None) as recorder:
+    with torch.inference_mode(), recorded("reference", models.single, lambda a: None) as recorder:
         plan.run(models.single, arguments)
-    called = {(call.name, call.target.path) for call in recorder.calls}
+    called = {(call.name, call.part.path) for call in recorder.calls}
     pairs = {(o, i) for on, o in called for i_n, i in called if i_n.startswith(f"{on}.") and o != i}
     assert pairs
     for outer, inner in pairs:

@@ -11,7 +11,7 @@ import torch
 
 from mlx_parity.compare import compare
 from parity_tests.driver_support import SIDES, Speaker
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from parity_tests.speech_support import small_models
 from port.noise import rand_noise
 

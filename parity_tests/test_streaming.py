@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlx_parity.compare import compare
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.driver_support import arguments
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from parity_tests.speech_support import small_models
 from parity_tests.stream_support import (
     AHEAD,

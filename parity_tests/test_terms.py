@@ -13,9 +13,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlx_parity.sides.truth import reference_state, to_torch
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import all_cases
-from parity_tests.harness.oracle import reference_state, to_torch
+from parity_tests.cases import all_cases
 from port.fast import speed_up
 from port.fast.convolution import LONGEST_SUM, ProductConv1d, adds_whole_products
 from port.fast.modules import recast
@@ -55,12 +55,12 @@ class Products:
 
 def of_torch(case):
     """Multiply-adds of the reference."""
-    module = case.target.build("reference", case.config)
+    module = case.part.build("reference", case.config)
     module.load_state_dict({k: torch.from_numpy(v) for k, v in reference_state(case).items()})
     double = torch.float64 if case.name.startswith("vocoder.f0") else torch.float32
     inputs = {k: to_torch(v, double) for k, v in case.draw().items()}
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        case.target.call("reference", module.to(double).eval(), {**inputs, **case.call})
+        case.part.call("reference", module.to(double).eval(), {**inputs, **case.call})
     return counter.get_total_flops() // 2
 
 
@@ -69,10 +69,10 @@ def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oft
     found = {}
     for name, forms in (("plain", ()), ("fast", None)):
         adapter = OwnPort(forms=forms)
-        built = adapter.build(case.target, case.config, reference_state(case))
+        built = adapter.build(case.part, case.config, reference_state(case))
         with monkeypatch.context() as patch:
             products = Products(patch)
-            adapter.call(case.target, built, case.draw(), case.call)
+            adapter.call(case.part, built, case.draw(), case.call)
         found[name] = products.count
     expected = of_torch(case)
     assert expected > 0

@@ -7,7 +7,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from convert.transforms import fold_exactly, fold_weight_norm
 from mlx_parity.compare import compare
-from parity_tests.harness.judge import Row
+from mlx_parity.judge import Row
 
 SHAPES = {"wide": (24, 16, 7), "one tap": (8, 5, 1), "one channel": (1, 30, 3)}
 

@@ -7,16 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.case import Case, normal, uniform
 from mlx_parity.compare import compare
+from mlx_parity.judge import failures, judge
+from mlx_parity.sides.truth import reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
-from parity_tests.harness.cases import Case, case, normal, uniform, voiced_and_unvoiced
-from parity_tests.harness.judge import failures, judge
-from parity_tests.harness.oracle import reference_state, run_reference
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
-CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.target.path or c.name.endswith((".end", ".more", ".k11")))
+CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.part.path or c.name.endswith((".end", ".more", ".k11")))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -84,7 +85,7 @@ def test_stft_of_any_length(parity, samples):
 
 
 def test_istft_undoes_stft(parity):
-    stft, istft = (TARGETS[f"vocoder.stft.{name}"].resolve("port")[0] for name in ("stft", "istft"))
+    stft, istft = (PARTS[f"vocoder.stft.{name}"].resolve("port")[0] for name in ("stft", "istft"))
     x = mx.array(np.random.default_rng(0).standard_normal((2, 1440)).astype(np.float32))
     real, imag = stft(x, 16, 4)
     back = istft(mx.sqrt(real * real + imag * imag), mx.arctan2(imag, real), 16, 4)
@@ -96,14 +97,14 @@ def test_the_pitch_is_rounded_once(parity, seed):
     """The original folds and runs the predictor in float64: what is left is the rounding of its result to float32."""
     sizes = dict(num_class=1, in_channels=80, cond_channels=48)
     drawn = case(f"vocoder.f0.bits.{seed}", "vocoder.f0.CausalConvRNNF0Predictor", sizes, x=normal(1, 80, 40))
-    arguments = drawn.target, drawn.config, reference_state(drawn), drawn.draw(), drawn.call
+    arguments = drawn.part, drawn.config, reference_state(drawn), drawn.draw(), drawn.call
     truth = run_reference(*arguments, torch.float64)["f0"]
     np.testing.assert_array_max_ulp(parity.adapter.run(*arguments)["f0"], truth.astype(np.float32), maxulp=1)
 
 
 def generator(parity) -> object:
-    target = TARGETS[f"{GENERATOR}.inference"]
-    return parity.adapter.build(target, HIFT, reference_state(case("vocoder.built", target.path, HIFT)))
+    part = PARTS[f"{GENERATOR}.inference"]
+    return parity.adapter.build(part, HIFT, reference_state(case("vocoder.built", part.path, HIFT)))
 
 
 @pytest.mark.parametrize("frames", [9, 22, 23, 29])

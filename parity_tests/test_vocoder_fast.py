@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from mlx_parity.compare import FLOOR
+from mlx_parity.judge import judge
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT
-from parity_tests.harness.judge import judge
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 from port.fast import arithmetic as fast
 from port.fast import convolution, replaced, speed_up
 from port.fast.convolution import tap_order
@@ -30,11 +30,11 @@ SETTINGS = {
     **{f"all_but_{name}": tuple(set(CLASSES) - {name, "padded"}) for name in CLASSES if name != "padded"},
     "as_on_metal": ("polyphase", "padded", "double"),
 }
-PARTS = ("vocoder.snake", "vocoder.decode.end", "vocoder.decode.more", "vocoder.inference.end")
+SOME = ("vocoder.snake", "vocoder.decode.end", "vocoder.decode.more", "vocoder.inference.end")
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", SOME)
 def test_parity_of_each_form(parity, part, setting):
     (row,) = (case for case in CASES if case.name == part)
     parity.add(judge(replace(row, name=f"{part}.{setting}"), OwnPort(parity.adapter.precision, SETTINGS[setting])))
@@ -42,7 +42,7 @@ def test_parity_of_each_form(parity, part, setting):
 
 @pytest.mark.parametrize("form", CLASSES)
 def test_a_form_is_put_in_place_where_it_is_asked_for(form):
-    built = TARGETS[f"{GENERATOR}.inference"].build("port", {**HIFT, "base_channels": 48})
+    built = PARTS[f"{GENERATOR}.inference"].build("port", {**HIFT, "base_channels": 48})
     assert set(replaced(speed_up(built, [form]))) == CLASSES[form]
 
 

@@ -11,15 +11,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from mlx_parity.case import normal, uniform
 from mlx_parity.compare import Reading, compare
+from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import Lazily
+from mlx_parity.sides.truth import Runs, against, reference_state, run_reference, truth_of
 from parity_tests.adapters.own import OwnPort
+from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
-from parity_tests.harness.cases import case, normal, uniform, voiced_and_unvoiced
-from parity_tests.harness.judge import Row, against
-from parity_tests.harness.oracle import Runs, reference_state, run_reference, truth_of
-from parity_tests.harness.targets import TARGETS, swap
 from parity_tests.harness.walks import walks
+from parity_tests.parts import PARTS, swap
 from port.fast.convolution import PaddedConv1d, ProductConv1d
 from port.noise import MAX_SAMPLES
 from port.stream.state import State
@@ -28,7 +29,7 @@ from port.vocoder.source import SineGen2
 
 STREAM = "stream.vocoder.StreamingVocoder"
 HELD_BACK, HOP = 8, 480
-INFERENCE = TARGETS[f"{GENERATOR}.inference"]
+INFERENCE = PARTS[f"{GENERATOR}.inference"]
 
 
 @pytest.fixture(scope="module")

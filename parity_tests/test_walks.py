@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from parity_tests import trace
+from parity_tests.cases import all_cases
 from parity_tests.harness import chain
-from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.faults import FAULTS
 from parity_tests.harness.walks import walks

@@ -11,10 +11,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_parity.sides.truth import reference_state
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.fault_catalogue.base import clear_caches
-from parity_tests.harness.oracle import reference_state
 from parity_tests.speech_support import LONGER, SYSTEM
 from parity_tests.test_cosyvoice3 import REQUESTS
 from port.request import Stream
@@ -83,7 +83,7 @@ def metal(monkeypatch):
     clear_caches()  # what was found out about this device is of no other
 
 
-CASES = [case for case in all_cases() if case.target.stage in ("llm", "flow", "vocoder")]
+CASES = [case for case in all_cases() if case.part.stage in ("llm", "flow", "vocoder")]
 
 
 def test_the_pretended_device_refuses(metal):
@@ -98,9 +98,9 @@ def test_the_pretended_device_refuses(metal):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_part_runs(metal, case):
-    found = OwnPort().run(case.target, case.config, reference_state(case), case.draw(), case.call)
+    found = OwnPort().run(case.part, case.config, reference_state(case), case.draw(), case.call)
     assert all(np.isfinite(value).all() or value.dtype.kind != "f" for value in found.values())
-    assert metal.met > 0 or not case.target.path.startswith("vocoder.f0")
+    assert metal.met > 0 or not case.part.path.startswith("vocoder.f0")
 
 
 @pytest.mark.parametrize("mode", [*REQUESTS, "stream"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from parity_tests.adapters.base import NotOffered
+from mlx_parity.adapter import NotOffered
 from parity_tests.adapters.parts import Job, Parts
 
 

@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from convert.quantize import Precision
+from mlx_parity.adapter import AdapterError, show_tracebacks
+from mlx_parity.judge import Row, judge
 from mlx_parity.sides.regime import NotFloat32, require_float32
-from parity_tests.adapters.base import AdapterError, load_adapter, show_tracebacks
+from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.folders import check_folders
-from parity_tests.harness.judge import Row, judge
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
 from port.app.device import DEVICES, use_device

@@ -21,9 +21,9 @@ from tqdm import tqdm
 from convert.official import load_config
 from convert.parts import Part, converted_parts
 from convert.quantize import precision_of
+from mlx_parity.judge import Row, failures, reduced
 from mlx_parity.sides.regime import require_float32
 from parity_tests.harness.chain import walk
-from parity_tests.harness.judge import Row, failures, reduced
 from parity_tests.harness.models import Models, attribute, shallow
 from parity_tests.harness.quality import GROUPS, Quality, measure
 from parity_tests.harness.walks import walks

@@ -8,12 +8,12 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mlx_parity.adapter import Adapter
 from mlx_parity.compare import BUDGET, FLOOR
+from mlx_parity.judge import Row, reduced
 from mlx_parity.sides import regime
-from parity_tests.adapters.base import Adapter
 from parity_tests.adapters.findings import BROKEN, Findings
 from parity_tests.harness import places
-from parity_tests.harness.judge import Row, reduced
 from parity_tests.harness.signatures import name_nearest
 from reports import model as report_model
 from reports.verdict import in_pipeline_order, status_of

@@ -12,14 +12,16 @@ import mlx.core as mx
 import numpy as np
 import torch
 
+from mlx_parity.adapter import Adapter, NotOffered
+from mlx_parity.case import Case, uniform
 from mlx_parity.compare import Reading, compare
-from parity_tests.adapters.base import Adapter, NotOffered
+from mlx_parity.judge import Row
+from mlx_parity.part import Part
+from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.frontend import voice
 from parity_tests.cases.llm import LM
 from parity_tests.cases.vocoder import SINE
-from parity_tests.harness.cases import Case, case, uniform, voiced_and_unvoiced
-from parity_tests.harness.judge import Row
-from parity_tests.harness.targets import TARGETS, Target
+from parity_tests.parts import PARTS
 from port import noise
 from port.config import LLMConfig, SamplingConfig
 from port.llm import sampling as port_sampling
@@ -60,10 +62,10 @@ def _ids(function: Any, row: Any, draws: Any, history: list[int], package: Any, 
     return function(row, history, draws, package.ras_sampling, ignore_eos)
 
 
-EXTRA_TARGETS = (
-    Target("llm.sampling.nucleus_sampling", ("tokens",), run=_each_row(_nucleus)),
-    Target("llm.sampling.ras_sampling", ("tokens",), run=_each_row(_ras)),
-    Target("llm.speech_lm.CosyVoice3LM.sampling_ids", ("tokens",), at="llm:", config=LLMConfig, run=_each_row(_ids)),
+EXTRA_PARTS = (
+    Part("llm.sampling.nucleus_sampling", ("tokens",), run=_each_row(_nucleus)),
+    Part("llm.sampling.ras_sampling", ("tokens",), run=_each_row(_ras)),
+    Part("llm.speech_lm.CosyVoice3LM.sampling_ids", ("tokens",), at="llm:", config=LLMConfig, run=_each_row(_ids)),
 )
 
 
@@ -80,7 +82,7 @@ def _sampling_cases() -> list[Case]:
     scores = _scores(rng)
     likely = np.argsort(-scores, axis=1)[:, :3].astype(np.int32)  # what was said lately, so that repetition is found
     rare = np.argsort(scores, axis=1)[:, :9].astype(np.int32)
-    nucleus, ras, ids = EXTRA_TARGETS
+    nucleus, ras, ids = EXTRA_PARTS
     call = dict(top_p=0.8, top_k=25)
     ended = _scores(rng, LM["speech_token_size"] + 1)
     return [
@@ -101,7 +103,7 @@ def _long_source(frames: int = 1500) -> Case:
     """Half a minute: a phase that is summed in float32 has drifted by then."""
     return Case(
         "vocoder.sine.half_minute",
-        TARGETS["vocoder.source.SineGen2"],
+        PARTS["vocoder.source.SineGen2"],
         SINE,
         dict(f0=voiced_and_unvoiced(1, frames), sine_waves=uniform(1, frames * 480, HARMONICS)),
     )

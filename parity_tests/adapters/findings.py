@@ -14,8 +14,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from parity_tests.adapters.base import AdapterError
-from parity_tests.harness.judge import Row
+from mlx_parity.adapter import AdapterError
+from mlx_parity.judge import Row
 
 FOLDER = Path(__file__).with_name("findings")
 BROKEN = ("FAIL", "ERROR", "VACUOUS")

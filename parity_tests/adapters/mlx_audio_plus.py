@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_audio.tts.models.cosyvoice3 import flow, hifigan
 
-from parity_tests.adapters.base import AdapterError, NotOffered
+from mlx_parity.adapter import AdapterError, NotOffered
 from parity_tests.adapters.mlx_audio_plus_parts import flow as flow_parts
 from parity_tests.adapters.mlx_audio_plus_parts import frontend, llm, vocoder
 from parity_tests.adapters.parts import Parts, PartsAdapter
@@ -34,9 +34,9 @@ class MlxAudioPlus(PartsAdapter):
         super().__init__("mlx_audio_plus", parts, ABSENT, to_numpy=as_numpy)
         self.dtype = np.dtype(dtype)
 
-    def run(self, target: Any, config: Any, state: Any, inputs: Any, call: Any) -> dict[str, np.ndarray]:
+    def run(self, part: Any, config: Any, state: Any, inputs: Any, call: Any) -> dict[str, np.ndarray]:
         # The package's converter casts first and folds the weight norms afterwards.
-        return super().run(target, config, {k: v.astype(self.dtype) for k, v in state.items()}, inputs, call)
+        return super().run(part, config, {k: v.astype(self.dtype) for k, v in state.items()}, inputs, call)
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name == "rand_noise":

@@ -12,9 +12,9 @@ from mlx.utils import tree_flatten
 
 from convert.mapping import convert
 from convert.quantize import FLOAT32, Precision
-from parity_tests.adapters.base import Adapter
+from mlx_parity.adapter import Adapter
+from mlx_parity.part import Part
 from parity_tests.harness.places import find
-from parity_tests.harness.targets import Target
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
 from port.fast import replaced, speed_up
@@ -39,18 +39,18 @@ class OwnPort(Adapter):
         self.precision = precision
         self.forms = self.usual if forms is None else forms
 
-    def also(self, target: Target, config: Mapping[str, Any]) -> dict[str, Adapter]:
+    def also(self, part: Part, config: Mapping[str, Any]) -> dict[str, Adapter]:
         """The plain port, for a part of which something was replaced."""
-        built = target.build("port", config)
+        built = part.build("port", config)
         if self.forms is not None or not isinstance(built, nn.Module) or not replaced(speed_up(built, lazy=True)):
             return {}
         return {"plain": type(self)(self.precision, ())}
 
-    def build(self, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
+    def build(self, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
         """The port's class with the official weights in it, or the port's function."""
-        built = target.build("port", config)
-        if isinstance(built, nn.Module) and target.at:
-            root = load_part(built, target, config, state)
+        built = part.build("port", config)
+        if isinstance(built, nn.Module) and part.at:
+            root = load_part(built, part, config, state)
             built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
         return self.as_run(built)
 
@@ -63,21 +63,21 @@ class OwnPort(Adapter):
 
     def run(
         self,
-        target: Target,
+        part: Part,
         config: Mapping[str, Any],
         state: Mapping[str, np.ndarray],
         inputs: Mapping[str, np.ndarray],
         call: Mapping[str, Any],
     ) -> dict[str, np.ndarray]:
-        return self.call(target, self.build(target, config, state), inputs, call)
+        return self.call(part, self.build(part, config, state), inputs, call)
 
     def call(
-        self, target: Target, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
+        self, part: Part, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         """Run a part that `build` made; arrays in the reference's layout on both ends."""
-        arguments = {k: to_mlx(target.to_port.get(k, np.asarray)(v)) for k, v in inputs.items()}
-        results = target.call("port", built, {**arguments, **call})
-        return {k: target.from_port.get(k, np.asarray)(to_numpy(v)) for k, v in results.items()}
+        arguments = {k: to_mlx(part.to_port.get(k, np.asarray)(v)) for k, v in inputs.items()}
+        results = part.call("port", built, {**arguments, **call})
+        return {k: part.from_port.get(k, np.asarray)(to_numpy(v)) for k, v in results.items()}
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         draw = {
@@ -99,12 +99,12 @@ def make(dtype: str = "float32") -> OwnPort:
     return OwnPort(Precision(dtype))
 
 
-def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
+def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
     """Carry official weights into one part of the port through the conversion table.
 
     Args:
         module: the part, freshly built.
-        target: the part; `target.at` is its place in the official checkpoint, `file:prefix`.
+        part: the part; `part.at` is its place in the official checkpoint, `file:prefix`.
         config: its sizes; the rotary table depends on `dim_head`.
         state: official keys relative to the prefix.
 
@@ -114,8 +114,8 @@ def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], stat
     Raises:
         ValueError: the table's keys are not exactly the part's parameters.
     """
-    file, _, prefix = target.at.partition(":")
-    if target.at.endswith("rotary_embed"):
+    file, _, prefix = part.at.partition(":")
+    if part.at.endswith("rotary_embed"):
         config = {"dim_head": config["dim"]}
     head = config.get("dim_head") or config.get("dit", {}).get("dim_head") or DiTConfig.dim_head
     model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
@@ -124,7 +124,7 @@ def load_part(module: nn.Module, target: Target, config: Mapping[str, Any], stat
     roots = {k[: len(k) - len(w)] for k in converted for w in wanted if k.endswith(w)} if wanted else {""}
     root = next((r for r in sorted(roots) if {r + w for w in wanted} == set(converted)), None)
     if root is None:
-        raise ValueError(f"{target.at}: the table gives {sorted(converted)}, the port has {sorted(wanted)}")
+        raise ValueError(f"{part.at}: the table gives {sorted(converted)}, the port has {sorted(wanted)}")
     module.load_weights([(k.removeprefix(root), mx.array(v)) for k, v in converted.items()], strict=True)
     module.eval()
     return root

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.adapters.base import Adapter, AdapterError, NotOffered
+from mlx_parity.adapter import Adapter, AdapterError, NotOffered
+from mlx_parity.part import Part
 from parity_tests.harness.fingerprint import ROOT
-from parity_tests.harness.targets import TARGETS, Target
+from parity_tests.parts import PARTS
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -23,7 +24,7 @@ Arrays = Mapping[str, np.ndarray]
 class Job:
     """One part to run; the fields are the arguments of `Adapter.run`."""
 
-    target: Target
+    part: Part
     config: Mapping[str, Any]
     state: Arrays
     inputs: Arrays
@@ -32,12 +33,12 @@ class Job:
     @property
     def file(self) -> str:
         """The official file that holds the weights: llm, flow, hift, speech_tokenizer, speaker; '' for none."""
-        return self.target.at.partition(":")[0]
+        return self.part.at.partition(":")[0]
 
     @property
     def prefix(self) -> str:
         """Where the part stands in that file, with the dot after it; '' for the whole file."""
-        place = self.target.at.partition(":")[2]
+        place = self.part.at.partition(":")[2]
         return f"{place}." if place else ""
 
     def official(self) -> dict[str, np.ndarray]:
@@ -51,7 +52,7 @@ class Job:
             NotOffered: this case does.
         """
         if name not in self.inputs:
-            raise NotOffered(f"the adapter runs {self.target.path.rpartition('.')[2]} with {name} given, not by itself")
+            raise NotOffered(f"the adapter runs {self.part.path.rpartition('.')[2]} with {name} given, not by itself")
         return self.inputs[name]
 
     def option(self, name: str, *allowed: Any) -> Any:
@@ -94,9 +95,9 @@ class Parts(dict[str, Run]):
 @cache
 def known_parts() -> frozenset[str]:
     """Paths of all parts that a case asks for, those of an audit too."""
-    from parity_tests.adapters.extra import EXTRA_TARGETS
+    from parity_tests.adapters.extra import EXTRA_PARTS
 
-    return frozenset([*TARGETS, *(target.path for target in EXTRA_TARGETS)])
+    return frozenset([*PARTS, *(part.path for part in EXTRA_PARTS)])
 
 
 def unknown(path: str, where: str, known: frozenset[str]) -> AdapterError:
@@ -146,14 +147,14 @@ class PartsAdapter(Adapter):
 
     def run(
         self,
-        target: Target,
+        part: Part,
         config: Mapping[str, Any],
         state: Arrays,
         inputs: Arrays,
         call: Mapping[str, Any],
     ) -> dict[str, np.ndarray]:
-        if target.path not in self.parts:
-            reasons = [reason for path, reason in self.absent.items() if target.path.startswith(path)]
-            raise NotOffered(reasons[0] if reasons else f"{self.name} has no counterpart of {target.path}")
-        results = self.parts[target.path](Job(target, config, state, inputs, call))
+        if part.path not in self.parts:
+            reasons = [reason for path, reason in self.absent.items() if part.path.startswith(path)]
+            raise NotOffered(reasons[0] if reasons else f"{self.name} has no counterpart of {part.path}")
+        results = self.parts[part.path](Job(part, config, state, inputs, call))
         return {name: self._to_numpy(value) for name, value in results.items()}

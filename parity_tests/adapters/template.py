@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.adapters.base import AdapterError
+from mlx_parity.adapter import AdapterError
 from parity_tests.adapters.parts import Job, Parts, PartsAdapter
 
 # 1. Import your port here. If it is not installed beside this suite, pin it in NAME.requirements.txt (one package a
@@ -28,7 +28,7 @@ PARTS = Parts()
 #      job.official()  the same under their full names in the official file, if your converter wants those
 #      job.inputs    arrays by argument name, in the reference's layout: channels first, (b, C, n)
 #      job.call      further arguments: streaming, finalize, n_timesteps ...
-#    and returns the outputs by name (`python -m parity_tests.harness.record --list` and harness/targets.py name the
+#    and returns the outputs by name (`python -m parity_tests.harness.record --list` and parts.py name the
 #    parts, their arguments and their outputs), in the reference's layout again. Change layouts here, nothing else:
 #    whatever you repair in the adapter is hidden from the report.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.harness.cases import angles, case, chunked, normal, tokens, uniform, valid, values
+from mlx_parity.case import normal, tokens, uniform, values
+from parity_tests.cases import angles, case, chunked, valid
 
 ATTENTION = dict(dim=48, heads=3, dim_head=16)
 DIT = dict(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.harness.cases import Draw, case, normal, valid
+from mlx_parity.case import Draw, normal
+from parity_tests.cases import case, valid
 
 TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2)
 SPEAKER = dict(

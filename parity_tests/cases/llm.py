@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.harness.cases import case, normal, tokens
+from mlx_parity.case import normal, tokens
+from parity_tests.cases import case
 
 QWEN2 = dict(
     vocab_size=64,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.harness.cases import case, normal, uniform, values, voiced_and_unvoiced
+from mlx_parity.case import normal, uniform, values
+from parity_tests.cases import case, voiced_and_unvoiced
 
 SINE = dict(samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10)
 SOURCE = dict(

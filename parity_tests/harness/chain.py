@@ -17,15 +17,16 @@ import numpy as np
 import torch
 
 from mlx_parity.compare import Reading
+from mlx_parity.judge import Row, compare_all
+from mlx_parity.part import Change
+from mlx_parity.sides.capture import Call
 from mlx_parity.sides.orders_pytorch import Lazily, in_other_orders
+from mlx_parity.sides.truth import to_numpy, to_torch
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import to_mlx
 from parity_tests.adapters.own import to_numpy as from_mlx
-from parity_tests.harness.capture import Call, Recorder
-from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.models import Models
-from parity_tests.harness.oracle import to_numpy, to_torch
-from parity_tests.harness.targets import Change
+from parity_tests.parts import recorded
 from port.fast.modulation import TimeTable, is_baked
 from port.flow.layers import RotaryEmbedding
 
@@ -41,7 +42,7 @@ class Walk:
         stage: stage of the report.
         run: gets the model of a side and the arguments as its tensors, returns results by name.
         inputs: arrays in the reference's layout.
-        to_port, from_port: changes of layout, as in targets.py.
+        to_port, from_port: changes of layout, as of a part.
     """
 
     name: str
@@ -88,8 +89,8 @@ class Side:
         counts: Counter[tuple[str, str]] = Counter()
         keyed = {}
         for call in self.calls:
-            part = call.target.path, _spelled(call.name)
-            if call.target.chained and not part[1].startswith(FUSED) and not part[1].endswith(INSIDE):
+            part = call.part.path, _spelled(call.name)
+            if call.part.chained and not part[1].startswith(FUSED) and not part[1].endswith(INSIDE):
                 keyed[*part, counts[part]] = call
                 counts[part] += 1
         return keyed
@@ -146,14 +147,17 @@ def first_divergence(rows: list[Row]) -> Row | None:
 
 def run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype, spool: Spool) -> Side:
     arguments = {k: to_torch(v, dtype) for k, v in plan.inputs.items()}
-    with torch.inference_mode(), Recorder("reference", model, spool.store) as recorder:
+    with torch.inference_mode(), recorded("reference", model, spool.store) as recorder:
         results = {k: to_numpy(v) for k, v in plan.run(model, arguments).items()}
     return Side(results, recorder.calls)
 
 
 def run_port(model: Any, plan: Walk, spool: Spool) -> Side:
     arguments = {k: to_mlx(plan.to_port.get(k, np.asarray)(v)) for k, v in plan.inputs.items()}
-    with _without_tables(model.flow.decoder.estimator), Recorder("port", model, spool.store) as recorder:
+    with (
+        _without_tables(model.flow.decoder.estimator),
+        recorded("port", model, spool.store) as recorder,
+    ):
         plan.run(model, arguments)
     # The results are those of the model as it is: what it looks up in tables calls no twin of the reference.
     results = {k: from_mlx(v) for k, v in plan.run(model, arguments).items()}
@@ -199,9 +203,9 @@ def compare_sides(
         call, truth, mine = (
             replace(side[key], results=spool.load(side[key].results)) for side in (calls, double_calls, port_calls)
         )
-        results = {k: call.target.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
+        results = {k: call.part.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
         others = Lazily(lambda key=key: [spool.load(side[key].results) for side in further])
-        readings = compare_all(results, call.results, truth.results, others, follow=call.target.follows)
+        readings = compare_all(results, call.results, truth.results, others, follow=call.part.follows)
         _keep_worst(rows, plan, key, "chained", readings)
         if isolated and path in by_time:
             name = f"{plan.name}/{name}"
@@ -237,29 +241,29 @@ def _severity(reading: Reading) -> tuple[bool, bool, float]:
 
 def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading]:
     """The port's part and the oracle's, fed what the float32 reference fed its own; nothing where a call has state."""
-    target = call.target
-    if not target.replay or any(_has_state(v) for v in call.arguments.values()):
+    part = call.part
+    if not part.replay or any(_has_state(v) for v in call.arguments.values()):
         return {}
     with torch.inference_mode():
         truth = _again("reference", double, _thaw(call.arguments, lambda a: to_torch(a, torch.float64)))
-    changed = {k: _changed(target.to_port.get(k, np.asarray), v) for k, v in call.arguments.items()}
+    changed = {k: _changed(part.to_port.get(k, np.asarray), v) for k, v in call.arguments.items()}
     mine = _again("port", port, _thaw(changed, to_mlx))
-    mine = {k: target.from_port.get(k, np.asarray)(v) for k, v in mine.items()}
+    mine = {k: part.from_port.get(k, np.asarray)(v) for k, v in mine.items()}
 
     def again() -> dict[str, np.ndarray]:
         with torch.inference_mode():
             return _again("reference", call, _thaw(call.arguments, lambda a: to_torch(a, torch.float32)))
 
-    return compare_all(mine, call.results, truth, in_other_orders(again), follow=target.follows)
+    return compare_all(mine, call.results, truth, in_other_orders(again), follow=part.follows)
 
 
 def _again(package: str, call: Call, arguments: dict[str, Any]) -> dict[str, np.ndarray]:
-    found, method = call.target.resolve(package)
+    found, method = call.part.resolve(package)
     function = found if call.owner is None else getattr(call.owner, method) if method else call.owner
     result = function(**arguments)
     outputs = result if isinstance(result, tuple) else (result,)
     numpy = to_numpy if package == "reference" else from_mlx
-    return {k: numpy(v) for k, v in zip(call.target.outputs, outputs, strict=True)}
+    return {k: numpy(v) for k, v in zip(call.part.outputs, outputs, strict=True)}
 
 
 def _has_state(value: Any) -> bool:

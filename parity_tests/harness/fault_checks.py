@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from mlx_parity.case import Case
 from mlx_parity.compare import Reading
+from mlx_parity.judge import compare_all
+from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.cases import Case, all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.fault_catalogue.base import FaultError, clear_caches
 from parity_tests.harness.fault_tests import BEFORE, CASES, GOLDEN, TESTS, module_of
-from parity_tests.harness.judge import compare_all
-from parity_tests.harness.oracle import Truth, truth_of
 from parity_tests.harness.signatures import Signature, strength
 from parity_tests.harness.time_limit import TimeLimit, limited
 from port import noise
@@ -66,7 +67,7 @@ def signature(module: str) -> Signature:
 def cases(module: str) -> list[Case]:
     """The isolated cases of a module's stage, in the order of `CASES`; of all stages for what they all go through."""
     stages = CASES.get(module) or CASES.get(module.split(".")[0]) or (f"{module.split('.')[0]}.",)
-    return [case for stage in stages for case in all_cases() if case.target.path.startswith(stage)]
+    return [case for stage in stages for case in all_cases() if case.part.path.startswith(stage)]
 
 
 def look_everywhere() -> Finding | None:
@@ -135,7 +136,7 @@ def warm() -> None:
 def _isolated(cases: Sequence[Case]) -> Finding | None:
     for case, name, reading in _readings(cases):
         if reading.status != "PASS":
-            return Finding(case.name, name, case.target.path, f"{reading.status}: {reading.message}")
+            return Finding(case.name, name, case.part.path, f"{reading.status}: {reading.message}")
     return None
 
 
@@ -146,11 +147,11 @@ def _readings(cases: Sequence[Case]) -> Iterator[tuple[Case, str, Reading]]:
         truth = _truth(case)
         try:
             with limited(LIMIT):
-                found = port.run(case.target, case.config, truth.state, truth.inputs, case.call)
+                found = port.run(case.part, case.config, truth.state, truth.inputs, case.call)
         except (Exception, TimeLimit) as error:
             yield case, case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             continue
-        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded, case.target.follows)
+        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded, case.part.follows)
         for output, reading in readings.items():
             yield case, f"{case.name}.{output}", reading
 

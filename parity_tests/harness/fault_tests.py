@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from parity_tests.harness.cases import all_cases
+from parity_tests.cases import all_cases
 from parity_tests.harness.golden_file import GoldenError, describe
 from parity_tests.harness.golden_table import target_of
 
@@ -191,13 +191,13 @@ def module_of(nodeid: str) -> str:
     if known:
         return MODULES[max(known, key=len)]
     inner = name.partition("[")[2].removesuffix("]")
-    of_case = next((case.target.path for case in all_cases() if case.name == inner), None)
+    of_case = next((case.part.path for case in all_cases() if case.name == inner), None)
     if of_case:
         return of_case
     if name.startswith("test_dtypes.py::test_sums"):
         return inner.partition("-")[0]
-    target = _golden_target(inner) if name.startswith(_GOLDEN) else None
-    return target or name.partition("::")[0]
+    part = _golden_target(inner) if name.startswith(_GOLDEN) else None
+    return part or name.partition("::")[0]
 
 
 def _golden_target(file: str) -> str | None:

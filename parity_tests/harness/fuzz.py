@@ -107,15 +107,15 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
     rng = random.Random(seed)
     (folder := state / "folder").mkdir(exist_ok=True)
     reader.write(folder)
-    target = folder / reader.file
-    valid = target.read_bytes()
+    part = folder / reader.file
+    valid = part.read_bytes()
     assert attempt(reader, folder)[0] == "read", f"{reader.name} refuses a valid file: {attempt(reader, folder)[1]}"
     started = time.monotonic()
     tally = {"read": 0, "refused": 0}
     while sum(tally.values()) < inputs and time.monotonic() - started < seconds:
         content = damage(valid, rng)
-        target.unlink()  # another inode: a memory map of the last input may still be open
-        target.write_bytes(content)
+        part.unlink()  # another inode: a memory map of the last input may still be open
+        part.write_bytes(content)
         (state / CURRENT).write_bytes(content)
         signal.alarm(TIME_LIMIT)
         before, started_at = peak(), time.process_time()

@@ -16,9 +16,8 @@ import torch
 from convert.mapping import convert
 from convert.official import flow_config, vocoder_config
 from parity_tests.adapters import own
-from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
-from parity_tests.harness.targets import swap
+from parity_tests.parts import recorded, swap
 from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
 from port.request import Chance, Prompt, Stream
 
@@ -65,7 +64,7 @@ def requests(file: GoldenFile, kit: Kit) -> tuple[Arrays, dict[str, list[Any]]]:
     tokens = file.inputs["source_speech_token"].shape[1] / slowest
     samples = math.ceil(config.vocoder.hop_samples * config.flow.token_mel_ratio * tokens)
     inputs["chance"] = Chance(sine_waves=kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1))))
-    with Recorder(kit.package, model) as recorder:  # the port's other way computes less
+    with recorded(kit.package, model) as recorder:  # the port's other way computes less
         found, seen = _rounds(model, file, kit, inputs, incremental=False)
     if kit.package == "port":
         model.token_hop_len = config.streaming.token_hop_len

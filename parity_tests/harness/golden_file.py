@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mlx_parity.compare import Reading
+from mlx_parity.sides import truth as oracle
 from parity_tests.adapters import own
-from parity_tests.harness import oracle
 
 Arrays = dict[str, np.ndarray]
 Side = Literal["reference", "port"]

@@ -14,9 +14,8 @@ import torch
 from convert.official import llm_config
 from mlx_parity.compare import agreement
 from parity_tests.adapters import own
-from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit, describe, read_manifest
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS, recorded
 from port.config import LLMConfig, SamplingConfig
 
 
@@ -86,7 +85,7 @@ def language_model(file: GoldenFile, weights: GoldenFile, kit: Kit) -> tuple[Any
     state["llm.model.model.embed_tokens.weight"] = state["llm.model.lm_head.weight"] = table
     model = kit.get("llm.speech_lm.CosyVoice3LM")(config)
     if kit.package == "port":
-        own.load_part(model, TARGETS["llm.speech_lm.CosyVoice3LM.scores"], {}, state)
+        own.load_part(model, PARTS["llm.speech_lm.CosyVoice3LM.scores"], {}, state)
         own.OwnPort().as_run(model)
     else:
         model.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
@@ -143,7 +142,7 @@ def llm_greedy(file: GoldenFile, kit: Kit) -> Arrays:
     sampler = GreedyRecorder(kit, limit)
     texts = [kit.tensor(file.inputs[k]) for k in ("text", "prompt_text", "prompt_speech_token")]
     tokens: list[int] = []
-    with Recorder(kit.package, model) as recorder:
+    with recorded(kit.package, model) as recorder:
         for token in model.inference(*texts, None, sampler):
             tokens.append(token)
             if len(tokens) == file.call["steps"]:
@@ -180,7 +179,7 @@ def _bistream(file: GoldenFile, weights: GoldenFile, kit: Kit) -> Arrays:
     sampler = GreedyRecorder(kit, config.speech_token_size, file.call["eos_after_sampler_calls"], config.eos)
     text = (kit.tensor(token.reshape(1, 1)) for token in file.inputs["text_stream"])
     prompt = [kit.tensor(file.inputs[k]) for k in ("prompt_text", "prompt_speech_token")]
-    with Recorder(kit.package, model) as recorder:
+    with recorded(kit.package, model) as recorder:
         tokens = list(model.inference_bistream(text, *prompt, None, sampler))
     calls = recorder.of("llm.qwen2.Qwen2Model")
     lengths = [call.arguments["inputs_embeds"].shape[1] for call in calls]

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from convert.official import dit_config, flow_config, vocoder_config
+from mlx_parity.sides.capture import Recorder
 from mlx_parity.sides.orders_pytorch import in_other_orders
+from mlx_parity.sides.truth import one_rounding, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.capture import Recorder
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import Run, Tap, runs
-from parity_tests.harness.oracle import one_rounding, to_numpy, to_torch
-from parity_tests.harness.targets import TARGETS, Target, frames_of_samples
+from parity_tests.parts import PARTS, Part, frames_of_samples, recorded
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
 CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
@@ -103,7 +103,7 @@ def replay(file: GoldenFile, part: str, kit: Kit) -> Arrays:
 
 
 def _call(file: GoldenFile, run: Run, wanted: Mapping[str, str | Tap], kit: Kit) -> Arrays:
-    target, config = TARGETS[run.target], _config(file)
+    target, config = PARTS[run.path], _config(file)
     if hop := config.get("upsample_scale"):
         target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
     if translate := CONFIGS.get(target.config):
@@ -114,7 +114,7 @@ def _call(file: GoldenFile, run: Run, wanted: Mapping[str, str | Tap], kit: Kit)
     inputs = _inputs(file, run, call)
     if kit.package == "port":
         built = OwnPort().build(target, config, file.weights)
-        with Recorder("port", built) as recorder:
+        with recorded("port", built) as recorder:
             results = OwnPort().call(target, built, inputs, call)
     else:
         built = target.build("reference", config)
@@ -122,7 +122,7 @@ def _call(file: GoldenFile, run: Run, wanted: Mapping[str, str | Tap], kit: Kit)
             built.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
             built.to(kit.dtype).eval()
         tensors = {k: to_torch(v, kit.dtype) for k, v in inputs.items()}
-        with torch.inference_mode(), Recorder("reference", built) as recorder:
+        with torch.inference_mode(), recorded("reference", built) as recorder:
             results = {k: to_numpy(v) for k, v in target.call("reference", built, {**tensors, **call}).items()}
     return {
         name: _tap(place, recorder, results, kit, config) if isinstance(place, Tap) else results[place]
@@ -142,7 +142,7 @@ def _inputs(file: GoldenFile, run: Run, call: Mapping[str, Any]) -> Arrays:
     given = {k: v for k, v in file.inputs.items() if k not in (*UNREAD, *run.without)}
     given |= {f"out.{k}": v for k, v in file.out.items() if f"out.{k}" in run.inputs}
     inputs = {run.inputs.get(k, k): v.astype(bool) if v.dtype == np.uint8 else v for k, v in given.items()}
-    if run.target.endswith("CausalMaskedDiffWithDiT.inference") and "prompt_token" not in inputs:
+    if run.path.endswith("CausalMaskedDiffWithDiT.inference") and "prompt_token" not in inputs:
         inputs["prompt_token"] = np.zeros((1, 0), np.int32)
         inputs["prompt_feat"] = np.zeros((1, 0, file.config["output_size"]), np.float32)
     if "out.s" in run.inputs and not call["finalize"]:
@@ -154,7 +154,7 @@ def _tap(
     tap: Tap, recorder: Recorder, results: Mapping[str, np.ndarray], kit: Kit, config: Mapping[str, Any]
 ) -> np.ndarray:
     calls = recorder.of(tap.path, tap.name)
-    target: Target = TARGETS[tap.path]
+    target: Part = PARTS[tap.path]
     values = [{**c.arguments, **c.results}[tap.tensor] for c in calls]
     if tap.step:  # what the port has once a frame, the reference has once a sample
         value = np.asarray(values[tap.index])

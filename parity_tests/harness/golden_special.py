@@ -16,8 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from parity_tests.adapters import own
 from parity_tests.harness import golden_driver, golden_llm
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
-from parity_tests.harness.golden_table import PARTS, part_of, runs
-from parity_tests.harness.targets import TARGETS, swap
+from parity_tests.harness.golden_table import NAMES, part_of, runs
+from parity_tests.parts import PARTS, swap
 from port import noise
 from port.config import CFMConfig, DiTConfig, FlowConfig
 
@@ -35,10 +35,10 @@ def _named(file: GoldenFile, pattern: str) -> Iterator[tuple[str, re.Match[str]]
 
 
 def _weight_norm(file: GoldenFile, kit: Kit) -> Arrays:
-    part = part_of(file.upstream.partition("(")[2], PARTS)
+    part = part_of(file.upstream.partition("(")[2], NAMES)
     if part is None:
         raise GoldenError(f"no twin of {file.upstream!r}")
-    target = TARGETS[runs(part)[0].target]
+    target = PARTS[runs(part)[0].path]
     x = file.inputs["x"]
     if kit.package == "port":
         module = own.OwnPort(forms=()).build(target, file.config, file.weights)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from parity_tests.harness.targets import TARGETS
+from parity_tests.parts import PARTS
 
 
 @dataclass(frozen=True)
@@ -39,20 +39,20 @@ class Run:
     """One call of a twin.
 
     Args:
-        target: path of the twin in `TARGETS`.
+        path: of the part that is called.
         outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
         inputs: golden input -> argument where the names differ; `out.NAME` is a recorded result.
         without: golden inputs that this call does not get.
     """
 
-    target: str
+    path: str
     outputs: Mapping[str, str | Tap] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
 
     def wanted(self, names: Iterable[str]) -> Iterator[tuple[str, str | Tap]]:
         """Those of a file's outputs that this call gives, each with its place."""
-        outputs = self.outputs or {name: name for name in TARGETS[self.target].outputs}
+        outputs = self.outputs or {name: name for name in PARTS[self.path].outputs}
         for name in names:
             for pattern, place in outputs.items():
                 if match := re.fullmatch(pattern, name):
@@ -155,13 +155,13 @@ def part_of(upstream: str, known: Container[str]) -> str | None:
 
 def runs(part: str) -> tuple[Run, ...]:
     """The calls that reproduce a part: those of its line in `TABLE`, else one of the twin with its name."""
-    return TABLE.get(part) or tuple(Run(path) for path in TARGETS if path.split(".", 2)[2] == part)
+    return TABLE.get(part) or tuple(Run(path) for path in PARTS if path.split(".", 2)[2] == part)
 
 
-PARTS = frozenset({*TABLE, *(path.split(".", 2)[2] for path in TARGETS)})
+NAMES = frozenset({*TABLE, *(path.split(".", 2)[2] for path in PARTS)})
 
 
 def target_of(upstream: str) -> str | None:
     """Path of the twin that a file's first call is of; None for a file with a function of its own."""
-    part = part_of(upstream, PARTS)
-    return runs(part)[0].target if part else None
+    part = part_of(upstream, NAMES)
+    return runs(part)[0].path if part else None

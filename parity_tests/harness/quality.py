@@ -26,13 +26,13 @@ import torch
 
 from convert.quantize import precision_of
 from mlx_parity.compare import BUDGET
+from mlx_parity.sides.truth import Arrays, to_torch
 from parity_tests.adapters.own import to_mlx
 from parity_tests.adapters.own import to_numpy as from_mlx
 from parity_tests.harness.models import Models
-from parity_tests.harness.oracle import Arrays, to_torch
 from parity_tests.harness.rounding import round_reference
-from parity_tests.harness.targets import swap
 from parity_tests.harness.walks import walks
+from parity_tests.parts import swap
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws, ras_sampling
 from port.model import CosyVoice3Model as PortModel

@@ -28,11 +28,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading
-from parity_tests.harness.cases import Case, all_cases
-from parity_tests.harness.judge import Row, compare_all
-from parity_tests.harness.oracle import Arrays, reference_state, run_reference
-from parity_tests.harness.targets import TARGETS
+from mlx_parity.judge import Row, compare_all
+from mlx_parity.sides.truth import Arrays, reference_state, run_reference
+from parity_tests.cases import all_cases
+from parity_tests.parts import PARTS
 from port.files.disk import beside
 from reports.words import ratio_text
 
@@ -61,7 +62,7 @@ def record(cases: Sequence[Case], folder: Path) -> list[dict[str, Any]]:
 
 def _record_one(case: Case, folder: Path) -> dict[str, Any]:
     state, inputs = reference_state(case), case.draw()
-    arguments = (case.target, case.config, state, inputs, case.call)
+    arguments = (case.part, case.config, state, inputs, case.call)
     single, double = (run_reference(*arguments, dtype) for dtype in (torch.float32, torch.float64))
     groups = {"w": state, "in": inputs, "out": single, "out64": double}
     tensors = {f"{group}.{name}": _plain(value) for group, values in groups.items() for name, value in values.items()}
@@ -71,7 +72,7 @@ def _record_one(case: Case, folder: Path) -> dict[str, Any]:
         "call": json.dumps(dict(case.call)),
         "upstream": ORIGINAL,
         "note": NOTE,
-        "target": case.target.path,
+        "target": case.part.path,
     }
     with beside(place) as partial:
         save_file(tensors, partial, metadata=about)
@@ -79,9 +80,9 @@ def _record_one(case: Case, folder: Path) -> dict[str, Any]:
         "case": case.name,
         "file": place.name,
         "sha256": hashlib.sha256(place.read_bytes()).hexdigest(),
-        "stage": case.target.stage,
-        "module": case.target.path,
-        "weights_at": case.target.at,
+        "stage": case.part.stage,
+        "module": case.part.path,
+        "weights_at": case.part.at,
         "config": dict(case.config),
         "call": dict(case.call),
         "weights": {k: list(v.shape) for k, v in state.items()},
@@ -128,7 +129,7 @@ def _judge_one(entry: Mapping[str, Any], folder: Path, results: Path) -> list[Ro
     except RecordError as error:
         readings = {output: Reading("ERROR", str(error)) for output in groups["out"]}
     else:
-        follow = TARGETS[entry["module"]].follows
+        follow = PARTS[entry["module"]].follows
         readings = compare_all(port, groups["out"], groups["out64"], follow=follow)
     words = ["--judge", str(folder), str(results), "--only", escape(entry["case"])]
     command = shlex.join(["python", "-m", "parity_tests.harness.record", *words])

@@ -18,17 +18,18 @@ import pytest
 from convert.conversion import convert_folder
 from convert.hub import Source
 from convert.quantize import FLOAT32, Found, Precision, precision_of
+from mlx_parity.adapter import Adapter, AdapterError
+from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading
+from mlx_parity.judge import Row, failures, judge, reduced
 from mlx_parity.sides import regime
-from parity_tests.adapters.base import Adapter, AdapterError, load_adapter
+from mlx_parity.sides.liveness import LivenessRow, summarised
+from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import places
-from parity_tests.harness.cases import Case
 from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
 from parity_tests.harness.folders import FolderError, check_folders
 from parity_tests.harness.gathered import Gathered
-from parity_tests.harness.judge import Row, failures, judge, reduced
-from parity_tests.harness.liveness import LivenessRow, summarised
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
 from port.fast import chosen

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests.harness.chain import Walk
-from parity_tests.harness.targets import swap
+from parity_tests.parts import swap
 from port.config import CosyVoice3Config
 
 PROMPT_TOKENS, TOKENS, TEXT, STEPS = 12, 34, 9, 6

@@ -78,14 +78,14 @@ LAYERS = {
     "flow.lookahead.PreLookaheadLayer",
 )
 def layer(job: Job) -> Mapping[str, Any]:
-    built = LAYERS[job.target.path.rpartition(".")[2]](**job.config)
+    built = LAYERS[job.part.path.rpartition(".")[2]](**job.config)
     if job.state:
         load(built, converted(job))
     arguments = inputs(job)
     if "rope" in arguments:
         arguments["rope"] = (arguments["rope"], mx.array(1.0))
     found = built(**arguments)
-    return dict(zip(job.target.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+    return dict(zip(job.part.outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
 
 @PARTS.offers("flow.dit.DiT")

@@ -18,7 +18,7 @@ from mlx_audio.codec.models.s3gen import mel, xvector
 from mlx_audio.codec.models.s3tokenizer import log_mel_spectrogram_compat, mask_to_bias, model_v2, model_v3
 from mlx_audio.dsp import mel_filters
 
-from parity_tests.adapters.base import NotOffered
+from mlx_parity.adapter import NotOffered
 from parity_tests.adapters.mlx_audio_plus_parts.weights import array, inputs, load
 from parity_tests.adapters.parts import Job, Parts
 from port.config import SpeakerConfig, SpeechTokenizerConfig, from_dict
@@ -94,7 +94,7 @@ def sequential(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 @PARTS.offers("frontend.speech_tokenizer.FSMNMultiHeadAttention", "frontend.speech_tokenizer.ResidualAttentionBlock")
 def tokenizer_layer(job: Job) -> Mapping[str, Any]:
-    part = getattr(model_v2, job.target.path.rpartition(".")[2])
+    part = getattr(model_v2, job.part.path.rpartition(".")[2])
     layer = load(part(job.config["dim"], job.config["heads"], job.config["kernel_size"]), sequential(job.state))
     found = layer(array(job.inputs["x"]), *masks(job.inputs["mask"]), tables(job.inputs["rope"]))
     return {"y": found[0] if isinstance(found, tuple) else found}
@@ -122,7 +122,7 @@ def quantizer(job: Job) -> Mapping[str, Any]:
     load(built, {k.replace("project_in", names["project_in"]): v for k, v in job.state.items()})
     x = array(job.inputs["x"])
     tokens, before = rounded(lambda: built.encode(x))
-    return {"tokens": tokens} if "tokens" in job.target.outputs else {"y": before.reshape(*x.shape[:2], -1)}
+    return {"tokens": tokens} if "tokens" in job.part.outputs else {"y": before.reshape(*x.shape[:2], -1)}
 
 
 @PARTS.offers("frontend.speech_tokenizer.S3TokenizerV3", "frontend.speech_tokenizer.S3TokenizerV3.activations")
@@ -142,7 +142,7 @@ def tokenizer(job: Job) -> Mapping[str, Any]:
     lengths = array(job.inputs["mel_len"])
     (tokens, sizes), before = rounded(lambda: model(array(job.inputs["mel"]), lengths))
     inside = mx.arange(tokens.shape[1]) < sizes[:, None]  # what lies past a row's length means nothing
-    if "tokens" in job.target.outputs or job.target.path.endswith("S3TokenizerV3"):
+    if "tokens" in job.part.outputs or job.part.path.endswith("S3TokenizerV3"):
         middle = sum(3**i for i in range(c.fsq_dim, digits))
         return {"tokens": (tokens - middle) * inside, "lengths": sizes}
     return {"y": before.reshape(*tokens.shape, digits)[..., : c.fsq_dim] * inside[..., None], "lengths": sizes}
@@ -220,16 +220,16 @@ def cam(job: Job) -> Mapping[str, Any]:
 @PARTS.offers("frontend.speaker.CAMDenseTDNNLayer", "frontend.speaker.CAMDenseTDNNBlock")
 def dense_layers(job: Job) -> Mapping[str, Any]:
     sizes = {k: v for k, v in job.config.items() if k not in ("segment_frames", "divide_by_full_segment", "eps")}
-    built = getattr(xvector, job.target.path.rpartition(".")[2])(**sizes, kernel_size=3)
+    built = getattr(xvector, job.part.path.rpartition(".")[2])(**sizes, kernel_size=3)
     return {"y": load(built, unfolded(job.state))(**inputs(job))}
 
 
 @PARTS.offers("frontend.speaker.TransitLayer", "frontend.speaker.DenseLayer")
 def last_layers(job: Job) -> Mapping[str, Any]:
     sizes = {k: v for k, v in job.config.items() if k != "eps"}
-    if job.target.path.endswith("DenseLayer"):
+    if job.part.path.endswith("DenseLayer"):
         sizes["config_str"] = "batchnorm_"
-    built = getattr(xvector, job.target.path.rpartition(".")[2])(**sizes)
+    built = getattr(xvector, job.part.path.rpartition(".")[2])(**sizes)
     return {"y": load(built, unfolded(job.state, ()))(**inputs(job))}
 
 

@@ -64,7 +64,7 @@ def qwen2_rotary(job: Job) -> Mapping[str, Any]:
 
 @PARTS.offers("llm.qwen2.Qwen2Attention", "llm.qwen2.Qwen2DecoderLayer")
 def qwen2_layer(job: Job) -> Mapping[str, Any]:
-    part = qwen2.Attention if job.target.path.endswith("Attention") else qwen2.TransformerBlock
+    part = qwen2.Attention if job.part.path.endswith("Attention") else qwen2.TransformerBlock
     layer = load(part(qwen2_args(from_dict(Qwen2Config, dict(job.config)))), job.state)
     x = array(job.inputs["x"])
     return {"y": layer(x, mask="causal" if x.shape[1] > 1 else None, cache=Behind(job.inputs["rope"]))}
@@ -141,9 +141,9 @@ def sampling(job: Job) -> Mapping[str, Any]:
     decoded, found = job.inputs.get("decoded_tokens"), []
     for i, (row, draws) in enumerate(zip(job.inputs["scores"], job.inputs["draws"], strict=True)):
         with recorded(draws):
-            if job.target.path.endswith("nucleus_sampling"):
+            if job.part.path.endswith("nucleus_sampling"):
                 token = llm.nucleus_sampling(array(row), job.call["top_p"], job.call["top_k"])
-            elif job.target.path.endswith("ras_sampling"):
+            elif job.part.path.endswith("ras_sampling"):
                 token = llm.ras_sampling(array(row), decoded[i].tolist(), 25)
             else:
                 rule = SimpleNamespace(sampling=llm.ras_sampling, speech_token_size=job.config["speech_token_size"])

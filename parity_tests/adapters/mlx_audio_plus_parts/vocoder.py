@@ -24,16 +24,16 @@ PARTS = Parts()
     "vocoder.convolution.CausalConv1dUpsample",
 )
 def convolutions(job: Job) -> Mapping[str, Any]:
-    built = getattr(convolution, job.target.path.rpartition(".")[2])(**job.config)
+    built = getattr(convolution, job.part.path.rpartition(".")[2])(**job.config)
     weights = {"conv.weight": job.state["weight"].swapaxes(1, 2), "conv.bias": job.state["bias"]}
     return {"y": load(built, weights)(**inputs(job))}
 
 
 @PARTS.offers("vocoder.generator.Snake", "vocoder.generator.ResBlock", "vocoder.f0.CausalConvRNNF0Predictor")
 def vocoder_layer(job: Job) -> Mapping[str, Any]:
-    name = job.target.path.rpartition(".")[2]
+    name = job.part.path.rpartition(".")[2]
     built = hifigan.Snake(job.config["in_features"]) if name == "Snake" else getattr(hifigan, name)(**job.config)
-    return {job.target.outputs[0]: load(built, converted(job))(**inputs(job), **job.call)}
+    return {job.part.outputs[0]: load(built, converted(job))(**inputs(job), **job.call)}
 
 
 @contextlib.contextmanager
@@ -63,9 +63,9 @@ def source(job: Job) -> Mapping[str, Any]:
 @PARTS.offers("vocoder.stft.stft", "vocoder.stft.istft")
 def spectra(job: Job) -> Mapping[str, Any]:
     n_fft, hop = job.call["n_fft"], job.call["hop_len"]
-    function = getattr(hifigan, job.target.path.rpartition(".")[2])
+    function = getattr(hifigan, job.part.path.rpartition(".")[2])
     found = function(*inputs(job).values(), n_fft, hop, hifigan.hann_window_periodic(n_fft))
-    return dict(zip(job.target.outputs, found if isinstance(found, tuple) else (found,), strict=True))
+    return dict(zip(job.part.outputs, found if isinstance(found, tuple) else (found,), strict=True))
 
 
 def generator_model(c: VocoderConfig) -> hifigan.CausalHiFTGenerator:
@@ -90,7 +90,7 @@ def generator_model(c: VocoderConfig) -> hifigan.CausalHiFTGenerator:
 @PARTS.offers("vocoder.generator.CausalHiFTGenerator.decode", "vocoder.generator.CausalHiFTGenerator.inference")
 def generator(job: Job) -> Mapping[str, Any]:
     model = load(generator_model(from_dict(VocoderConfig, dict(job.config))), converted(job))
-    if job.target.path.endswith("decode"):
+    if job.part.path.endswith("decode"):
         return {"wav": model.decode(**inputs(job), **job.call)}
     with uniform_noise(job.given("sine_waves")):
         wav, s = model(array(job.inputs["speech_feat"]), **job.call)

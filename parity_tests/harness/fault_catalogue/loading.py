@@ -15,7 +15,7 @@ def exchanged_in_the_plan(one: str, other: str) -> Patch:
         "convert.mapping:plan",
         "        sources = tuple(spelled[m] for m in members if m)",
         f"        one, other = {one!r}, {other!r}\n"
-        "        target = target and target.replace(one, '@').replace(other, one).replace('@', other)\n"
+        "        part = part and part.replace(one, '@').replace(other, one).replace('@', other)\n"
         "        sources = tuple(spelled[m] for m in members if m)",
     )
 
@@ -56,7 +56,7 @@ FAULTS = (
         "witness_may_be_missing",
         "unread input",
         _CONVERT,
-        edit("convert.audit:prove", "row.part == part and row.target is None", "row.part == part and not row.sources"),
+        edit("convert.audit:prove", "row.part == part and row.part is None", "row.part == part and not row.sources"),
     ),
     # keys of the official text files
     Fault(

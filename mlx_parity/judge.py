@@ -7,14 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any, Literal
 
-import numpy as np
-import torch
-
+from mlx_parity.adapter import Adapter, NotOffered
+from mlx_parity.case import Case
 from mlx_parity.compare import Reading, compare
-from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.adapters.base import Adapter, NotOffered
-from parity_tests.harness.cases import Case
-from parity_tests.harness.oracle import Arrays, Truth, truth_of
+from mlx_parity.sides.truth import Arrays, Truth, truth_of
 
 Kind = Literal["isolated", "chained", "golden", "exact"]
 
@@ -50,39 +46,33 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
     """Compare every output of a case; an exception of the port is an ERROR row, a part it lacks a SKIP row."""
     truth = truth_of(case)
     rows = _rows(case, truth, adapter, case.name)
-    for form, other in adapter.also(case.target, case.config).items():
+    for form, other in adapter.also(case.part, case.config).items():
         rows += _rows(case, truth, other, f"{case.name}.{form}")
     return rows
 
 
 def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
     try:
-        port = adapter.run(case.target, case.config, truth.state, truth.inputs, case.call)
+        port = adapter.run(case.part, case.config, truth.state, truth.inputs, case.call)
     except NotOffered as reason:
-        readings = {"": Reading("SKIP", str(reason) or f"{adapter.name} has no {case.target.path}")}
+        readings = {"": Reading("SKIP", str(reason) or f"{adapter.name} has no {case.part.path}")}
     except Exception as error:
         readings = {"": Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")}
     else:
         truths = truth.single, truth.double, truth.further, truth.rounded
-        readings = compare_all(port, *truths, case.target.follows)
+        readings = compare_all(port, *truths, case.part.follows)
     return [
         Row(
             name=f"{name}.{output}" if output else name,
-            stage=case.target.stage,
+            stage=case.part.stage,
             kind="isolated",
-            module=case.target.path,
+            module=case.part.path,
             case=case.name,
             reading=reading,
             reproduce=f"python -m parity_tests.trace {case.name}",
         )
         for output, reading in readings.items()
     ]
-
-
-def against(port: np.ndarray, run: Callable[[torch.dtype], np.ndarray]) -> Reading:
-    """Judge one result by a function that runs the reference in a dtype."""
-    others = in_other_orders(lambda: run(torch.float32))
-    return compare(port, run(torch.float32), run(torch.float64), further=others)
 
 
 def compare_all(
@@ -96,7 +86,7 @@ def compare_all(
     """Readings by output name; an output that one side lacks is an ERROR, and so are two whose names are exchanged.
 
     Args:
-        follow: as `Target.follows`.
+        follow: as `Part.follows`.
     """
     if follow and port.keys() == double.keys():
         port, single, double, rounded = follow(port), follow(single), follow(double), rounded and follow(rounded)

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR
-from parity_tests.harness.cases import Case
-from parity_tests.harness.oracle import Arrays, Truth, to_numpy, to_torch, truth_of
+from mlx_parity.sides.truth import Arrays, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
 DOUBT = 100.0  # budgets below which they are measured by further float32 runs too
@@ -46,7 +46,7 @@ class LivenessRow:
 def liveness(case: Case) -> list[LivenessRow]:
     """One row for each weight tensor and each input of a case."""
     given = truth_of(case)
-    built = case.target.build("reference", case.config)
+    built = case.part.build("reference", case.config)
     weights: dict[str, torch.Tensor] = {}
     if isinstance(built, torch.nn.Module):
         built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in given.state.items()}, strict=True)
@@ -57,7 +57,7 @@ def liveness(case: Case) -> list[LivenessRow]:
     def run() -> Arrays:
         arguments = {k: v.clone() for k, v in tensors.items()}  # the original edits some in place
         with torch.inference_mode():
-            found = case.target.call("reference", built, {**arguments, **case.call})
+            found = case.part.call("reference", built, {**arguments, **case.call})
         return {k: np.array(to_numpy(v)) for k, v in found.items()}
 
     rows = [

@@ -1,6 +1,6 @@
 """Record what every twin of one side received and returned, in the order in which the calls ended.
 
-MLX modules have no hooks, so both sides are recorded the same way: the classes and functions of `targets.py` are
+MLX modules have no hooks, so both sides are recorded the same way: the classes and functions of its parts are
 wrapped while a `Recorder` is open. The k-th call of a twin on one side corresponds to its k-th call on the other.
 """
 
@@ -10,7 +10,7 @@ import functools
 import inspect
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,14 +20,14 @@ import mlx.nn as mlx_nn
 import numpy as np
 import torch
 
-from parity_tests.harness.targets import TARGETS, Target
+from mlx_parity.part import Part
 
 
 @dataclass
 class Call:
     """One call of one twin; arrays in the side's own layout and precision."""
 
-    target: Target
+    part: Part
     index: int
     name: str
     owner: Any
@@ -39,12 +39,20 @@ class Recorder:
     """Context manager that wraps one side's twins.
 
     Args:
-        package: `reference` or `port`.
+        parts: what is recorded.
+        package: of the side.
         root: module whose sub-modules give the calls their names; a call of anything else is named by its twin.
         keep: what to hold of each array instead of the array, such as its place in a file.
     """
 
-    def __init__(self, package: str, root: Any = None, keep: Callable[[np.ndarray], Any] = np.asarray) -> None:
+    def __init__(
+        self,
+        parts: Iterable[Part],
+        package: str,
+        root: Any = None,
+        keep: Callable[[np.ndarray], Any] = np.asarray,
+    ) -> None:
+        self._parts = parts
         self.package = package
         self._keep = keep
         self.calls: list[Call] = []
@@ -54,18 +62,18 @@ class Recorder:
         self._running: set[tuple[int, str]] = set()
 
     def __enter__(self) -> Recorder:
-        for target in TARGETS.values():
-            if target.witness:
+        for part in self._parts:
+            if part.witness:
                 continue
-            found, method = target.resolve(self.package)
+            found, method = part.resolve(self.package)
             if isinstance(found, type):
                 call = "forward" if issubclass(found, torch.nn.Module) else "__call__"
                 for kind in (found, *_extending(found)):
-                    self._wrap(kind, method or call, target)
+                    self._wrap(kind, method or call, part)
             else:
                 for module in [m for n, m in sys.modules.items() if n.split(".")[0] == self.package]:
                     if module.__dict__.get(found.__name__) is found:
-                        self._wrap(module, found.__name__, target)
+                        self._wrap(module, found.__name__, part)
         return self
 
     def __exit__(
@@ -76,9 +84,9 @@ class Recorder:
 
     def of(self, path: str, name: str | None = None) -> list[Call]:
         """The calls of one twin, or of one sub-module of that twin."""
-        return [c for c in self.calls if c.target.path == path and name in (None, c.name)]
+        return [c for c in self.calls if c.part.path == path and name in (None, c.name)]
 
-    def _wrap(self, holder: Any, attribute: str, target: Target) -> None:
+    def _wrap(self, holder: Any, attribute: str, part: Part) -> None:
         if attribute not in vars(holder):
             return  # inherited: wrapped where it is defined
         original = vars(holder)[attribute]
@@ -101,16 +109,16 @@ class Recorder:
             bound = signature.bind(*args, **kwargs)
             arguments = dict(list(bound.arguments.items())[1:] if has_self else bound.arguments)
             outputs = result if isinstance(result, tuple) else (result,)
-            if len(outputs) != len(target.outputs):
-                raise ValueError(f"{self.package}.{target.path}: {len(outputs)} results for {target.outputs}")
+            if len(outputs) != len(part.outputs):
+                raise ValueError(f"{self.package}.{part.path}: {len(outputs)} results for {part.outputs}")
             owner = args[0] if has_self else None
-            index = self._counts[target.path]
-            self._counts[target.path] += 1
-            name = self._names.get(id(owner)) or target.path
+            index = self._counts[part.path]
+            self._counts[part.path] += 1
+            name = self._names.get(id(owner)) or part.path
             if has_self and not attribute.startswith("__") and attribute != "forward":
                 name = f"{name}.{attribute}"
-            results = dict(zip(target.outputs, outputs, strict=True))
-            call = Call(target, index, name, owner, freeze(arguments, self._keep), freeze(results, self._keep))
+            results = dict(zip(part.outputs, outputs, strict=True))
+            call = Call(part, index, name, owner, freeze(arguments, self._keep), freeze(results, self._keep))
             self.calls.append(call)
             return result
 

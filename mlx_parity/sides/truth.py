@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from mlx_parity.case import Case
+from mlx_parity.compare import Reading, compare
+from mlx_parity.part import Part
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.harness.cases import Case
-from parity_tests.harness.live import live_state
-from parity_tests.harness.targets import Target
 
 Arrays = dict[str, np.ndarray]
 
@@ -46,7 +46,7 @@ def truth_of(case: Case) -> Truth:
     state, inputs = reference_state(case), case.draw()
 
     def run(dtype: torch.dtype, state: Arrays = state, inputs: Arrays = inputs) -> Arrays:
-        return run_reference(case.target, case.config, state, inputs, case.call, dtype)
+        return run_reference(case.part, case.config, state, inputs, case.call, dtype)
 
     rng = case.rng("rounded")
     moved = [{k: one_rounding(v, rng) for k, v in arrays.items()} for arrays in (state, inputs)]
@@ -73,14 +73,14 @@ def reference_state(case: Case) -> Arrays:
     """The case's weights as a reference state dict in float32: given ones, or live random ones from the case's name."""
     if case.weights is not None:
         return dict(case.weights)
-    module = case.target.build("reference", case.config)
+    module = case.part.build("reference", case.config)
     if not isinstance(module, torch.nn.Module):
         return {}
-    return live_state({k: v.numpy() for k, v in module.state_dict().items()}, case.rng("weights"))
+    return case.part.live({k: v.numpy() for k, v in module.state_dict().items()}, case.rng("weights"))
 
 
 def run_reference(
-    target: Target,
+    part: Part,
     config: Mapping[str, Any],
     state: Mapping[str, np.ndarray],
     inputs: Mapping[str, np.ndarray],
@@ -88,13 +88,13 @@ def run_reference(
     dtype: torch.dtype,
 ) -> Arrays:
     """Run the reference in `dtype`; float inputs and weights are cast, integers and masks stay as they are."""
-    built = target.build("reference", config)
+    built = part.build("reference", config)
     if isinstance(built, torch.nn.Module):
         built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
         built.to(dtype).eval()
     tensors = {k: to_torch(v, dtype) for k, v in inputs.items()}
     with torch.inference_mode():
-        return {k: to_numpy(v) for k, v in target.call("reference", built, {**tensors, **call}).items()}
+        return {k: to_numpy(v) for k, v in part.call("reference", built, {**tensors, **call}).items()}
 
 
 def to_torch(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -107,3 +107,9 @@ def to_numpy(value: Any) -> np.ndarray:
     if isinstance(value, list):
         return np.stack([to_numpy(item) for item in value])
     return value.numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def against(port: np.ndarray, run: Callable[[torch.dtype], np.ndarray]) -> Reading:
+    """Judge one result by a function that runs the reference in a dtype."""
+    others = in_other_orders(lambda: run(torch.float32))
+    return compare(port, run(torch.float32), run(torch.float64), further=others)

@@ -6,17 +6,14 @@ checkpoint, float32), the inputs as numpy arrays, and returns numpy arrays.
 
 from __future__ import annotations
 
-import re
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parity_tests.harness.targets import Target
+from mlx_parity.part import Part
 
 
 class NotOffered(Exception):
@@ -35,16 +32,16 @@ class Adapter(ABC):
     @abstractmethod
     def run(
         self,
-        target: Target,
+        part: Part,
         config: Mapping[str, Any],
         state: Mapping[str, np.ndarray],
         inputs: Mapping[str, np.ndarray],
         call: Mapping[str, Any],
     ) -> dict[str, np.ndarray]:
-        """Run the port's part that corresponds to `target`.
+        """Run the port's part that corresponds to `part`.
 
         Args:
-            target: the part, by its path (`flow.layers.Attention`), see harness/targets.py.
+            part: the part, by its path (`flow.layers.Attention`), see part.py.
             config: the part's sizes, named as in the reference's constructor.
             state: the part's weights, keys relative to the part, official names and layouts.
             inputs: float32, integer or bool arrays by argument name, in the reference's layout.
@@ -57,7 +54,7 @@ class Adapter(ABC):
             NotOffered: the port has no such part.
         """
 
-    def also(self, target: Target, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
+    def also(self, part: Part, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
         """Further forms of a part that are judged beside the one that `run` runs, by a word for their rows."""
         return {}
 
@@ -83,33 +80,6 @@ class Adapter(ABC):
         return {}
 
 
-def load_adapter(name: str, dtype: str = "float32") -> Adapter:
-    """The adapter in `parity_tests/adapters/NAME.py`, made by its function `make(dtype=...)`.
-
-    Raises:
-        AdapterError: no such module, no function `make`, a package that it needs is not installed, or it cannot be
-            made for another reason, such as a part that the suite does not know.
-    """
-    module = f"{__package__}.{name}"
-    here = Path(__file__)
-    if not re.fullmatch(r"[A-Za-z_]\w*", name) or not here.with_name(f"{name}.py").exists():
-        raise AdapterError(f"no adapter is named {name}; there are {', '.join(adapter_names())}")
-    try:
-        make = getattr(import_module(module), "make", None)
-    except ImportError as error:
-        pinned = here.with_name(f"{name}.requirements.txt").exists()
-        hint = f"; python -m parity_tests.audit {name} installs it in an environment of its own" if pinned else ""
-        raise AdapterError(f"adapter {name}: {error}{hint}") from None
-    except Exception as error:
-        raise AdapterError(f"adapter {name}: {described(error)}") from None
-    if make is None:
-        raise AdapterError(f"{module} has no function make(dtype)")
-    try:
-        return make(dtype=dtype)
-    except Exception as error:
-        raise AdapterError(f"adapter {name}: {described(error)}") from None
-
-
 def show_tracebacks(adapter: Adapter) -> None:
     """Make an adapter print where its port raised, before the comparison takes the exception for its result."""
     run = adapter.run
@@ -130,9 +100,3 @@ def described(error: BaseException) -> str:
     """An exception in one line: type and message; of an `AdapterError`, which is one line already, the message."""
     message = " ".join(str(error).split())
     return message if type(error) is AdapterError else f"{type(error).__name__}: {message}".removesuffix(": ")
-
-
-def adapter_names() -> list[str]:
-    """Modules beside this one that define `make`."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
-    return [file.stem for file in files if "\ndef make(" in file.read_text("utf-8")]
