@@ -52,9 +52,20 @@ CARRIED = {"state", "kept", "tail", "start"}
 # Whose meaning is the framework's.
 OF_FRAMEWORK = {"device", "dtype", "rand_ini"}
 FORBIDDEN = {
-    "port": ("torch", "transformers", "onnx", "onnxruntime", "reference", "convert", "parity_tests", "reports"),
-    "reference": ("mlx", "transformers", "convert", "parity_tests", "reports"),
-    "convert": ("parity_tests", "reports", "benchmarks"),
+    "port": (
+        "torch",
+        "transformers",
+        "onnx",
+        "onnxruntime",
+        "reference",
+        "convert",
+        "mlx_parity",
+        "parity_tests",
+        "reports",
+    ),
+    "reference": ("mlx", "transformers", "convert", "mlx_parity", "parity_tests", "reports"),
+    "convert": ("mlx_parity", "parity_tests", "reports", "benchmarks"),
+    "mlx_parity": ("port", "reference", "convert", "parity_tests", "reports", "benchmarks"),
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
 }
 # Commands stand on the top floor and may reach the harness.
@@ -168,11 +179,11 @@ def imports(package: str) -> dict[str, set[str]]:
     return found
 
 
-@pytest.mark.parametrize("package", ["port", "reference", "convert", "reports"])
+@pytest.mark.parametrize("package", ["port", "reference", "convert", "mlx_parity", "reports"])
 def test_no_two_files_import_each_other(package):
     """Nor do several in a circle: whatever is left when files that import nothing are taken away, again and again."""
     left = imports(package)
-    assert sum(map(len, left.values())) > 5
+    assert any(left.values())
     while free := [file for file, needs in left.items() if not needs & left.keys()]:
         left = {file: needs for file, needs in left.items() if file not in free}
     assert not left

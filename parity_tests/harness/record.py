@@ -28,13 +28,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mlx_parity.report.words import ratio_text
 from parity_tests.harness.cases import Case, all_cases
 from parity_tests.harness.compare import BUDGET, FLOOR, Reading
 from parity_tests.harness.judge import Row, compare_all
 from parity_tests.harness.oracle import Arrays, reference_state, run_reference
 from parity_tests.harness.targets import TARGETS
 from port.files.disk import beside
-from reports.words import ratio_text
 
 ORIGINAL = "FunAudioLLM/CosyVoice ace7c47"
 NOTE = "reference of this repository, proved equal to the original; see docs/adapters.md"
