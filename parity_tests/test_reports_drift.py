@@ -9,8 +9,6 @@ from mlx_parity.report import drift, model
 from mlx_parity.report.codec import plain
 from mlx_parity.report.data import Arithmetic
 from parity_tests.synthetic_report import amended, changed, every_section, make, place_of
-from reports import build
-from reports import drift as command
 
 pytestmark = pytest.mark.meta
 
@@ -54,8 +52,7 @@ def test_moved_ratio(start, end, moved, regression):
 
 
 @pytest.mark.parametrize(
-    ("status", "key", "regression"),
-    [("SKIP", "weakened", 1), ("REDUCED", "weakened", 1), ("ERROR", "new_failures", 2)],
+    ("status", "key", "regression"), [("SKIP", "weakened", 1), ("REDUCED", "weakened", 1), ("ERROR", "new_failures", 2)]
 )
 def test_passing_row_that_no_longer_passes(status, key, regression):
     found = compared(lambda r: amended(r, "rows", place_of(r, GRN), status=status, message="why"))
@@ -110,28 +107,17 @@ def test_command(tmp_path, capsys):
     for path, report in zip(paths, (good, bad), strict=True):
         model.save(report, path)
     ledger, output = tmp_path / "ledger.jsonl", tmp_path / "drift.json"
-    assert command.main([*paths, "--ledger", str(ledger), "--json", str(output)]) == 1
+    assert drift.main([*paths, "--ledger", str(ledger), "--json", str(output)]) == 1
     text = capsys.readouterr().out
     assert "New failures" in text and "flow.attention" in text and "regressions:" in text
     assert json.loads(output.read_text()) == plain(drift.compare(good, bad))
-    assert command.main([*paths[::-1], "--ledger", str(ledger)]) == 0
+    assert drift.main([*paths[::-1], "--ledger", str(ledger)]) == 0
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [line["status"] for line in lines] == ["PASS", "FAIL"] and lines[1]["counts"] == bad.verdict.counts
     ledger.write_text("no ledger\n")
     capsys.readouterr()
-    assert command.main([*paths, "--ledger", str(ledger)]) == 1
+    assert drift.main([*paths, "--ledger", str(ledger)]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and ledger.read_text() == "no ledger\n"
-
-
-def test_page_shows_drift(tmp_path):
-    good, bad = make(), make(broken=True)
-    model.save(good, tmp_path / "a.json")
-    model.save(bad, tmp_path / "b.json")
-    out = tmp_path / "out"
-    assert build.main([str(tmp_path / "b.json"), "--against", str(tmp_path / "a.json"), "--out", str(out)]) == 1
-    assert model.load(out / "report.json").drift == drift.compare(good, bad)
-    page = (out / "report.html").read_text("utf-8")
-    assert 'id="drift"' in page and f"New failures ({bad.verdict.counts['FAIL']})" in page
 
 
 def test_a_long_list_is_cut_in_the_table_only():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, cached_property
+from operator import ge, gt, le
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -44,12 +45,9 @@ def _parts(kind: type) -> tuple[dict[str, Any], dict[str, Any], frozenset[str]]:
     found = {f.name: hints[f.name] for f in fields(kind)}
     needed = frozenset(f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING)
     properties = {name: value for base in kind.__mro__ for name, value in vars(base).items()}
-    follows = {n: get_type_hints(p.func, include_extras=True)["return"] for n, p in properties.items() if _derives(p)}
+    rules = {name: value.func for name, value in properties.items() if isinstance(value, derived)}
+    follows = {name: get_type_hints(rule, include_extras=True)["return"] for name, rule in rules.items()}
     return found, follows, needed
-
-
-def _derives(value: object) -> bool:
-    return isinstance(value, derived)
 
 
 def _bare(kind: Any) -> tuple[Any, Limits, str]:
@@ -138,13 +136,9 @@ def _read_scalar(kind: type, limits: Limits, value: Any, place: str) -> Any:
 
 
 def _check(limits: Limits, number: float, place: str, value: Any, unit: str) -> None:
-    for bound, fits, words in (
-        (limits.least, lambda b: number >= b, "at least"),
-        (limits.above, lambda b: number > b, "above"),
-        (limits.most, lambda b: number <= b, "at most"),
-    ):
-        if bound is not None:
-            _require(fits(bound), place, value, f"{words} {bound:g}{unit}")
+    bounds = (limits.least, ge, "at least"), (limits.above, gt, "above"), (limits.most, le, "at most")
+    for bound, fits, words in bounds:
+        _require(bound is None or fits(number, bound), place, value, f"{words} {bound}{unit}")
 
 
 def _require(fits: bool, place: str, value: Any, words: str) -> None:
@@ -193,7 +187,7 @@ def _schema(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
     elif get_origin(kind) is Literal:
         node = {"enum": list(get_args(kind))}
     elif get_origin(kind) is tuple:
-        node = {"type": "array", "items": _schema(get_args(kind)[0], found), **dict(_bounds(limits, "Items"))}
+        node = {"type": "array", "items": _schema(get_args(kind)[0], found), **_bounds(limits, "Items")}
     elif get_origin(kind) is Mapping:
         key, value = (_schema(of, found) for of in get_args(kind))
         node = {"type": "object", "propertyNames": key, "additionalProperties": value, "required": list(limits.keys)}
@@ -214,12 +208,7 @@ def _object_schema(kind: type, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _bounds(limits: Limits, of: str) -> Iterator[tuple[str, Any]]:
-    if limits.least is not None:
-        yield f"min{of}", limits.least
-    if limits.most is not None:
-        yield f"max{of}", limits.most
-    if limits.above is not None:
-        yield "exclusiveMinimum", limits.above
-    if limits.pattern:
-        yield "pattern", f"^(?:{limits.pattern})$"
+def _bounds(limits: Limits, of: str) -> dict[str, Any]:
+    found = {f"min{of}": limits.least, f"max{of}": limits.most, "exclusiveMinimum": limits.above}
+    found["pattern"] = limits.pattern and f"^(?:{limits.pattern})$"
+    return {key: value for key, value in found.items() if value is not None}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from mlx_parity.report.codec import ReportError, plain
-from mlx_parity.report.model import Report, to_json, write_atomically
+from mlx_parity.report.model import Report, load, to_json, write_atomically
 from mlx_parity.report.rows import BAD
 from mlx_parity.report.sections import Change, Drift, DriftRow, RunName
 from mlx_parity.report.words import ratio_text
@@ -180,3 +183,35 @@ def enter(ledger: str | Path, reports: Iterable[Report]) -> int:
         text += "" if not text or text.endswith("\n") else "\n"
         write_atomically(ledger, text + "".join(json.dumps(line) + "\n" for line in new))
     return len(new)
+
+
+def main(arguments: list[str] | None = None, prog: str = "python -m mlx_parity.report.drift") -> int:
+    """Compare two files: 0 without a regression, 1 with one or when a file cannot be read, 2 for a usage error."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Compare two runs of the suite: what broke, what was mended, which ratios moved.",
+        epilog=f"example: {prog} monday/report.json tuesday/report.json",
+    )
+    parser.add_argument("before", type=Path, metavar="BEFORE.json", help="report.json of the older run")
+    parser.add_argument("after", type=Path, metavar="AFTER.json", help="report.json of the newer run")
+    parser.add_argument("--ledger", type=Path, metavar="FILE", help="JSON-lines file to enter both runs in, once each")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison here as well")
+    options = parser.parse_args(arguments)
+    try:
+        before, after = load(options.before), load(options.after)
+        drift = compare(before, after)
+        if options.json:
+            write_atomically(options.json, json.dumps(plain(drift), indent=1, allow_nan=False) + "\n")
+        if options.ledger:
+            enter(options.ledger, (before, after))
+    except (ReportError, OSError) as error:
+        print(f"drift: {error}", file=sys.stderr)
+        return 1
+    # A reader that stops early, such as `head`, is no error.
+    with contextlib.suppress(BrokenPipeError):
+        print(table(drift), flush=True)
+    return 1 if drift.regressions else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

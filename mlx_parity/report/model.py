@@ -10,22 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
+from mlx_parity.report import sections
 from mlx_parity.report.causes import Cause, causes_of
 from mlx_parity.report.codec import ReportError, derived, plain, read
 from mlx_parity.report.data import BUDGET, Budget, Component, Gap, Module, Outcome, Provenance, Row, Status, Test, Text
 from mlx_parity.report.rows import BAD, JUDGED, worst_of
-from mlx_parity.report.sections import (
-    Catalogue,
-    Clip,
-    Coverage,
-    Drift,
-    Faults,
-    LivenessRow,
-    Variant,
-    Verdict,
-    WeightsAudit,
-    Worst,
-)
+from mlx_parity.report.sections import Verdict, Worst
 from mlx_parity.report.words import ratio_text
 
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -45,14 +35,14 @@ class Report:
     modules: Annotated[Mapping[Text, Module], "of the rows"] = field(default_factory=dict)
     not_checked: tuple[Gap, ...] = ()
     budget: Budget = BUDGET
-    weights_audit: WeightsAudit | None = None
-    audio: tuple[Clip, ...] = ()
-    quality: Annotated[tuple[Variant, ...], "variants of reduced precision against the float32 original"] = ()
-    faults: Faults | None = None
-    fault_catalogue: Catalogue | None = None
-    liveness: tuple[LivenessRow, ...] = ()
-    coverage: Coverage | None = None
-    drift: Drift | None = None
+    weights_audit: sections.WeightsAudit | None = None
+    audio: tuple[sections.Clip, ...] = ()
+    quality: Annotated[tuple[sections.Metric, ...], "variants of reduced precision against the float32 original"] = ()
+    faults: sections.Faults | None = None
+    fault_catalogue: sections.Catalogue | None = None
+    liveness: tuple[sections.LivenessRow, ...] = ()
+    coverage: sections.Coverage | None = None
+    drift: sections.Drift | None = None
     schema_version: Literal[2] = 2
 
     @derived
@@ -116,7 +106,7 @@ def _verdict(report: Report) -> Verdict:
         "fault* survived": faults.score.total - faults.score.caught if faults else 0,
         "weight* unproved": abs(audit.unused) + abs(audit.missing) if audit else 0,
         "component* failed": parts["FAIL"] + parts["VACUOUS"],
-        "limit* of quality broken": sum(m.status == "FAIL" for variant in report.quality for m in variant.metrics),
+        "limit* of quality broken": sum(metric.status == "FAIL" for metric in report.quality),
     }
     broken = {
         "tensor* not comparable": counts["ERROR"],
@@ -185,6 +175,7 @@ def load(path: str | Path) -> Report:
         if Path(path).exists() and not Path(path).is_file():  # a pipe might never end
             raise ReportError(f"{path}: cannot be read (no file, but a folder, a pipe or a device); name a report.json")
         content = json.loads(Path(path).read_text("utf-8"), parse_constant=refuse, parse_int=count)
+        return _valid(content, path)
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); run the parity suite first") from None
     except UnicodeDecodeError:
@@ -193,6 +184,9 @@ def load(path: str | Path) -> Report:
         raise ReportError(f"{path}: is nested too deeply to be a report") from None
     except json.JSONDecodeError as error:
         raise ReportError(f"{path}: is no JSON (line {error.lineno}: {error.msg}); write it again") from None
+
+
+def _valid(content: object, path: str | Path) -> Report:
     try:
         return read(Report, content)
     except ReportError as error:

@@ -11,14 +11,7 @@ from markupsafe import Markup
 from mlx_parity.report.data import BUDGET
 from mlx_parity.report.model import Report, to_json, write_atomically
 from mlx_parity.report.view import view_of
-from mlx_parity.report.words import (
-    Wording,
-    number_text,
-    precision_text,
-    ratio_text,
-    sci_text,
-    stage_number,
-)
+from mlx_parity.report.words import Wording, number_text, precision_text, ratio_text, sci_text, stage_number
 
 TEMPLATES = Path(__file__).with_name("templates")
 SUMMARY_BYTES = 1024 * 1024  # what a GitHub step summary takes

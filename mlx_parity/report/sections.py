@@ -63,8 +63,9 @@ class Clip:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of a variant against the float32 original."""
+    """One number of a variant of reduced precision against the float32 original."""
 
+    variant: Text
     metric: Text
     stage: Text
     unit: Text
@@ -73,14 +74,6 @@ class Metric:
     variety: Annotated[float, "the reference with other random numbers"]
     limit: float
     status: Literal["PASS", "FAIL"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A variant of reduced precision."""
-
-    precision: Text
-    metrics: tuple[Metric, ...]
 
 
 @dataclass(frozen=True)

@@ -210,7 +210,7 @@ class Session:
             not_checked=NOT_CHECKED,
             weights_audit=prepared and read(sections.WeightsAudit | None, prepared["audit"], "weights_audit"),
             audio=self._kept("audio", sections.Clip),
-            quality=self._kept("quality", sections.Variant),
+            quality=self._kept("quality", sections.Metric),
             faults=sections.Faults(faults) if faults else None,
             fault_catalogue=next(iter(self._kept("fault_catalogue", sections.Catalogue)), None),
             liveness=tuple(summarised(self._kept("liveness", sections.LivenessRow))),
