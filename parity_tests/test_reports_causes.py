@@ -189,7 +189,7 @@ def test_what_is_no_part_has_no_place_and_contains_nothing():
 
 # ---- commands
 
-AWKWARD = (
+AWKWARD = [
     "plain",
     "with space",
     "br[ack]et",
@@ -200,7 +200,7 @@ AWKWARD = (
     "a|b",
     "star*",
     "`tick`",
-)
+]
 
 
 def check(command, *expected):

@@ -57,10 +57,13 @@ def test_strict_json_only(tmp_path, capsys):
 
 
 DEEP = b'{"rows": ' + b"[" * 900 + b"]" * 900 + b"}"
+OLD = b'{"schema_version": 1, "checkpoints": []}'
 LONE = json.dumps({"\ud800": 1}).encode()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"\xff\xfe", b'"x"', b"[" * 100_000, b"{}", DEEP, LONE])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"[]", b"\xff\xfe", b'"x"', b"[" * 100_000, b"{}", DEEP, LONE, OLD]
+)
 @pytest.mark.parametrize("command", [build, drift])
 def test_unreadable_file_is_one_line(tmp_path, capsys, content, command):
     path, good = tmp_path / "run.json", tmp_path / "good.json"

@@ -112,12 +112,12 @@ def _read_object(kind: type[T], value: Any, place: str) -> T:
         raise ReportError(f"{place}: unknown field {_shown(unknown[0])}")
     if missing := [name for name in found if name in needed and name not in value]:
         raise ReportError(f"{place}: {missing[0]} is missing")
-    made = kind(**{n: read(of, value[n], _join(place, n)) for n, of in found.items() if n in value})
+    made = kind(**{n: read(of, value[n], f"{place}.{n}") for n, of in found.items() if n in value})
     for problem in made.problems() if hasattr(made, "problems") else ():
         raise ReportError(f"{place}: {problem}")
     for name, of in follows.items():
-        if name in value and (stated := read(of, value[name], _join(place, name))) != getattr(made, name):
-            raise ReportError(_difference(stated, getattr(made, name), _join(place, name)))
+        if name in value and (stated := read(of, value[name], f"{place}.{name}")) != getattr(made, name):
+            raise ReportError(_difference(stated, getattr(made, name), f"{place}.{name}"))
     return made
 
 
@@ -154,10 +154,6 @@ def _shown(value: Any) -> str:
     """A value or key in one short line, whatever stands in it."""
     text = value if isinstance(value, str) and re.fullmatch(r"[\w.@/ -]+", value, re.A) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
-
-
-def _join(place: str, name: str) -> str:
-    return name if place == "report" else f"{place}.{name}"
 
 
 def _difference(stated: Any, true: Any, place: str) -> str:

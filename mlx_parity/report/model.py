@@ -20,6 +20,7 @@ from mlx_parity.report.words import ratio_text
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+VERSION = 2
 MAX_DIGITS = 19  # of a whole number
 
 
@@ -43,7 +44,7 @@ class Report:
     liveness: tuple[sections.LivenessRow, ...] = ()
     coverage: sections.Coverage | None = None
     drift: sections.Drift | None = None
-    schema_version: Literal[2] = 2
+    schema_version: Literal[2] = VERSION
 
     @derived
     def verdict(self) -> Verdict:
@@ -187,6 +188,9 @@ def load(path: str | Path) -> Report:
 
 
 def _valid(content: object, path: str | Path) -> Report:
+    version = content.get("schema_version", VERSION) if isinstance(content, dict) else VERSION
+    if version in range(VERSION):
+        raise ReportError(f"{path}: is a report of version {version}, not {VERSION}; run the suite again")
     try:
         return read(Report, content)
     except ReportError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from markupsafe import Markup
 
@@ -64,9 +64,9 @@ class LogAxis:
 def _bands(groups: Sequence[tuple[str, int]], axis: LogAxis, names: Mapping[str, str]) -> tuple[list[float], Markup]:
     """x of every point, stage after stage, and the stages' backgrounds with their names below the axis."""
     free = WIDTH - LEFT - RIGHT - BAND * len(groups)
-    total = sum(n for _, n in groups)
+    total = sum(groups.values())
     places, parts, left = [], [], LEFT
-    for i, (stage, n) in enumerate(groups):
+    for i, (stage, n) in enumerate(groups.items()):
         width = BAND + free * n / total
         places += [left + width * (j + 0.5) / n for j in range(n)]
         height = axis.bottom - axis.top
@@ -75,6 +75,12 @@ def _bands(groups: Sequence[tuple[str, int]], axis: LogAxis, names: Mapping[str,
         parts.append(_tag("text", label, class_="tick", x=middle, y=axis.bottom + 16, text_anchor="middle"))
         left += width
     return places, _join(parts)
+
+
+def _level(y: float, kind: str, text: str, text_kind: str) -> list[Markup]:
+    """A line across the plot, and what it is."""
+    line = _tag("line", class_=kind, x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
+    return [line, _tag("text", text, class_=text_kind, x=WIDTH - RIGHT - 4, y=y - 5, text_anchor="end")]
 
 
 def _svg(height: float, body: Iterable[Markup], label: str, width: float = WIDTH, kind: str = "plot") -> Markup:
@@ -108,15 +114,10 @@ def ratio_plot(rows: Sequence[Row], names: Mapping[str, str], budget: float, fir
         return None
     axis = LogAxis.over([row.ratio for row in rows], LOWEST_RATIO, 10 * budget, 250)
     slots = list(dict.fromkeys((row.stage, row.name) for row in rows))
-    groups = [(stage, sum(1 for _ in group)) for stage, group in groupby(slots, key=lambda slot: slot[0])]
-    places, bands = _bands(groups, axis, names)
+    places, bands = _bands(Counter(stage for stage, _ in slots), axis, names)
     x_of = dict(zip(slots, places, strict=True))
     body = [bands, axis.grid(lambda d: f"{10.0**d:g}x")]
-    y = axis(budget)
-    body.append(_tag("line", class_="budget", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    body.append(
-        _tag("text", f"budget {budget:g}x", class_="budget-name", x=WIDTH - RIGHT - 4, y=y - 5, text_anchor="end")
-    )
+    body += _level(axis(budget), "budget", f"budget {budget:g}x", "budget-name")
     if first is not None and (first.stage, first.name) in x_of:
         x = x_of[first.stage, first.name]
         end = "start" if x < WIDTH / 2 else "end"
@@ -139,15 +140,12 @@ def error_plot(rows: Sequence[Row], names: Mapping[str, str], floor: float) -> M
         return None
     values = [getattr(row, key) for row in rows for key in ("e_ref_rms", "e_port_rms")]
     axis = LogAxis.over(values, LOWEST_ERROR, 10 * floor, 220)
-    groups = [(stage, sum(1 for _ in group)) for stage, group in groupby(rows, key=lambda row: row.stage)]
+    groups = Counter(row.stage for row in rows)
     places, bands = _bands(groups, axis, names)
-    y = axis(floor)
-    body = [bands, axis.grid(lambda d: f"1e{d}")]
-    body.append(_tag("line", class_="floor", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    body.append(_tag("text", f"floor {floor:.2g}", class_="tick", x=WIDTH - RIGHT - 4, y=y - 4, text_anchor="end"))
+    body = [bands, axis.grid(lambda d: f"1e{d}"), *_level(axis(floor), "floor", f"floor {floor:.2g}", "tick")]
     for name, key in (("reference", "e_ref_rms"), ("port", "e_port_rms")):
         start = 0
-        for _, n in groups:
+        for n in groups.values():
             points = " ".join(f"{places[i]:.1f},{axis(getattr(rows[i], key)):.1f}" for i in range(start, start + n))
             body.append(_tag("polyline", class_=f"line {name}", points=points))
             start += n
