@@ -86,7 +86,7 @@ def pytest_collectreport(report):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    session.exitstatus = session.config.stash[Session.key].finish(ROOT, exitstatus)
+    session.exitstatus = session.config.stash[Session.key].finish(exitstatus)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -17,13 +17,15 @@ from tqdm import tqdm
 
 from convert.card_flags import add_card_flags
 from convert.checkpoint import sha256
+from mlx_parity.report.codec import ReportError
+from mlx_parity.report.model import Report, load
 from port.files import hub
 from port.files.disk import read_json
 from port.files.errors import Refused, printable
 from reports.card import CARD_FILE, card, is_card, write_card
 
 AUDIT_FILE = "audit.json"
-SETTLED = ("PASS", "SKIP", "XFAIL", "REDUCED")
+SETTLED = ("PASS", "SKIP", "REDUCED")
 
 
 def publish(
@@ -104,22 +106,22 @@ def require_verified(folder: Path) -> dict[str, Any]:
     return audit
 
 
-def require_report(path: Path, audit: Mapping[str, Any]) -> dict[str, Any]:
+def require_report(path: Path, audit: Mapping[str, Any]) -> Report:
     """A passed report on the same source files.
 
     Raises:
         Refused: another verdict, or of other weights.
     """
-    report = read_json(path)
     try:
-        status = report["verdict"]["status"]
-        judged = {file["file"]: file["sha256"] for file in report["provenance"]["weights"]}
+        report = load(path)
         known = {file["name"]: file["sha256"] for file in audit["files"].values() if file["tensors"]}
+    except ReportError as error:
+        raise Refused(str(error)) from None
     except (KeyError, TypeError, AttributeError):
-        raise Refused(f"{path}: is not a report of the suite") from None
-    if status != "PASS":
-        raise Refused(f"{path}: its verdict is {status}; it is not published")
-    if judged != known:
+        raise Refused(f"{path}: cannot be compared, {AUDIT_FILE} does not tell the source files") from None
+    if report.verdict.status != "PASS":
+        raise Refused(f"{path}: its verdict is {report.verdict.status}; it is not published")
+    if {file.file: file.sha256 for file in report.provenance.weights} != known:
         raise Refused(f"{path}: judges other weights than these; run the suite with --checkpoint and --mlx-path")
     return report
 

@@ -19,10 +19,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlx_parity.adapter import Adapter, AdapterError, show_tracebacks
 from parity_tests.adapters import adapter_names, load_adapter
+
+if TYPE_CHECKING:
+    from mlx_parity.report.model import Report
 
 ROOT = Path(__file__).parents[1]
 COMMAND = "python -m parity_tests.audit"
@@ -82,7 +85,7 @@ def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
     return rows
 
 
-def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32") -> dict[str, Any]:
+def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32") -> Report:
     """The report of one port.
 
     Args:
@@ -145,9 +148,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run_here(options: argparse.Namespace, folder: Path) -> int:
     import torch
 
+    from mlx_parity.report.codec import ReportError
+    from mlx_parity.report.page import write_pages
     from mlx_parity.sides.regime import NotFloat32, require_float32
     from parity_tests.adapters.audit_report import lines
-    from reports.build import build
+    from reports.cosyvoice3 import WORDING
 
     torch.set_num_threads(1)  # tiny tensors
     try:
@@ -159,12 +164,14 @@ def _run_here(options: argparse.Namespace, folder: Path) -> int:
         show_tracebacks(adapter)
     found = audit(adapter, options.name, options.only, options.dtype)
     try:
-        paths = build(found, folder)
+        paths = write_pages(found, folder, WORDING)
+    except ReportError as error:
+        raise AdapterError(f"the report contradicts itself: {error}") from None
     except OSError as error:
         raise AdapterError(f"--report: {error.filename or folder}: {error.strerror}; give a folder") from None
     print("\n".join(lines(found)))
     print(f"report: {paths['report.html']}")
-    return 0 if found["verdict"]["status"] == "PASS" else 1
+    return 0 if found.verdict.status == "PASS" else 1
 
 
 if __name__ == "__main__":

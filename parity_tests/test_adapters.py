@@ -10,6 +10,7 @@ import pytest
 import port.flow.layers
 from mlx_parity.adapter import Adapter, AdapterError, NotOffered
 from mlx_parity.judge import failures, judge
+from mlx_parity.report import model, page
 from parity_tests import audit as audit_command
 from parity_tests.adapters import adapter_names, load_adapter
 from parity_tests.adapters.audit_report import lines
@@ -20,8 +21,7 @@ from parity_tests.audit import audit, environment, main
 from parity_tests.cases import all_cases
 from parity_tests.toy_port import toy_parts
 from port import noise
-from reports import model as report_model
-from reports.build import render_html, render_markdown
+from reports.cosyvoice3 import WORDING
 
 pytestmark = pytest.mark.meta
 
@@ -30,22 +30,23 @@ pytestmark = pytest.mark.meta
 def test_a_foreign_port_goes_through_the_whole_audit(faulty):
     adapter = PartsAdapter("toy", toy_parts(faulty), {"vocoder.stft": "no spectra"})
     found = audit(adapter, "toy", "vocoder.*")
-    verdict, parts = found["verdict"], {part["component"]: part for part in found["components"]}
-    assert verdict["status"] == ("FAIL" if faulty else "PASS")
-    assert parts["vocoder.convolution.CausalConv1d"]["status"] == "PASS"
-    assert "looks back only" in parts["vocoder.convolution.CausalConv1d"]["checked"]
-    assert parts["vocoder.stft.stft"]["status"] == "SKIP"
-    assert "no spectra" in parts["vocoder.stft.stft"]["checked"]
+    verdict, parts = found.verdict, {part.component: part for part in found.components}
+    assert verdict.status == ("FAIL" if faulty else "PASS")
+    assert parts["vocoder.convolution.CausalConv1d"].status == "PASS"
+    assert "looks back only" in parts["vocoder.convolution.CausalConv1d"].checked
+    assert parts["vocoder.stft.stft"].status == "SKIP"
+    assert "no spectra" in parts["vocoder.stft.stft"].checked
     if faulty:
-        assert verdict["first_over_budget"] == "vocoder.snake.y"
-        assert parts["vocoder.generator.Snake"]["status"] == parts["vocoder.generator.ResBlock"]["status"] == "FAIL"
+        assert verdict.first_over_budget == "vocoder.snake.y"
+        assert parts["vocoder.generator.Snake"].status == parts["vocoder.generator.ResBlock"].status == "FAIL"
         assert [line.split()[-1] for line in lines(found)[1:-1]] == [
             "vocoder.generator.Snake",
             "vocoder.generator.ResBlock",
         ]
-    skipped = sum(row["status"] == "SKIP" for row in found["checkpoints"])
-    assert verdict["counts"]["SKIP"] == skipped > 0
-    assert "vocoder.snake.y" in render_html(found) and f"{skipped} SKIP" in render_markdown(found)
+    skipped = sum(row.status == "SKIP" for row in found.rows)
+    assert verdict.counts["SKIP"] == skipped > 0
+    assert "vocoder.snake.y" in page.render_html(found, WORDING)
+    assert f"{skipped} SKIP" in page.render_markdown(found, WORDING)
 
 
 def test_a_fault_in_a_wrapped_port_is_named_at_its_smallest_part():
@@ -63,17 +64,17 @@ def test_a_fault_in_a_wrapped_port_is_named_at_its_smallest_part():
                 return super().run(*arguments)
 
     found = audit(Turned(), "turned", "flow.[ar]*")
-    assert found["verdict"]["first_over_budget"] == "flow.rotary.y"
-    statuses = {part["component"].rpartition(".")[2]: part["status"] for part in found["components"]}
+    assert found.verdict.first_over_budget == "flow.rotary.y"
+    statuses = {part.component.rpartition(".")[2]: part.status for part in found.components}
     assert statuses["apply_rotary_pos_emb"] == statuses["Attention"] == "FAIL"
     assert statuses["AdaLayerNormZero"] == statuses["RotaryEmbedding"] == "PASS"
 
 
 def test_a_port_that_offers_nothing_never_passes():
     found = audit(PartsAdapter("empty", Parts()), "empty", "flow.masks*")
-    assert found["verdict"]["status"] == "ERROR"
-    assert found["verdict"]["counts"]["SKIP"] == len(found["checkpoints"]) > 0
-    assert {row["status"] for row in found["components"]} == {"SKIP"}
+    assert found.verdict.status == "ERROR"
+    assert found.verdict.counts["SKIP"] == len(found.rows) > 0
+    assert {part.status for part in found.components} == {"SKIP"}
 
 
 def test_a_port_that_raises_or_returns_something_else_is_an_error():
@@ -98,7 +99,7 @@ def test_a_port_that_raises_or_returns_something_else_is_an_error():
     assert {row.reading.status for row in judge(by_name["flow.grn"], adapter)} == {"ERROR"}
     assert {row.reading.status for row in judge(by_name["flow.masks.chunk.7.8"], adapter)} == {"ERROR"}
     found = audit(adapter, "broken", "vocoder.snake")
-    assert found["verdict"]["status"] == "ERROR"
+    assert found.verdict.status == "ERROR"
 
 
 @pytest.mark.parametrize(("name", "noise"), [("flow.decoder", "noise"), ("vocoder.inference", "sine_waves")])
@@ -132,9 +133,9 @@ def test_the_template_is_an_adapter_that_runs(tmp_path, capsys):
     assert isinstance(adapter, Adapter) and adapter.versions()
     assert main(["template", "--report", str(tmp_path), "--only", "vocoder.*"]) == 0
     assert "2 parts conform, 0 diverge" in capsys.readouterr().out
-    found = report_model.load(tmp_path / "report.json")
-    assert found["provenance"]["adapter"] == "template"
-    assert found["verdict"]["counts"]["SKIP"] > found["verdict"]["counts"]["PASS"] > 15
+    found = model.load(tmp_path / "report.json")
+    assert found.provenance.adapter == "template"
+    assert found.verdict.counts["SKIP"] > found.verdict.counts["PASS"] > 15
     with pytest.raises(NotOffered, match="does not say"):
         adapter.noise("rand_noise", (1, 80, 4))
 
@@ -194,8 +195,8 @@ def test_the_noise_of_a_port_is_compared_with_the_fixed_buffers():
 
 def test_less_than_float32_informs_and_judges_nothing():
     found = audit(PartsAdapter("toy", toy_parts(faulty=True)), "toy", "vocoder.snake", "float16")
-    assert found["checkpoints"][0]["status"] == "REDUCED"
-    assert found["verdict"]["status"] != "PASS"
+    assert found.rows[0].status == "REDUCED"
+    assert found.verdict.status != "PASS"
 
 
 # The environment of its own

@@ -1,19 +1,20 @@
 """The device: chosen by name, refused where there is none; and a run that compared nothing is told from others."""
 
-import json
 import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-from parity_tests.synthetic_report import make
+from mlx_parity.report import model
+from parity_tests.synthetic_report import make, provenance
 from port.app import cli
 from port.app.device import use_device
-from reports import compared, model
+from reports import build
 
 ROOT = Path(__file__).parents[1]
 NO_GPU = not mx.is_available(mx.gpu)
@@ -86,14 +87,13 @@ def test_a_missing_gpu_is_one_line_everywhere(tmp_path, capsys):
 
 @pytest.mark.meta
 def test_a_report_must_have_compared_something_there(tmp_path, capsys):
-    path = tmp_path / "report.json"
-    report = make(broken=True)  # a verdict of FAIL is a comparison all the same
-    report["provenance"]["device"] = "Device(gpu, 0) Apple Paravirtual device"
+    path, about = tmp_path / "report.json", replace(provenance(), device="Device(gpu, 0) Apple Paravirtual device")
+    report = make(broken=True, provenance=about)  # a verdict of FAIL is a comparison all the same
+    command = [str(path), "--out", str(tmp_path / "out"), "--compared"]
     model.save(report, path)
-    assert compared.main([str(path)]) == compared.main([str(path), "--device", "gpu"]) == 0
-    assert compared.main([str(path), "--device", "cpu"]) == 1
-    assert "not on the cpu" in capsys.readouterr().err
-    empty = json.loads(path.read_text())
-    empty["verdict"]["counts"] = dict.fromkeys(empty["verdict"]["counts"], 0)
-    assert compared.complaint(empty) == "nothing was compared"
-    assert compared.main([str(tmp_path / "none.json")]) == 1
+    assert build.main(command[:-1]) == 1 and build.main([*command, "gpu"]) == 0
+    assert build.main([*command, "cpu"]) == 1
+    assert "77 tensors were compared on Device(gpu, 0)" in capsys.readouterr().err
+    model.save(replace(report, rows=()), path)
+    assert build.main([*command, "gpu"]) == 1 and "nothing was compared" in capsys.readouterr().err
+    assert build.main([str(tmp_path / "none.json"), *command[1:], "gpu"]) == 1

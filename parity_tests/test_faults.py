@@ -16,6 +16,7 @@ from parity_tests.harness import fault_checks, faults, places, signatures
 from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
 from parity_tests.harness.fault_tests import TESTS
 from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
+from reports.cosyvoice3 import STAGES
 
 BY_NAME = {fault.name: fault for fault in FAULTS}
 
@@ -106,8 +107,8 @@ def test_a_survivor_and_an_equivalent_fault_count_as_such(runner, monkeypatch):
     survivor = runner(Fault("survivor", "test", "flow.masks.make_pad_mask", same))
     proved = runner(Fault("proved", "test", "flow.masks.make_pad_mask", same, equivalent="adding zero"))
     found = section([survivor, proved])
-    assert found["score"] == {"caught": 0, "total": 1}
-    assert [row["caught"] for row in found["rows"]] == [False, False]
+    assert (found.score.caught, found.score.total) == (0, 1)
+    assert [row.state for row in found.rows] == ["SURVIVED", "equivalent"]
 
 
 @pytest.mark.meta
@@ -197,11 +198,11 @@ def test_a_test_that_never_ends_is_stopped(runner, monkeypatch):
 def nearest(fault):
     """What the report calls the failures under a fault."""
     with fault_checks.clean(), fault.patch():
-        rows = [row.to_dict() for case in fault_checks.cases(fault.module) for row in judge(case, OwnPort())]
-    signatures.name_nearest(rows, places.describe(row["module"] for row in rows))
-    named = [row for row in rows if row.get("nearest_fault")]
-    assert len(named) <= 1 and all(row["status"] != "PASS" for row in named)
-    return named[0]["nearest_fault"] if named else None
+        rows = [row.entry("t", "x") for case in fault_checks.cases(fault.module) for row in judge(case, OwnPort())]
+    rows = signatures.name_nearest(rows, places.describe(row.module for row in rows), STAGES)
+    named = [row for row in rows if row.nearest_fault]
+    assert len(named) <= 1 and all(row.status != "PASS" for row in named)
+    return named[0].nearest_fault if named else None
 
 
 # Mistakes of a known kind, at a size or place that the catalogue does not have.

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from mlx_parity.report.codec import ReportError
 from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, Reader
 from port.files.errors import Refused
 from port.frontend.audio import load_wav, resample
-from reports.model import ReportError
 
 pytestmark = pytest.mark.robust
 

@@ -59,7 +59,7 @@ def suite(tmp_path):
 
 def test_a_row_reaches_the_report_and_its_verdict_the_exit_code(suite):
     code, report = suite(ONE_ROW)
-    assert [row["name"] for row in report["checkpoints"]] == ["a.y"]
+    assert [row["name"] for row in report["rows"]] == ["a.y"]
     assert report["verdict"]["counts"]["PASS"] == 1 and code == (0 if report["verdict"]["status"] == "PASS" else 1)
 
 
@@ -77,7 +77,7 @@ def test_a_row_reaches_the_report_and_its_verdict_the_exit_code(suite):
 def test_a_report_without_a_row_is_no_success(suite, source, options):
     code, report = suite(source, *options)
     assert code != 0 and report["verdict"]["status"] == "ERROR"
-    assert "no checkpoint was compared" in report["verdict"]["sentence"]
+    assert "no tensor was compared" in report["verdict"]["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_report_without_a_row_is_no_success(suite, source, options):
 def test_a_run_that_ended_early_is_an_error_in_its_report(suite, test, plugin):
     code, report = suite(textwrap.dedent(ONE_ROW) + test, more=plugin)
     assert code not in (0, 1)
-    assert [row["name"] for row in report["checkpoints"]] == ["a.y"]
+    assert [row["name"] for row in report["rows"]] == ["a.y"]
     (entry,) = (test for test in report["tests"] if test["nodeid"] == "session")
     assert entry["outcome"] == "error" and "ended early" in entry["reason"]
     assert report["verdict"]["status"] != "PASS"

@@ -54,9 +54,9 @@ OF_FRAMEWORK = {"device", "dtype", "rand_ini"}
 OURS = ("benchmarks", "convert", "parity_tests", "port", "reference", "reports")
 FORBIDDEN = {
     "mlx_parity": OURS,
-    "port": ("torch", "transformers", "onnx", "onnxruntime", "reference", "convert", "parity_tests", "reports"),
-    "reference": ("mlx", "transformers", "convert", "parity_tests", "reports"),
-    "convert": ("parity_tests", "reports", "benchmarks"),
+    "port": ("torch", "transformers", "onnx", "onnxruntime", "mlx_parity", *(p for p in OURS if p != "port")),
+    "reference": ("mlx", "transformers", "mlx_parity", "convert", "parity_tests", "reports"),
+    "convert": ("mlx_parity", "parity_tests", "reports", "benchmarks"),
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
 }
 # Commands stand on the top floor and may reach the harness.

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ import yaml
 from convert import publish, run
 from convert.conversion import convert_folder
 from convert.hub import RELEASE, find_source
+from mlx_parity.report.data import WeightFile
+from mlx_parity.report.model import save
 from parity_tests.fake_hub import Repo, read_folder
-from parity_tests.synthetic_report import make
+from parity_tests.synthetic_report import make, provenance
 from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
 from reports import build
 from reports.card import OFFICIAL, card
-from reports.model import save
 
 pytestmark = pytest.mark.meta
 NAME = "me/CosyVoice3-mlx"
@@ -253,10 +255,9 @@ def test_a_report_must_be_of_these_weights_and_pass(hub, converted, command, tmp
     code, line, _ = command("--report", str(path))
     assert code == 1 and "judges other weights" in line
     audit = json.loads((converted / "audit.json").read_text())
-    report = make()
-    weights = [{"file": f["name"], "sha256": f["sha256"], "bytes": f["bytes"]} for f in audit["files"].values()]
-    report["provenance"]["weights"] = [w for w in weights if w["file"].endswith((".pt", ".onnx"))]
-    save(report, path)
+    weights = (WeightFile(f["name"], f["sha256"], f["bytes"]) for f in audit["files"].values())
+    weights = tuple(w for w in weights if w.file.endswith((".pt", ".onnx")))
+    save(make(provenance=replace(provenance(), weights=weights)), path)
     code, line, _ = command("--report", str(path))
     assert code == 0, line
     assert "The whole suite" in (converted / "README.md").read_text()

@@ -53,6 +53,7 @@ def desk(parity, tmp_path_factory):
         "convert",
         "mlx_parity",
         "reference",
+        "mlx_parity",
         "parity_tests",
         "reports",
         "benchmarks",

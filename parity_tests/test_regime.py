@@ -90,5 +90,5 @@ def test_a_run_with_a_degraded_reference_is_an_error(kind, tmp_path):
     assert "the reference (PyTorch) does not compute in float32" in done.stdout + done.stderr
     report = json.loads((tmp_path / "report.json").read_text("utf-8"))
     assert report["verdict"]["status"] == "ERROR"
-    assert [row["name"] for row in report["checkpoints"]] == ["arithmetic.reference"]
+    assert [row["name"] for row in report["rows"]] == ["arithmetic.reference"]
     assert report["provenance"]["precision"]["reference"]["regime"] != "float32"

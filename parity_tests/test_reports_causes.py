@@ -4,6 +4,7 @@ import random
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,10 @@ import torch
 import conftest
 from mlx_parity.compare import Reading
 from mlx_parity.judge import Row
+from mlx_parity.report import model, page
+from mlx_parity.report.causes import causes_of
+from mlx_parity.report.data import Module
+from mlx_parity.report.rows import by_stage
 from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
@@ -21,11 +26,9 @@ from parity_tests.harness import places
 from parity_tests.harness.session import Session
 from parity_tests.harness.walks import walks
 from parity_tests.parts import PARTS, recorded
-from parity_tests.synthetic_report import changed, judged, make, row
+from parity_tests.synthetic_report import changed, make, row
 from parity_tests.test_golden import report_row
-from reports import build, model
-from reports.causes import causes_of
-from reports.verdict import worst_per_stage
+from reports.cosyvoice3 import STAGES, WORDING
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[1]
@@ -44,20 +47,15 @@ def rows(*described):
 def modules(**inside):
     """The section `modules`: what each contains; a part of that name is at `port/NAME.py:1`."""
     names = {*inside, *(name for found in inside.values() for name in found)}
-    return {
-        name: {"reference": f"reference/{name}.py:1", "port": f"port/{name}.py:1", "contains": inside.get(name, [])}
-        for name in names
-    }
+    return {n: Module(f"reference/{n}.py:1", f"port/{n}.py:1", tuple(inside.get(n, ()))) for n in names}
 
 
 NESTED = modules(dit=["block", "attn", "ff"], block=["attn", "ff"], cfm=["dit", "block", "attn", "ff"])
 
 
 def led(checkpoints, section=NESTED):
-    return [
-        (c.row["name"], [r["name"] for r in c.own], [r["name"] for r in c.folded])
-        for c in causes_of(checkpoints, section)
-    ]
+    found = causes_of(checkpoints, section, STAGES)
+    return [(c.row.name, [r.name for r in c.own], [r.name for r in c.folded]) for c in found]
 
 
 def test_containers_fold_under_the_part_that_fails_alone():
@@ -94,61 +92,59 @@ def test_every_failing_row_has_one_cause_whatever_contains_what():
         names = [f"m{i}" for i in range(5)]
         section = modules(**{n: rng.sample([m for m in names if m != n], rng.randint(0, 4)) for n in names})
         if rng.random() < 0.3:
-            section[rng.choice(names)] |= {"reference": None, "port": None}
+            at = rng.choice(names)
+            section[at] = replace(section[at], reference=None, port=None)
         kinds = ("isolated", "chained", "golden", "exact")
         found = [
             row(f"r{i}", "flow", rng.choice(kinds), rng.choice(names), rng.choice("abc"), rng.choice((1.0, 9.0)), rng)
             for i in range(12)
         ]
-        covered = [r["name"] for cause in causes_of(found, section) for r in cause.rows()]
-        assert sorted(covered) == sorted(r["name"] for r in found if r["status"] == "FAIL")
+        covered = [r.name for cause in causes_of(found, section, STAGES) for r in cause.rows()]
+        assert sorted(covered) == sorted(r.name for r in found if r.status == "FAIL")
 
 
 def test_a_recording_of_no_one_part_is_folded_where_its_stage_has_a_cause():
-    section = NESTED | {"gold": {"reference": None, "port": None, "contains": []}}
+    section = NESTED | {"gold": Module(None, None, ())}
     found = rows("golden gold g g1", "isolated attn c attn")
     assert led(found, section) == [("attn", [], ["g1"])]
     assert led(found[:1], section) == [("g1", [], [])]
 
 
 def test_the_report_counts_folded_rows_and_names_the_part_in_its_first_line():
-    report = model.validate(make(broken=True))
-    failing = [r for r in report["checkpoints"] if r["status"] == "FAIL"]
-    (cause,) = causes_of(report["checkpoints"], report["modules"])
-    assert cause.row["name"] == report["verdict"]["first_over_budget"] == "flow.attention"
-    assert len(cause.rows()) == len(failing) == report["verdict"]["counts"]["FAIL"]
-    assert "flow.layers.Attention fails alone (flow.attention)" in report["verdict"]["sentence"]
-    page, text = build.render_html(report), build.render_markdown(report)
-    summary = build.render_markdown(report, summary=True)
-    assert page.count('<details class="panel is-FAIL"') == 1
-    for written in (page, text, summary):
+    report = make(broken=True)
+    verdict, (cause,) = report.verdict, report.causes
+    assert cause.row.name == verdict.first_over_budget == "flow.attention"
+    assert len(cause.rows()) == sum(r.status == "FAIL" for r in report.rows) == verdict.counts["FAIL"]
+    assert "flow.layers.Attention fails alone (flow.attention)" in verdict.sentence
+    html, text = page.render_html(report, WORDING), page.render_markdown(report, WORDING)
+    summary = page.render_markdown(report, WORDING, summary=True)
+    assert html.count('<details class="panel is-FAIL"') == 1
+    for written in (html, text, summary):
         assert "reference/flow/layers.py:11" in written and "port/flow/layers.py:11" in written
         assert written.count("nothing in it fails alone") <= 2
-    assert f"{len(cause.folded)} rows of what contains it" in page
+    assert f"{len(cause.folded)} rows of what contains it" in html
     assert f"{len(cause.folded)} of what contains it" in summary
     for folded in cause.folded:
-        assert f"<code>{folded['name']}</code>" in page
+        assert f"<code>{folded.name}</code>" in html
     assert len(summary) < 2500 and "| flow | FAIL |" in summary and "| vocoder |" not in summary
-    (line,) = build.annotations(report)
+    (line,) = page.annotations(report, WORDING)
     assert line.startswith("::error file=port/flow/layers.py,line=11,title=flow.attention::")
-    assert len(build.render_markdown(make(), summary=True).splitlines()) <= 5
+    assert len(page.render_markdown(make(), WORDING, summary=True).splitlines()) <= 5
 
 
 def test_a_stage_shows_the_number_of_the_row_that_fails():
     report = changed(make(), "llm.qwen2rmsnorm", "isolated", 4.5)
-    exact = report["checkpoints"][2] | {"name": "llm.tokens", "dtype": "int32", "status": "FAIL", "message": "3 differ"}
-    exact |= {key: None for key in exact if key.startswith(("ratio", "e_"))}
-    assert worst_per_stage(report["checkpoints"])["llm"]["checkpoint"] == "llm.qwen2rmsnorm"
-    report = judged(make() | {"checkpoints": [*make()["checkpoints"], exact]})
-    box = worst_per_stage(report["checkpoints"])["llm"]
-    assert (box["ratio"], box["checkpoint"], box["status"]) == (None, "llm.tokens", "FAIL")
-    assert report["verdict"]["worst"] is None
-    assert "| language model | FAIL | unequal | `llm.tokens`" in build.render_markdown(model.validate(report))
-    strip = build.render_html(report).partition('data-stage="llm"')[2].partition("</li>")[0]
-    assert ">unequal<" in strip
-    error = exact | {"status": "ERROR", "message": "raised"}
-    report = judged(make() | {"checkpoints": [*make()["checkpoints"], error]})
-    assert ">error<" in build.render_html(report).partition('data-stage="llm"')[2].partition("</li>")[0]
+    assert by_stage(report.rows, STAGES)["llm"].worst.name == "llm.qwen2rmsnorm"
+    unmeasured = {f"{what}_{norm}": None for what in ("ratio", "e_ref", "e_port") for norm in ("rms", "max")}
+    exact = replace(make().rows[2], name="llm.tokens", dtype="int32", message="3 differ", **unmeasured)
+    for status, shown in (("FAIL", "unequal"), ("ERROR", "error")):
+        report = replace(make(), rows=(*make().rows, replace(exact, status=status)))
+        box = by_stage(report.rows, STAGES)["llm"]
+        assert (box.ratio, box.worst.name, box.status) == (None, "llm.tokens", status)
+        assert report.verdict.worst is None and model.to_json(report)
+        assert f"| language model | {status} | {shown} | `llm.tokens`" in page.render_markdown(report, WORDING)
+        html = page.render_html(report, WORDING)
+        assert f">{shown}<" in html.partition('data-stage="llm"')[2].partition("</li>")[0]
 
 
 # ---- places
@@ -181,19 +177,18 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
 
 def test_what_is_no_part_has_no_place_and_contains_nothing():
     found = places.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
-    assert set(map(str, found.values())) == {"{'reference': None, 'port': None, 'contains': []}"}
+    assert all(place == Module(None, None, ()) for place in found.values())
     fast = places.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
-    assert fast["fast.arithmetic.silu"]["reference"] is None and fast["fast.arithmetic.silu"]["port"].startswith(
-        "port/fast/arithmetic.py:"
-    )
+    silu = fast["fast.arithmetic.silu"]
+    assert silu.reference is None and silu.port.startswith("port/fast/arithmetic.py:")
     stream = places.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
-    assert stream["stream.vocoder.StreamingVocoder"]["contains"] == ["vocoder.generator.Snake"]
+    assert stream["stream.vocoder.StreamingVocoder"].contains == ("vocoder.generator.Snake",)
     assert places.describe(["flow.layers.GRN"], OwnPort().place) == places.describe(["flow.layers.GRN"])
 
 
 # ---- commands
 
-AWKWARD = (
+AWKWARD = [
     "plain",
     "with space",
     "br[ack]et",
@@ -204,7 +199,7 @@ AWKWARD = (
     "a|b",
     "star*",
     "`tick`",
-)
+]
 
 
 def check(command, *expected):
@@ -225,19 +220,19 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
     reading = Reading("FAIL", "x")
     golden = report_row(GoldenRow(name, "y", "port", "", None, None, "FAIL", reading=reading), Path("a b"))
     check(golden.reproduce, "a b")
-    audited = audit_report._checkpoint(Row("n", "flow", "isolated", "m", name, reading), "toy")
-    check(audited["reproduce"], "toy")
+    audited = audit_report._entry(Row("n", "flow", "isolated", "m", name, reading), "toy")
+    check(audited.reproduce, "toy")
     session = object.__new__(Session)
     given = {"--adapter": "own", "--dtype": "float16", "--device": "cpu", "--seed": 3, "--full": True, "--plain": False}
     given |= {"--checkpoint": Path(name), "--mlx-path": None}
     session.config = SimpleNamespace(getoption=given.__getitem__)
-    made = session._checkpoint(Row("n", "flow", "isolated", "m", "c", reading), f"test_x.py::test[{name}]")
-    check(made["reproduce"], f"test_x.py::test[{name}]", name, "--full", "float16")
+    made = session._entry(Row("n", "flow", "isolated", "m", "c", reading), f"test_x.py::test[{name}]").reproduce
+    check(made, f"test_x.py::test[{name}]", name, "--full", "float16")
     walk = Row("n", "flow", "chained", "m", "c", reading, "python -m parity_tests.trace walk.flow.full")
-    check(session._checkpoint(walk, "t")["reproduce"], "walk.flow.full", name)
-    shown = build._command(made["reproduce"])
+    check(session._entry(walk, "t").reproduce, "walk.flow.full", name)
+    shown = page._command(made)
     fence = shown[: len(shown) - len(shown.lstrip("`"))]
-    assert shown.removeprefix(fence).removesuffix(fence).strip() == made["reproduce"] and fence not in made["reproduce"]
+    assert shown.removeprefix(fence).removesuffix(fence).strip() == made and fence not in made
 
 
 def test_a_printed_command_runs(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlx_parity.report.data import Row
 from parity_tests.harness import signatures
 
 pytestmark = pytest.mark.meta
@@ -30,11 +31,15 @@ def test_a_known_fault_is_named_only_where_nine_of_ten_such_are_right(catalogue)
 
 
 def failing(signature, others=()):
-    found = [
-        {"name": n, "kind": "isolated", "stage": "flow", "status": "FAIL", "ratio": 10**v, "module": n, "case": n}
-        for n, v in signature.items()
+    ratios = {**{name: 10**value for name, value in signature.items()}, **dict.fromkeys(others, 1.0)}
+    return [
+        Row(n, "flow", "isolated", n, n, "FAIL" if n in signature else "PASS", "x", "t", ratio_rms=r, ratio_max=r)
+        for n, r in ratios.items()
     ]
-    return found + [f | {"name": n, "status": "PASS", "ratio": 1.0} for n in others for f in found[:1]]
+
+
+def named(rows):
+    return [row for row in signatures.name_nearest(rows, {}, ["flow"]) if row.nearest_fault]
 
 
 def test_one_sentence_a_report_at_the_first_part_that_fails(catalogue):
@@ -42,18 +47,14 @@ def test_one_sentence_a_report_at_the_first_part_that_fails(catalogue):
     mine = known.signatures["rope_half_split"]
     others = {name for s in known.signatures.values() for name in s} - mine.keys()
     found = failing(mine, sorted(others))
-    signatures.name_nearest(found)
-    (named,) = (r for r in found if "nearest_fault" in r)
-    assert named is found[0]
-    said = named["nearest_fault"]
+    (first,) = named(found)
+    assert first.name == found[0].name
+    said = first.nearest_fault
     assert said.startswith(
         "rope_half_split (rotary layout) in flow.layers.apply_rotary_pos_emb: likeness 1.00; from 0."
     )
     held = signatures.reach(known, signatures.weights(known.signatures.values()))
     assert f"right module in {held.right} of {held.of} trials of the catalogue" in said
     strange = failing({name: 0.7 + 5 * (i % 2) for i, name in enumerate(mine)}, sorted(others))
-    signatures.name_nearest(strange)
-    assert not any("nearest_fault" in r for r in strange)
-    alone = failing({"flow.block.full.y": 3.0})
-    signatures.name_nearest(alone)
-    assert not any("nearest_fault" in r for r in alone), "a run of one case says too little"
+    assert not named(strange)
+    assert not named(failing({"flow.block.full.y": 3.0})), "a run of one case says too little"

@@ -17,6 +17,7 @@ from pathlib import Path
 from convert.quantize import Precision
 from mlx_parity.adapter import AdapterError, show_tracebacks
 from mlx_parity.judge import Row, judge
+from mlx_parity.report.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
@@ -27,7 +28,6 @@ from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
 from port.app.device import DEVICES, use_device
 from port.config import CosyVoice3Config
-from reports.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -98,16 +98,15 @@ def main(argv: list[str] | None = None) -> int:
 def divergence(first: Row, rows: Sequence[Row]) -> list[str]:
     """One checkpoint over budget in lines: what and how far, isolated and chained, where in the tensor."""
     twins = [row for row in rows if row.name == first.name]
-    lines = [failure_sentence(first.to_dict())]
+    row = first.entry("trace", first.reproduce or "trace")
+    lines = [failure_sentence(row)]
     lines += [f"{row.kind}: {ratio_text(row.reading.ratio)} ({row.reading.status})" for row in twins]
-    reading = first.reading
-    if len(reading.worst_positions) > 1:
+    if len(row.worst) > 1:
         lines.append("worst elements: index, port, float64, float32 reference")
-    for at in reading.worst_positions[1:] and reading.worst_positions:
-        sides = (number_text(at[side]) for side in ("port", "oracle", "reference"))
-        lines.append(f"  {at['index']}: {', '.join(sides)}")
-    if reading.error_map:
-        lines += heat_map(reading.error_map, budget_unit(first.to_dict()))
+        for at in row.worst:
+            lines.append(f"  {list(at.index)}: {', '.join(map(number_text, (at.port, at.oracle, at.reference)))}")
+    if row.error_map:
+        lines += heat_map(row.error_map, budget_unit(row))
     return lines
 
 

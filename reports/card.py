@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mlx_parity.report.model import Report
+from mlx_parity.report.rows import by_stage
+from mlx_parity.report.words import ratio_text
 from port.files.disk import beside, read_json
 from port.files.errors import Refused, printable
 from port.files.hub import COMMIT, ID
-from reports.verdict import worst_per_stage
-from reports.words import STAGE_NAMES, Row, ratio_text
+from reports.cosyvoice3 import WORDING
 
+Row = Mapping[str, Any]  # of a JSON file of the folder
 CARD_FILE = "README.md"
 # The last line of a card, by which a later one may replace it: the hash is of all before it.
 SIGNED = "<!-- made by convert/publish.py: {} -->"
@@ -34,7 +37,7 @@ OTHER_TERMS = "The weights are under the terms of their source. Do not clone a v
 
 def card(
     folder: Path,
-    report: Row | None = None,
+    report: Report | None = None,
     repo: str | None = None,
     base_model: str | None = None,
     licence: str | None = None,
@@ -151,7 +154,7 @@ for chunk in voice.inference_zero_shot("Good morning.", prompt, "me.wav"):
 ```"""
 
 
-def _verification(audit: Row, report: Row | None) -> Iterable[str]:
+def _verification(audit: Row, report: Report | None) -> Iterable[str]:
     yield f"Conversion: {_plain(audit['verdict'])}."
     rows = audit["parity"]
     judged = [row for row in rows if row.get("ratio") is not None and row["status"] == "PASS"]
@@ -167,14 +170,20 @@ def _verification(audit: Row, report: Row | None) -> Iterable[str]:
     )
     yield f"Parity with the PyTorch reference, deep stacks cut to two layers: {said} of {len(rows)} checkpoints{at}."
     if report:
-        yield f"The whole suite: {_plain(report['verdict']['sentence'])}"
-        found = worst_per_stage(report["checkpoints"])
+        yield f"The whole suite: {_plain(report.verdict.sentence)}"
+        stages = by_stage(report.rows, report.stages)
         yield _table(
             ("stage", "status", "worst ratio", "passed", "of"),
             [
-                (STAGE_NAMES[stage], _plain(row["status"]), ratio_text(row["ratio"]), row["passed"], row["total"])
-                for stage, row in found.items()
-                if row["total"]
+                (
+                    _plain(WORDING.stages.get(stage, stage)),
+                    found.status,
+                    ratio_text(found.ratio),
+                    found.passed,
+                    found.total,
+                )
+                for stage, found in stages.items()
+                if found.total
             ],
         )
 

@@ -4,22 +4,22 @@ Every float tensor is multiplied by 1 + 0.1 n (n standard normal), one tensor at
 lengths is mirrored within their range, masks lose a fifth of their valid entries. The float64 reference's output must
 move by at least MOVED_BUDGETS budgets, where a budget is what compare.py allows the port, 4 max(e_ref, floor), and the
 larger of the rms and the max-abs reading counts, as there. An integer output counts as moved when any entry changes. A
-tensor that moves no output of its case is VACUOUS unless the case lists it as `dead` (by a glob), with the reason.
+tensor that moves no output of its case is VACUOUS, or DEAD where the case lists it as `dead` (by a glob), why.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR
+from mlx_parity.report.sections import LivenessRow
 from mlx_parity.sides.truth import Arrays, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
@@ -27,20 +27,6 @@ DOUBT = 100.0  # budgets below which they are measured by further float32 runs t
 RELATIVE = 0.1
 MASKED = 0.2  # of the valid entries of a mask
 MAX_ROWS = 2000  # of the report; above it the passing tensors of a case share one row
-
-
-@dataclass(frozen=True)
-class LivenessRow:
-    """What a change of one tensor did; `moved_budgets` is None where only integers could move."""
-
-    case: str
-    tensor: str
-    moved_budgets: float | None
-    status: Literal["PASS", "VACUOUS", "XFAIL"]
-    reason: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def liveness(case: Case) -> list[LivenessRow]:
@@ -92,19 +78,19 @@ def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
             tensor.copy_(kept)
 
 
-def summarised(rows: Iterable[LivenessRow]) -> list[dict[str, Any]]:
+def summarised(rows: Iterable[LivenessRow]) -> list[LivenessRow]:
     """Rows for the report; where they are too many, the least moved tensor of a case stands for those that pass."""
     rows = list(rows)
     if len(rows) <= MAX_ROWS:
-        return [row.to_dict() for row in rows]
-    kept = [row.to_dict() for row in rows if row.status != "PASS"]
+        return rows
+    kept = [row for row in rows if row.status != "PASS"]
     passed: dict[str, list[LivenessRow]] = {}
     for row in rows:
         if row.status == "PASS":
             passed.setdefault(row.case, []).append(row)
     for case, group in passed.items():
         least = min((row.moved_budgets for row in group if row.moved_budgets is not None), default=None)
-        kept.append(LivenessRow(case, f"each of {len(group)} tensors", least, "PASS").to_dict())
+        kept.append(LivenessRow(case, f"each of {len(group)} tensors", least, "PASS"))
     return kept
 
 
@@ -125,7 +111,7 @@ def _row(
         return LivenessRow(case.name, name, budgets, "PASS")
     for glob, reason in case.dead.items():
         if fnmatchcase(name, glob):
-            return LivenessRow(case.name, glob, None, "XFAIL", reason)
+            return LivenessRow(case.name, glob, None, "DEAD", reason)
     return LivenessRow(case.name, name, budgets, "VACUOUS")
 
 

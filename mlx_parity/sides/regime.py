@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,9 @@ import mlx.nn as mlx_nn
 import numpy as np
 import torch
 from torch.nn import functional as F
+
+from mlx_parity.report.data import Arithmetic, Precision, Provenance
+from parity_tests.harness.fingerprint import ROOT
 
 Side = Literal["reference", "port"]
 # Relative rms error of a float32 product. Added one after another, 2048 terms err by 1e-6; rounded to TF32 or float16
@@ -171,13 +174,20 @@ def require_float32() -> None:
         raise NotFloat32("; ".join(problems.values()))
 
 
-def precision(found: dict[Side, tuple[float, str]]) -> dict[str, Any]:
+def precision(found: dict[Side, tuple[float, str]]) -> Precision:
     """The arithmetic of both sides, for the report's provenance."""
     sides = {
-        side: {"regime": _regime(error), "error": error if math.isfinite(error) else None, "worst": name}
+        side: Arithmetic(_regime(error), error if math.isfinite(error) else None, name)
         for side, (error, name) in found.items()
     }
-    return {"tf32_flag": os.environ.get("MLX_ENABLE_TF32", "unset"), **sides}
+    return Precision(**sides, tf32_flag=os.environ.get("MLX_ENABLE_TF32"))
+
+
+def provenance(found: dict[Side, tuple[float, str]], adapter_versions: Mapping[str, str], **about: Any) -> Provenance:
+    """What a run was made with: `found` is its arithmetic, `about` the further fields."""
+    head, dirty = commit(ROOT)
+    known = {"commit": head, "dirty": dirty, "versions": {**versions(), **adapter_versions}, **machine()}
+    return Provenance(**known, precision=precision(found), **about)
 
 
 def _regime(error: float) -> str:

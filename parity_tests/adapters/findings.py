@@ -16,6 +16,7 @@ from typing import Any
 
 from mlx_parity.adapter import AdapterError
 from mlx_parity.judge import Row
+from mlx_parity.report.data import Gap
 
 FOLDER = Path(__file__).with_name("findings")
 BROKEN = ("FAIL", "ERROR", "VACUOUS")
@@ -41,10 +42,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything known about one port; `notes` are `not_checked` entries of the report."""
+    """Everything known about one port; `notes` are what was not checked of it."""
 
     causes: tuple[Finding, ...] = ()
-    notes: tuple[dict[str, str], ...] = ()
+    notes: tuple[Gap, ...] = ()
 
     def of(self, name: str) -> list[tuple[Finding, bool]]:
         """The findings that explain a row, each with whether it is the cause itself."""
@@ -84,7 +85,7 @@ def load_findings(name: str, folder: Path = FOLDER) -> Findings:
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
         causes = tuple(_finding(entry) for entry in content["findings"])
-        notes = tuple({"what": note["what"], "why": note["why"]} for note in content.get("notes", ()))
+        notes = tuple(Gap(note["what"], note["why"]) for note in content.get("notes", ()))
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path.name}: {type(error).__name__}: {error}; see findings.py for the fields") from None
     return Findings(causes, notes)

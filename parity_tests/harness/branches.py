@@ -12,24 +12,27 @@ import json
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from mlx_parity.report.sections import Coverage, CoveredFile
 
 ROOT = Path(__file__).parents[2]
 
 
-def section(measured: dict[str, Any]) -> dict[str, Any]:
+def section(measured: dict[str, Any]) -> Coverage:
     """The report's section, from coverage.py's JSON (branches measured)."""
-    files = [
-        {
-            "file": Path(name).as_posix(),
+    files = tuple(
+        CoveredFile(
+            Path(name).as_posix(),
             **_percent(found["summary"]),
-            "missing": ", ".join(map(str, found["missing_lines"])) or None,
-        }
+            missing=", ".join(map(str, found["missing_lines"])) or None,
+        )
         for name, found in sorted(measured["files"].items())
         if found["summary"]["num_statements"]
-    ]
-    return {**_percent(measured["totals"]), "files": files}
+    )
+    return Coverage(**_percent(measured["totals"]), files=files)
 
 
 def _percent(summary: dict[str, Any]) -> dict[str, float | None]:
@@ -43,7 +46,7 @@ def _percent(summary: dict[str, Any]) -> dict[str, float | None]:
 def main(arguments: list[str] | None = None) -> int:
     import pytest
 
-    from reports.model import load, save
+    from mlx_parity.report.model import load, save
 
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -59,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             return int(code)
         found = section(json.loads(path.read_text("utf-8")))
     if folder and (folder / "report.json").is_file():
-        save(load(folder / "report.json") | {"coverage": found}, folder / "report.json")
-    print(f"reached {found['line_percent']} % of the lines and {found['branch_percent']} % of the branches of port/")
+        save(replace(load(folder / "report.json"), coverage=found), folder / "report.json")
+    print(f"reached {found.line_percent} % of the lines and {found.branch_percent} % of the branches of port/")
     return int(code)
 
 

@@ -30,6 +30,9 @@ from typing import Any
 
 import torch
 
+from mlx_parity.report.codec import plain, read
+from mlx_parity.report.model import write_atomically
+from mlx_parity.report.sections import Faults
 from mlx_parity.sides import regime
 from parity_tests.harness import fault_checks, signatures
 from parity_tests.harness.fault_catalogue import (
@@ -55,7 +58,6 @@ from parity_tests.harness.fault_catalogue.base import Fault, FaultError
 from parity_tests.harness.fault_checks import Finding
 from parity_tests.harness.fingerprint import ROOT, fingerprint
 from parity_tests.harness.signatures import Signature
-from reports.model import faults_section, write_atomically
 
 SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
 CODE = ("port", "convert", "reference", "parity_tests")  # what the score depends on
@@ -125,14 +127,14 @@ class Verdict:
         }
 
 
-def section(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def section(verdicts: Sequence[Verdict]) -> Faults:
     """The report's section `faults`."""
-    return faults_section([verdict.to_dict() for verdict in verdicts])
+    return read(Faults, {"rows": [verdict.to_dict() for verdict in verdicts]}, "faults")
 
 
 def record(verdicts: Sequence[Verdict], started: datetime) -> str:
     """Text of a file of the score, one row a line, with the circumstances it was measured in."""
-    found = section(verdicts)
+    found = plain(section(verdicts))
     about = {
         "started": started.isoformat(timespec="seconds"),
         "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
@@ -247,8 +249,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.signatures:
         write_atomically(options.signatures, signatures.record(found))
     wrong = any(v.problem for v in verdicts) or any(v.caught for v in verdicts if v.fault.equivalent)
-    score = section(verdicts)["score"]
-    return 0 if score["caught"] == score["total"] and not wrong else 1
+    score = section(verdicts).score
+    return 0 if score.caught == score.total and not wrong else 1
 
 
 def _line(verdict: Verdict) -> str:
@@ -261,13 +263,13 @@ def _line(verdict: Verdict) -> str:
 
 
 def _summary(verdicts: Sequence[Verdict]) -> str:
-    score = section(verdicts)["score"]
+    score = section(verdicts).score
     caught = [v for v in verdicts if v.caught and not v.fault.equivalent]
     right = sum(bool(v.right_module) for v in caught)
     equal = sum(v.fault.equivalent is not None for v in verdicts)
     seconds = sum(v.seconds for v in verdicts)
     return (
-        f"{score['caught']} of {score['total']} faults caught, {equal} proved equivalent; "
+        f"{score.caught} of {score.total} faults caught, {equal} proved equivalent; "
         f"right module first for {right} of {len(caught)}; {seconds:.0f} s"
     )
 

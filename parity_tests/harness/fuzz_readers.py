@@ -21,6 +21,8 @@ from convert.conversion import convert_folder
 from convert.hub import Source
 from convert.official import text_config
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from mlx_parity.report.codec import ReportError, plain
+from mlx_parity.report.model import load as load_report
 from parity_tests.onnx_support import SPEAKER, TOKENIZER
 from port.app.batch import Utterance, read_manifest
 from port.config import CosyVoice3Config
@@ -36,8 +38,6 @@ from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model
 from reference.export_onnx import export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
 from reference.synthesize import synthesize
-from reports.model import ReportError
-from reports.model import load as load_report
 
 REFUSALS = (Refused, ReportError)
 
@@ -200,7 +200,7 @@ def _read_text(folder: Path) -> None:
 def _write_report(folder: Path) -> None:
     from parity_tests.synthetic_report import make
 
-    (folder / "x.json").write_text(json.dumps(make(broken=True)), encoding="utf-8")
+    (folder / "x.json").write_text(json.dumps(plain(make(broken=True))), encoding="utf-8")
 
 
 TOKENIZER_FILES = tuple(f"CosyVoice-BlankEN/{name}" for name in ("vocab.json", "merges.txt", "tokenizer_config.json"))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from convert.official import dit_config, flow_config, vocoder_config
+from mlx_parity.part import Part
 from mlx_parity.sides.capture import Recorder
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import one_rounding, to_numpy, to_torch
@@ -18,7 +19,7 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import Run, Tap, runs
-from parity_tests.parts import PARTS, Part, frames_of_samples, recorded
+from parity_tests.parts import PARTS, frames_of_samples, recorded
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
 CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlx_parity.report.data import Module
 from parity_tests.harness.fingerprint import ROOT
 
 PACKAGES = ("reference", "port")  # a part is made of what either side names: the port has fast forms of its own
@@ -60,8 +61,8 @@ def find(package: str, path: str) -> Place | None:
     return None
 
 
-def describe(paths: Iterable[str], port: Any = None) -> dict[str, dict[str, Any]]:
-    """For each part its `reference` and `port` as `file:line` (null where not found), and which others it `contains`.
+def describe(paths: Iterable[str], port: Any = None) -> dict[str, Module]:
+    """For each part its place on both sides, and which others it contains.
 
     Args:
         paths: of parts; anything else has no place and contains nothing.
@@ -71,15 +72,12 @@ def describe(paths: Iterable[str], port: Any = None) -> dict[str, dict[str, Any]
     return {path: _describe(path, paths, port) for path in paths}
 
 
-def _describe(path: str, paths: list[str], port: Any) -> dict[str, Any]:
+def _describe(path: str, paths: list[str], port: Any) -> Module:
     reference, own = (find(package, path) for package in PACKAGES)
     inside = {inner for place in (reference, own) if place is not None for inner in made_of(place)}
     found = port(path) if port else own and str(own)
-    return {
-        "reference": reference and str(reference),
-        "port": found,
-        "contains": [other for other in paths if other != path and other in inside],
-    }
+    contains = tuple(other for other in paths if other != path and other in inside)
+    return Module(reference and str(reference), found, contains)
 
 
 def made_of(place: Place) -> set[str]:

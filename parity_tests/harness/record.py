@@ -31,11 +31,11 @@ from safetensors.numpy import save_file
 from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading
 from mlx_parity.judge import Row, compare_all
+from mlx_parity.report.words import ratio_text
 from mlx_parity.sides.truth import Arrays, reference_state, run_reference
 from parity_tests.cases import all_cases
 from parity_tests.parts import PARTS
 from port.files.disk import beside
-from reports.words import ratio_text
 
 ORIGINAL = "FunAudioLLM/CosyVoice ace7c47"
 NOTE = "reference of this repository, proved equal to the original; see docs/adapters.md"

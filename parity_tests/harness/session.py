@@ -6,12 +6,12 @@ import os
 import shlex
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 
@@ -20,14 +20,17 @@ from convert.hub import Source
 from convert.quantize import FLOAT32, Found, Precision, precision_of
 from mlx_parity.adapter import Adapter, AdapterError
 from mlx_parity.case import Case
-from mlx_parity.compare import BUDGET, FLOOR, Reading
+from mlx_parity.compare import Reading
 from mlx_parity.judge import Row, failures, judge, reduced
+from mlx_parity.report import data, sections
+from mlx_parity.report.codec import ReportError, plain, read
+from mlx_parity.report.model import Report, save
 from mlx_parity.sides import regime
-from mlx_parity.sides.liveness import LivenessRow, summarised
+from mlx_parity.sides.liveness import summarised
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import places
-from parity_tests.harness.components import EXCEPTIONS, NOT_CHECKED, components
+from parity_tests.harness.components import NOT_CHECKED, components
 from parity_tests.harness.folders import FolderError, check_folders
 from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.models import Models
@@ -35,9 +38,10 @@ from parity_tests.harness.signatures import name_nearest
 from port.fast import chosen
 from port.files.errors import Refused
 from reference.synthesize import synthesize
-from reports import model as report_model
+from reports.cosyvoice3 import ORIGINAL, STAGES
 
-STAGES = ("llm", "flow")  # that `--dtype` makes less precise
+T = TypeVar("T")
+LESS_PRECISE = ("llm", "flow")  # stages that `--dtype` makes so
 REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
 WITH_OPTIONS = ("pytest ", "python -m parity_tests.trace ")  # commands that take the options of a run
 ENDED = {  # exit codes of pytest with which tests are missing
@@ -63,7 +67,7 @@ class Session:
         self._clock = time.monotonic()
         self._scratch = tempfile.TemporaryDirectory(prefix="parity-")
         self.arithmetic = regime.arithmetic()
-        self._report: dict[str, Any] | None = None
+        self._report: Report | None = None
         self._problem = ""
 
     def begin(self) -> None:
@@ -107,7 +111,7 @@ class Session:
         precision = Precision(option("--dtype"))
         models = prepare_models(option("--checkpoint"), option("--mlx-path"), scratch, option("--seed"), precision)
         about = {"weights": [asdict(file) for file in models.files], "revision": models.revision}
-        self.keep("models", [about | {"audit": report_model.weights_section(models.audit) if models.audit else None}])
+        self.keep("models", [about | {"audit": plain(weights_audit(models.audit)) if models.audit else None}])
         return models
 
     @property
@@ -132,7 +136,7 @@ class Session:
         for side, problem in problems.items():
             name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
             row = Row(name, "whole", "exact", "mlx_parity.sides.regime", name, reading, self.command)
-            self.gathered.keep_outside("rows", [self._checkpoint(row, "arithmetic")])
+            self.gathered.keep_outside("rows", [plain(self._entry(row, "arithmetic"))])
         if problems:
             pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)
 
@@ -145,7 +149,7 @@ class Session:
         rows = self._reduced(rows)
         assert rows, "nothing was compared"
         nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.keep("rows", [self._checkpoint(row, nodeid) for row in rows])
+        self.keep("rows", [plain(self._entry(row, nodeid)) for row in rows])
         if all(row.reading.status == "SKIP" for row in rows):
             pytest.skip(rows[0].reading.message)
         if broken := failures(rows):
@@ -161,14 +165,14 @@ class Session:
             if row.case.startswith("walk."):
                 found += reduced([row], self.precision.label, self.precision.stages)
             else:
-                found += reduced([row], dtype, () if dtype == "float32" else STAGES)
+                found += reduced([row], dtype, () if dtype == "float32" else LESS_PRECISE)
         return found
 
     def keep(self, section: str, entries: Iterable[Any]) -> None:
         """Add the running test's entries to a section of the report."""
         self.gathered.keep(section, entries)
 
-    def finish(self, root: Path, exit_code: int) -> int:
+    def finish(self, exit_code: int) -> int:
         """Write DIR/report.json when asked to, drop what was written on the way, and return the exit code.
 
         A run that ended early is an error in its report, and a report that is no PASS is no success.
@@ -177,11 +181,11 @@ class Session:
             if folder := self._folder():
                 if exit_code in ENDED:
                     self.gathered.error("session", f"the run ended early: {ENDED[exit_code]}")
-                self._report = self._build(root)
-                report_model.save(self._report, folder / "report.json")
-                if self._report["verdict"]["status"] != "PASS":
+                self._report = self._build()
+                save(self._report, folder / "report.json")
+                if self._report.verdict.status != "PASS":
                     exit_code = exit_code or pytest.ExitCode.TESTS_FAILED
-        except (report_model.ReportError, OSError) as error:
+        except (ReportError, OSError) as error:
             self._problem = f"ERROR: no report was written: {error}"
             exit_code = exit_code or pytest.ExitCode.INTERNAL_ERROR
         finally:
@@ -190,38 +194,37 @@ class Session:
 
     def summary(self) -> list[str]:
         """Lines for the end of pytest's output."""
-        return [self._problem] if self._problem else [self._report["verdict"]["sentence"]] if self._report else []
+        return [self._problem] if self._problem else [self._report.verdict.sentence] if self._report else []
 
-    def _build(self, root: Path) -> dict[str, Any]:
-        checkpoints = sorted(self.gathered.entries("rows"), key=_smallest_first)
-        modules = places.describe((row["module"] for row in checkpoints), self.adapter.place)
-        name_nearest(checkpoints, modules)
-        compared = {row["test"] for row in checkpoints}
-        tests = [entry for nodeid, entry in self.gathered.tests.items() if nodeid not in compared]
+    def _build(self) -> Report:
+        rows = sorted(self._kept("rows", data.Row), key=_smallest_first)
+        modules = places.describe((row.module for row in rows), self.adapter.place)
+        tests = {nodeid: read(data.Test, entry, nodeid) for nodeid, entry in self.gathered.tests.items()}
+        compared = {row.test for row in rows}
         prepared = next(iter(self.gathered.entries("models")), None)
-        found = self._sections() | {"weights_audit": prepared and prepared["audit"]}
-        parts = components(checkpoints, list(self.gathered.tests.values()), self._partial())
-        judged = {name: found.get(name) for name in ("weights_audit", "liveness", "faults", "quality")}
-        return {
-            "schema_version": report_model.SCHEMA_VERSION,
-            "verdict": report_model.verdict_of(checkpoints, tests, components=parts, modules=modules, **judged),
-            "provenance": self._provenance(root, prepared),
-            "budget": {"ratio": BUDGET, "floor": FLOOR},
-            "checkpoints": checkpoints,
-            "tests": tests,
-            "components": parts,
-            "modules": modules,
-            "exceptions": EXCEPTIONS,
-            "not_checked": NOT_CHECKED,
-            **found,
-        }
+        faults = self._kept("faults", sections.Fault)
+        return Report(
+            provenance=self._provenance(prepared),
+            stages=STAGES,
+            rows=name_nearest(rows, modules, STAGES),
+            tests=tuple(test for nodeid, test in tests.items() if nodeid not in compared),
+            components=components(rows, list(tests.values()), self._partial()),
+            modules=modules,
+            not_checked=NOT_CHECKED,
+            weights_audit=prepared and read(sections.WeightsAudit | None, prepared["audit"], "weights_audit"),
+            audio=self._kept("audio", sections.Clip),
+            quality=self._kept("quality", sections.Metric),
+            faults=sections.Faults(faults) if faults else None,
+            fault_catalogue=next(iter(self._kept("fault_catalogue", sections.Catalogue)), None),
+            liveness=tuple(summarised(self._kept("liveness", sections.LivenessRow))),
+        )
 
-    def _checkpoint(self, row: Row, nodeid: str) -> dict[str, Any]:
-        fields = row.to_dict()
-        fields["message"] = fields["message"] or None
-        fields["reason"] = fields["reason"] or None
-        command = fields["reproduce"] or shlex.join(["pytest", nodeid])
-        return report_model.checkpoint(test=nodeid, **fields | {"reproduce": self._again(command)})
+    def _kept(self, section: str, kind: type[T]) -> tuple[T, ...]:
+        """The entries that tests have left of a section."""
+        return tuple(read(kind, entry, section) for entry in self.gathered.entries(section))
+
+    def _entry(self, row: Row, nodeid: str) -> data.Row:
+        return row.entry(nodeid, self._again(row.reproduce or shlex.join(["pytest", nodeid])))
 
     def _again(self, command: str) -> str:
         """A command with the options of this run that decide what it compares."""
@@ -238,18 +241,6 @@ class Session:
             words.append("--full")
         return f"{command} {shlex.join(words)}" if words else command
 
-    def _sections(self) -> dict[str, Any]:
-        """The further sections that tests have left entries of."""
-        kept = {name: self.gathered.entries(name) for name in ("liveness", "faults", "quality", "audio")}
-        found: dict[str, Any] = {name: entries for name, entries in kept.items() if entries}
-        if rows := found.get("liveness"):
-            found["liveness"] = summarised(LivenessRow(**row) for row in rows)
-        if rows := found.get("faults"):
-            found["faults"] = report_model.faults_section(rows)
-        for entry in self.gathered.entries("fault_catalogue"):
-            found["fault_catalogue"] = entry
-        return found
-
     def _partial(self) -> bool:
         """Whether the command named files, tests or keywords, so that parts of the plan were left out on purpose."""
         option = self.config.option
@@ -257,33 +248,40 @@ class Session:
         chosen = (getattr(option, name, None) for name in ("keyword", "deselect", "lf"))  # the last is a plugin's
         return option.file_or_dir not in whole or any(chosen)
 
-    def _provenance(self, root: Path, prepared: dict[str, Any] | None) -> dict[str, Any]:
-        head, dirty = regime.commit(root)
+    def _provenance(self, prepared: dict[str, Any] | None) -> data.Provenance:
         option = self.config.getoption
-        return {
-            "commit": head,
-            "dirty": dirty,
-            "original": "FunAudioLLM/CosyVoice ace7c47",
-            "weights": prepared["weights"] if prepared else [],
-            "revision": prepared and prepared["revision"],
-            "versions": {**regime.versions(), **self.adapter.versions()},
-            **regime.machine(),
-            "precision": regime.precision(self.arithmetic),
-            "fast_forms": ([] if option("--plain") else list(chosen())) if option("--adapter") == "own" else None,
-            "dtype": self.label,
-            "seed": option("--seed"),
-            "started": self.started.isoformat(timespec="seconds"),
-            "duration_s": round(time.monotonic() - self._clock, 1),
-            "command": self.command,
-            "adapter": option("--adapter"),
-        }
+        prepared = prepared or {"weights": [], "revision": None}
+        return regime.provenance(
+            self.arithmetic,
+            self.adapter.versions(),
+            original=ORIGINAL,
+            weights=tuple(read(data.WeightFile, file, "weights") for file in prepared["weights"]),
+            revision=prepared["revision"],
+            fast_forms=(() if option("--plain") else tuple(chosen())) if option("--adapter") == "own" else None,
+            dtype=self.label,
+            seed=option("--seed"),
+            started=self.started.isoformat(timespec="seconds"),
+            duration_s=round(time.monotonic() - self._clock, 1),
+            command=self.command,
+            adapter=option("--adapter"),
+        )
 
 
-def _smallest_first(row: dict[str, Any]) -> int:
+def weights_audit(audit: Mapping[str, Any]) -> sections.WeightsAudit:
+    """The report's section, from the converter's audit as a dictionary."""
+    same = ("sources", "consumed", "dropped", "parameters", "parameters_by_part", "transforms")
+    files = {
+        file["name"]: sections.SourceFile(file["tensors"], file["elements"], tuple(file["ignored"]))
+        for file in audit["files"].values()
+    }
+    return sections.WeightsAudit(**{k: audit[k] for k in same}, elements=audit["parameter_elements"], files=files)
+
+
+def _smallest_first(row: data.Row) -> int:
     """Single parts, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
-    if row["kind"] == "golden":
+    if row.kind == "golden":
         return 1
-    return 3 if row["kind"] == "chained" else 2 if row["case"].startswith("walk.") else 0
+    return 3 if row.kind == "chained" else 2 if row.case.startswith("walk.") else 0
 
 
 def prepare_models(

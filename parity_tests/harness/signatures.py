@@ -21,11 +21,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from mlx_parity.compare import BUDGET
+from mlx_parity.report.causes import causes_of
+from mlx_parity.report.data import Module, Row
 from parity_tests.harness.fingerprint import fingerprint
-from reports.causes import causes_of
 
 DATA = Path(__file__).parents[1] / "data"
 FILE, SCORE = DATA / "fault_signatures.json", DATA / "fault_score.json"  # the second says which module each is in
@@ -168,31 +168,32 @@ def reach(known: Known, weight: Signature) -> Reach | None:
 
 
 def name_nearest(
-    rows: Sequence[dict[str, Any]], modules: Mapping[str, Any] | None = None, faults: Known | None = None
-) -> None:
-    """Give the first part that fails its `nearest_fault`, by all isolated checkpoints that failed in its stage.
+    rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequence[str], faults: Known | None = None
+) -> tuple[Row, ...]:
+    """The rows, the first part that fails with its `nearest_fault`, by all isolated rows that failed in its stage.
 
     Nothing where the nearest fault is not near enough to be mostly right.
 
     Args:
-        rows: checkpoints of a report.
-        modules: its section of that name.
+        rows, modules, stages: of a report.
     """
     faults = faults or known()
-    causes = causes_of(rows, modules)
+    causes = causes_of(rows, modules, stages)
     if faults is None or not causes:
-        return
+        return tuple(rows)
     first = causes[0].row
-    isolated = [row for row in rows if row["kind"] == "isolated" and row["status"] in JUDGED]
+    isolated = [row for row in rows if row.kind == "isolated" and row.status in JUDGED]
     # Signatures are of the port as it runs; what its plain layers give says the same once more.
-    isolated = [row for row in isolated if not row["name"].startswith(f"{row['case']}.plain")]
-    faults = faults.judged_by({row["name"] for row in isolated})
+    isolated = [row for row in isolated if not row.name.startswith(f"{row.case}.plain")]
+    faults = faults.judged_by({row.name for row in isolated})
     weight = weights(faults.signatures.values())
-    broken = {r["name"]: strength(r["status"], r["ratio"]) for r in isolated if r["stage"] == first["stage"]}
+    broken = {row.name: strength(row.status, row.ratio) for row in isolated if row.stage == first.stage}
     near = nearest({name: value for name, value in broken.items() if value}, faults, weight)
     places = {faults.modules[fault] for fault in near.faults}
     if len(places) == 1 and (held := reach(faults, weight)) and near.likeness >= held.least:
-        first["nearest_fault"] = _words(near, *places, faults, held)
+        named = replace(first, nearest_fault=_words(near, *places, faults, held))
+        return tuple(named if row is first else row for row in rows)
+    return tuple(rows)
 
 
 def _words(near: Nearest, module: str, faults: Known, held: Reach) -> str:

@@ -7,10 +7,11 @@ from there on. What only fails inside the whole is led by the first failing row 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from reports.words import STAGES, Row
+from mlx_parity.report.data import Module, Row
+from mlx_parity.report.rows import in_pipeline_order
 
 BROKEN = ("FAIL", "ERROR")
 
@@ -32,70 +33,66 @@ class Cause:
     @property
     def alone(self) -> bool:
         """It fails on given inputs, so that nothing before it is to blame."""
-        return self.row["kind"] != "chained"
+        return self.row.kind != "chained"
 
     def rows(self) -> list[Row]:
         """All of its rows, the first to look at first."""
         return [self.row, *self.own, *self.folded]
 
 
-def in_pipeline_order(rows: Iterable[Row]) -> list[Row]:
-    """Rows by stage in the order the data flows, and in their own order within a stage."""
-    return sorted(rows, key=lambda row: STAGES.index(row["stage"]))
-
-
-def causes_of(checkpoints: Sequence[Row], modules: Mapping[str, Row] | None = None) -> list[Cause]:
+def causes_of(rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequence[str]) -> list[Cause]:
     """Every failing row, once, beneath its cause; causes in the order of the pipeline, vacuous rows last.
 
     Args:
-        checkpoints: all rows of a report, in the order of the run.
+        rows: all of a report, in the order of the run.
         modules: its section of that name, which says what each module contains.
+        stages: in the order the data flows.
     """
-    inside = {name: set(about["contains"]) for name, about in (modules or {}).items()}
-    broken = in_pipeline_order(row for row in checkpoints if row["status"] in BROKEN)
-    roots = _roots(broken, inside, modules or {})
+    inside = {name: set(about.contains) for name, about in modules.items()}
+    broken = in_pipeline_order((row for row in rows if row.status in BROKEN), stages)
+    roots = _roots(broken, inside, modules)
     led = {id(row) for cause in roots.values() for row in cause.rows()}
-    begins = _beginnings(checkpoints, roots, inside)
+    begins = _beginnings(rows, roots, inside)
     rest: list[Row] = []
     for row in broken:
         if id(row) in led:
             continue
-        module, case = row["module"], row["case"]
+        module, case = row.module, row.case
         found = [root for root in roots if root == module or root in inside.get(module, ())]
-        if row["kind"] == "chained":
-            found += [root for root in roots if begins.get((case, root), len(checkpoints)) <= begins[id(row)]]
-        elif _unplaced(modules or {}, module):
-            found += [root for root, cause in roots.items() if cause.row["stage"] == row["stage"]]
+        if row.kind == "chained":
+            found += [root for root in roots if begins.get((case, root), len(rows)) <= begins[id(row)]]
+        elif _unplaced(modules, module):
+            found += [root for root, cause in roots.items() if cause.row.stage == row.stage]
         if found:
             roots[found[0]].folded.append(row)
         else:
             rest.append(row)
-    vacuous = [Cause(row) for row in in_pipeline_order(r for r in checkpoints if r["status"] == "VACUOUS")]
+    vacuous = [Cause(row) for row in in_pipeline_order((r for r in rows if r.status == "VACUOUS"), stages)]
     found = [*roots.values(), *_only_in_the_whole(rest, inside)]
-    return sorted(found, key=lambda cause: STAGES.index(cause.row["stage"])) + vacuous
+    return sorted(found, key=lambda cause: stages.index(cause.row.stage)) + vacuous
 
 
-def _roots(broken: Sequence[Row], inside: Mapping[str, set[str]], modules: Mapping[str, Row]) -> dict[str, Cause]:
+def _roots(broken: Sequence[Row], inside: Mapping[str, set[str]], modules: Mapping[str, Module]) -> dict[str, Cause]:
     """The modules that fail on given inputs while nothing that they contain does.
 
     What has no place in the source (a recording of several parts) is one only where its stage has no other.
     """
-    given = [row for row in broken if row["kind"] != "chained"]
-    alone = list(dict.fromkeys(row["module"] for row in given))
-    smallest = [row for row in given if not any(_contains(inside, row["module"], other) for other in alone)]
-    placed = {row["stage"] for row in smallest if not _unplaced(modules, row["module"])}
+    given = [row for row in broken if row.kind != "chained"]
+    alone = list(dict.fromkeys(row.module for row in given))
+    smallest = [row for row in given if not any(_contains(inside, row.module, other) for other in alone)]
+    placed = {row.stage for row in smallest if not _unplaced(modules, row.module)}
     roots: dict[str, Cause] = {}
     for row in smallest:
-        if row["module"] in roots:
-            roots[row["module"]].own.append(row)
-        elif row["stage"] not in placed or not _unplaced(modules, row["module"]):
-            roots[row["module"]] = Cause(row)
+        if row.module in roots:
+            roots[row.module].own.append(row)
+        elif row.stage not in placed or not _unplaced(modules, row.module):
+            roots[row.module] = Cause(row)
     return roots
 
 
-def _unplaced(modules: Mapping[str, Row], module: str) -> bool:
+def _unplaced(modules: Mapping[str, Module], module: str) -> bool:
     about = modules.get(module)
-    return about is not None and about["reference"] is None and about["port"] is None
+    return about is not None and about.reference is None and about.port is None
 
 
 def _contains(inside: Mapping[str, set[str]], outer: str, inner: str) -> bool:
@@ -103,17 +100,15 @@ def _contains(inside: Mapping[str, set[str]], outer: str, inner: str) -> bool:
     return inner != outer and inner in inside.get(outer, ()) and outer not in inside.get(inner, ())
 
 
-def _beginnings(
-    checkpoints: Sequence[Row], roots: Mapping[str, Cause], inside: Mapping[str, set[str]]
-) -> dict[object, int]:
+def _beginnings(rows: Sequence[Row], roots: Mapping[str, Cause], inside: Mapping[str, set[str]]) -> dict[object, int]:
     """Place of each row in the run, by its id; by (case, root) that of the first chained row which shows the fault."""
     places: dict[object, int] = {}
-    for place, row in enumerate(checkpoints):
+    for place, row in enumerate(rows):
         places[id(row)] = place
-        if row["status"] in BROKEN and row["kind"] == "chained":
+        if row.status in BROKEN and row.kind == "chained":
             for root in roots:
-                if root == row["module"] or root in inside.get(row["module"], ()):
-                    places.setdefault((row["case"], root), place)
+                if root == row.module or root in inside.get(row.module, ()):
+                    places.setdefault((row.case, root), place)
     return places
 
 
@@ -121,10 +116,10 @@ def _only_in_the_whole(rows: Sequence[Row], inside: Mapping[str, set[str]]) -> I
     """Rows that nothing alone explains: one cause for all runs that first fail at one module, or what contains it."""
     runs: dict[str, list[Row]] = {}
     for row in rows:
-        runs.setdefault(row["case"] if row["kind"] == "chained" else row["name"], []).append(row)
+        runs.setdefault(row.case if row.kind == "chained" else row.name, []).append(row)
     causes: list[Cause] = []
     for first, *more in runs.values():
-        same = [cause for cause in causes if _same(inside, cause.row["module"], first["module"])]
+        same = [cause for cause in causes if _same(inside, cause.row.module, first.module)]
         if same:
             same[0].folded.extend([first, *more])
         else:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 from markupsafe import Markup
 
-from reports.verdict import in_pipeline_order
-from reports.words import STAGE_NAMES, Row, ratio_text
+from mlx_parity.report.data import ErrorMap, Histogram, Row
+from mlx_parity.report.rows import in_pipeline_order
+from mlx_parity.report.words import ratio_text
 
 WIDTH, LEFT, RIGHT, TOP = 1000.0, 58.0, 12.0, 18.0
 BAND = 84.0  # least width of a stage's band, so that its name fits
@@ -60,20 +61,26 @@ class LogAxis:
         return _join(parts)
 
 
-def _bands(groups: Sequence[tuple[str, int]], axis: LogAxis) -> tuple[list[float], Markup]:
+def _bands(groups: Sequence[tuple[str, int]], axis: LogAxis, names: Mapping[str, str]) -> tuple[list[float], Markup]:
     """x of every point, stage after stage, and the stages' backgrounds with their names below the axis."""
     free = WIDTH - LEFT - RIGHT - BAND * len(groups)
-    total = sum(n for _, n in groups)
+    total = sum(groups.values())
     places, parts, left = [], [], LEFT
-    for i, (stage, n) in enumerate(groups):
+    for i, (stage, n) in enumerate(groups.items()):
         width = BAND + free * n / total
         places += [left + width * (j + 0.5) / n for j in range(n)]
         height = axis.bottom - axis.top
         parts.append(_tag("rect", class_=f"band{i % 2}", x=left, y=axis.top, width=width, height=height))
-        middle, label = left + width / 2, STAGE_NAMES[stage]
+        middle, label = left + width / 2, names[stage]
         parts.append(_tag("text", label, class_="tick", x=middle, y=axis.bottom + 16, text_anchor="middle"))
         left += width
     return places, _join(parts)
+
+
+def _level(y: float, kind: str, text: str, text_kind: str) -> list[Markup]:
+    """A line across the plot, and what it is."""
+    line = _tag("line", class_=kind, x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y)
+    return [line, _tag("text", text, class_=text_kind, x=WIDTH - RIGHT - 4, y=y - 5, text_anchor="end")]
 
 
 def _svg(height: float, body: Iterable[Markup], label: str, width: float = WIDTH, kind: str = "plot") -> Markup:
@@ -95,70 +102,67 @@ def _mark(kind: str, x: float, y: float, title: str, bad: bool, status: str) -> 
     )
 
 
-def ratio_plot(checkpoints: Sequence[Row], budget: float, first: Row | None) -> Markup | None:
-    """Error ratio of every checkpoint on a log axis with the budget; a name's isolated and chained run share one x."""
-    rows = in_pipeline_order(row for row in checkpoints if row["ratio"] is not None and row["status"] != "REDUCED")
+def ratio_plot(rows: Sequence[Row], names: Mapping[str, str], budget: float, first: Row | None) -> Markup | None:
+    """Error ratio of every tensor on a log axis with the budget; a name's isolated and chained run share one x.
+
+    Args:
+        names: of the stages in words, in the order the data flows.
+    """
+    rows = [row for row in rows if row.ratio is not None and row.status != "REDUCED"]
+    rows = in_pipeline_order(rows, list(names))
     if not rows:
         return None
-    axis = LogAxis.over([row["ratio"] for row in rows], LOWEST_RATIO, 10 * budget, 250)
-    slots = list(dict.fromkeys((row["stage"], row["name"]) for row in rows))
-    groups = [(stage, sum(1 for _ in group)) for stage, group in groupby(slots, key=lambda slot: slot[0])]
-    places, bands = _bands(groups, axis)
+    axis = LogAxis.over([row.ratio for row in rows], LOWEST_RATIO, 10 * budget, 250)
+    slots = list(dict.fromkeys((row.stage, row.name) for row in rows))
+    places, bands = _bands(Counter(stage for stage, _ in slots), axis, names)
     x_of = dict(zip(slots, places, strict=True))
     body = [bands, axis.grid(lambda d: f"{10.0**d:g}x")]
-    y = axis(budget)
-    body.append(_tag("line", class_="budget", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    body.append(
-        _tag("text", f"budget {budget:g}x", class_="budget-name", x=WIDTH - RIGHT - 4, y=y - 5, text_anchor="end")
-    )
-    if first is not None and (first["stage"], first["name"]) in x_of:
-        x = x_of[first["stage"], first["name"]]
+    body += _level(axis(budget), "budget", f"budget {budget:g}x", "budget-name")
+    if first is not None and (first.stage, first.name) in x_of:
+        x = x_of[first.stage, first.name]
         end = "start" if x < WIDTH / 2 else "end"
-        name = first["name"] if len(first["name"]) < 64 else f"...{first['name'][-60:]}"
+        name = first.name if len(first.name) < 64 else f"...{first.name[-60:]}"
         body.append(_tag("line", class_="first", x1=x, x2=x, y1=axis.top - 6, y2=axis.bottom))
         offset = 5 if end == "start" else -5
         label = f"first over budget: {name}"
         body.append(_tag("text", label, class_="first-name", x=x + offset, y=axis.top - 6, text_anchor=end))
     for row in rows:
-        title = f"{row['name']} ({row['kind']}): {ratio_text(row['ratio'], budget)}, {row['status']}"
-        bad = row["status"] == "FAIL"
-        body.append(_mark(row["kind"], x_of[row["stage"], row["name"]], axis(row["ratio"]), title, bad, row["status"]))
-    return _svg(axis.bottom + 26, body, "Error ratio of every checkpoint, log axis, with the budget")
+        title = f"{row.name} ({row.kind}): {ratio_text(row.ratio, budget)}, {row.status}"
+        bad = row.status == "FAIL"
+        body.append(_mark(row.kind, x_of[row.stage, row.name], axis(row.ratio), title, bad, row.status))
+    return _svg(axis.bottom + 26, body, "Error ratio of every tensor, log axis, with the budget")
 
 
-def error_plot(checkpoints: Sequence[Row], floor: float) -> Markup | None:
-    """The port's and the float32 reference's rms error against float64, checkpoint by checkpoint: overlap is health."""
-    rows = in_pipeline_order(row for row in checkpoints if None not in (row["e_ref_rms"], row["e_port_rms"]))
+def error_plot(rows: Sequence[Row], names: Mapping[str, str], floor: float) -> Markup | None:
+    """The port's and the float32 reference's rms error against float64, tensor by tensor: overlap is health."""
+    rows = in_pipeline_order((row for row in rows if None not in (row.e_ref_rms, row.e_port_rms)), list(names))
     if not rows:
         return None
-    values = [row[key] for row in rows for key in ("e_ref_rms", "e_port_rms")]
+    values = [getattr(row, key) for row in rows for key in ("e_ref_rms", "e_port_rms")]
     axis = LogAxis.over(values, LOWEST_ERROR, 10 * floor, 220)
-    groups = [(stage, sum(1 for _ in group)) for stage, group in groupby(rows, key=lambda row: row["stage"])]
-    places, bands = _bands(groups, axis)
-    y = axis(floor)
-    body = [bands, axis.grid(lambda d: f"1e{d}")]
-    body.append(_tag("line", class_="floor", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
-    body.append(_tag("text", f"floor {floor:.2g}", class_="tick", x=WIDTH - RIGHT - 4, y=y - 4, text_anchor="end"))
+    groups = Counter(row.stage for row in rows)
+    places, bands = _bands(groups, axis, names)
+    body = [bands, axis.grid(lambda d: f"1e{d}"), *_level(axis(floor), "floor", f"floor {floor:.2g}", "tick")]
     for name, key in (("reference", "e_ref_rms"), ("port", "e_port_rms")):
         start = 0
-        for _, n in groups:
-            points = " ".join(f"{places[i]:.1f},{axis(rows[i][key]):.1f}" for i in range(start, start + n))
+        for n in groups.values():
+            points = " ".join(f"{places[i]:.1f},{axis(getattr(rows[i], key)):.1f}" for i in range(start, start + n))
             body.append(_tag("polyline", class_=f"line {name}", points=points))
             start += n
         for x, row in zip(places, rows, strict=True):
-            tip = _tag("title", f"{row['name']} ({row['kind']}): {name} {row[key]:.3g}")
-            body.append(_tag("circle", tip, class_=f"dot {name}", cx=x, cy=axis(row[key]), r=2.2))
+            tip = _tag("title", f"{row.name} ({row.kind}): {name} {getattr(row, key):.3g}")
+            body.append(_tag("circle", tip, class_=f"dot {name}", cx=x, cy=axis(getattr(row, key)), r=2.2))
     return _svg(axis.bottom + 26, body, "Error of port and reference against float64, log axis")
 
 
-def histogram_plot(histogram: Row) -> Markup:
+def histogram_plot(histogram: Histogram) -> Markup:
     """Both error sets over the same log bins; bar heights are shares of the elements, on a square-root scale."""
-    edges, n = histogram["edges"], len(histogram["port"])
+    edges, n = histogram.edges, len(histogram.port)
     width, height, left, bottom = 460.0, 150.0, 8.0, 122.0
     step = (width - 2 * left) / n
     body = []
     for place, name in ((0.08, "reference"), (0.5, "port")):
-        counts = histogram[name]
+        counts = getattr(histogram, name)
         total = max(sum(counts), 1)
         for i, count in enumerate(counts):
             tall = math.sqrt(count / total) * (bottom - 12)
@@ -175,9 +179,9 @@ def histogram_plot(histogram: Row) -> Markup:
     return _svg(height, body, "Histogram of both error sets", width, "plot small")
 
 
-def error_map(grid: Row, unit: float) -> Markup:
+def error_map(grid: ErrorMap, unit: float) -> Markup:
     """The port's error over two axes of the tensor, in budgets of one element: log shades from FAINT to the largest."""
-    rows = [[value / unit for value in row] for row in grid["rows"]]
+    rows = [[value / unit for value in row] for row in grid.rows]
     largest = max(max(max(row) for row in rows), 10 * FAINT)
     decades = math.log10(largest / FAINT)
     width, cell = 460.0, min(22.0, 440.0 / len(rows[0]))
@@ -194,7 +198,7 @@ def error_map(grid: Row, unit: float) -> Markup:
     for shade, cells in sorted(shades.items()):
         body.append(_tag("path", class_="cell", d="".join(cells), fill_opacity=shade / SHADES))
     bottom = len(rows) * tall
-    words = f"rows: {grid['row_axis']}, columns: {grid['column_axis']}; a cell shows the largest error in it"
+    words = f"rows: {grid.row_axis}, columns: {grid.column_axis}; a cell shows the largest error in it"
     body.append(_tag("text", words, class_="tick", x=0, y=bottom + 16))
     words = f"log shades: white up to {FAINT:g} budgets of one element, darkest {largest:.3g}"
     body.append(_tag("text", words, class_="tick", x=0, y=bottom + 31))
