@@ -31,6 +31,7 @@ class Case:
         call: further arguments that are no tensors.
         dead: tensor name (weight or input) -> why a change of it cannot move the result.
         weights: the state dict to use; drawn from the name when None.
+        reproduce: command that runs the case alone.
         seed: further values under the same name, for the measurement of false alarms.
     """
 
@@ -41,6 +42,7 @@ class Case:
     call: Mapping[str, Any] = field(default_factory=dict)
     dead: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, np.ndarray] | None = None
+    reproduce: str = ""
     seed: int = 0
 
     def rng(self, purpose: str) -> np.random.Generator:

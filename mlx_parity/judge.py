@@ -66,7 +66,7 @@ def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
             module=case.part.path,
             case=case.name,
             reading=reading,
-            reproduce=f"python -m parity_tests.trace {case.name}",
+            reproduce=case.reproduce,
         )
         for output, reading in readings.items()
     ]

@@ -19,7 +19,6 @@ import torch
 from torch.nn import functional as F
 
 from mlx_parity.report.data import Arithmetic, Precision, Provenance
-from parity_tests.harness.fingerprint import ROOT
 
 Side = Literal["reference", "port"]
 # Relative rms error of a float32 product. Added one after another, 2048 terms err by 1e-6; rounded to TF32 or float16
@@ -183,9 +182,11 @@ def precision(found: dict[Side, tuple[float, str]]) -> Precision:
     return Precision(**sides, tf32_flag=os.environ.get("MLX_ENABLE_TF32"))
 
 
-def provenance(found: dict[Side, tuple[float, str]], adapter_versions: Mapping[str, str], **about: Any) -> Provenance:
-    """What a run was made with: `found` is its arithmetic, `about` the further fields."""
-    head, dirty = commit(ROOT)
+def provenance(
+    root: Path, found: dict[Side, tuple[float, str]], adapter_versions: Mapping[str, str], **about: Any
+) -> Provenance:
+    """What a run was made with: `root` is the checkout, `found` its arithmetic, `about` the further fields."""
+    head, dirty = commit(root)
     known = {"commit": head, "dirty": dirty, "versions": {**versions(), **adapter_versions}, **machine()}
     return Provenance(**known, precision=precision(found), **about)
 

@@ -16,6 +16,7 @@ from mlx_parity.report.words import ratio_text
 from mlx_parity.sides import regime
 from parity_tests.adapters.findings import BROKEN, Findings
 from parity_tests.harness import places
+from parity_tests.harness.fingerprint import ROOT
 from parity_tests.harness.signatures import name_nearest
 from reports.cosyvoice3 import ORIGINAL, STAGES
 
@@ -36,7 +37,7 @@ def report(rows: Sequence[Row], adapter: Adapter, module: str, findings: Finding
     modules = places.describe((row.module for row in entries), adapter.place)
     about |= {"original": ORIGINAL, "weights": (), "revision": None, "seed": None, "adapter": module}
     return Report(
-        provenance=regime.provenance(regime.arithmetic(), adapter.versions(), **about),
+        provenance=regime.provenance(ROOT, regime.arithmetic(), adapter.versions(), **about),
         stages=STAGES,
         rows=name_nearest(entries, modules, STAGES),
         components=components(entries, findings),

@@ -16,12 +16,11 @@ from mlx_parity.adapter import Adapter, NotOffered
 from mlx_parity.case import Case, uniform
 from mlx_parity.compare import Reading, compare
 from mlx_parity.judge import Row
-from mlx_parity.part import Part
 from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.frontend import voice
 from parity_tests.cases.llm import LM
 from parity_tests.cases.vocoder import SINE
-from parity_tests.parts import PARTS
+from parity_tests.parts import PARTS, part
 from port import noise
 from port.config import LLMConfig, SamplingConfig
 from port.llm import sampling as port_sampling
@@ -63,9 +62,9 @@ def _ids(function: Any, row: Any, draws: Any, history: list[int], package: Any, 
 
 
 EXTRA_PARTS = (
-    Part("llm.sampling.nucleus_sampling", ("tokens",), run=_each_row(_nucleus)),
-    Part("llm.sampling.ras_sampling", ("tokens",), run=_each_row(_ras)),
-    Part("llm.speech_lm.CosyVoice3LM.sampling_ids", ("tokens",), at="llm:", config=LLMConfig, run=_each_row(_ids)),
+    part("llm.sampling.nucleus_sampling", ("tokens",), run=_each_row(_nucleus)),
+    part("llm.sampling.ras_sampling", ("tokens",), run=_each_row(_ras)),
+    part("llm.speech_lm.CosyVoice3LM.sampling_ids", ("tokens",), at="llm:", config=LLMConfig, run=_each_row(_ids)),
 )
 
 

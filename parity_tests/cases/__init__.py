@@ -30,7 +30,8 @@ def case(
 
     case("flow.attention", "flow.layers.Attention", dict(dim=48, heads=3, dim_head=16), x=normal(2, 23, 48))
     """
-    return Case(name, PARTS[part], config or {}, inputs, call or {}, dead or {})
+    again = f"python -m parity_tests.trace {name}"
+    return Case(name, PARTS[part], config or {}, inputs, call or {}, dead or {}, reproduce=again)
 
 
 def valid(n: int, *lengths: int) -> np.ndarray:

@@ -31,6 +31,7 @@ from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness import places
 from parity_tests.harness.components import NOT_CHECKED, components
+from parity_tests.harness.fingerprint import ROOT
 from parity_tests.harness.folders import FolderError, check_folders
 from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.models import Models
@@ -252,6 +253,7 @@ class Session:
         option = self.config.getoption
         prepared = prepared or {"weights": [], "revision": None}
         return regime.provenance(
+            ROOT,
             self.arithmetic,
             self.adapter.versions(),
             original=ORIGINAL,
