@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +47,7 @@ class ModuleRow:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the row's fields, and the reading's."""
         own = {"module": self.module, "kind": self.kind, "output": self.output, "call": self.call, "where": self.where}
-        return own | self.reading.to_dict()
+        return own | asdict(self.reading) | {"ratio": self.reading.ratio}
 
     def __str__(self) -> str:
         ratio = "" if self.reading.ratio is None else f"{self.reading.ratio:.3g}x"
