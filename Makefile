@@ -14,7 +14,7 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: setup verify test lint faults audit clean
+.PHONY: setup verify test quick lint faults audit clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
@@ -42,6 +42,10 @@ verify: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest --quiet $(WORKERS)
+
+# After each change: one case of every part, the rules of the house, the linter.
+quick: lint
+	$(BIN)/python -m pytest --quiet --quick parity_tests/test_parts.py parity_tests/test_house.py -m "not meta or house" --numprocesses auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

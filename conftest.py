@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 import torch
 
+from mlx_parity.case import Case
 from parity_tests.harness.session import Session
 from port.app.device import DEVICES, use_device
 
@@ -30,6 +31,7 @@ def pytest_addoption(parser):
     group.addoption("--adapter", default="own", help="which port is judged: a module of parity_tests/adapters")
     group.addoption("--plain", action="store_true", help="judge the port's plain layers, without their fast forms")
     group.addoption("--full", action="store_true", help="also compare real sizes (minutes)")
+    group.addoption("--quick", action="store_true", help="of the isolated cases, the first of each part")
     group.addoption("--seed", type=int, default=0, help="seed of the embedded checkpoint")
 
 
@@ -51,7 +53,18 @@ def pytest_configure(config):
         session.begin()
 
 
+def pytest_itemcollected(item):
+    """`-k` finds a case by the words of its part as well."""
+    if case := _case(item):
+        item.extra_keyword_matches.update(case.part.words)
+
+
 def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        seen: set[str] = set()
+        kept = [i for i in items if not (case := _case(i)) or not (case.part.path in seen or seen.add(case.part.path))]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
     reasons = {}
     if not config.getoption("--full"):
         reasons["full"] = "real sizes: run with --full"
@@ -98,6 +111,12 @@ def pytest_terminal_summary(terminalreporter, config):
 def parity(request):
     """The running session: judges cases, hands out the checkpoint and both models, keeps every row."""
     return request.config.stash[Session.key]
+
+
+def _case(item):
+    """The isolated case that a test judges, if it is one of those tests."""
+    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
+    return case if isinstance(case, Case) else None
 
 
 def _folder(value):

@@ -54,6 +54,7 @@ class Part:
         follows: results -> what the next part makes of them, in the reference's layout; compared in their place, where
             the values themselves are a convention.
         witness: torch's own function, where the reference calls that and has no twin; never part of a walk.
+        words: what else people look for it by; `pytest -k` finds its cases by them.
     """
 
     path: str
@@ -71,6 +72,12 @@ class Part:
     replay: bool = True
     follows: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     witness: Callable[..., Any] | None = None
+    words: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The path without folder and file: class, method or function."""
+        return self.path.split(".", 2)[-1]
 
     def resolve(self, package: str) -> tuple[Any, str | None]:
         """The class or function of one side and, for a method, its name."""

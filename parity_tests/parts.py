@@ -114,11 +114,19 @@ PARTS = {
         part("frontend.speaker.CAMPPlus", ("embedding",), at="speaker:", config=sizes.SpeakerConfig),
         # language model, bottom-up
         part("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
-        part("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=table_turns),
-        part("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", config=sizes.Qwen2Config, prepare=_ROPE),
+        part("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=table_turns, words=("rotary", "rope")),
+        part(
+            "llm.qwen2.Qwen2Attention",
+            at=f"{_LAYER}.self_attn",
+            config=sizes.Qwen2Config,
+            prepare=_ROPE,
+            words=("kv_cache",),
+        ),
         part("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", config=sizes.Qwen2Config),
-        part("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE),
-        part("llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", config=sizes.Qwen2Config),
+        part("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE, words=("kv_cache",)),
+        part(
+            "llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", config=sizes.Qwen2Config, words=("kv_cache",)
+        ),
         part("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         part("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # activations: fast forms of functions that the reference takes from torch
@@ -137,24 +145,37 @@ PARTS = {
         part("flow.masks.add_optional_chunk_mask", ("mask",), chained=False),
         part("flow.layers.SinusPositionEmbedding"),
         part("flow.layers.TimestepEmbedding", at=f"{_DIT}.time_embed"),
-        part("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed", follows=turns),
-        part("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=turned),
-        part("flow.layers.CausalConvPositionEmbedding", at=f"{_DIT}.input_embed.conv_pos_embed"),
+        part(
+            "flow.layers.RotaryEmbedding",
+            ("freqs",),
+            at=f"{_DIT}.rotary_embed",
+            follows=turns,
+            words=("rotary", "rope"),
+        ),
+        part("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=turned, words=("rotary", "rope")),
+        part(
+            "flow.layers.CausalConvPositionEmbedding",
+            at=f"{_DIT}.input_embed.conv_pos_embed",
+            words=("causal_padding",),
+        ),
         part("flow.layers.GRN", at="unit:grn"),
         part("flow.layers.ConvNeXtV2Block", at="unit:convnext"),
         part(
             "flow.layers.AdaLayerNormZero",
             ("y", "gate_msa", "shift_mlp", "scale_mlp", "gate_mlp"),
             at=f"{_BLOCK}.attn_norm",
+            words=("AdaLN-Zero",),
         ),
-        part("flow.layers.AdaLayerNormZero_Final", at=f"{_DIT}.norm_out"),
+        part("flow.layers.AdaLayerNormZero_Final", at=f"{_DIT}.norm_out", words=("AdaLN-Zero",)),
         part("flow.layers.FeedForward", at=f"{_BLOCK}.ff"),
         part("flow.layers.Attention", at=f"{_BLOCK}.attn", prepare=_ROPE),
         part("flow.layers.DiTBlock", at=_BLOCK, prepare=_ROPE),
         part("flow.dit.InputEmbedding", at=f"{_DIT}.input_embed"),
-        part("flow.dit.DiT", at=_DIT, config=sizes.DiTConfig, to_port=_MEL, from_port={"y": swap}),
+        part(
+            "flow.dit.DiT", at=_DIT, config=sizes.DiTConfig, to_port=_MEL, from_port={"y": swap}, words=("transformer",)
+        ),
         part("flow.lookahead.PreLookaheadLayer", at="flow:pre_lookahead_layer"),
-        part("flow.matching.cosine_schedule", ("t_span",)),
+        part("flow.matching.cosine_schedule", ("t_span",), words=("euler",)),
         part(
             "flow.matching.CausalConditionalCFM.velocity",
             ("v", "v_cond", "v_uncond"),
@@ -163,6 +184,7 @@ PARTS = {
             to_port=_MEL,
             from_port={"v": swap, "v_cond": swap, "v_uncond": swap},
             replay=False,  # the port takes its time as a number of the host
+            words=("cfg", "guidance"),
         ),
         part(
             "flow.matching.CausalConditionalCFM",
@@ -170,6 +192,7 @@ PARTS = {
             config=sizes.FlowConfig,
             to_port=_MEL,
             from_port={"y": swap},
+            words=("cfg", "guidance", "euler"),
         ),
         part(
             "flow.decoder.CausalMaskedDiffWithDiT.inference",
@@ -180,9 +203,11 @@ PARTS = {
             from_port={"feat": swap},
         ),
         # vocoder, bottom-up
-        part("vocoder.convolution.CausalConv1d", at="hift:conv_post", **_CONV),
-        part("vocoder.convolution.CausalConv1dDownSample", at="hift:source_downs.0", **_CONV),
-        part("vocoder.convolution.CausalConv1dUpsample", at="hift:ups.0", **_CONV),
+        part("vocoder.convolution.CausalConv1d", at="hift:conv_post", **_CONV, words=("causal_padding",)),
+        part(
+            "vocoder.convolution.CausalConv1dDownSample", at="hift:source_downs.0", **_CONV, words=("causal_padding",)
+        ),
+        part("vocoder.convolution.CausalConv1dUpsample", at="hift:ups.0", **_CONV, words=("causal_padding",)),
         part("vocoder.generator.Snake", at="hift:resblocks.0.activations1.0", **_CONV),
         part("vocoder.generator.ResBlock", at="hift:resblocks.0", **_CONV),
         part("vocoder.f0.CausalConvRNNF0Predictor", ("f0",), at="hift:f0_predictor", to_port={"x": swap}),

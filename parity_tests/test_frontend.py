@@ -1,4 +1,4 @@
-"""The front end's isolated cases; test_frontend_audio.py and test_onnx.py hold its properties and third witnesses."""
+"""What the front end hands over; test_frontend_audio.py and test_onnx.py hold its properties and third witnesses."""
 
 import numpy as np
 import pytest
@@ -6,16 +6,9 @@ import pytest
 from convert.official import TOKENIZER_FOLDER
 from mlx_parity.compare import compare
 from mlx_parity.judge import Row
-from parity_tests.cases.frontend import CASES
 from parity_tests.speech_support import SYSTEM, WORDS
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, BASE_SPECIAL_TOKENS, END_OF_TEXT
 from port.frontend.tokenizer import CosyVoice3Tokenizer
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_parity(parity, case):
-    parity.check(case)
-
 
 MODES = {
     "zero_shot": lambda front, prompt, source: front.frontend_zero_shot(SYSTEM + WORDS, prompt),

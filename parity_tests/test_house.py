@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.meta
+pytestmark = [pytest.mark.meta, pytest.mark.house]
 ROOT = Path(__file__).parents[1]
 
 # Folders of the port whose files have no twin, with what they hold.
