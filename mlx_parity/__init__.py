@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mlx_parity.alarms import Alarms, false_alarms
     from mlx_parity.compare import BUDGET, FLOOR, Reading
     from mlx_parity.comparison import Comparison, ModuleRow
     from mlx_parity.models import Comparer, compare_models
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 # Found when they are asked for: a report is read without PyTorch and MLX.
 _PLACES = {
+    **dict.fromkeys(("Alarms", "false_alarms"), "alarms"),
     **dict.fromkeys(("BUDGET", "FLOOR", "Reading"), "compare"),
     **dict.fromkeys(("Comparison", "ModuleRow"), "comparison"),
     **dict.fromkeys(("Comparer", "compare_models"), "models"),
@@ -21,12 +23,14 @@ _PLACES = {
 __all__ = [
     "BUDGET",
     "FLOOR",
+    "Alarms",
     "Comparer",
     "Comparison",
     "ModuleRow",
     "Reading",
     "Score",
     "compare_models",
+    "false_alarms",
     "fault_score",
 ]
 

@@ -11,6 +11,7 @@ already were.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -126,6 +127,12 @@ class Comparer:
             "mlx": [name for name in dict.fromkeys(name for name, _ in mine) if name not in known],
         }
         return Comparison(list(rows.values()), unmatched)
+
+    def on_machine(self, seed: int) -> Comparer:
+        """The same comparison with the PyTorch run of another machine, whose sums go in another order."""
+        there = copy.copy(self)
+        there.single = self.side.record_in_order(self.inputs, self.spool.store, seed)
+        return there
 
     def given(self, mlx_inputs: Any) -> Arguments:
         """What the MLX model is called with."""
