@@ -5,6 +5,7 @@ import pytest
 
 from convert.official import TOKENIZER_FOLDER
 from parity_tests.cases.frontend import CASES
+from parity_tests.harness.cases import marked
 from parity_tests.harness.compare import compare
 from parity_tests.harness.judge import Row
 from parity_tests.speech_support import SYSTEM, WORDS
@@ -12,7 +13,7 @@ from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, BASE_SPECIAL
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", marked(CASES))
 def test_parity(parity, case):
     parity.check(case)
 
@@ -26,6 +27,7 @@ MODES = {
 }
 
 
+@pytest.mark.part("frontend.frontend")
 @pytest.mark.float32
 @pytest.mark.parametrize("mode", MODES)
 def test_hand_over(parity, voices, recordings, mode):
@@ -57,6 +59,7 @@ SENTENCES = (
 )
 
 
+@pytest.mark.part("frontend.tokenizer")
 @pytest.mark.parametrize("text", SENTENCES)
 def test_text_tokenizer(parity, text):
     """Ids of the checkpoint's tokenizer as converted, against transformers on the official files."""

@@ -56,6 +56,7 @@ FORBIDDEN = {
     "reference": ("mlx", "transformers", "convert", "parity_tests", "reports"),
     "convert": ("parity_tests", "reports", "benchmarks"),
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
+    "mlx_parity/faults": ("mlx", "torch", "port", "reference", "convert", "parity_tests", "reports", "benchmarks"),
 }
 # Commands stand on the top floor and may reach the harness.
 TOP_FLOOR = {"convert/verify.py", "convert/publish.py", "reference/export_onnx.py", "reports/card.py"}
@@ -200,6 +201,7 @@ def _is_command(function: ast.FunctionDef) -> bool:
         "benchmarks.run",
         "convert.run",
         "parity_tests.adapters.audit",
+        "parity_tests.faults.__main__",
         "parity_tests.harness.trace",
         "port.app.cli",
         "reports.build",

@@ -52,6 +52,7 @@ def desk(parity, tmp_path_factory):
         "port",
         "convert",
         "reference",
+        "mlx_parity",
         "parity_tests",
         "reports",
         "benchmarks",

@@ -37,9 +37,8 @@ from parity_tests.harness import orders_mlx
 from parity_tests.harness.cases import all_cases
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.compare import BUDGET, Reading
-from parity_tests.harness.fault_tests import GOLDEN_FILES
 from parity_tests.harness.golden import judge_replays
-from parity_tests.harness.golden_file import GoldenFile, Kit
+from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, Kit
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import PARTS, part_of
@@ -134,7 +133,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
-    file = GoldenFile.read(GOLDEN_FILES / f"{name.removeprefix('golden.')}.safetensors")
+    file = GoldenFile.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
     part = part_of(file.upstream, FUNCTIONS.keys() | PARTS)
     plain = Replays(file, part)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
@@ -231,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     names = [case.name for case in all_cases()] + list(walks(CosyVoice3Config()))
-    names += [f"golden.{path.stem}" for path in sorted(GOLDEN_FILES.glob("*.safetensors"))]
+    names += [f"golden.{path.stem}" for path in sorted(EMBEDDED.glob("*.safetensors"))]
     names = [name for name in names if fnmatchcase(name, options.only)]
     problem = None
     if options.machines < 2 * len(BLOCKS) or options.machines % len(BLOCKS):

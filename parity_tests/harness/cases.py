@@ -8,12 +8,13 @@ Shapes and layouts are the reference's. The values come from the case's name, so
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pytest
 
 from parity_tests.harness.targets import TARGETS, Target
 
@@ -56,6 +57,11 @@ def all_cases() -> list[Case]:
     """Every isolated case, in the order of the pipeline and smallest parts first."""
     stages = ("frontend", "llm", "flow", "vocoder")
     return [case for stage in stages for case in import_module(f"parity_tests.cases.{stage}").CASES]
+
+
+def marked(cases: Iterable[Case]) -> list[Any]:
+    """Cases as parameters of a test: named, and marked with the part that a failure speaks of."""
+    return [pytest.param(case, id=case.name, marks=pytest.mark.part(case.target.path)) for case in cases]
 
 
 def case(

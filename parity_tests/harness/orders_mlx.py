@@ -15,7 +15,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from parity_tests.harness.fault_catalogue.base import clear_caches
+from mlx_parity.faults.patch import clear_caches
+from parity_tests.faults import PACKAGES
 from parity_tests.harness.orders import BLOCKS, LONGEST, UNITS
 
 FUNCTIONS = ["exp", "expm1", "log", "log1p", "log10", "logaddexp", "sin", "cos", "tanh", "erf", "sigmoid", "rsqrt"]
@@ -39,7 +40,7 @@ class Order:
 
     def __enter__(self) -> Order:
         mx.disable_compile()
-        clear_caches()  # what the port found out about the real machine is not true of this one
+        clear_caches(PACKAGES)  # what the port found out about the real machine is not true of this one
         self.matmul, self.convolve = mx.array.__matmul__, {3: mx.conv1d, 4: mx.conv2d}
         for owner, name, make in _PATCHES:
             original = getattr(owner, name)
@@ -53,7 +54,7 @@ class Order:
         while self._undo:
             setattr(*self._undo.pop())
         mx.enable_compile()
-        clear_caches()  # what the port found out about this machine is not true of the real one
+        clear_caches(PACKAGES)  # what the port found out about this machine is not true of the real one
 
     def parts(self, count: int) -> Iterator[mx.array]:
         """The indices of `count` terms, permuted, in blocks of the machine."""
