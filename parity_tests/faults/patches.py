@@ -44,14 +44,12 @@ def judge_patches(patches: Sequence[Path], limit: float) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         whole = Path(folder) / "whole"
         _copy(whole)
-        for patch in patches:  # before any takes its time
-            _git(whole, patch, "apply", "--check")
+        touched = {patch: _touched(whole, patch) for patch in patches}  # all, before any takes its time
         for patch in patches:
             changed = Path(folder) / "changed"
             shutil.copytree(whole, changed, symlinks=True)
-            touched = _git(whole, patch, "apply", "--numstat").splitlines()
             _git(changed, patch, "apply")
-            found = _first(changed, whole, [line.split("\t")[2] for line in touched], limit)
+            found = _first(changed, whole, touched[patch], limit)
             shutil.rmtree(changed)
             survived += found is None
             first = found.check.part if found else "none"
@@ -67,6 +65,15 @@ def _copy(folder: Path) -> None:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # patches count from here
+
+
+def _touched(folder: Path, patch: Path) -> list[str]:
+    files = [line.split("\t")[2] for line in _git(folder, patch, "apply", "--numstat").splitlines()]
+    for file in files:
+        if not (folder / file).resolve().is_relative_to(folder.resolve()):
+            raise FaultError(f"{patch}: touches {file}, which is outside the checkout")
+    _git(folder, patch, "apply", "--check")
+    return files
 
 
 def _git(folder: Path, patch: Path, *command: str) -> str:
