@@ -22,7 +22,8 @@ def fingerprint(places: Iterable[str]) -> str:
     found = hashlib.sha256()
     for place in places:
         path = ROOT / place
-        files = [*path.rglob("*.py"), *path.rglob("*.txt")] if path.is_dir() else [path]
+        tables = [file for file in path.rglob("*.txt") if file.parent.name == "faults"]
+        files = [*path.rglob("*.py"), *tables] if path.is_dir() else [path]
         for file in sorted(files):
             found.update(f"{file.relative_to(ROOT).as_posix()}\n{_code(file)}\n".encode())
     return found.hexdigest()[:16]
