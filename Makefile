@@ -53,7 +53,7 @@ lint: $(STAMP)
 
 # The whole catalogue of faults, some minutes; the score is kept, and each report shows it until the code changes.
 faults: $(STAMP)
-	$(BIN)/python -m parity_tests.harness.faults --json parity_tests/data/fault_score.json --signatures parity_tests/data/fault_signatures.json
+	$(BIN)/python -m parity_tests.faults --json parity_tests/data/fault_score.json --signatures parity_tests/data/fault_signatures.json
 
 # Another port: make audit PORT=mlx_audio_plus
 audit: $(STAMP)

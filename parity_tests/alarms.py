@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ import torch
 from tqdm import tqdm
 
 from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.faults.patch import clear_caches
 from mlx_parity.judge import compare_all
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
@@ -42,11 +44,10 @@ from mlx_parity.sides.truth import truth_of
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
+from parity_tests.faults import PACKAGES
 from parity_tests.golden import judge_replays
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
-from parity_tests.harness.fault_catalogue.base import clear_caches
-from parity_tests.harness.fault_tests import GOLDEN_FILES
-from parity_tests.harness.golden_file import GoldenFile, Kit
+from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, Kit
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import NAMES, part_of
@@ -94,7 +95,7 @@ def machines(count: int, reference: Callable[[], Result], port: Callable[[], Res
     for seed in range(count):
         with Order(FIRST_MACHINE + seed):
             singles.append(reference())
-        with orders_mlx.Order(seed, clear_caches):
+        with orders_mlx.Order(seed, partial(clear_caches, PACKAGES)):
             ports.append(port())
     for seed in range(count):
         yield ports[seed], singles[seed], [singles[(seed + i) % count] for i in range(1, 1 + FURTHER)]
@@ -133,7 +134,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
-    file = GoldenFile.read(GOLDEN_FILES / f"{name.removeprefix('golden.')}.safetensors")
+    file = GoldenFile.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
     part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     plain = Replays(file, part)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
@@ -230,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     names = [case.name for case in all_cases()] + list(walks(CosyVoice3Config()))
-    names += [f"golden.{path.stem}" for path in sorted(GOLDEN_FILES.glob("*.safetensors"))]
+    names += [f"golden.{path.stem}" for path in sorted(EMBEDDED.glob("*.safetensors"))]
     names = [name for name in names if fnmatchcase(name, options.only)]
     problem = None
     if options.machines < 2 * len(BLOCKS) or options.machines % len(BLOCKS):

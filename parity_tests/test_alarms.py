@@ -1,6 +1,7 @@
 """The reference and the port on virtual machines: what another order of sums may change, and what it may not."""
 
 import json
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -8,13 +9,14 @@ import pytest
 import torch
 
 from mlx_parity.compare import FLOOR, ROUNDINGS, compare
+from mlx_parity.faults.patch import clear_caches
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, Order, in_other_orders
 from mlx_parity.sides.truth import one_rounding, reference_state, run_reference, truth_of
 from parity_tests import alarms
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.harness.fault_catalogue.base import clear_caches
+from parity_tests.faults import PACKAGES
 from port.fast import convolution
 
 pytestmark = pytest.mark.meta
@@ -79,7 +81,7 @@ def test_a_machine_gives_the_same_numbers_again_and_leaves_nothing_behind():
 
 
 def test_what_the_port_finds_out_of_a_machine_ends_with_it():
-    with orders_mlx.Order(3, clear_caches):
+    with orders_mlx.Order(3, partial(clear_caches, PACKAGES)):
         convolution.adds_whole_products(mx.default_device().type)
     assert not convolution.adds_whole_products.cache_info().currsize
 

@@ -20,6 +20,8 @@ from port.frontend.speaker import CAMPPlus
 from port.frontend.speech_tokenizer import S3TokenizerV3
 from reference.synthesize import synthesize
 
+pytestmark = pytest.mark.part("files.community")
+
 SAID = "You are a helpful assistant.<|endofprompt|>Good morning."
 
 

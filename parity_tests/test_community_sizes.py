@@ -13,6 +13,8 @@ from port.config import CosyVoice3Config
 from port.files import community_config as community
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.part("files.community")
+
 # As the converter of mlx-audio-plus 0.1.8 writes it for the official checkpoint.
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "community_config.json").read_text())
 

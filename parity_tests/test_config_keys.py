@@ -15,6 +15,8 @@ from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, text_config, 
 from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.part("convert", late=1)
+
 DATA = Path(__file__).parent / "data" / "official"
 TRAINING = "only training reads it"
 STORED = "the original stores it and reads it nowhere"

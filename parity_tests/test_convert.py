@@ -20,6 +20,8 @@ from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Misused, Refused
 from port.files.storage import read_headers
 
+pytestmark = pytest.mark.part("convert.run")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -16,6 +16,8 @@ from parity_tests.convert_support import CONFIG
 from port.config import SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.part("convert")
+
 
 @pytest.mark.parametrize(
     ("old", "new", "named"),

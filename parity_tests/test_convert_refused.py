@@ -13,7 +13,7 @@ from convert.hub import needed_files
 from parity_tests.convert_support import resave
 from port.files.errors import Refused
 
-pytestmark = pytest.mark.robust
+pytestmark = [pytest.mark.robust, pytest.mark.part("convert")]
 
 
 class Touches:

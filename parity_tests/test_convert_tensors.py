@@ -14,6 +14,8 @@ from parity_tests.convert_support import resave
 from parity_tests.onnx_support import COUNTS, READ, write_files
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.part("convert", late=1)
+
 PICKLED = ("llm.pt", "llm.rl.pt", "flow.pt", "hift.pt")
 GRAPHS = ("speech_tokenizer_v3.onnx", "campplus.onnx")
 

@@ -18,6 +18,8 @@ from port.cosyvoice3 import CosyVoice3
 from port.files.speakers import FIELDS
 from port.request import Stream
 
+pytestmark = pytest.mark.part("cosyvoice3")
+
 SLOWLY = "Please say this sentence slowly.<|endofprompt|>"
 NOISE_FRAMES = 4000
 

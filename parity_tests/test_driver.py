@@ -17,6 +17,8 @@ from port import model as port_driver
 from port.request import Prompt
 from reference import model as reference_driver
 
+pytestmark = pytest.mark.part("model.CosyVoice3Model")
+
 # ---- chunks
 
 
@@ -142,6 +144,7 @@ def reference_mel(model, arguments, dtype):
 # ---- tempo
 
 
+@pytest.mark.part("model.interpolate")
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 120))
 def test_interpolation_equals_torch(frames, size):
@@ -185,6 +188,7 @@ def test_nothing_to_say(speaker, stream):
         speaker.say(text=4, stream=stream, sampling=scripted([]))
 
 
+@pytest.mark.part("model.drop_silence")
 def test_long_silences_are_shortened_for_text_only(speaker):
     silent = [1, 2, 28, 29, 55, 1, 2, 28]  # eight in a row, five stay
     tokens = [40, *silent, 41, *silent[:6], 42]

@@ -11,6 +11,8 @@ import torch
 from parity_tests.driver_support import SIDES, Speaker, joined
 from parity_tests.speech_support import small_models
 
+pytestmark = pytest.mark.part("model.CosyVoice3Model")
+
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_two_requests_equal_two_on_fresh_objects(stream):

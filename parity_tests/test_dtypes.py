@@ -175,7 +175,7 @@ def prompt(tokens=28):
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("part", PARTS_SEEN)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.part(part)) for part in PARTS_SEEN])
 def test_sums_are_float32_and_products_half(watched, part, dtype, how):
     """Of all parts the first that is wrong fails: what follows from it is no fault of the others."""
     watch = watched(dtype, how)
@@ -183,6 +183,7 @@ def test_sums_are_float32_and_products_half(watched, part, dtype, how):
     assert not watch.wrong or watch.wrong[0][0] != part, watch.wrong[0][1]
 
 
+@pytest.mark.part("fast.precision")
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_tables_and_caches_are_half(halves, dtype, how):
@@ -198,6 +199,7 @@ def test_tables_and_caches_are_half(halves, dtype, how):
     assert model.vocoder.f0_predictor(prompt()[1]).dtype == mx.float32
 
 
+@pytest.mark.part("stream.flow.StreamingFlow")
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_stream_keeps_half(halves, dtype, how):

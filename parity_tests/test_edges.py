@@ -23,6 +23,7 @@ from reference.llm.speech_lm import CosyVoice3LM
 from reference.vocoder.source import SineGen2 as ReferenceSines
 
 
+@pytest.mark.part("llm.qwen2.Qwen2Model")
 @pytest.mark.float32
 def test_a_cache_that_grows_keeps_what_it_held(parity):
     """The buffers of keys and values are enlarged every 256 positions; short inputs never come there."""
@@ -42,6 +43,7 @@ def test_a_cache_that_grows_keeps_what_it_held(parity):
     assert start == length and reading.status == "PASS", reading.message
 
 
+@pytest.mark.part("flow.layers.RotaryEmbedding")
 @pytest.mark.parametrize("offset", [0, 1, 50, 250])
 def test_flow_positions_go_on_from_an_offset(offset):
     """Where positions are counted from is a convention, but one for all calls: a stream's keys are of earlier ones."""
@@ -49,12 +51,14 @@ def test_flow_positions_go_on_from_an_offset(offset):
     assert np.array_equal(part, whole[:, offset:])
 
 
+@pytest.mark.part("llm.qwen2.Qwen2RotaryEmbedding")
 @pytest.mark.parametrize("offset", [0, 1, 50, 250])
 def test_llm_positions_go_on_from_an_offset(offset):
     whole, part = (Qwen2RotaryEmbedding(16, 1e6)(*span) for span in ((0, offset + 7), (offset, 7)))
     assert all(np.array_equal(np.array(p), np.array(w)[offset:]) for p, w in zip(part, whole, strict=True))
 
 
+@pytest.mark.part("llm.sampling")
 @pytest.mark.parametrize("equal", [2, 6, 40])
 def test_equal_scores_are_taken_in_order_of_their_ids(equal):
     """Both sides sort stably, so that ties at the edge of the nucleus are settled alike."""
@@ -65,6 +69,7 @@ def test_equal_scores_are_taken_in_order_of_their_ids(equal):
     assert found == [reference_sampling.nucleus_sampling(torch.from_numpy(scores), draw) for draw in recorded]
 
 
+@pytest.mark.part("llm.sampling")
 def test_the_nucleus_is_summed_in_float32():
     """Where the sum ends within a rounding of top_p, float64 would sometimes keep one token more or less."""
     rng, differ = np.random.default_rng(3), 0
@@ -80,6 +85,7 @@ def test_the_nucleus_is_summed_in_float32():
     assert differ, "no draw was near enough to the edge"
 
 
+@pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 @pytest.mark.parametrize("strict", [False, True], ids=["as the original", "strict"])
 def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
     """Twenty speech tokens for each token of the text; the prompt text does not count."""
@@ -101,6 +107,7 @@ def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
     assert len(found) == 40
 
 
+@pytest.mark.part("vocoder.source.SineGen2")
 @pytest.mark.parametrize("pitch", [400.0, 2700.0, 9000.0, 30000.0], ids=str)
 def test_phases_of_any_pitch_follow_the_original_roundings(pitch):
     """Above 2667 Hz the ninth harmonic turns more than once a sample, and the original takes whole turns off."""
@@ -111,6 +118,7 @@ def test_phases_of_any_pitch_follow_the_original_roundings(pitch):
     assert np.abs(np.array(port) - reference.numpy()).max() < 2e-7
 
 
+@pytest.mark.part("flow.layers.SinusPositionEmbedding")
 @pytest.mark.parametrize("dim", [32, 64, 256])
 def test_time_frequencies_are_made_in_float32(dim):
     """Their exponent is rounded before the exponential; at 1000 rad that shows. Machines differ by a unit of exp."""
@@ -119,6 +127,7 @@ def test_time_frequencies_are_made_in_float32(dim):
     assert (np.abs(sinus_frequencies(dim) - expected) <= np.spacing(expected)).all()
 
 
+@pytest.mark.part("model.CosyVoice3Model")
 def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
     """Asked of an object whose hop is still the shortest, so that a leak would show."""
     for model, tensor in zip(small_models(), (torch.from_numpy, mx.array), strict=True):
@@ -128,6 +137,7 @@ def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
         assert model.token_hop_len == 25
 
 
+@pytest.mark.part("frontend.tokenizer")
 def test_digits_are_tokens_of_their_own_whatever_the_merges_say():
     """Qwen2 splits numbers into digits before it merges; newer tokenizers of the family take them by threes."""
     symbols = sorted(BYTE_ALPHABET)

@@ -1,52 +1,98 @@
-"""The catalogue of faults: a selection applied in every run, its score, and a runner that cannot be fooled.
+"""The catalogue of faults: a selection planted in every run, its score, and the command that plants them.
 
-The whole catalogue takes some minutes: `make faults`.
+The whole catalogue takes some minutes: `make faults`. test_fault_runner.py has what the runner makes of a toy package.
 """
 
-import signal
+import difflib
+import json
+import subprocess
+import sys
 import warnings
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 
+from mlx_parity.faults.patch import Fault, clear_caches, patched
+from mlx_parity.faults.verdict import Verdict
 from mlx_parity.judge import judge
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import fault_checks, faults, places, signatures
-from parity_tests.harness.fault_catalogue.base import Fault, FaultError, edit
-from parity_tests.harness.fault_tests import TESTS
-from parity_tests.harness.faults import FAULTS, QUICK, Verdict, section
+from parity_tests.faults import PACKAGES, __main__, catalogue, checks, parts, score
+from parity_tests.harness import places, signatures
+from parity_tests.harness.fingerprint import ROOT, fingerprint
 from reports.cosyvoice3 import STAGES
 
+FAULTS = catalogue()
 BY_NAME = {fault.name: fault for fault in FAULTS}
+COMMAND = [sys.executable, "-m", "parity_tests.faults"]
+# One of each family, cheap to catch: for the ordinary run of the suite.
+QUICK = (
+    "resampler_rolloff_0.95",
+    "mel_window_symmetric",
+    "speaker_norm_by_the_batch",
+    "qwen2_cache_lost_when_it_grows",
+    "top_p_leaves_out_the_token_that_crosses",
+    "chunk_edge_one_frame_early",
+    "rope_half_split",
+    "rope_on_all_heads",
+    "adaln_eps_1e-5",
+    "adaln_final_shift_before_scale",
+    "unconditional_half_keeps_mu",
+    "guidance_rate_off_by_a_thousandth",
+    "lookahead_relu",
+    "convolution_one_frame_early",
+    "stage_slope_0.01",
+    "synthesis_normalised_by_the_window",
+    "magnitude_not_clipped",
+    "noise_gaussian",
+    "phase_summed_in_float32",
+    "noise_one_word_late",
+    "bias_of_queries_dropped",
+    "one_row_of_the_speech_table",
+)
+
+
+def command(*arguments, jobs=2):
+    """Run the command; this process has evaluated arrays, so that no worker can be its fork."""
+    words = [*COMMAND, *map(str, arguments), *(() if "--patch" in arguments else ("--jobs", str(jobs)))]
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+
+def planted(tmp_path, *arguments):
+    """Rows by name, and what was printed, of a run of the command."""
+    done = command("--json", tmp_path / "score.json", *arguments)
+    assert (tmp_path / "score.json").is_file(), done.stderr
+    rows = json.loads((tmp_path / "score.json").read_text("utf-8"))["rows"]
+    return {row["name"]: row for row in rows}, done
 
 
 @pytest.fixture(scope="module")
-def runner(parity):
-    """Examines a fault. Where the port is wrong by itself, a planted fault proves nothing."""
+def quick(parity, tmp_path_factory):
+    """Rows of the selection. Where the port is wrong by itself, a planted fault proves nothing."""
     if parity.config.getoption("--adapter") != "own":
         pytest.skip("faults are planted in this repository's port")
-    fault_checks.warm()
-    if (broken := fault_checks.baseline()) is not None:
-        pytest.skip(f"the port fails without any fault, at {broken.first_failing}")
-    return faults.examine
+    words = [word for name in QUICK for word in ("--only", name)]
+    path = tmp_path_factory.mktemp("faults") / "score.json"
+    done = command("--json", path, *words)
+    if "without any fault" in done.stderr:
+        pytest.skip(f"the port fails: {done.stderr.strip()}")
+    assert path.is_file(), done.stderr
+    return {row["name"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_fault_is_caught_in_its_own_module(parity, runner, name):
-    verdict = runner(BY_NAME[name])
-    parity.keep("faults", [verdict.to_dict()])
-    assert verdict.caught, verdict.problem or "survived"
-    assert verdict.right_module, f"{verdict.finding.first_failing} was named first"
+def test_a_fault_is_caught_in_its_own_module(parity, quick, name):
+    parity.keep("faults", [quick[name]])
+    assert quick[name]["caught"]
+    assert quick[name]["right_module"], f"{quick[name]['first_failing']} was named first"
 
 
 @pytest.mark.meta
 def test_the_catalogue_is_large_and_its_names_are_unique():
-    assert len(FAULTS) >= 80
+    assert len(FAULTS) >= 460
     assert len(BY_NAME) == len(FAULTS)
     assert set(QUICK) <= BY_NAME.keys()
     assert len({fault.family for fault in FAULTS}) >= 20
-    assert not [fault.name for fault in FAULTS if not fault.module.startswith(tuple(TESTS))], "nothing would run"
+    assert not [fault.name for fault in FAULTS if parts.group_of(fault.part) is None], "nothing would run"
 
 
 @pytest.mark.meta
@@ -56,74 +102,122 @@ def test_a_fault_fits_the_code_and_leaves_no_trace(fault):
     from port.noise import rand_noise
 
     before = rand_noise.__code__
-    with fault.patch():
+    with patched(fault, PACKAGES):
         pass
     assert rand_noise.__code__ is before
 
 
 @pytest.mark.meta
+def test_every_part_of_a_fault_can_be_named():
+    """By an isolated case, or by a test that is marked with it: a renamed test cannot drop out in silence."""
+    script = "from parity_tests.faults.checks import marked_tests; print(*{test.part for test in marked_tests()})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr
+    marked = set(done.stdout.split())
+    named = marked | {case.part.path for case in checks.all_cases()}
+    assert not {fault.part for fault in FAULTS} - named
+    assert not parts.WITHOUT_CASES - marked, "no test names it"
+    assert all(parts.is_part(part) for part in named)
+
+
+SCRATCH = r"""
+# what is new is one line below its function
+[flow.masks:make_pad_mask]
+inverted  mask  >= lengths => < lengths
+crashes   test  np.asarray(lengths) => no_such_name(lengths)
+endless   test  np.asarray(lengths) => all(iter(lambda: 1, 0)) and np.asarray(lengths)
+
+[flow.masks:make_pad_mask] flow.layers.Attention
+elsewhere  mask  >= lengths => > lengths
+
+[noise:rand_noise]
+endless_noise  test  _FIXED.lock => (all(iter(lambda: 1, 0)) and _FIXED.lock)
+"""
+
+
+@pytest.mark.meta
+def test_a_new_fault_is_one_line_of_a_table(tmp_path):
+    """And what crashes is no merit, what never ends is stopped, in a case and in a test, and the wrong part is told."""
+    (tmp_path / "scratch.txt").write_text(SCRATCH, "utf-8")
+    rows, done = planted(tmp_path, "--table", tmp_path / "scratch.txt", "--limit", 40)
+    assert done.returncode == 1 and not done.stderr, done.stderr
+    assert rows["inverted"]["caught"] and rows["inverted"]["right_module"]
+    assert not rows["crashes"]["caught"] and "the edit is broken: ERROR: NameError" in done.stdout
+    assert rows["endless"]["by"] == "flow.masks.pad (did not end)" and rows["endless"]["right_module"]
+    assert rows["elsewhere"]["caught"] and rows["elsewhere"]["right_module"] is False
+    noise = rows["endless_noise"]
+    assert noise["right_module"] and "::" in noise["by"] and noise["by"].endswith("(did not end)")
+    assert "4 of 5 faults caught" in done.stdout
+
+
+@pytest.mark.meta
+def test_what_is_no_fault_is_one_line(tmp_path):
+    (tmp_path / "wrong.txt").write_text("[flow.masks:make_pad_mask]\nname  family  nothing\n", "utf-8")
+    for arguments, said in (
+        (["--only", "no_such_fault"], "no fault is named no_such_fault"),
+        (["--table", str(tmp_path / "wrong.txt")], "wrong.txt:2: a row is"),
+        (["--jobs", "0"], "must be positive"),
+        (["--patch", str(tmp_path / "none.patch")], "no such file"),
+    ):
+        done = command(*arguments, jobs=0 if "0" in arguments else 1)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("faults: ") and said in line
+
+
+def test_names_select_faults():
+    assert [f.name for f in __main__.selected(FAULTS, ["rope_half_split"])] == ["rope_half_split"]
+    assert len(__main__.selected(FAULTS, ["guidance", "mask"])) > 5
+    assert {f.name for f in __main__.selected(FAULTS, ["rope_half"])} == {"rope_half_split"}
+    assert len(__main__.selected(FAULTS, [])) == len(FAULTS)
+
+
+# ---- patches of the checkout
+
+
+def patch_of(path, old, new):
+    """A patch that replaces the only piece of a file's text that is `old`."""
+    source = (ROOT / path).read_text("utf-8")
+    assert source.count(old) == 1
+    lines = [text.splitlines(keepends=True) for text in (source, source.replace(old, new))]
+    return "".join(difflib.unified_diff(*lines, f"a/{path}", f"b/{path}"))
+
+
+@pytest.mark.meta
+def test_a_patch_is_judged_in_a_copy(tmp_path):
+    before = (ROOT / "port/flow/masks.py").read_text("utf-8")
+    text = patch_of("port/flow/masks.py", ">= lengths", "< lengths")
+    (tmp_path / "inverted.patch").write_text(text, "utf-8")
+    done = command("--patch", tmp_path / "inverted.patch")
+    assert (done.stdout, done.returncode) == ("inverted caught first=flow.masks.make_pad_mask\n", 0), done.stderr
+    assert (ROOT / "port/flow/masks.py").read_text("utf-8") == before
+
+
+@pytest.mark.meta
 @pytest.mark.parametrize(
-    ("where", "old", "message"),
+    ("path", "said"),
     [
-        ("flow.masks:subsequent_chunk_mask", "no such text", "0 times"),
-        ("flow.masks:subsequent_chunk_mask", "frames", "times"),
-        ("flow.dit:DiT.__init__", "super().__init__()", "does not fit"),
+        ("port/flow/masks.py", "patch failed"),
+        ("../outside.py", "touches ../outside.py, which is outside"),
+        ("port/none.py", "No such file"),
     ],
 )
-def test_a_fault_that_does_not_fit_is_refused(where, old, message):
-    with pytest.raises(FaultError, match=message), edit(where, old, "pass")():
-        pass
+def test_a_patch_that_does_not_apply_is_one_line(tmp_path, path, said):
+    text = patch_of("port/flow/masks.py", ">= lengths", "< lengths")
+    text = text.replace("np.asarray", "np.array").replace("port/flow/masks.py", path)
+    (tmp_path / "wrong.patch").write_text(text, "utf-8")
+    done = command("--patch", tmp_path / "wrong.patch")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and not done.stdout
+    assert line.startswith("faults: ") and "wrong.patch: " in line and said in line
 
 
-@pytest.mark.meta
-def test_an_edit_that_only_crashes_is_no_merit(runner):
-    broken = edit("flow.masks:make_pad_mask", "np.asarray(lengths)", "no_such_name(lengths)")
-    verdict = runner(Fault("broken", "test", "flow.masks.make_pad_mask", broken))
-    assert not verdict.caught
-    assert "the edit is broken: ERROR: NameError" in verdict.problem
-
-
-@pytest.mark.meta
-def test_a_test_that_fails_anyway_catches_nothing(runner, monkeypatch):
-    monkeypatch.setattr(fault_checks, "look", lambda module: fault_checks.Finding("test_x.py::test", "x", module, "no"))
-    monkeypatch.setattr(fault_checks, "_seconds", lambda by: None)
-    verdict = runner(Fault("nothing", "test", "noise", edit("noise:rand_noise", "_FIXED.lock", "_FIXED.lock")))
-    assert not verdict.caught
-    assert "fails without the fault too" in verdict.problem
-
-
-@pytest.mark.meta
-def test_a_part_that_contains_the_fault_is_the_wrong_module(runner):
-    rotary = BY_NAME["rope_half_split"]
-    verdict = runner(Fault("elsewhere", "test", "flow.layers.Attention", rotary.patch))
-    assert verdict.caught and verdict.right_module is False
-
-
-@pytest.mark.meta
-def test_a_survivor_and_an_equivalent_fault_count_as_such(runner, monkeypatch):
-    monkeypatch.setattr(fault_checks, "look", lambda module: None)
-    monkeypatch.setattr(fault_checks, "look_everywhere", lambda: None)
-    same = edit("flow.masks:make_pad_mask", "np.asarray(lengths)", "np.asarray(lengths) + 0")
-    survivor = runner(Fault("survivor", "test", "flow.masks.make_pad_mask", same))
-    proved = runner(Fault("proved", "test", "flow.masks.make_pad_mask", same, equivalent="adding zero"))
-    found = section([survivor, proved])
-    assert (found.score.caught, found.score.total) == (0, 1)
-    assert [row.state for row in found.rows] == ["SURVIVED", "equivalent"]
-
-
-@pytest.mark.meta
-def test_state_of_the_port_does_not_outlive_a_fault(runner):
-    from port import noise
-
-    before = np.array(noise.sine_waves(50))
-    runner(BY_NAME["fundamental_starts_anywhere"])
-    assert np.array_equal(noise.sine_waves(50), before)
-    assert noise.rand_ini()[0, 0] == 0
+# ---- the recorded score
 
 
 def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
     """As it was last recorded, by `make faults`; the report says when, and whether the code has changed since."""
-    found = faults.catalogue_section()
+    found = score.catalogue_section()
     assert found is not None, "no score was recorded: make faults"
     parity.keep("fault_catalogue", [found])
 
@@ -131,7 +225,7 @@ def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
 @pytest.mark.meta
 def test_nothing_survived_in_the_recorded_score():
     """The record may be older than the catalogue: this says by how much, and `make faults` makes it anew."""
-    found = faults.catalogue_section()
+    found = score.catalogue_section()
     assert found is not None, "no score was recorded: make faults"
     rows = {row["name"]: row for row in found["rows"]}
     if differing := rows.keys() ^ BY_NAME.keys():
@@ -148,48 +242,27 @@ def test_nothing_survived_in_the_recorded_score():
 @pytest.mark.meta
 def test_a_score_recorded_on_other_code_says_so(tmp_path, monkeypatch):
     path, started = tmp_path / "score.json", datetime.now(UTC)
-    path.write_text(faults.record([Verdict(FAULTS[0], None, 0.0), Verdict(FAULTS[1], None, 0.0)], started), "utf-8")
-    found = faults.catalogue_section(path)
-    assert found["fresh"] is True and found["recorded"]["fingerprint"] == faults.fingerprint(faults.CODE)
+    path.write_text(score.record([Verdict(FAULTS[0], None), Verdict(FAULTS[1], None)], started), "utf-8")
+    found = score.catalogue_section(path)
+    assert found["fresh"] is True and found["recorded"]["fingerprint"] == fingerprint(score.CODE)
     assert [row["name"] for row in found["rows"]] == [fault.name for fault in FAULTS[:2]]
     assert len(path.read_text("utf-8").splitlines()) < 10, "one row a line"
-    monkeypatch.setattr(faults, "fingerprint", lambda places: "other")
-    assert faults.catalogue_section(path)["fresh"] is False
-
-
-# ---- faults that never end
-
-ENDLESS = edit("flow.masks:make_pad_mask", "np.asarray(lengths)", "all(iter(lambda: 1, 0)) and np.asarray(lengths)")
-PAD_MASK = Fault("endless", "test", "flow.masks.make_pad_mask", ENDLESS)
+    monkeypatch.setattr(score, "fingerprint", lambda places: "other")
+    assert score.catalogue_section(path)["fresh"] is False
 
 
 @pytest.mark.meta
-def test_a_fault_that_never_ends_is_caught_by_the_time_limit(runner, monkeypatch):
-    monkeypatch.setattr(fault_checks, "LIMIT", 5.0)
-    verdict = runner(PAD_MASK)
-    assert verdict.caught, verdict.problem
-    assert verdict.right_module and verdict.finding.endless
-    assert verdict.to_dict()["by"] == f"{verdict.finding.by} (did not end)"
-    assert verdict.seconds < 30
+def test_another_table_is_other_code(tmp_path, monkeypatch):
+    from parity_tests.harness import fingerprint as hashed
 
-
-@pytest.mark.meta
-def test_a_check_that_takes_as_long_without_the_fault_catches_nothing(runner, monkeypatch):
-    monkeypatch.setattr(fault_checks, "LIMIT", 1.0)
-    monkeypatch.setattr(fault_checks, "_seconds", lambda by: 0.5)
-    verdict = runner(PAD_MASK)
-    assert not verdict.caught and "takes 0 s without the fault too" in verdict.problem
-
-
-@pytest.mark.meta
-def test_a_test_that_never_ends_is_stopped(runner, monkeypatch):
-    """Inside pytest the time limit is a failure of the test that runs, and the next fault finds the clock stopped."""
-    monkeypatch.setattr(fault_checks, "LIMIT", 2.0)
-    monkeypatch.setattr(fault_checks, "_seconds", lambda by: 0.1)
-    endless = edit("noise:rand_noise", "_FIXED.lock", "(all(iter(lambda: 1, 0)) and _FIXED.lock)")
-    verdict = runner(Fault("endless", "test", "noise", endless))
-    assert verdict.finding.endless and "test_noise.py::" in verdict.finding.by, verdict
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    monkeypatch.setattr(hashed, "ROOT", tmp_path)
+    table = tmp_path / "faults" / "flow.txt"
+    table.parent.mkdir()
+    found = []
+    for text in ("a  b  c => d", "# said\n\na  b  c => d\n", "a  b  c => e"):
+        table.write_text(text, "utf-8")
+        found.append(hashed.fingerprint(["faults"]))
+    assert found[0] == found[1] != found[2]
 
 
 # ---- the nearest known fault
@@ -197,8 +270,10 @@ def test_a_test_that_never_ends_is_stopped(runner, monkeypatch):
 
 def nearest(fault):
     """What the report calls the failures under a fault."""
-    with fault_checks.clean(), fault.patch():
-        rows = [row.entry("t", "x") for case in fault_checks.cases(fault.module) for row in judge(case, OwnPort())]
+    clear_caches(PACKAGES)
+    with patched(fault, PACKAGES):
+        rows = [row.entry("t", "x") for case in checks.cases_for([fault]) for row in judge(case, OwnPort())]
+    clear_caches(PACKAGES)
     rows = signatures.name_nearest(rows, places.describe(row.module for row in rows), STAGES)
     named = [row for row in rows if row.nearest_fault]
     assert len(named) <= 1 and all(row.status != "PASS" for row in named)
@@ -207,16 +282,22 @@ def nearest(fault):
 
 # Mistakes of a known kind, at a size or place that the catalogue does not have.
 VARIATIONS = {
-    "adaln_eps_1e-5": edit("flow.layers:AdaLayerNormZero.__init__", "eps=LAYER_NORM_EPS", "eps=1e-4"),
-    "guidance_rate_off_by_a_thousandth": edit(
-        "flow.matching:CausalConditionalCFM.velocity", "rate = self.config.inference_cfg_rate", "rate = 0.714"
+    "adaln_eps_1e-5": ("flow.layers:AdaLayerNormZero.__init__", "eps=LAYER_NORM_EPS", "eps=1e-4"),
+    "guidance_rate_off_by_a_thousandth": (
+        "flow.matching:CausalConditionalCFM.velocity",
+        "rate = self.config.inference_cfg_rate",
+        "rate = 0.714",
     ),
-    "stage_slope_0.01": edit(
-        "vocoder.generator:CausalHiFTGenerator.spectrum", "(x, config.lrelu_slope)", "(x, config.lrelu_slope / 2)"
+    "stage_slope_0.01": (
+        "vocoder.generator:CausalHiFTGenerator.spectrum",
+        "(x, config.lrelu_slope)",
+        "(x, config.lrelu_slope / 2)",
     ),
-    "resampler_rolloff_0.95": edit("frontend.audio:resample_kernel", "= 6, 0.99", "= 6, 0.9"),
-    "qwen2_rope_theta_off_by_a_thousandth": edit(
-        "llm.qwen2:Qwen2RotaryEmbedding.__init__", "power(theta,", "power(theta * 1.01,"
+    "resampler_rolloff_0.95": ("frontend.audio:resample_kernel", "= 6, 0.99", "= 6, 0.9"),
+    "qwen2_rope_theta_off_by_a_thousandth": (
+        "llm.qwen2:Qwen2RotaryEmbedding.__init__",
+        "power(theta,",
+        "power(theta * 1.01,",
     ),
 }
 
@@ -224,11 +305,11 @@ VARIATIONS = {
 @pytest.mark.meta
 def test_an_unseen_variation_of_a_known_fault_is_named_after_it_or_not_at_all():
     named = 0
-    for name, patch in VARIATIONS.items():
+    for name, change in VARIATIONS.items():
         known = BY_NAME[name]
-        words = nearest(Fault("unseen", "test", known.module, patch))
+        words = nearest(Fault("unseen", "test", known.part, *change))
         named += words is not None
-        assert words is None or (f"{name} ({known.family})" in words and f"in {known.module}: likeness" in words)
+        assert words is None or (f"{name} ({known.family})" in words and f"in {known.part}: likeness" in words)
     assert named >= 3, "it says too little"
 
 

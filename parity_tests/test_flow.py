@@ -22,6 +22,7 @@ def passes(parity, case: Case) -> None:
     assert not (broken := failures(judge(case, parity.adapter))), broken
 
 
+@pytest.mark.part("flow.masks.make_pad_mask")
 @QUICK
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=4), room=st.integers(0, 5))
 def test_pad_mask_of_any_lengths(parity, lengths, room):
@@ -29,6 +30,7 @@ def test_pad_mask_of_any_lengths(parity, lengths, room):
     passes(parity, case("flow.masks.drawn", "flow.masks.make_pad_mask", None, call, lengths=np.array(lengths)))
 
 
+@pytest.mark.part("flow.masks.subsequent_chunk_mask")
 @QUICK
 @given(n=st.integers(1, 120), chunk=st.integers(1, 60))
 def test_chunk_mask_at_every_edge(parity, n, chunk):
@@ -36,6 +38,7 @@ def test_chunk_mask_at_every_edge(parity, n, chunk):
     passes(parity, drawn)
 
 
+@pytest.mark.part("flow.layers.Attention")
 @pytest.mark.float32
 @QUICK
 @given(
@@ -56,6 +59,7 @@ def test_attention_of_any_length_and_padding(parity, n, padded, streaming):
     passes(parity, drawn)
 
 
+@pytest.mark.part("flow.matching.CausalConditionalCFM")
 @pytest.mark.float32
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(
@@ -78,6 +82,7 @@ def test_flow_matching_of_any_length(parity, n, streaming, guidance):
     passes(parity, drawn)
 
 
+@pytest.mark.part("flow.decoder.CausalMaskedDiffWithDiT.inference")
 @pytest.mark.float32
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(new=st.integers(4, 14), prompt=st.integers(0, 6), streaming=st.booleans(), finalize=st.booleans())
@@ -101,6 +106,7 @@ def build(parity, part: str, config: dict) -> object:
     return parity.adapter.build(PARTS[part], config, reference_state(drawn))
 
 
+@pytest.mark.part("flow.decoder.CausalMaskedDiffWithDiT.inference")
 def test_equal_rows_in_give_equal_rows_out(parity):
     """A kernel that treats batch rows differently breaks guidance; mlx's fused rope once did."""
     dit = build(parity, "flow.dit.DiT", FLOW["dit"])
@@ -114,6 +120,7 @@ def test_equal_rows_in_give_equal_rows_out(parity):
         assert np.array_equal(y[0], y[1])
 
 
+@pytest.mark.part("flow.matching.CausalConditionalCFM.velocity")
 def test_guidance_mixes_the_conditional_and_the_unconditional_half(parity):
     """v = (1 + w) v_cond - w v_uncond, and the unconditional half has zeros for features, speaker and prompt."""
     cfm = build(parity, CFM, FLOW)
@@ -130,6 +137,7 @@ def test_guidance_mixes_the_conditional_and_the_unconditional_half(parity):
     np.testing.assert_array_equal(apart[2], alone)
 
 
+@pytest.mark.part("flow.dit.DiT")
 def test_a_streamed_prefix_equals_the_longer_stream(parity):
     """Whole chunks do not depend on what follows: the foundation of incremental streaming."""
     dit = build(parity, "flow.dit.DiT", FLOW["dit"])
@@ -142,6 +150,7 @@ def test_a_streamed_prefix_equals_the_longer_stream(parity):
         assert np.abs(part - whole[:, :n]).max() < 1e-5 * np.abs(whole).max()
 
 
+@pytest.mark.part("flow.decoder.CausalMaskedDiffWithDiT.inference")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -22,6 +22,8 @@ from port.fast import attention as fast
 from port.flow.layers import Attention
 from port.flow.matching import cosine_schedule
 
+pytestmark = pytest.mark.part("fast.attention")
+
 CFM = "flow.matching.CausalConditionalCFM"
 # What each form puts into the flow decoder.
 CLASSES = {

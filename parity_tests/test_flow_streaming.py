@@ -28,6 +28,8 @@ from parity_tests.stream_support import truth as stream_truth
 from port.stream.flow import Work, state_bytes
 from port.stream.memory import Memory
 
+pytestmark = pytest.mark.part("stream.flow.StreamingFlow")
+
 STREAM = "stream.flow.StreamingFlow"
 
 

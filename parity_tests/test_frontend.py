@@ -19,6 +19,7 @@ MODES = {
 }
 
 
+@pytest.mark.part("frontend.frontend")
 @pytest.mark.float32
 @pytest.mark.parametrize("mode", MODES)
 def test_hand_over(parity, voices, recordings, mode):
@@ -50,6 +51,7 @@ SENTENCES = (
 )
 
 
+@pytest.mark.part("frontend.tokenizer")
 @pytest.mark.parametrize("text", SENTENCES)
 def test_text_tokenizer(parity, text):
     """Ids of the checkpoint's tokenizer as converted, against transformers on the official files."""

@@ -14,6 +14,8 @@ from mlx_parity.sides.truth import against
 from port.frontend import audio as port
 from reference.frontend import audio as reference
 
+pytestmark = pytest.mark.part("frontend.audio")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 RATE = 24000
 SIDES = pytest.mark.parametrize("side", [reference, port], ids=["reference", "port"])

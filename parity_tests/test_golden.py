@@ -14,15 +14,15 @@ from mlx_parity.compare import Reading
 from mlx_parity.judge import Row
 from parity_tests import golden
 from parity_tests.golden import GoldenRow, judge_file
-from parity_tests.harness.fault_tests import module_of
-from parity_tests.harness.golden_file import GoldenFile
+from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, describe
+from parity_tests.harness.golden_table import named_by
 
 ROOT = Path(__file__).parents[1]
-EMBEDDED = Path(__file__).parent / "data" / "golden"
 COMMAND = ("python", "-m", "parity_tests.golden")
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))
+PARTS = {path.stem: named_by(path.stem, describe(path)[0]) for path in FILES}
 STAGES = {"llm": "llm", "sampling": "llm", "mel": "frontend", "resample": "frontend", "upstream": "noise"}
 VOCODER = ("causal", "snake", "resblock", "f0", "sinegen2", "source", "stft", "istft", "hift")
 
@@ -41,7 +41,7 @@ def report_row(row: GoldenRow, folder: Path) -> Row:
         name=f"golden.{row.file}.{row.tensor}",
         stage=stage_of(row.file),
         kind="golden",
-        module=module_of(f"test_golden.py::test_the_port_is_the_original[{row.file}]"),
+        module=PARTS[row.file],
         case=row.file,
         reading=reading,
         reproduce=shlex.join([*COMMAND, str(folder), "--side", "port", "--only", escape(row.file)]),
@@ -65,7 +65,7 @@ def test_the_reference_is_the_original(path):
     assert not (broken := lines(rows)), broken
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=pytest.mark.part(PARTS[p.stem])) for p in FILES])
 def test_the_port_is_the_original(parity, path):
     parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(GoldenFile.read(path), "port"))
 

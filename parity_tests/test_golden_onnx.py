@@ -14,6 +14,8 @@ from parity_tests import golden
 from parity_tests.harness.golden_onnx import judge_onnx
 from port.frontend import speaker
 
+pytestmark = pytest.mark.part("frontend.speaker.CAMPPlus")
+
 EMBEDDED = Path(__file__).parent / "data" / "pinned"
 FULL = Path(os.environ.get("COSYVOICE3_PINNED", Path(__file__).parents[2] / "shared" / "pinned"))
 SIDES = pytest.mark.parametrize("side", ["reference", "port"])
@@ -83,7 +85,7 @@ def test_numbers_of_the_other_onnxruntime_are_no_truth(pair, side):
     }
 
 
-@SIDES
+@pytest.mark.parametrize("side", [pytest.param("reference", marks=pytest.mark.part("convert")), "port"])
 def test_a_file_that_does_not_count_padding_is_followed(pair, side):
     """`count_include_pad` 0, or left out, which is ONNX's default: what every version computes, 1.32 among them."""
     rewrite(pair, lambda t: t.update({f"out.{length}": t[f"out132.{length}"] for length in SHORT}))

@@ -103,6 +103,7 @@ def voice():
     )
 
 
+@pytest.mark.part("noise")
 def test_windows_asked_for_in_any_order_are_the_originals(original, monkeypatch):
     flow, source = original
     assert hashlib.sha256(source.astype("<f4").tobytes()).hexdigest() == SINE_WAVES, "the witness is not the original"
@@ -115,12 +116,14 @@ def test_windows_asked_for_in_any_order_are_the_originals(original, monkeypatch)
         is_the_originals(noise.rand_noise(int(frames)).swapaxes(1, 2), flow)
 
 
+@pytest.mark.part("flow.decoder.CausalMaskedDiffWithDiT.inference")
 def test_a_whole_flow_starts_from_the_originals_noise(original, model, still):
     prompt_token, prompt_feat, embedding = voice()
     token = np.full((1, TOKENS), 33, np.int32)
     is_the_originals(model.flow.inference(token, prompt_token, prompt_feat, embedding), original[0], 2 * PROMPT)
 
 
+@pytest.mark.part("stream.flow.StreamingFlow")
 def test_a_streamed_flow_starts_from_the_originals_noise(original, model, still):
     token, stream, given = np.full((1, TOKENS), 33, np.int32), StreamingFlow(model.flow, *voice()), 2 * PROMPT
     for have in cuts(TOKENS):
@@ -130,11 +133,13 @@ def test_a_streamed_flow_starts_from_the_originals_noise(original, model, still)
     assert given == FRAMES
 
 
+@pytest.mark.part("vocoder.generator.CausalHiFTGenerator.inference")
 def test_a_whole_vocoder_hears_the_originals_noise(original, model, heard):
     model.vocoder.inference(mx.zeros((1, FRAMES, 80)))
     assert np.array_equal(np.concatenate(heard), original[1])
 
 
+@pytest.mark.part("stream.vocoder.StreamingVocoder")
 def test_a_streamed_vocoder_hears_the_originals_noise(original, model, heard):
     stream, mel, start = StreamingVocoder(model.vocoder), mx.zeros((1, FRAMES, 80)), 0
     for end in cuts(FRAMES):
@@ -143,6 +148,7 @@ def test_a_streamed_vocoder_hears_the_originals_noise(original, model, heard):
     assert np.array_equal(np.concatenate(heard), original[1])
 
 
+@pytest.mark.part("model.CosyVoice3Model")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_request_hands_on_the_originals_noise(original, model, still, heard, stream):
     """Three minutes from tokens through the driver; the vocoder counts from the first frame that is spoken."""

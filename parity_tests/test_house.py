@@ -58,6 +58,7 @@ FORBIDDEN = {
     "reference": ("mlx", "transformers", "mlx_parity", "convert", "parity_tests", "reports"),
     "convert": ("mlx_parity", "parity_tests", "reports", "benchmarks"),
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
+    "mlx_parity/faults": ("mlx", "torch", "port", "reference", "convert", "parity_tests", "reports", "benchmarks"),
 }
 # Commands stand on the top floor and may reach the harness.
 TOP_FLOOR = {"convert/run.py", "convert/publish.py", "reference/export_onnx.py", "reports/card.py"}
@@ -215,6 +216,7 @@ def _is_command(function: ast.FunctionDef) -> bool:
         "benchmarks.run",
         "convert.run",
         "parity_tests.audit",
+        "parity_tests.faults.__main__",
         "parity_tests.trace",
         "port.app.cli",
         "reports.build",

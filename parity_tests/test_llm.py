@@ -18,6 +18,8 @@ from port.llm import sampling as port_sampling
 from reference.llm import sampling as reference_sampling
 from reference.llm.speech_lm import CosyVoice3LM
 
+pytestmark = pytest.mark.part("llm.speech_lm.CosyVoice3LM")
+
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 CONFIG = dict(LM, end_of_prompt=50)
 
@@ -59,6 +61,7 @@ def hidden(model, embeds: np.ndarray, splits: list[int]) -> np.ndarray:
     return np.concatenate(found, axis=1)
 
 
+@pytest.mark.part("llm.qwen2.Qwen2Model")
 @pytest.mark.float32
 @pytest.mark.parametrize("splits", [[23], [1] * 23, [9, 1, 1, 12], [22, 1]], ids=["whole", "ones", "mixed", "last"])
 def test_qwen2_with_cache_equals_qwen2_without(parity, twins, splits):
@@ -69,6 +72,7 @@ def test_qwen2_with_cache_equals_qwen2_without(parity, twins, splits):
         assert compare(found, hidden(twins[0], embeds, cuts), double, further=others).status == "PASS"
 
 
+@pytest.mark.part("llm.qwen2.Qwen2Model")
 def test_qwen2_agrees_with_transformers():
     """A second witness for the reference's own Qwen2; transformers 5 changes results, hence the pin."""
     transformers = pytest.importorskip("transformers", reason="transformers is an optional witness")
@@ -133,6 +137,7 @@ def test_greedy_tokens_are_equal(twins):
         assert found == list(model.inference(*texts_, None, reference_sampling.greedy_sampling))
 
 
+@pytest.mark.part("llm.sampling")
 @QUICK
 @given(
     seed=st.integers(0, 2**31),
@@ -154,6 +159,7 @@ def test_sampling_of_any_scores(seed, spread, size, repeats):
     assert np.array_equal(np.isneginf(mine), np.isneginf(theirs.numpy()))
 
 
+@pytest.mark.part("llm.sampling")
 @pytest.mark.parametrize("size", [3, 25, 26, 300])
 def test_nucleus_has_the_order_of_a_stable_sort(size):
     """Scores of few values, so that many tie, at the edge of the best 25 too: set and order as torch sorts them."""

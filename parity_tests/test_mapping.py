@@ -12,6 +12,8 @@ from port.config import CosyVoice3Config
 from port.files.errors import Refused
 from reference.synthesize import RULES, build
 
+pytestmark = pytest.mark.part("convert")
+
 
 def test_subset_under_a_prefix():
     weight = np.arange(24, dtype=np.float32).reshape(4, 6)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from port import noise
 
+pytestmark = pytest.mark.part("noise")
+
 # facts of the original: sha256 of the float32 little-endian bytes
 SINE_WAVES = "2f60f92217f65e9f2728d4e662f520432603d88e7a24f78666cc88bb76247f61"
 RAND_INI = "7dd3ebf888575a2514d2ae7a19adadd351540458ca331fc9518a361f0dee9d01"

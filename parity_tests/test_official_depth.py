@@ -27,6 +27,8 @@ from reference.export_onnx import live_speaker, live_speech_tokenizer
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3
 
+pytestmark = pytest.mark.part("convert", late=1)
+
 PARTS = pytest.mark.parametrize("part", official_tensors.PARTS)
 OFFICIAL = CosyVoice3Config()
 ROTARY = "decoder.estimator.rotary_embed.inv_freq"  # its length is compared with its values, when they are read

@@ -58,6 +58,7 @@ def tokens_of(w, mel, lengths):
 # ---- three witnesses
 
 
+@pytest.mark.part("frontend.speech_tokenizer.S3TokenizerV3.activations")
 @EVERY_OPSET
 @pytest.mark.parametrize("frames", [203, 100, 57, 204, 5])
 def test_tokens_of_three_witnesses(witnesses, opset, frames):
@@ -72,6 +73,7 @@ def test_tokens_of_three_witnesses(witnesses, opset, frames):
     assert len(set(own.flatten().tolist())) > own.size // 3  # not one token over and over
 
 
+@pytest.mark.part("frontend.speaker.CAMPPlus")
 @EVERY_OPSET
 @pytest.mark.parametrize("frames", [3, 57, 198, 200, 203, 400, 431])
 def test_embeddings_of_three_witnesses(witnesses, opset, frames):
@@ -90,6 +92,7 @@ def test_embeddings_of_three_witnesses(witnesses, opset, frames):
             assert reading.status == "PASS", f"{form} {side}: {reading.message}"
 
 
+@pytest.mark.part("frontend.speaker.CAMPPlus")
 def test_both_divisions_are_written_and_read(witnesses):
     x = np.random.default_rng(0).standard_normal((1, 203, 80)).astype(np.float32)
     for form, divided in (("speaker", True), ("held", False)):
@@ -98,6 +101,7 @@ def test_both_divisions_are_written_and_read(witnesses):
     assert 1e-4 < np.abs(full - held).max() / np.abs(held).max() < 1
 
 
+@pytest.mark.part("frontend.frontend")
 def test_a_real_prompt_from_file_to_tokens_and_embedding(witnesses):
     if not PROMPT.exists():
         pytest.skip(f"{PROMPT} is not here")
@@ -122,6 +126,7 @@ def test_a_real_prompt_from_file_to_tokens_and_embedding(witnesses):
 # ---- rules of the models
 
 
+@pytest.mark.part("frontend.speech_tokenizer.S3TokenizerV3")
 def test_padding_does_not_reach_the_tokens(witnesses):
     w = witnesses["speech_tokenizer", 14]
     rows = [log_mel(frames, seed=frames) for frames in (203, 100, 57)]
@@ -135,6 +140,7 @@ def test_padding_does_not_reach_the_tokens(witnesses):
             assert np.array_equal(found[row, :n], w.onnx(m, length).flatten())
 
 
+@pytest.mark.part("frontend.speech_tokenizer.S3TokenizerV3")
 def test_no_more_positions_than_the_tables_hold(witnesses):
     w, frames = witnesses["speech_tokenizer", 14], 4 * port_tokenizer.MAX_POSITIONS + 1
     with pytest.raises(ValueError, match="more than the tokenizer's 8192"):
@@ -143,6 +149,7 @@ def test_no_more_positions_than_the_tables_hold(witnesses):
         w.reference(torch.zeros(1, 128, frames), torch.tensor([frames]))
 
 
+@pytest.mark.part("frontend.speaker.CAMPPlus")
 @pytest.mark.parametrize("config", [SPEAKER, HELD], ids=["full", "held"])
 @pytest.mark.parametrize("frames", [1, 99, 100, 101, 250, 300])
 def test_segments_are_divided_by_100_or_by_what_they_hold(frames, config):
@@ -164,6 +171,7 @@ def test_segments_are_divided_by_100_or_by_what_they_hold(frames, config):
     assert compare(np.array(own), theirs[0].numpy(), theirs[1].numpy()).status == "PASS"
 
 
+@pytest.mark.part("frontend.speaker.CAMPPlus")
 def test_too_few_frames_for_a_speaker(witnesses):
     for model, x in ((witnesses["speaker", 14].port, mx.zeros((1, 2, 80))), (CAMPPlus(SPEAKER), torch.zeros(1, 2, 80))):
         with pytest.raises(ValueError, match="2 fbank frames are too few"):

@@ -14,6 +14,8 @@ from port.config import SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
 from reference.export_onnx import export_speaker, live_speaker, live_speech_tokenizer
 
+pytestmark = pytest.mark.part("convert")
+
 PARTS = pytest.mark.parametrize("part", COUNTS)
 
 

@@ -11,6 +11,8 @@ from port.fast.modules import recast
 from port.flow.layers import CausalConvPositionEmbedding
 from port.vocoder.convolution import CausalConv1d
 
+pytestmark = pytest.mark.part("fast.convolution")
+
 
 @pytest.mark.parametrize(
     ("device", "metal", "bare", "grouped"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.cases import all_cases
+from parity_tests.cases import all_cases, marked
 from parity_tests.parts import PARTS
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +30,7 @@ for word in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("case", all_cases(), ids=lambda case: f"{case.part.name}-{case.name}")
+@pytest.mark.parametrize("case", marked(all_cases()))
 def test_parity(parity, case):
     parity.check(case)
 

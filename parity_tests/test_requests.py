@@ -15,6 +15,8 @@ from parity_tests.parts import swap
 from parity_tests.speech_support import small_models
 from port.noise import rand_noise
 
+pytestmark = pytest.mark.part("model.CosyVoice3Model", late=1)
+
 STREAM = {"stream": True, "reset_hop": True}
 NUDGES = 2  # further float32 runs of the reference: a pitch integrates to a phase, see test_streaming.py
 

@@ -33,6 +33,8 @@ from port.stream import memory as streaming
 from port.stream.flow import Work, state_bytes
 from port.stream.memory import Memory, default_cache_bytes
 
+pytestmark = pytest.mark.part("stream.memory")
+
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(room=st.integers(0, 200), cuts=st.lists(st.integers(1, 9), min_size=1, max_size=6))
@@ -215,6 +217,7 @@ def requested(model, dtype, z, **options):
         return [c["tts_speech"].numpy() for c in ask(model, tensors, noise=noise, **options)]
 
 
+@pytest.mark.part("model.CosyVoice3Model")
 @pytest.mark.float32
 @pytest.mark.parametrize("causal_final", [False, True])
 def test_the_driver_streams_what_it_would_compute_again(causal_final):
@@ -233,6 +236,7 @@ def test_the_driver_streams_what_it_would_compute_again(causal_final):
             assert reading.status == "PASS", reading.message
 
 
+@pytest.mark.part("model.CosyVoice3Model")
 def test_the_driver_forgets_a_stream_that_is_broken_off():
     _, model = small_models()
     speech = request(model)

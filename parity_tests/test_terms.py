@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlx_parity.sides.truth import reference_state, to_torch
 from parity_tests.adapters.own import OwnPort
-from parity_tests.cases import all_cases
+from parity_tests.cases import all_cases, marked
 from port.fast import speed_up
 from port.fast.convolution import LONGEST_SUM, ProductConv1d, adds_whole_products
 from port.fast.modules import recast
@@ -64,7 +64,7 @@ def of_torch(case):
     return counter.get_total_flops() // 2
 
 
-@pytest.mark.parametrize("case", COUNTED, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", marked(COUNTED))
 def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oftener(case, monkeypatch):
     found = {}
     for name, forms in (("plain", ()), ("fast", None)):
@@ -80,6 +80,7 @@ def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oft
     assert found["fast"] <= expected
 
 
+@pytest.mark.part("vocoder.convolution.CausalConv1dUpsample")
 @pytest.mark.parametrize(("taps", "stride"), [(16, 8), (11, 5), (7, 3), (4, 4), (5, 4)])
 def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
     """Polyphase: an input frame meets stride phases, and each phase as many frames as its taps can reach."""
@@ -90,6 +91,7 @@ def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
     assert products.count == 9 * stride * 10 * reach * 6
 
 
+@pytest.mark.part("fast.convolution")
 @pytest.mark.parametrize("channels", [80, 256, 257, 1024])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_products_are_short_enough_for_any_blas(channels, groups, monkeypatch):

@@ -18,6 +18,8 @@ from port.frontend import text as front
 from port.frontend.text import split_paragraph, split_sentences, text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 
+pytestmark = pytest.mark.part("frontend.text")
+
 EXAMPLES = json.loads((Path(__file__).parent / "data/text_normalisation.json").read_text(encoding="utf-8"))
 IDS = [repr(row["text"][:20]) for row in EXAMPLES]
 

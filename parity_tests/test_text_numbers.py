@@ -9,6 +9,8 @@ from port.frontend.normalizer import MAX_STRETCH, WeTextNormalizer, stretches
 from port.frontend.special_tokens import SPECIAL_TOKENS, mistaken_tokens
 from port.frontend.text import text_normalize
 
+pytestmark = pytest.mark.part("frontend.text")
+
 
 def words(text):
     """Stands in for the tokenizer."""

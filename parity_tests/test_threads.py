@@ -143,6 +143,7 @@ ASKED = {
 }
 
 
+@pytest.mark.part("noise")
 @pytest.mark.parametrize("second", ASKED)
 @pytest.mark.parametrize("first", ASKED)
 def test_one_at_a_time_in_the_noise(monkeypatch, first, second):
@@ -183,6 +184,7 @@ def memory_and_uses(flow):
 USES = ("reserve", "find", "keep", "nbytes", "clear")
 
 
+@pytest.mark.part("stream.memory")
 @pytest.mark.parametrize("second", USES)
 @pytest.mark.parametrize("first", USES)
 def test_one_at_a_time_in_the_memory_of_streams(flow, monkeypatch, first, second):
@@ -190,6 +192,7 @@ def test_one_at_a_time_in_the_memory_of_streams(flow, monkeypatch, first, second
     assert waits(monkeypatch, memory, "_lock", *uses[first], uses[second][1])
 
 
+@pytest.mark.part("frontend.text")
 def test_one_at_a_time_in_the_normalizer(monkeypatch):
     """wetext keeps the text that it works on."""
     normalizer = WeTextNormalizer.__new__(WeTextNormalizer)

@@ -17,6 +17,8 @@ from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, SPECIAL_TOKE
 from port.frontend.tokenizer import OFFICIAL_VOCAB_SIZE, PROBE_IDS, PROBE_TEXT, CosyVoice3Tokenizer
 from reference.tiny_tokenizer import build_tiny_tokenizer, byte_symbols
 
+pytestmark = pytest.mark.part("frontend.tokenizer")
+
 VOCAB_SIZE = 320
 SHARED_SPECIALS = Path(__file__).parents[2] / "shared/official/additional_special_tokens.json"
 TEXTS = [

@@ -18,6 +18,8 @@ from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from reference.tiny_tokenizer import build_tiny_tokenizer, byte_symbols
 
+pytestmark = pytest.mark.part("frontend.tokenizer")
+
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 # Cuts by the words of the rule, worked out by hand.
 PIECES = {

@@ -9,6 +9,8 @@ from convert.transforms import fold_exactly, fold_weight_norm
 from mlx_parity.compare import compare
 from mlx_parity.judge import Row
 
+pytestmark = pytest.mark.part("convert.transforms")
+
 SHAPES = {"wide": (24, 16, 7), "one tap": (8, 5, 1), "one channel": (1, 30, 3)}
 
 

@@ -12,7 +12,7 @@ from mlx_parity.compare import compare
 from mlx_parity.judge import failures, judge
 from mlx_parity.sides.truth import reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
-from parity_tests.cases import case, voiced_and_unvoiced
+from parity_tests.cases import case, marked, voiced_and_unvoiced
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
 from parity_tests.parts import PARTS
 
@@ -21,7 +21,7 @@ CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.part.path or c.name.
 
 
 @pytest.mark.parametrize("form", ["products", "padded"])
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", marked(CONVOLUTIONS))
 def test_every_form_of_convolution(parity, case, form):
     """The CPU's shifted products and the GPU's padded channels are chosen by device; both must be right everywhere."""
     assert not (broken := failures(judge(case, OwnPort(forms=(form,))))), broken
@@ -31,6 +31,7 @@ def passes(parity, case: Case) -> None:
     assert not (broken := failures(judge(case, parity.adapter))), broken
 
 
+@pytest.mark.part("vocoder.convolution.CausalConv1d")
 @QUICK
 @given(
     taps=st.integers(1, 12),
@@ -49,6 +50,7 @@ def test_causal_convolution_of_any_shape(parity, taps, dilation, frames, side, c
     passes(parity, case(name, "vocoder.convolution.CausalConv1d", sizes, x=normal(2, 6, frames), **inputs))
 
 
+@pytest.mark.part("vocoder.convolution.CausalConv1dDownSample")
 @QUICK
 @given(stride=st.integers(2, 8), fold=st.integers(1, 3), frames=st.integers(16, 60))
 def test_downsampling_of_any_shape(parity, stride, fold, frames):
@@ -57,6 +59,7 @@ def test_downsampling_of_any_shape(parity, stride, fold, frames):
     passes(parity, case(name, "vocoder.convolution.CausalConv1dDownSample", sizes, x=normal(2, 6, frames)))
 
 
+@pytest.mark.part("vocoder.convolution.CausalConv1dUpsample")
 @QUICK
 @given(stride=st.integers(1, 8), taps=st.integers(1, 16), frames=st.integers(1, 20))
 def test_upsampling_of_any_shape(parity, stride, taps, frames):
@@ -65,6 +68,7 @@ def test_upsampling_of_any_shape(parity, stride, taps, frames):
     passes(parity, case(name, "vocoder.convolution.CausalConv1dUpsample", sizes, x=normal(2, 6, frames)))
 
 
+@pytest.mark.part("vocoder.source.SineGen2")
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(frames=st.sampled_from((2, 3, 25, 101)))
 def test_sines_of_any_length(parity, frames):
@@ -72,6 +76,7 @@ def test_sines_of_any_length(parity, frames):
     passes(parity, case(f"vocoder.sine.drawn.{frames}", "vocoder.source.SineGen2", SINE, f0=f0, sine_waves=waves))
 
 
+@pytest.mark.part("vocoder.stft.stft")
 @QUICK
 @given(samples=st.integers(9, 400))
 def test_stft_of_any_length(parity, samples):
@@ -79,6 +84,7 @@ def test_stft_of_any_length(parity, samples):
     passes(parity, case(f"vocoder.stft.drawn.{samples}", "vocoder.stft.stft", None, call, x=normal(1, samples)))
 
 
+@pytest.mark.part("vocoder.stft.istft")
 def test_istft_undoes_stft(parity):
     stft, istft = (PARTS[f"vocoder.stft.{name}"].resolve("port")[0] for name in ("stft", "istft"))
     x = mx.array(np.random.default_rng(0).standard_normal((2, 1440)).astype(np.float32))
@@ -87,6 +93,7 @@ def test_istft_undoes_stft(parity):
     np.testing.assert_allclose(np.array(back), np.array(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.part("vocoder.f0.CausalConvRNNF0Predictor")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_pitch_is_rounded_once(parity, seed):
     """The original folds and runs the predictor in float64: what is left is the rounding of its result to float32."""
@@ -102,6 +109,7 @@ def generator(parity) -> object:
     return parity.adapter.build(part, HIFT, reference_state(case("vocoder.built", part.path, HIFT)))
 
 
+@pytest.mark.part("vocoder.generator.CausalHiFTGenerator.inference")
 @pytest.mark.parametrize("frames", [9, 22, 23, 29])
 def test_a_chunk_equals_the_start_of_the_whole(parity, frames):
     """Streaming rests on it: samples that a chunk gives do not change when more frames come."""
@@ -115,12 +123,14 @@ def test_a_chunk_equals_the_start_of_the_whole(parity, frames):
     np.testing.assert_allclose(np.array(part), np.array(whole[:, : part.shape[1]]), rtol=0, atol=1e-6)
 
 
+@pytest.mark.part("vocoder.generator.CausalHiFTGenerator.inference")
 @pytest.mark.parametrize("frames", [1, 7])
 def test_too_few_frames_are_one_clear_error(parity, frames):
     with pytest.raises(ValueError, match=f"{frames} frames"):
         generator(parity).inference(mx.zeros((1, frames, 80)), False)
 
 
+@pytest.mark.part("vocoder.source.SineGen2")
 @pytest.mark.parametrize("seconds", [2, 30])
 def test_phases_follow_the_original_roundings(seconds):
     """A float32 accumulator would be off by 5e-3 after 2 s and by more than 1 after 30 s (SineGen2 on a CPU)."""

@@ -16,6 +16,8 @@ from port.fast import convolution, replaced, speed_up
 from port.fast.convolution import tap_order
 from port.vocoder.convolution import CausalConv1d, CausalConv1dUpsample
 
+pytestmark = pytest.mark.part("fast.arithmetic")
+
 # What each form puts into the vocoder.
 CLASSES = {
     "activations": {"PolynomialSnake"},

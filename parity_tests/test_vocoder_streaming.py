@@ -27,6 +27,8 @@ from port.stream.state import State
 from port.stream.vocoder import StreamingVocoder
 from port.vocoder.source import SineGen2
 
+pytestmark = pytest.mark.part("stream.vocoder.StreamingVocoder")
+
 STREAM = "stream.vocoder.StreamingVocoder"
 HELD_BACK, HOP = 8, 480
 INFERENCE = PARTS[f"{GENERATOR}.inference"]

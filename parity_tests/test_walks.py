@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from mlx_parity.faults.patch import patched
 from parity_tests import trace
 from parity_tests.cases import all_cases
+from parity_tests.faults import PACKAGES, catalogue
 from parity_tests.harness import chain
 from parity_tests.harness.chain import first_divergence, walk
-from parity_tests.harness.faults import FAULTS
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws
@@ -22,11 +23,21 @@ from reference.llm.sampling import SeededDraws as ReferenceDraws
 NAMES = tuple(walks(CosyVoice3Config()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+# What a walk that fails speaks of, where that is not the stage in its name.
+PARTS = {
+    "walk.speech_tokenizer": "frontend.speech_tokenizer.S3TokenizerV3",
+    "walk.speaker": "frontend.speaker.CAMPPlus",
+    "walk.whole": "model",
+}
+WALKS = [pytest.param(n, marks=pytest.mark.part(PARTS.get(n) or n.split(".")[1])) for n in NAMES]
+
+
+@pytest.mark.parametrize("name", WALKS)
 def test_walk(parity, name):
     parity.add(walk(parity.models, walks(parity.models.config)[name]))
 
 
+@pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 @pytest.mark.float32
 @pytest.mark.parametrize("seed", range(3))
 def test_seeded_speech_tokens_are_equal(parity, seed):
@@ -123,8 +134,8 @@ def test_trace_says_where_a_fault_shows(monkeypatch, capsys):
     """Through the command line: worst elements with their values, a map of the error in budgets."""
     assert trace.main(["flow.adaln_final"]) == 0
     assert "none over budget" in capsys.readouterr().out
-    fault = next(fault for fault in FAULTS if fault.name == "adaln_final_shift_before_scale")
-    with fault.patch():
+    fault = next(fault for fault in catalogue() if fault.name == "adaln_final_shift_before_scale")
+    with patched(fault, PACKAGES):
         assert trace.main(["flow.adaln_final"]) == 1
     lines = capsys.readouterr().out.split("first over budget:")[1].splitlines()
     (case,) = (case for case in all_cases() if case.name == "flow.adaln_final")

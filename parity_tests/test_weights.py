@@ -19,6 +19,8 @@ from port.files.storage import TensorInfo, Writer, read_header, read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
 
+pytestmark = pytest.mark.part("files.weights")
+
 FILE = "model.safetensors"
 
 

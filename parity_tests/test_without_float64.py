@@ -11,10 +11,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from mlx_parity.faults.patch import clear_caches
 from mlx_parity.sides.truth import reference_state
 from parity_tests.adapters.own import OwnPort
-from parity_tests.cases import all_cases
-from parity_tests.harness.fault_catalogue.base import clear_caches
+from parity_tests.cases import all_cases, marked
+from parity_tests.faults import PACKAGES
 from parity_tests.speech_support import LONGER, SYSTEM
 from parity_tests.test_cosyvoice3 import REQUESTS
 from port.request import Stream
@@ -78,14 +79,15 @@ def metal(monkeypatch):
     monkeypatch.setattr(mx, "stream", pretended.stream(mx.stream))
     monkeypatch.setattr(mx, "default_device", pretended.default_device)
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    clear_caches()
+    clear_caches(PACKAGES)
     yield pretended
-    clear_caches()  # what was found out about this device is of no other
+    clear_caches(PACKAGES)  # what was found out about this device is of no other
 
 
 CASES = [case for case in all_cases() if case.part.stage in ("llm", "flow", "vocoder")]
 
 
+@pytest.mark.part("vocoder.f0.CausalConvRNNF0Predictor")
 def test_the_pretended_device_refuses(metal):
     x = mx.array(np.ones(3), dtype=mx.float64)
     for operation in (lambda: x + 1, lambda: x[:1], lambda: mx.exp(x), lambda: mx.ones(3).astype(mx.float64)):
@@ -96,13 +98,14 @@ def test_the_pretended_device_refuses(metal):
     assert mx.default_device().type == mx.DeviceType.gpu
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", marked(CASES))
 def test_each_part_runs(metal, case):
     found = OwnPort().run(case.part, case.config, reference_state(case), case.draw(), case.call)
     assert all(np.isfinite(value).all() or value.dtype.kind != "f" for value in found.values())
     assert metal.met > 0 or not case.part.path.startswith("vocoder.f0")
 
 
+@pytest.mark.part("cosyvoice3")
 @pytest.mark.parametrize("mode", [*REQUESTS, "stream"])
 def test_every_mode_runs(metal, voices, recordings, mode):
     voices.port.add_zero_shot_spk(SYSTEM, recordings[0], "saved")

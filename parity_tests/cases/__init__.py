@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mlx_parity.case import Case, Draw
 from parity_tests.parts import PARTS
@@ -16,6 +17,11 @@ def all_cases() -> list[Case]:
     """Every isolated case, in the order of the pipeline and smallest parts first."""
     stages = ("frontend", "llm", "flow", "vocoder")
     return [case for stage in stages for case in import_module(f"{__name__}.{stage}").CASES]
+
+
+def marked(cases: Iterable[Case]) -> list[Any]:
+    """Cases as parameters of a test: named by part and case, and marked with the part that a failure speaks of."""
+    return [pytest.param(c, id=f"{c.part.name}-{c.name}", marks=pytest.mark.part(c.part.path)) for c in cases]
 
 
 def case(

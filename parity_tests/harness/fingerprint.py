@@ -1,4 +1,4 @@
-"""What code a recorded result belongs to: a hash of Python files that comments, docstrings and layout do not change."""
+"""What code a recorded result belongs to: a hash that comments, docstrings and layout do not change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def fingerprint(places: Iterable[str]) -> str:
-    """Hash of all Python files at some places.
+    """Hash of all Python files and tables of faults at some places.
 
     Args:
         places: files and folders below the repository's root; a folder stands for all files in it.
@@ -22,12 +22,17 @@ def fingerprint(places: Iterable[str]) -> str:
     found = hashlib.sha256()
     for place in places:
         path = ROOT / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        tables = [file for file in path.rglob("*.txt") if file.parent.name == "faults"]
+        files = [*path.rglob("*.py"), *tables] if path.is_dir() else [path]
+        for file in sorted(files):
             found.update(f"{file.relative_to(ROOT).as_posix()}\n{_code(file)}\n".encode())
     return found.hexdigest()[:16]
 
 
 def _code(file: Path) -> str:
+    if file.suffix == ".txt":
+        lines = (line.strip() for line in file.read_text("utf-8").splitlines())
+        return "\n".join(line for line in lines if line and not line.startswith("#"))
     tree = ast.parse(file.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:

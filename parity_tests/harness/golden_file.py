@@ -23,6 +23,7 @@ Side = Literal["reference", "port"]
 Entry = Mapping[str, Any]
 
 MANIFEST = "manifest.json"
+EMBEDDED = Path(__file__).parents[1] / "data" / "golden"
 DESCRIPTION = {"upstream": str, "config": dict, "call": dict}
 
 

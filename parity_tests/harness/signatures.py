@@ -8,7 +8,7 @@ difference over the checkpoints that fail under both, what is left of each diffe
 
 A checkpoint that fails under one alone counts by how far over budget the other, shifted, says it should be. Each is
 weighted by how few of the known faults it fails under (log of their inverse share): that a whole stage is wrong says
-little. `python -m parity_tests.harness.faults --signatures FILE` records the signatures of the catalogue.
+little. `python -m parity_tests.faults --signatures FILE` records the signatures of the catalogue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from parity_tests.harness.fingerprint import fingerprint
 
 DATA = Path(__file__).parents[1] / "data"
 FILE, SCORE = DATA / "fault_signatures.json", DATA / "fault_score.json"  # the second says which module each is in
-CODE = ("port", "convert", "parity_tests/cases", "parity_tests/harness/fault_catalogue")
+CODE = ("port", "convert", "parity_tests/cases", "parity_tests/faults")
 LEAST, MOST = math.log10(BUDGET), 6.0  # of a logarithm: the budget; beyond the other, or without a ratio, all is lost
 DECADES_OF_SIZE = 4.0  # that weigh as much as one decade of shape
 JUDGED = ("PASS", "FAIL", "ERROR", "VACUOUS")

@@ -1,0 +1,100 @@
+"""Which part a fault belongs to, and in which order the parts' tests run for it.
+
+A test says by `@pytest.mark.part("stream.memory")` which part it speaks of when it fails; nothing here knows a test.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from parity_tests.cases import all_cases
+from parity_tests.parts import PARTS
+
+# Groups of parts by the beginning of their paths, smallest first, each with the groups whose tests it needs beside its
+# own. Tests run in this order, so that the smallest part that is wrong is named.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "convert.transforms": ("convert",),
+    "frontend.text": (),
+    "frontend.tokenizer": (),
+    "frontend": (),
+    "frontend.frontend": ("cosyvoice3",),
+    "llm.sampling": ("llm",),
+    "llm": ("llm.sampling",),
+    "fast.precision": (),
+    "fast.convolution": (),
+    "flow": ("fast",),
+    "vocoder": ("fast",),
+    "fast": ("flow", "vocoder"),
+    "noise": (),
+    "stream.memory": (),
+    "stream.flow": (),
+    "stream.vocoder": (),
+    "files.weights": (),
+    "files.community": (),
+    "config": ("convert",),
+    "convert": ("files.weights",),
+    "convert.run": ("convert",),
+    "model.drop_silence": ("model",),
+    "model.interpolate": ("model",),
+    "model": ("model.drop_silence", "model.interpolate", "cosyvoice3"),
+    "cosyvoice3": ("model",),
+}
+# Whose isolated cases run for a part, by the beginnings of their paths, where those are not of its own package.
+CASES: dict[str, tuple[str, ...]] = {
+    "convert": ("",),
+    "flow": ("flow.", "fast."),
+    "fast": ("fast.", "flow.", "llm.", "vocoder."),
+    "stream.flow": ("flow.", "fast."),
+    "stream.vocoder": ("vocoder.",),
+}
+# Groups whose tests run before any isolated case, which all depend on them.
+BEFORE = {"convert": ("convert.transforms",)}
+# Parts that tests name and that have no isolated case.
+WITHOUT_CASES = frozenset(
+    {
+        *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
+        *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
+        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision"),
+        *("stream.flow.StreamingFlow", "stream.memory", "stream.vocoder.StreamingVocoder"),
+        *("config", "convert", "convert.run", "convert.transforms", "files.community", "files.weights"),
+        *("noise", "model.CosyVoice3Model", "model.drop_silence", "model.interpolate", "cosyvoice3"),
+    }
+)
+STAGES = ("llm", "flow", "vocoder", "model")  # that walks name
+
+
+def is_part(path: str) -> bool:
+    """Whether a test may name it."""
+    return path in PARTS or path in WITHOUT_CASES or path in STAGES
+
+
+def part_of(where: str) -> str | None:
+    """The smallest known part that `module:qualified.name` lies in; None where there is none."""
+    words = where.replace(":", ".").split(".")
+    paths = [".".join(words[:n]) for n in range(len(words), 0, -1)]
+    return next((path for path in paths if path in PARTS or path in WITHOUT_CASES), None)
+
+
+def group_of(part: str) -> str | None:
+    """The group of a part: the longest beginning of its path."""
+    return _longest(GROUPS, part)
+
+
+def cases_of(part: str) -> tuple[str, ...]:
+    """Beginnings of the parts whose isolated cases run for a fault in `part`."""
+    found = _longest(CASES, part)
+    return CASES[found] if found else (f"{part.split('.')[0]}.",)
+
+
+@cache
+def place(part: str) -> tuple[int, int]:
+    """Sorts parts: by their groups, then as their isolated cases come, then those without."""
+    paths = list(dict.fromkeys(case.part.path for case in all_cases()))
+    group = group_of(part)
+    at = paths.index(part) if part in paths else len(paths) + (part in STAGES)
+    return list(GROUPS).index(group) if group else len(GROUPS), at
+
+
+def _longest(beginnings: dict[str, tuple[str, ...]], part: str) -> str | None:
+    found = [b for b in beginnings if part == b or part.startswith(f"{b}.")]
+    return max(found, key=len, default=None)

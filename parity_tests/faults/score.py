@@ -1,0 +1,41 @@
+"""The recorded score of the catalogue, for the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlx_parity.faults.verdict import Verdict
+from mlx_parity.report.codec import plain, read
+from mlx_parity.report.sections import Faults
+from mlx_parity.sides import regime
+from parity_tests.harness.fingerprint import ROOT, fingerprint
+
+SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
+CODE = ("port", "convert", "reference", "parity_tests", "mlx_parity")  # what the score depends on
+
+
+def record(verdicts: Sequence[Verdict], started: datetime) -> str:
+    """Text of a file of the score, one row a line, with the circumstances it was measured in."""
+    found = plain(read(Faults, {"rows": [verdict.to_dict() for verdict in verdicts]}, "faults"))
+    about = {
+        "started": started.isoformat(timespec="seconds"),
+        "duration_s": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "commit": regime.commit(ROOT)[0],
+        "mlx": regime.versions()["mlx"],
+        "device": regime.machine()["device"],
+        "fingerprint": fingerprint(CODE),
+    }
+    rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
+    return f'{{"recorded": {json.dumps(about)},\n"score": {json.dumps(found["score"])},\n"rows": [\n{rows}\n]}}\n'
+
+
+def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
+    """The report's section `fault_catalogue`: the recorded score, and whether the code has not changed since."""
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text("utf-8"))
+    return found | {"fresh": found["recorded"]["fingerprint"] == fingerprint(CODE)}
