@@ -330,3 +330,44 @@ def test_what_a_killed_run_left_beside_goes(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
     model.write_atomically(tmp_path / "report.html", "whole")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+BITE = "x\n::stop-commands::x\n\x1b[2J\u202e"
+
+
+def _texts(content, way=()):
+    """The way to each text of a report."""
+    if isinstance(content, str):
+        yield way
+    elif isinstance(content, dict | list):
+        for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _texts(inner, (*way, key))
+
+
+def test_no_text_of_a_report_runs_in_a_terminal_a_log_or_a_page(valid, tmp_path, capsys):
+    """Each text with a line break, a command of CI, an escape sequence and a mark of direction in it."""
+    kinds = {tuple("*" if isinstance(step, int) else step for step in way): way for way in _texts(valid)}
+    taken = 0
+    for way in kinds.values():
+        path = tmp_path / "run.json"
+        path.write_text(json.dumps(edited(valid, way, BITE)), "utf-8")
+        arguments = [str(path), "--out", str(tmp_path / "out"), "--annotations"]
+        taken += build.main(arguments) in (0, 1) and (tmp_path / "out" / "report.html").exists()
+        drift.main([str(path), str(path)])
+        captured = capsys.readouterr()
+        said = [captured.out, captured.err]
+        for file in (tmp_path / "out").glob("*"):
+            said.append(file.read_text("utf-8"))
+            file.unlink()
+        for text in said:
+            assert "\x1b" not in text and "\u202e" not in text, way
+            assert not any(line.startswith("::stop") for line in text.splitlines()), way
+    assert taken > len(kinds) / 4
+
+
+def test_a_stored_sentence_is_not_printed(valid, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(edited(valid, ("verdict", "sentence"), "FAIL: all is lost")), "utf-8")
+    assert build.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    said = [capsys.readouterr().out, *(file.read_text("utf-8") for file in (tmp_path / "out").iterdir())]
+    assert not any("all is lost" in text for text in said)

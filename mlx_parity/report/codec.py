@@ -129,10 +129,16 @@ def _read_scalar(kind: type, limits: Limits, value: Any, place: str) -> Any:
         _require(not any("\ud800" <= c <= "\udfff" for c in value), place, value, "UTF-8 text")
         _require(not limits.pattern or re.fullmatch(limits.pattern, value) is not None, place, value, "of its form")
         _check(limits, len(value), place, value, " characters")
-    elif kind is not bool:
+        return printing(value)
+    if kind is not bool:
         _require(math.isfinite(value), place, value, "finite; a value that was not measured must be null")
         _check(limits, value, place, value, "")
     return value
+
+
+def printing(text: str) -> str:
+    """With what does not print escaped: it could rewrite a terminal, forge a line of a log or run a command of CI."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _check(limits: Limits, number: float, place: str, value: Any, unit: str) -> None:
