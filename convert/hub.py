@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,10 +108,8 @@ def find_source(
         if revision:
             raise Misused(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
         return Source(folder, hf_path, None, llm)
-    if folder.exists() or not hub.ID.fullmatch(hf_path):
-        raise Misused(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}{_alike(folder)}")
-    if (alike := _alike(folder)) or hf_path.startswith("."):
-        raise Misused(f"{hf_path}: no such folder{alike}")
+    if why := hub.no_id(hf_path, f"a folder, or a hub id such as {RELEASE.repo}"):
+        raise Misused(why)
     if revision is None and hf_path == RELEASE.repo:
         revision = RELEASE.revision
     files: Sequence[str] = needed_files(llm)
@@ -127,15 +124,6 @@ def find_source(
     return Source(folder, hf_path, folder.name, llm, {name: digest for name, digest in digests.items() if digest})
 
 
-def _alike(folder: Path) -> str:
-    """What may have been meant by a folder that is not there."""
-    try:
-        near = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], 1)
-    except OSError:
-        return ""
-    return f"; did you mean {folder.parent / near[0]}?" if near and len(folder.parts) > 1 else ""
-
-
 def _download(
     repo: str, revision: str | None, files: Sequence[str], out: Path | None, share: float, known: Mapping[str, Known]
 ) -> Path:
@@ -145,9 +133,6 @@ def _download(
         if held := hub.in_cache(repo, revision, files):
             return held
         raise Refused(f"{error}, and the cache does not hold all that a conversion needs") from None
-    except hub.Refused as error:
-        beside = "; nor is there such a folder here" if Path(repo).parent.is_dir() else ""
-        raise Refused(f"{error}{beside}") from None
     files = [held_as(name, listing.sizes) for name in files]
     if missing := [name for name in files if name not in listing.sizes]:
         raise Refused(f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint")

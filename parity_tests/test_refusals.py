@@ -147,5 +147,5 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("port.files.hub.in_cache", lambda *_: None)
-    with pytest.raises(Refused, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
+    with pytest.raises(Refused, match=r"the hub cannot be reached \(ConnectionError\); nor is there such a folder here, and the cache does not"):
         CosyVoice3.from_pretrained("someone/some-model")
