@@ -41,6 +41,10 @@ def test_known_damage_is_refused_or_read(path, tmp_path):
     assert fuzz.attempt(reader, tmp_path)[0] == ("read" if path.stem.startswith("read") else "refused")
 
 
+def test_every_reader_has_known_damage():
+    assert {folder.name for folder in CORPUS.iterdir()} == BY_NAME.keys()
+
+
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_short_run(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz.signal, "alarm", lambda seconds: 0)  # pytest has a clock of its own
