@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from convert.card_flags import add_card_flags
 from convert.checkpoint import sha256
+from convert.flags import add_card_flags
 from port.files import hub
 from port.files.disk import read_json
 from port.files.errors import Refused, printable

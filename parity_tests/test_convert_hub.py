@@ -15,8 +15,9 @@ import convert.hub
 from convert import run
 from convert.audit import port_shapes
 from convert.bake import Bake
-from convert.hub import RELEASE, Known, Release, needed_files
+from convert.hub import needed_files
 from convert.quantize import PARTS, Precision
+from convert.release import RELEASE, Known, Release
 from convert.space import output_bytes, output_layout, output_share, require_space
 from parity_tests.fake_hub import CHUNK, Repo, digest, read_folder, sha256
 from port.config import CosyVoice3Config

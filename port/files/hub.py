@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CONVERTER, Refused
-from .storage import INDEX_FILE
 
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -63,6 +62,8 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
         if held := in_cache(path_or_hf_repo, revision, ["config.json"]):
             return held
         raise Refused(f"{error}, and the cache does not hold it") from None
+    from .storage import INDEX_FILE  # here, so that an id is checked without MLX
+
     files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
     if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
         raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by {CONVERTER} --hf-path")
