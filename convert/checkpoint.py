@@ -32,8 +32,10 @@ MAX_DIMENSIONS = 8
 # What trainers put a state dict into: DeepSpeed `module`, Lightning `state_dict`, vocoder trainers `generator`, ...
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model", "generator")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-LFS_POINTER = b"version https://git-lfs"
-_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# By their names in safetensors files: weights, and what trainers count in.
+_SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SAFETENSORS |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool}
+_SAFETENSORS |= {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8}
 # The official yaml seeds four generators; nothing else in it may ask for a call.
 ALLOWED_APPLY = frozenset({"random.seed", "numpy.random.seed", "torch.manual_seed", "torch.cuda.manual_seed_all"})
 MAX_YAML_BYTES = 1 << 18
@@ -98,11 +100,9 @@ def read_state_dict(path: Path) -> StateDict:
     try:
         require_regular(path)
         with path.open("rb") as file:
-            start = file.read(64)
+            start = file.read(9)
     except OSError as error:
         raise Refused(f"{path}: {error.strerror or error}") from None
-    if start.startswith(LFS_POINTER):
-        raise Refused(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
     if path.suffix == ".safetensors" or start[8:9] == b"{":
         content, data, kept = *_read_safetensors(path), ()
     else:
@@ -117,8 +117,10 @@ def read_state_dict(path: Path) -> StateDict:
             raise Refused(f"{path}: entry {key!r:.60} is {_what(value)}, expected a tensor under a name")
         else:
             tensors[key] = _tensor(path, key, value, data)
-    if not tensors:
-        raise Refused(f"{path}: holds no tensors")
+    if all(math.prod(tensor.shape) == 1 for tensor in tensors.values()):  # none, or a loss
+        within = _fullest(content)
+        more = f" itself; its entry {within!r:.120} does: save that alone" if within else ""
+        raise Refused(f"{path}: holds no tensors{more}")
     if len(tensors) > MAX_TENSORS:
         raise Refused(f"{path}: {len(tensors)} tensors, more than {MAX_TENSORS}")
     return StateDict(tensors, tuple(ignored))
@@ -126,19 +128,15 @@ def read_state_dict(path: Path) -> StateDict:
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Any], mmap]:
     """Descriptions and bytes, as `read_torch_file` gives them."""
-    entries = read_header(path)
+    entries = read_header(path, {tag: dtype.itemsize for tag, dtype in _SAFETENSORS.items()})
     with path.open("rb") as file:
         begin = 8 + int.from_bytes(file.read(8), "little")
         data = mmap(file.fileno(), 0, access=ACCESS_COPY)
     content: dict[str, Any] = {}
     for name, info in entries.items():
-        dtype, count = _SAFETENSORS.get(info.dtype), math.prod(info.shape)
+        storage = Storage(_SAFETENSORS[info.dtype], begin + info.begin, math.prod(info.shape))
         strides = tuple(math.prod(info.shape[i + 1 :]) for i in range(len(info.shape)))
-        content[name] = (
-            Foreign(f"safetensors.{info.dtype}")
-            if dtype is None
-            else Stored(Storage(dtype, begin + info.begin, count), 0, info.shape, strides)
-        )
+        content[name] = Stored(storage, 0, info.shape, strides)
     return content, data
 
 
@@ -160,11 +158,19 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
     return content, ignored
 
 
+def _fullest(content: dict[Any, Any]) -> str:
+    """Which entry, or entry of an entry, holds the most tensors under names; empty where none holds any."""
+    counts, level = {"": 0}, [("", content)]
+    for _ in range(3):
+        inner = ((f"{path}.{key!s:.60}", value) for path, held in level for key, value in held.items())
+        level = list({id(value): (path, value) for path, value in inner if isinstance(value, dict)}.values())
+        counts |= {path[1:]: sum(map(_is_tensor, held.values())) for path, held in level}
+    return max(counts, key=counts.__getitem__)
+
+
 def _is_tensor(value: Any) -> bool:
     """Dense or, such as `torch._utils._rebuild_sparse_tensor`, of another kind."""
-    return isinstance(value, Stored) or (
-        isinstance(value, Foreign) and value.name.startswith(("torch.", "safetensors."))
-    )
+    return isinstance(value, Stored) or (isinstance(value, Foreign) and value.name.startswith("torch."))
 
 
 def _what(value: Any) -> str:

@@ -1,58 +1,20 @@
-"""The official checkpoint: its files, their sizes and hashes, and how it gets from the hub to this machine."""
+"""The official checkpoint: how it gets from the hub to this machine, and whether its files are the published ones."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 from convert.official import QWEN_FILE, TOKENIZER_FILE, VOCABULARY_FILES, YAML_FILE
 from convert.parts import held_as, official_parts
+from convert.release import RELEASE, Known
 from convert.space import require_space
 from port.files import hub
 from port.files.errors import Misused, Refused
 
 TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
-
-
-class Known(NamedTuple):
-    """A published file: its size, and its sha256 (64 digits) or, of a small file, its git blob id (40 digits)."""
-
-    bytes: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Release:
-    """One commit of a repository whose files are known."""
-
-    repo: str
-    revision: str
-    files: Mapping[str, Known]
-
-
-RELEASE = Release(
-    "FunAudioLLM/Fun-CosyVoice3-0.5B-2512",
-    "29e01c4e8d000f4bcd70751be16fa94bf3d85a18",
-    {
-        "cosyvoice3.yaml": Known(6_934, "2eda7e5007d99f6b17fbe7bd751cf54e3cde29ea"),
-        "llm.pt": Known(2_024_669_519, "69f43bd545131c30e98947fb360ea8b4dc9916d8e83dded7757c7ea4f5a24970"),
-        "llm.rl.pt": Known(2_024_682_701, "74d34b01a80c7154670ae75ac372d1b1712c78bceae9f467eb9f1f6f61ec764f"),
-        "flow.pt": Known(1_329_116_148, "a6fab32a7825e5b0bc855ddd948f8db9370b0a786fbc249caa4595e95b608e4b"),
-        "hift.pt": Known(83_202_622, "b279d7641eb97ae55b3b540cfba4f953c26492a2df758328a89a4d007ab87a65"),
-        "campplus.onnx": Known(28_303_423, "a6ac6a63997761ae2997373e2ee1c47040854b4b759ea41ec48e4e42df0f4d73"),
-        "speech_tokenizer_v3.onnx": Known(
-            969_451_503, "23236a74175dbdda47afc66dbadd5bcb41303c467a57c261cb8539ad9db9208d"
-        ),
-        "CosyVoice-BlankEN/config.json": Known(659, "463b055262b6c66c4629a74a4b300bfe2ed31d3c"),
-        "CosyVoice-BlankEN/tokenizer_config.json": Known(1_287, "ff55d7b9eb1384e5d4d7e75dc0f564c1a8833d6e"),
-        "CosyVoice-BlankEN/vocab.json": Known(2_776_833, "4783fe10ac3adce15ac8f358ef5462739852c569"),
-        "CosyVoice-BlankEN/merges.txt": Known(1_402_109, "90d3d82d027eadcc6a5e77c38eb82d43fc51b53b"),
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -109,10 +71,8 @@ def find_source(
         if revision:
             raise Misused(f"--revision {revision}: {hf_path} is a folder here and has no revisions")
         return Source(folder, hf_path, None, llm)
-    if folder.exists() or not hub.ID.fullmatch(hf_path):
-        raise Misused(f"{hf_path}: neither a folder nor a hub id such as {RELEASE.repo}{_alike(folder)}")
-    if (alike := _alike(folder)) or hf_path.startswith("."):
-        raise Misused(f"{hf_path}: no such folder{alike}")
+    if why := hub.no_id(hf_path, f"a folder, or a hub id such as {RELEASE.repo}"):
+        raise Misused(why)
     if revision is None and hf_path == RELEASE.repo:
         revision = RELEASE.revision
     files: Sequence[str] = needed_files(llm)
@@ -127,15 +87,6 @@ def find_source(
     return Source(folder, hf_path, folder.name, llm, {name: digest for name, digest in digests.items() if digest})
 
 
-def _alike(folder: Path) -> str:
-    """What may have been meant by a folder that is not there."""
-    try:
-        near = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], 1)
-    except OSError:
-        return ""
-    return f"; did you mean {folder.parent / near[0]}?" if near and len(folder.parts) > 1 else ""
-
-
 def _download(
     repo: str, revision: str | None, files: Sequence[str], out: Path | None, share: float, known: Mapping[str, Known]
 ) -> Path:
@@ -145,9 +96,6 @@ def _download(
         if held := hub.in_cache(repo, revision, files):
             return held
         raise Refused(f"{error}, and the cache does not hold all that a conversion needs") from None
-    except hub.Refused as error:
-        beside = "; nor is there such a folder here" if Path(repo).parent.is_dir() else ""
-        raise Refused(f"{error}{beside}") from None
     files = [held_as(name, listing.sizes) for name in files]
     if missing := [name for name in files if name not in listing.sizes]:
         raise Refused(f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint")

@@ -11,12 +11,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from convert.audit import SourceFile
-from convert.checkpoint import LFS_POINTER, StateDict, sha256
+from convert.checkpoint import StateDict, sha256
 from convert.hub import TEXT_FILES, Source, check_digests
 from convert.official import SPEECH_TOKENIZER_FILE, YAML_FILE
 from convert.parts import Part, Weights
 from port.config import MODEL_TYPE
-from port.files.disk import read_json
+from port.files.disk import read_json, require_regular
 from port.files.errors import Refused
 
 OTHERS = ("cosyvoice2.yaml", "cosyvoice.yaml")
@@ -43,11 +43,7 @@ def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
             more = f", and {len(missing) - 1} more files are missing"
         raise Refused(f"{folder / name}: {'not a file' if (folder / name).exists() else 'not found'}{more}")
     for name in files:
-        with (folder / name).open("rb") as file:
-            if file.read(len(LFS_POINTER)) == LFS_POINTER:
-                raise Refused(
-                    f"{folder / name}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder"
-                )
+        require_regular(folder / name)
 
 
 def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, Weights]) -> dict[str, SourceFile]:

@@ -16,7 +16,7 @@ from itertools import chain
 import numpy as np
 
 from convert.mapping_onnx import ONNX_ROWS
-from convert.names import ADAPTER, COUNTERS, strip_prefixes
+from convert.names import ADAPTER, COUNTERS, shared_prefixes, strip_prefixes
 from convert.transforms import (
     CONSTANT,
     CONV,
@@ -238,7 +238,7 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
         spelled[plain] = key
     groups: dict[tuple[Row, tuple[str, ...]], list[str | None]] = {}
     for plain in spelled:
-        row, index, captured = _find(part, plain, spelled[plain])
+        row, index, captured = _find(part, plain, spelled)
         groups.setdefault((row, captured), [None] * len(row.sources))[index] = plain
     steps, filled = [], {}
     for (row, captured), members in groups.items():
@@ -278,15 +278,23 @@ def convert(part: str, tensors: Mapping[str, np.ndarray], config: CosyVoice3Conf
     return done
 
 
-def _find(part: str, plain: str, spelled: str) -> tuple[Row, int, tuple[str, ...]]:
+def _find(part: str, plain: str, spelled: Mapping[str, str]) -> tuple[Row, int, tuple[str, ...]]:
+    if found := _known(part, plain):
+        return found
+    if ADAPTER.search(plain):
+        what = f"{part}: {spelled[plain]!r} is of an adapter"
+        raise Refused(f"{what}; merge the adapter first (peft: merge_and_unload) and save again")
+    for prefix in shared_prefixes(spelled):
+        if _known(part, plain.removeprefix(prefix)):
+            raise Refused(f"{part}: every name begins with {prefix!r}; save the tensors under their names without it")
+    raise Refused(f"{part}: unknown tensor {spelled[plain]!r}; the model has no place for it")
+
+
+def _known(part: str, plain: str) -> tuple[Row, int, tuple[str, ...]] | None:
     for regex, row, index in _patterns(part):
         if match := regex.fullmatch(plain):
             return row, index, match.groups()
-    if ADAPTER.search(plain):
-        raise Refused(
-            f"{part}: {spelled!r} is of an adapter; merge the adapter first (peft: merge_and_unload) and save again"
-        )
-    raise Refused(f"{part}: unknown tensor {spelled!r}; the model has no place for it")
+    return None
 
 
 def _fill(pattern: str, captured: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from convert.checkpoint import StateDict, read_state_dict
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.release import LLM_FILES
 from port.files.disk import read_json
 
 Weights = StateDict | OnnxWeights
@@ -31,7 +32,6 @@ PARTS = (
     Part("hift", "hift.pt", read_state_dict),
     Part("llm", "llm.pt", read_state_dict),
 )
-LLM_FILES = {"base": "llm.pt", "rl": "llm.rl.pt"}  # the second is the first after reinforcement learning
 
 
 def held_as(file: str, names: Container[str]) -> str:

@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from convert.card_flags import add_card_flags
 from convert.checkpoint import sha256
+from convert.flags import add_card_flags
 from mlx_parity.report.codec import ReportError
 from mlx_parity.report.model import Report, load
 from port.files import hub

@@ -18,27 +18,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from convert.flags import BITS, GROUP_SIZES, HALF_BY_DEFAULT, PARTS, QUANTIZED_BY_DEFAULT, QUANTIZED_PARTS, TAGS
 from port.config import read_settings
 from port.files.errors import Misused, Refused
 from port.files.storage import DTYPES, Shape, TensorInfo, read_headers
 from port.files.weights import quantization_of
 
-TAGS = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 NAMES = {tag: name for name, tag in TAGS.items()}
-BITS = (4, 8)
-GROUP_SIZES = (32, 64, 128)
 MODE = "affine"
-# The parameters of each part that may leave float32.
-PARTS = {
-    "llm": r"llm\.qwen2\.layers\.\d+\.(self_attn|mlp)\..*\.(weight|bias)",
-    "embeddings": r"llm\.(qwen2\.embed_tokens|speech_embedding)\.weight",
-    "flow": r"flow\.decoder\.estimator\.transformer_blocks\.\d+\..*\.(weight|bias)",
-    "vocoder": r"vocoder\.(?!f0_predictor|m_source).*\.(weight|bias)",
-    "speech_tokenizer": r"speech_tokenizer\.blocks\.\d+\.(attn\.(query|key|value|out)|mlp\..*)\.(weight|bias)",
-}
-QUANTIZED_PARTS = ("llm", "embeddings", "flow", "speech_tokenizer")  # MLX has no quantized convolution
-HALF_BY_DEFAULT = ("llm", "embeddings", "flow")
-QUANTIZED_BY_DEFAULT = ("llm",)
 
 
 @dataclass(frozen=True)
@@ -180,26 +167,6 @@ def precision_of(folder: Path) -> Found:
     return Found(
         {name: info.dtype for name, (_, info) in read_headers(folder).items()},
         tuple(sorted({b for b in bits if type(b) is int})),
-    )
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `mlx_lm.convert`, and the choice of parts."""
-    parser.add_argument(
-        "--dtype", choices=list(TAGS), default="float32", help="of the written weights (default: float32)"
-    )
-    parser.add_argument(
-        "--dtype-parts",
-        metavar="P,P",
-        help=f"parts that take it (default: {','.join(HALF_BY_DEFAULT)}): {', '.join(PARTS)}",
-    )
-    parser.add_argument("-q", "--quantize", action="store_true", help="quantize; the language model alone by default")
-    parser.add_argument("--q-bits", type=int, choices=BITS, help="bits a weight (default: 4)")
-    parser.add_argument("--q-group-size", type=int, choices=GROUP_SIZES, help="weights a scale (default: 64)")
-    parser.add_argument(
-        "--q-parts",
-        metavar="P,P:BITS",
-        help=f"parts to quantize, with bits of their own perhaps (default: llm): {', '.join(QUANTIZED_PARTS)}",
     )
 
 

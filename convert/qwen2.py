@@ -12,6 +12,7 @@ from port.files.errors import Refused, brief
 SAVED_BESIDE = (
     "_name_or_path",
     "_attn_implementation",
+    "_attn_implementation_autoset",
     "chunk_size_feed_forward",
     "id2label",
     "label2id",

@@ -1,5 +1,6 @@
 """A whole conversion: what the folder holds, and nothing where parity fails or the process dies."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -82,6 +83,41 @@ def test_runs_as_a_script_and_as_a_module(tmp_path, how):
     assert done.stderr.startswith("convert: ")
     assert "exists already" in done.stderr
     assert subprocess.run(call[:-2], cwd=ROOT, capture_output=True).returncode == 2
+
+
+def started(before, *arguments):
+    """The command in a process of its own, after some lines of Python."""
+    script = f"import sys\n{before}\nfrom convert import run\nsys.exit(run.main({list(map(str, arguments))!r}))"
+    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--hf-path"], 2), (["--q-bits", "5"], 2)])
+def test_help_and_mistakes_are_answered_before_anything_large_is_loaded(arguments, code):
+    told = "import atexit\natexit.register(lambda: print({'torch', 'mlx', 'numpy', 'onnx'} & sys.modules.keys()))"
+    done = started(told, *arguments)
+    assert done.returncode == code
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("while_loading", ["torch", "convert.conversion"])
+def test_ctrl_c_while_the_command_is_loaded_is_one_line(tmp_path, while_loading):
+    finder = f"""class Interrupt:
+    def find_spec(name, path=None, target=None):
+        if name == {while_loading!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt)"""
+    done = started(finder, "--hf-path", tmp_path, "--mlx-path", tmp_path / "out")
+    assert (done.returncode, done.stderr) == (1, "convert: interrupted; nothing was written\n")
+
+
+def test_a_full_disk_names_the_output(source, conversion, monkeypatch, tmp_path):
+    def write(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("convert.conversion.Writer.write", write)
+    code, line = conversion(source, tmp_path / "results" / "out")
+    assert code == 1
+    assert line == f"convert: {tmp_path / 'results' / 'out'}: No space left on device"
 
 
 def test_revision_of_a_folder_is_a_usage_error(official):

@@ -129,6 +129,17 @@ def test_records_that_overlap(tmp_path):
     refused(read_state_dict, tmp_path / "x.pt")
 
 
+@pytest.mark.parametrize("stem", ["../x", "../../etc", "/etc", "a/../../x", "C:\\x"])
+def test_names_of_records_that_leave_the_folder(tmp_path, stem):
+    """They are read where they stand in the file, and nothing is unpacked."""
+    records = {f"{stem}/{name.partition('/')[2]}": content for name, content in records_of(saved(TENSORS)).items()}
+    path = tmp_path / "inner" / "x.pt"
+    path.parent.mkdir()
+    path.write_bytes(packed(records | {"../beside": b"x", f"{stem}/../above": b"x"}))
+    assert read_state_dict(path)["a.weight"].tolist() == TENSORS["a.weight"].tolist()
+    assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
+
+
 # ---- pickles that cost more than they are
 
 

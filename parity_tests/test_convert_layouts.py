@@ -15,6 +15,7 @@ from convert import run
 from convert.conversion import convert_folder
 from convert.hub import find_source
 from parity_tests.convert_support import resave
+from parity_tests.test_convert_folders import EDITS, saved_by
 from parity_tests.test_mapping import folded
 from port.files.errors import Refused
 
@@ -57,6 +58,7 @@ def with_discriminator(state):
 
 DEEPSPEED = {"grad_norm": torch.tensor(2.5), "ds_version": "0.15", "global_steps": 7, "buffer_names": [], "lr": None}
 DEEPSPEED |= {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "sparse_tensor_module_names": {"a"}}
+COUNTED = {"epoch": torch.tensor(7), "step": torch.tensor([9], dtype=torch.int32)}
 # By name: what each file holds instead, and how exactly the converted weights are those of the plain checkpoint.
 LAYOUTS = {
     "trainers": (
@@ -106,9 +108,9 @@ LAYOUTS = {
     "float16": (dict.fromkeys(FILES, lambda s: as_dtype(torch.float16, s)), 2**-11),
     "safetensors": (
         {
-            "llm.pt": lambda s: without(HEAD, s),
+            "llm.pt": lambda s: without(HEAD, s) | COUNTED,
             "flow.pt": lambda s: as_dtype(torch.bfloat16, s),
-            "hift.pt": lambda s: before("generator.", s),
+            "hift.pt": lambda s: as_dtype(torch.float64, before("generator.", s)),
         },
         2**-8,
     ),
@@ -150,9 +152,30 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
     if layout == "trainers":
         assert set(ignored["llm"]) == set(DEEPSPEED)
         assert set(ignored["flow"]) == {"epoch", "step", "grad_norm"}
+    if layout == "safetensors":
+        assert set(ignored["llm"]) == set(COUNTED)
     if layout == "a vocoder's whole training":
         assert [key for key in audit["dropped"] if key.startswith("discriminator.")]
         assert "training" in audit["dropped"]["discriminator.mrd.bias"]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, tmp_path, plain, capsys, version):
+    """A backbone's configuration of newer transformers, and a yaml edited in several places."""
+    path = source / "CosyVoice-BlankEN" / "config.json"
+    path.write_text(json.dumps(saved_by(version, json.loads(path.read_text()))))
+    path = source / "cosyvoice3.yaml"
+    text = path.read_text()
+    for old, new in EDITS[:4]:  # those after it edit the same line
+        assert old in text
+        text = text.replace(old, new, 1)
+    path.write_text(text)
+    assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    said = capsys.readouterr().out
+    assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
+    found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    assert found.keys() == plain.keys()
+    assert all(mx.array_equal(found[name], value) for name, value in plain.items())
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -192,6 +215,9 @@ def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys)
         ("llm.pt", "llm.model.model.layers.0.self_attn.q_proj.base_layer.weight", "merge the adapter"),
         ("flow.pt", "decoder.estimator.transformer_blocks.0.attn.to_q.lora_up.weight", "merge the adapter"),
         ("hift.pt", "conv_pre.lora_B.weight", "merge the adapter"),
+        ("llm.pt", "llm.model.model.layers.0.self_attn.q_proj.vera_lambda_b", "merge the adapter"),
+        ("llm.pt", "base_model.vera_A.default", "merge the adapter"),
+        ("flow.pt", "decoder.estimator.transformer_blocks.0.attn.to_q.boft_R.default", "merge the adapter"),
         ("llm.pt", "discriminator.x.weight", "unknown tensor"),
         ("flow.pt", "generator.x.weight", "unknown tensor"),
     ],
@@ -202,3 +228,32 @@ def test_tensors_of_other_training(source, conversion, file, key, said):
     assert code == 1
     assert said in line
     assert key in line
+
+
+@pytest.mark.parametrize("wrapper", ["net_g", "net", "ema", "params", "llm", "model_state", "training.model"])
+def test_a_wrapper_of_another_name(source, conversion, wrapper):
+    """A name that some trainer has: it holds the tensors, the file itself a loss at most."""
+
+    def wrap(state):
+        for name in reversed(wrapper.split(".")):
+            state = {name: state, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "loss": torch.ones(1)}
+        return state | {"step": torch.tensor(3), "lr": 1e-4}
+
+    resave(source / "flow.pt", wrap)
+    code, line = conversion(source)
+    assert code == 1
+    assert f"holds no tensors itself; its entry '{wrapper}' does: save that alone" in line
+
+
+def test_a_file_without_tensors(source, conversion):
+    resave(source / "flow.pt", lambda _: {"epoch": 3, "args": {"lr": 1}})
+    assert conversion(source)[1].endswith("flow.pt: holds no tensors")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("prefix", ["model.", "ema_model.", "vocoder.", "base_model.model."])
+def test_a_prefix_of_every_name(source, conversion, file, prefix):
+    resave(source / file, lambda s: before(prefix, s))
+    code, line = conversion(source)
+    assert code == 1
+    assert f"every name begins with '{prefix}'; save the tensors under their names without it" in line

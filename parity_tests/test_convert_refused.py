@@ -209,4 +209,4 @@ def test_existing_output_is_kept(source, conversion, tmp_path):
 def test_neither_folder_nor_hub_id(conversion, tmp_path):
     code, line = conversion(tmp_path / "nowhere" / "at" / "all")
     assert code == 2
-    assert "neither a folder nor a hub id" in line
+    assert "no such folder; give a folder, or a hub id" in line

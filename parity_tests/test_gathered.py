@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -251,6 +252,16 @@ def test_each_file_of_a_conversion_is_asked_for(folders, tmp_path, name, how):
     folder = Path(shutil.copytree(folders[1], tmp_path / "copy"))
     (folder / name).unlink() if how == "missing" else (folder / name).write_bytes(b"")
     assert name in refused(None, folder)
+
+
+def test_a_conversion_is_no_checkpoint(folders):
+    """The command itself: one line that says which option takes the folder, and no test runs."""
+    call = [sys.executable, "-m", "pytest", "parity_tests", "--checkpoint", str(folders[1])]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (4, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert f"--checkpoint: {folders[1]} is no official checkpoint" in line
+    assert "it looks like a conversion, give that to --mlx-path" in line
 
 
 @pytest.mark.parametrize("option", ["--checkpoint", "--mlx-path"])

@@ -64,6 +64,41 @@ def test_a_repository_that_is_not_converted(hub, official):
     assert not hub.downloads()
 
 
+@pytest.mark.parametrize("find", [find_folder, find_source])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("./nothing", "./nothing: no such folder; give"),
+        ("../nothing", "../nothing: no such folder; give"),
+        ("/nothing/at/all", "/nothing/at/all: no such folder; give"),
+        ("~/nothing", "~/nothing: no such folder; give"),
+        ("nothing", "nothing: no such folder; give"),
+        ("file", "file: not a folder; give"),
+        ("build/mxl", "build/mxl: no such folder; did you mean build/mlx?"),
+        ("./build/mxl", "./build/mxl: no such folder; did you mean build/mlx?"),
+        ("build/other", "no such repository, or it is private; check the name, or log in with `hf auth login`; nor is"),
+        ("https://huggingface.co/a/b", "https://huggingface.co/a/b: an address; give owner/name"),
+    ],
+)
+def test_a_mistyped_path(hub, monkeypatch, tmp_path, find, name, said):
+    """One code for the port and the converter: what cannot be a hub id is a folder that is missing."""
+    (tmp_path / "here" / "build" / "mlx").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here" / "file").touch()
+    with pytest.raises(Refused) as refusal:
+        find(name)
+    assert said in str(refusal.value)
+    assert bool(hub.log) == (name == "build/other")
+
+
+@pytest.mark.parametrize("find", [find_folder, find_source])
+def test_a_mistyped_path_without_network(hub, monkeypatch, tmp_path, find):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(Refused, match=r"cannot be reached \(\w+\); nor is there such a folder here, and the cache"):
+        find("bulid/mlx")
+
+
 @pytest.mark.parametrize(("refuses", "said"), [((403, "GatedRepo"), "consent"), ((401, "RepoNotFound"), "no such")])
 def test_a_converted_folder_that_is_refused(hub, converted, refuses, said):
     converted[0].refuses = refuses

@@ -1,6 +1,8 @@
 """What `CosyVoice3` refuses, one line each and before anything is computed, and the folders it loads from."""
 
 import logging
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -8,10 +10,12 @@ import soundfile
 import torch
 from safetensors.numpy import load_file
 
+from convert.official import TOKENIZER_FOLDER
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
 from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
 from port.files.speakers import FIELDS, SPEAKERS_FILE
+from port.files.storage import INDEX_FILE, WEIGHTS_FILE
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
 
@@ -141,11 +145,32 @@ def test_folders_that_are_no_converted_model(parity, tmp_path):
         CosyVoice3.from_pretrained(parity.models.folder, revision="main")
 
 
+LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+BYTE_LEVEL = ("vocab.json", "merges.txt")  # in the place of tokenizer.json
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", WEIGHTS_FILE, INDEX_FILE, "tokenizer.json", "tokenizer_config.json", SPEAKERS_FILE, *BYTE_LEVEL],
+)
+def test_a_git_lfs_pointer_in_a_converted_folder(parity, tmp_path, name):
+    """A clone without `git lfs`: every reader says what the file is and what to do."""
+    folder = copy_folder(parity.models, tmp_path / "copy")
+    if name in BYTE_LEVEL:
+        for other in BYTE_LEVEL:
+            shutil.copy(parity.models.source / TOKENIZER_FOLDER / other, folder)
+    (folder / name).write_text(LFS_POINTER)
+    with pytest.raises(Refused, match=rf"^{re.escape(str(folder / name))}: a Git LFS pointer .* `git lfs pull`"):
+        CosyVoice3.from_pretrained(folder)
+
+
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     def refuse(*args, **options):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     monkeypatch.setattr("port.files.hub.in_cache", lambda *_: None)
-    with pytest.raises(Refused, match=r"the hub cannot be reached \(ConnectionError\), and the cache does not"):
+    with pytest.raises(
+        Refused, match=r"hub cannot be reached \(ConnectionError\); nor is there such a folder here, and the"
+    ):
         CosyVoice3.from_pretrained("someone/some-model")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from zipfile import ZipFile
 
 import mlx.core as mx
 import numpy as np
@@ -84,6 +87,23 @@ def _write_state_dict(folder: Path) -> None:
 def _read_state_dict(folder: Path) -> None:
     for array in read_state_dict(folder / "x.pt").values():
         array.sum()
+
+
+def _write_pickle(folder: Path) -> None:
+    """What trainers save, as the files that the archive is made of."""
+    weights = {"a.weight": torch.randn(3, 4), "a.bias": torch.nn.Parameter(torch.randn(3)), "b": torch.ones(2).half()}
+    beside = {"args": Namespace(lr=1e-4, tags={"x"}, size=1 << 70), "rng": (1, None, True, b"x"), "norm": torch.ones(1)}
+    torch.save({"epoch": 3, "model": OrderedDict(weights), "steps": [1, 300, 70_000], **beside}, folder / "x.pt")
+    with ZipFile(folder / "x.pt") as archive:
+        archive.extractall(folder)
+
+
+def _read_pickle(folder: Path) -> None:
+    """With the right checksums, which hardly any damage of the archive itself would have."""
+    with ZipFile(folder / "x.pt", "w") as archive:
+        for path in sorted(path for path in (folder / "x").rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder))
+    _read_state_dict(folder)
 
 
 def _write_onnx(part: str) -> Callable[[Path], None]:
@@ -213,6 +233,7 @@ def _read_tokenizer(folder: Path) -> None:
 
 READERS = (
     Reader("state_dict", "x.pt", _write_state_dict, _read_state_dict),
+    Reader("pickle", "x/data.pkl", _write_pickle, _read_pickle),
     Reader("yaml", SIZES[0], _copy(*SIZES), text_config),
     Reader("qwen2_config", SIZES[1], _copy(*SIZES), text_config),
     Reader("onnx_speaker", "x.onnx", _write_onnx("speaker"), _read_onnx(read_speaker)),

@@ -14,16 +14,21 @@ from typing import IO, Any
 from .errors import Refused, printable
 
 MAX_JSON_BYTES = 16 << 20
+LFS_POINTER = b"version https://git-lfs"
 
 
 def require_regular(path: Path) -> None:
-    """Before a file is opened: a pipe or a device might never end, or never begin.
+    """Before a file is read: a pipe or a device might never end, or never begin, and a pointer is not the file.
 
     Raises:
         OSError: not there, or no file.
+        Refused: what Git leaves in the place of a large file that was not fetched.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", str(path))
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise Refused(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
 
 
 def take_lock(file: IO[Any]) -> bool:

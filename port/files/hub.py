@@ -9,14 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from glob import escape
 from pathlib import Path
 from typing import Any
 
 from .errors import CONVERTER, Refused
-from .storage import INDEX_FILE
 
-ID = re.compile(r"[\w.-]+/[\w.-]+")
+ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ATTEMPTS = 5  # of a download whose connection breaks; each goes on where the last one stopped
 
@@ -54,18 +54,45 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
         if revision:
             raise Refused(f"revision {revision}: {folder} is a folder here and has no revisions")
         return folder
-    if folder.exists() or not ID.fullmatch(path_or_hf_repo):
-        raise Refused(f"{path_or_hf_repo}: no such folder; give one written by {CONVERTER}, or a hub id")
+    if why := no_id(path_or_hf_repo, f"one written by {CONVERTER}, or a hub id"):
+        raise Refused(why)
     try:
         names = look_up(path_or_hf_repo, revision).sizes
     except UnreachableError as error:
         if held := in_cache(path_or_hf_repo, revision, ["config.json"]):
             return held
         raise Refused(f"{error}, and the cache does not hold it") from None
+    from .storage import INDEX_FILE  # here, so that an id is checked without MLX
+
     files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
     if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
         raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by {CONVERTER} --hf-path")
     return fetch(path_or_hf_repo, revision, files)
+
+
+def no_id(name: str, wanted: str) -> str:
+    """Why `name`, which is no folder here, is taken for none on the hub either; empty where it may be a hub id.
+
+    Args:
+        wanted: what to give instead, for the message.
+    """
+    if "://" in name:
+        return f"{name}: an address; give owner/name, as the hub calls the repository"
+    folder = Path(name)
+    if folder.exists():
+        return f"{name}: not a folder; give {wanted}"
+    if near := _alike(folder):
+        return f"{name}: no such folder; did you mean {near}?"
+    return "" if ID.fullmatch(name) else f"{name}: no such folder; give {wanted}"
+
+
+def _alike(folder: Path) -> Path | None:
+    """What may have been meant by a folder that is not there."""
+    try:
+        near = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], 1)
+    except OSError:
+        return None
+    return folder.parent / near[0] if near else None
 
 
 def look_up(repo: str, revision: str | None) -> Listing:
@@ -80,7 +107,10 @@ def look_up(repo: str, revision: str | None) -> Listing:
     try:
         info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except Exception as error:
-        raise explained(error, repo, revision) from None
+        refusal = explained(error, repo, revision)
+        # A mistyped path looks like a hub id.
+        unsure = isinstance(refusal, UnreachableError) or Path(repo).parent.is_dir()
+        raise type(refusal)(f"{refusal}; nor is there such a folder here" if unsure else str(refusal)) from None
     files = info.siblings or []
     return Listing(
         str(info.sha),

@@ -64,6 +64,8 @@ def load_speakers(path: str | Path, config: CosyVoice3Config) -> dict[str, Speak
     try:
         require_regular(path)
         tensors = load_file(path)
+    except Refused:
+        raise
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Refused(f"{path}: not readable as a speaker file ({' '.join(str(error).split()):.160})") from None
     speakers: dict[str, Speaker] = {}

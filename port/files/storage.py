@@ -32,6 +32,7 @@ DTYPES: dict[str, tuple[mx.Dtype, int]] = {
     "U32": (mx.uint32, 4),
     "U8": (mx.uint8, 1),
 }
+_SIZES = {tag: size for tag, (_, size) in DTYPES.items()}
 _TAGS = {dtype: tag for tag, (dtype, _) in DTYPES.items()}
 
 
@@ -77,13 +78,16 @@ def read_headers(folder: Path) -> dict[str, tuple[Path, TensorInfo]]:
     return found
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, sizes: Mapping[str, int] = _SIZES) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file, checked: known dtypes, sizes that fit the shapes, no gaps and no overlaps.
+
+    Args:
+        sizes: bytes of a number of each known dtype.
 
     Raises:
         Refused: naming the file and, where one is at fault, the tensor.
     """
-    return _read(path)[0]
+    return _read(path, sizes)[0]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -92,10 +96,10 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         Refused: as `read_header`.
     """
-    return _read(path)[1]
+    return _read(path, _SIZES)[1]
 
 
-def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+def _read(path: Path, sizes: Mapping[str, int]) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     try:
         require_regular(path)
         size = path.stat().st_size
@@ -116,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     metadata = header.pop("__metadata__", None) or {}  # null is what mx.save_safetensors writes for none
     if not isinstance(metadata, dict) or not all(map(_is_text, [*header, *metadata, *metadata.values()])):
         raise Refused(f"{path}: its metadata or a name is no valid text")
-    infos = {name: _entry(path, name, entry) for name, entry in header.items()}
+    infos = {name: _entry(path, name, entry, sizes) for name, entry in header.items()}
     end = 0
     for name, info in sorted(infos.items(), key=lambda item: item[1].begin):
         if info.begin != end:
@@ -132,7 +136,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
+def _entry(path: Path, name: str, entry: Any, sizes: Mapping[str, int]) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         numbers = [*shape, begin, end]
@@ -140,12 +144,11 @@ def _entry(path: Path, name: str, entry: Any) -> TensorInfo:
         raise Refused(f"{path}: the header entry of {name!r:.120} is damaged") from None
     if any(type(number) is not int or not 0 <= number < 1 << 48 for number in numbers):
         raise Refused(f"{path}: the header entry of {name!r:.120} holds sizes that are not usable")
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise Refused(f"{path}: {name!r:.120} has dtype {brief(dtype)}; known: {', '.join(DTYPES)}")
-    info = TensorInfo(dtype, tuple(shape), begin, end)
-    if end - begin != info.nbytes:
+    if not isinstance(dtype, str) or dtype not in sizes:
+        raise Refused(f"{path}: {name!r:.120} has dtype {brief(dtype)}; known: {', '.join(sizes)}")
+    if end - begin != math.prod(shape) * sizes[dtype]:
         raise Refused(f"{path}: {name!r:.120} of shape {shape} does not fit the {end - begin} bytes it is given")
-    return info
+    return TensorInfo(dtype, tuple(shape), begin, end)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
