@@ -93,7 +93,8 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
                 (see community.py).
             revision: branch, tag or commit of a hub id.
-            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes.
+            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes,
+                but only when it comes through the methods of this class.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
             plain: leave the plain layers, whose steps are those of the original; slower.
@@ -101,6 +102,7 @@ class CosyVoice3:
         Raises:
             Refused: what cannot be used, in one line.
         """
+        end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
         with for_any_thread() if lazy else nullcontext():
             if community.recognises(settings := read_settings(folder)):
