@@ -1,5 +1,6 @@
 """Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
 
+import errno
 import fcntl
 import json
 import os
@@ -145,6 +146,15 @@ def rank_of(launcher):
     found = [line.split(None, 2) for line in listed.splitlines()[1:]]
     (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.app.cli" in args]
     return last
+
+
+def test_a_disk_that_takes_no_record_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(Refused, match=r"results.jsonl: cannot be written \(No space left on device\)"):
+        batch._write_atomically(tmp_path / "results.jsonl", "")
 
 
 def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys):

@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import resource
 import subprocess
 import sys
 import termios
@@ -134,6 +136,27 @@ def test_a_run_that_breaks_off_late_keeps_what_is_there(run, model, wavs, tmp_pa
         assert err == f"error: {said}; the first 3.9 s are kept in {tmp_path / name}.partial.wav\n"
         assert len(heard(tmp_path / f"{name}.partial.wav")) == 39 * 2400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["say.partial.wav", "vc.partial.wav"]
+
+
+@pytest.fixture
+def full_disk():
+    """No file may grow past 80 KiB, less than two seconds of a wav."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80 << 10, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_full_disk_is_told(run, model, wavs, tmp_path, monkeypatch, full_disk, kind):
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 2400)).astype(np.float32)
+    pieces = lambda *_, **__: iter([{"tts_speech": noise}] * 100)  # noqa: E731
+    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", pieces)
+    result = run(*say(model, wavs, *MODES["cross-lingual"], "-o", tmp_path / f"o.{kind}"))
+    assert_one_line(result, 1, f"error: {tmp_path}/o.{kind}: cannot be written (is the disk full?); the first ")
+    seconds = float(re.search(rf"first ([\d.]+) s are kept in {tmp_path}/o.partial.{kind}$", result[2].strip())[1])
+    assert 1.5 < seconds < 3
+    assert [path.name for path in tmp_path.iterdir()] == [f"o.partial.{kind}"]
 
 
 @pytest.mark.parametrize("command", ["say", "vc"])

@@ -157,7 +157,7 @@ def run_batch(
 
     Raises:
         Refused: the manifest as a whole, the model, or a folder that another batch is writing to.
-        OSError: the folder.
+        OSError: the folder cannot be made.
     """
     lines = read_manifest(manifest)
     group = mx.distributed.init()
@@ -267,5 +267,8 @@ def _result(record: Path, name: str, request: str) -> dict[str, Any]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    with beside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    try:
+        with beside(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror})") from None

@@ -11,7 +11,7 @@ import soundfile
 
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
-from ..files.errors import Misused
+from ..files.errors import Misused, Refused
 from ..files.speakers import EMBEDDING
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from .device import keep_freed_memory
@@ -82,15 +82,23 @@ def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> I
 
     When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
     of audio in it, and a note on the error says so.
+
+    Raises:
+        Refused: the disk does not take it.
     """
     unfinished = path.with_name(f"{path.stem}.partial{path.suffix}")
     with beside(path) as partial:
+        file = None
         try:
             with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
                 yield file
         except BaseException as error:
-            seconds = soundfile.info(partial).duration if keep_unfinished and partial.exists() else 0.0
+            told: BaseException = error
+            if isinstance(error, soundfile.LibsndfileError):  # which knows no more than "System error"
+                told = Refused(f"{path}: cannot be written (is the disk full?)")
+            # As written: libsndfile gives a flac that was not closed well 2^63 samples.
+            seconds = file.frames / sample_rate if keep_unfinished and file is not None else 0.0
             if seconds >= KEPT_SECONDS:
                 partial.replace(unfinished)
-                error.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
-            raise
+                told.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
+            raise told from error.__cause__
