@@ -157,8 +157,10 @@ def test_a_disk_that_takes_no_record_is_told(tmp_path, monkeypatch):
         batch._write_atomically(tmp_path / "results.jsonl", "")
 
 
-def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys):
-    lock = tmp_path / "out" / batch.RECORDS / ".rank0"
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys, rank):
+    """Nor one of one rank with the last rank of another."""
+    lock = tmp_path / "out" / batch.RECORDS / f".rank{rank}"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -165,8 +165,9 @@ def run_batch(
     records.mkdir(parents=True, exist_ok=True)
     locks = [records / f".rank{rank}" for rank in range(group.size())]
     with locks[group.rank()].open("w") as own:
-        refused = mx.distributed.all_sum(mx.array(int(not take_lock(own))), group=group, stream=mx.cpu)
-        if refused.item():
+        # A run of more ranks may have no rank 0 any more.
+        held = not take_lock(own) or any(_is_held(lock) for lock in set(records.glob(".rank*")) - set(locks))
+        if mx.distributed.all_sum(mx.array(int(held)), group=group, stream=mx.cpu).item():
             raise Refused(f"{out}: another batch is writing there; wait for its end or choose another --out")
         folder = find_folder(model, revision)
         read_settings(folder)  # which refuses a folder without a model in one line
@@ -210,6 +211,15 @@ def _ended_by_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _is_held(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, as all ranks of this run look at once
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:
