@@ -66,6 +66,17 @@ def test_it_is_told_before_the_model_is_loaded(run, wavs, tmp_path, case):
     assert_one_line(result, code, words)
 
 
+def test_text_that_is_no_utf_8(run, model, wavs, tmp_path):
+    """Wherever it comes from; none of it is spoken as other characters."""
+    (tmp_path / "text.txt").write_bytes(SYSTEM.encode() + b"caf\xe9")
+    command, said = say(model, wavs, "-o", tmp_path / "o.wav"), "not readable as UTF-8 text"
+    assert_one_line(run(*command, "--text-file", tmp_path / "text.txt"), 1, f"text.txt: {said}")
+    assert_one_line(run(*command, stdin=SYSTEM.encode() + b"caf\xe9"), 1, f"standard input: {said}")
+    assert_one_line(run(*command, "--text", SYSTEM + "caf\udce9"), 2, f"--text: {said}")
+    assert_one_line(run(*command, stdin=None), 1, "standard input is closed; give --text or --text-file")
+    assert_one_line(run(*command, "--text-file", "/dev/zero"), 1, "/dev/zero: larger than 64 MiB")
+
+
 def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path):
     out = ("-o", tmp_path / "o.wav")
     for source, prompt, said in (

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import soundfile
 
 from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, Reader
+from port.files.disk import read_text
 from port.files.errors import Refused
 from port.frontend.audio import load_wav, resample
 from reports.model import ReportError
@@ -21,7 +23,6 @@ pytestmark = pytest.mark.robust
 
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
-STREAMS = ("manifest", "text")  # text of the user's own, which a shell may hand over as a pipe that ends
 BY_NAME = {reader.name: reader for reader in READERS}
 
 
@@ -160,7 +161,7 @@ def test_the_longest_recording_takes_little_memory(rate, seconds, target):
     assert fuzz.peak() - before < fuzz.MEMORY_LIMIT
 
 
-@pytest.mark.parametrize("reader", [r for r in READERS if r.name not in STREAMS], ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
     """Nothing is waited for."""
     reader.write(tmp_path)
@@ -177,3 +178,22 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_text_of_a_pipe_with_a_writer_is_read_to_its_end(tmp_path):
+    """As shells hand over `<(command)`; the writer may be slow."""
+    os.mkfifo(tmp_path / "pipe")
+
+    def write():
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            opened.set()
+            for part in (b"caf", b"\xc3", b"\xa9\r\n", b"x"):
+                time.sleep(0.05)
+                pipe.write(part)
+
+    opened, writer = threading.Event(), threading.Thread(target=write, daemon=True)
+    keep = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # lets the writer begin
+    writer.start()
+    assert opened.wait(10)
+    assert read_text(tmp_path / "pipe") == "café\nx"
+    os.close(keep)

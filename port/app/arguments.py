@@ -158,6 +158,10 @@ def _add_split_long(parser: argparse.ArgumentParser) -> None:
 
 
 def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"not readable as UTF-8 text ({error.reason})") from None
     return text.removeprefix("\ufeff")  # of a file that the shell put in
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import read_text
+from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
 from ..files.errors import Misused, Refused
 from ..files.hub import find_folder
 from ..files.recording import check_recording
@@ -140,11 +140,10 @@ def _text(options: argparse.Namespace) -> str:
         text = options.text
     elif options.text_file is not None:
         text = read_text(options.text_file)
-    else:
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input: not readable as UTF-8 text ({error})") from None
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed; give --text or --text-file")
+    else:  # as bytes: what the locale makes of them may be other characters
+        text = decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
     text = text.strip().strip(ZERO_WIDTH).strip()
     if not text:
         raise ValueError("the text is empty: nothing to speak")
