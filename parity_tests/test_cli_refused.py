@@ -1,9 +1,11 @@
 """`python -m port` on what cannot be used: one line that says so, before the model is loaded where it can be known."""
 
 import contextlib
+import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import termios
@@ -170,17 +172,52 @@ def test_a_full_disk_is_told(run, model, wavs, tmp_path, monkeypatch, full_disk,
     assert [path.name for path in tmp_path.iterdir()] == [f"o.partial.{kind}"]
 
 
-@pytest.mark.parametrize("command", ["say", "vc"])
-def test_on_a_terminal_the_summary_has_a_line_of_its_own(model, wavs, tmp_path, command):
-    """Both streams are one terminal there."""
-    arguments = {
-        "say": say(model, wavs, *MODES["cross-lingual"]),
-        "vc": ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"]),
-    }[command]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
+def test_a_run_that_is_ended_keeps_what_is_there(run, model, wavs, tmp_path, monkeypatch, number, ignored):
+    """`kill`, or a terminal that is closed; `nohup` has that ignored."""
+
+    def breaks(self, *arguments, **options):
+        for i in range(40):
+            if i == 39:
+                signal.raise_signal(number)
+            yield {"tts_speech": np.full((1, 2400), 0.25, np.float32)}
+
+    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", breaks)
+    mine = signal.SIG_IGN if ignored else (lambda *_: None)
+    before = signal.signal(number, mine)
+    try:
+        code, _, err = run(*say(model, wavs, *MODES["cross-lingual"], "-o", tmp_path / "o.wav"))
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, before)
+    said = f"error: interrupted; the first 3.9 s are kept in {tmp_path}/o.partial.wav\n"
+    assert (code, err) == ((0, "") if ignored else (1, said))
+    assert [path.name for path in tmp_path.iterdir()] == ["o.wav" if ignored else "o.partial.wav"]
+
+
+@pytest.mark.parametrize("module", ["port.app.arguments", "port.app.cli"])
+def test_an_interrupt_while_modules_load_is_one_line(module):
+    script = f"""
+import runpy, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+sys.argv[1:] = ["spk", "list", "--model", "x"]
+runpy.run_module("port", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
+
+
+def on_a_terminal(*arguments):
+    """What a command leaves on a terminal that both of its streams are, line by line; it must end well."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
     done = subprocess.run(
-        [sys.executable, "-m", "port", *map(str, arguments), "-o", str(tmp_path / "o.wav")],
+        [sys.executable, "-m", "port", *map(str, arguments)],
         cwd=ROOT,
         stdout=theirs,
         stderr=theirs,
@@ -194,9 +231,32 @@ def test_on_a_terminal_the_summary_has_a_line_of_its_own(model, wavs, tmp_path, 
     os.close(ours)
     assert done.returncode == 0, said
     lines = said.decode().replace("\r\n", "\n").strip("\n").split("\n")
-    assert lines[-1].startswith(f"{tmp_path / 'o.wav'}: ")
-    bar = {"say": "speech tokens", "vc": "audio"}[command]
-    assert lines[-2].rpartition("\r")[2].startswith(bar)
+    return [line.rpartition("\r")[2] for line in lines]
+
+
+@pytest.mark.parametrize("command", ["say", "vc"])
+def test_on_a_terminal_the_summary_has_a_line_of_its_own(model, wavs, tmp_path, command):
+    arguments = {
+        "say": say(model, wavs, *MODES["cross-lingual"]),
+        "vc": ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"]),
+    }[command]
+    *_, bar, summary = on_a_terminal(*arguments, "-o", tmp_path / "o.wav")
+    assert bar.startswith({"say": "speech tokens", "vc": "audio"}[command])
+    assert summary.startswith(f"{tmp_path / 'o.wav'}: ")
+
+
+@pytest.mark.parametrize("command", ["say", "batch"])
+def test_on_a_terminal_a_warning_has_a_line_of_its_own(model, wavs, tmp_path, command):
+    request = {"text": "Hello.", "prompt_wav": str(wavs["prompt"]), "prompt_text": SYSTEM + WORDS}
+    (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", **request}))
+    lines = on_a_terminal(
+        *{
+            "say": say(model, wavs, "--text", "Hello.", "--prompt-text", SYSTEM + WORDS, "-o", tmp_path / "o.wav"),
+            "batch": ("batch", tmp_path / "m.jsonl", "--model", model, "--out", tmp_path / "out"),
+        }[command]
+    )
+    assert "the text 'Hello.' is much shorter than the prompt text; this may sound poor" in lines
+    assert lines[-2].startswith(("speech tokens", "utterances: 100%"))
 
 
 HEAVY = {"inflect", "torch", "mlx", "numpy", "soundfile", "tokenizers", "tqdm", "wetext", "huggingface_hub"}

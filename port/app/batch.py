@@ -13,11 +13,8 @@ import fcntl
 import hashlib
 import json
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config import read_settings
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speak
+from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
@@ -175,7 +173,10 @@ def run_batch(
         wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
         left = lines[group.rank() :: group.size()]
         bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
-        with _ended_by_signals():  # loading too: another rank may have spoken, and died, meanwhile
+        with (
+            logging_redirect_tqdm(),
+            ended_by_signals(),
+        ):  # loading too: another rank may have spoken, and died, meanwhile
             try:
                 voice = load_voice(str(folder))
                 for line in bar:
@@ -193,24 +194,6 @@ def run_batch(
             results = [_result(_record(records, line), line["id"], wanted[line["id"]]) for line in lines]
             _write_atomically(out / RESULTS_FILE, "".join(json.dumps(result) + "\n" for result in results))
     return sum(result["status"] != "done" for result in results), len(lines)
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM is a KeyboardInterrupt within, once: `mlx.launch` sends it to all ranks, each second, once one died."""
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _is_held(lock: Path) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +76,30 @@ def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]
     if request.prompt_text is not None:
         return voice.inference_zero_shot(text, request.prompt_text, request.prompt_wav, **common)
     return voice.inference_cross_lingual(text, request.prompt_wav, **common)
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are a KeyboardInterrupt within, once: `mlx.launch` sends SIGTERM to all ranks, each second,
+    once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
+
+    def interrupt(*_: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager
