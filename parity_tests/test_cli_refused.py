@@ -43,6 +43,9 @@ REFUSED = {
     "no tempo": (2, "--speed nan", {}, ("--text", WORDS, "--speed", "nan")),
     "absurd tempo": (1, "speed 1e+06", {}, ("--text", SYSTEM + WORDS, "--speed", "1e6")),
     "no seed": (2, "'-1' is no whole number", {}, ("--text", WORDS, "--seed=-1")),
+    "endless seed": (2, "9999 is no whole number in 0..2^64-1", {}, ("--text", WORDS, "--seed", "9" * 5000)),
+    "no size": (2, "'x' is no size", {}, ("--text", WORDS, "--max-cache-bytes", "x")),
+    "endless size": (2, "is no size", {}, ("--text", WORDS, "--max-cache-bytes", "9" * 400)),
     "two voices": (2, "leave out --prompt-wav", {}, ("--text", WORDS, "--spk", "x")),
     "two ways": (2, "not allowed with", {}, ("--prompt-text", "a", "--instruct", "b")),
 }

@@ -2,9 +2,12 @@
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
 `prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
-held to one. Paths are relative to the manifest. Ranks share nothing but the output folder: rank r of n takes the lines
-r, r + n, ..., and each utterance has a seed of its own, so the files do not depend on n. A rank holds a lock while it
-speaks, which the system frees however it ends: so ranks find each other's ends, and two batches do not mix.
+held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone; one that is no JSON object or
+has no id of its own refuses the whole manifest, since its result would have no name.
+
+Ranks share nothing but the output folder: rank r of n takes the lines r, r + n, ..., and each utterance has a seed of
+its own, so the files do not depend on n. A rank holds a lock while it speaks, which the system frees however it ends:
+so ranks find each other's ends, and two batches do not mix.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import hashlib
 import json
 import re
 import sys
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +33,7 @@ from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
+from .arguments import MAX_DIGITS
 from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"
@@ -110,16 +115,18 @@ FIELDS = tuple(field.name for field in fields(Utterance))
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Lines of a manifest, each with an `id` that stands once and has no way out of the folder; a whole number will do.
 
+    Ids that differ in case or in how accents are encoded are one id, as they are one file on many disks.
+
     Raises:
         Refused: no such file, no JSON object on a line, or no usable id.
     """
     text = read_text(path)
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}  # by the id as such disks take it
     for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line
         if not row.strip():
             continue
         try:
-            line = json.loads(row)
+            line = json.loads(row, parse_int=_whole_number)
         except (ValueError, RecursionError):
             raise Refused(f"{path}, line {number}: no JSON; write one object a line") from None
         name = line.get("id") if isinstance(line, dict) else None
@@ -127,12 +134,19 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
             line["id"] = name = str(name)
         if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
             raise Refused(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
-        if name in lines:
-            raise Refused(f"{path}, line {number}: the id {name} stands twice")
-        lines[name] = line
+        same = unicodedata.normalize("NFC", name).casefold()
+        if same in lines:
+            first = lines[same]["id"]
+            written = "" if first == name else f", first as {first}"
+            raise Refused(f"{path}, line {number}: the id {name} stands twice{written}")
+        lines[same] = line
     if not lines:
         raise Refused(f"{path}: holds no utterance")
     return list(lines.values())
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # infinite
 
 
 def run_batch(
