@@ -100,8 +100,8 @@ class Options:
         speed: tempo, 1.0 as learnt; not with `stream`.
         seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
             nothing else in the process can disturb.
-        split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and kana, and long
-            sentences at commas.
+        split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and what the original
+            leaves long: kana, other scripts, sentences, see `port.frontend.text.text_normalize`.
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.

@@ -159,9 +159,10 @@ def _add_split_long(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-long",
         action="store_true",
-        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, kana at 。, a sentence of "
-        "more than 80 tokens at commas. Default, as the original: a text with <|...|> in it is spoken as it is in one "
-        "piece however long; others are cut at .?!;: and, with Chinese characters, at 。？！；：、, never at commas",
+        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, all at the full stops of "
+        "any script, a sentence of more than 80 tokens at commas and ends of lines, else at blanks. Default, as the "
+        "original: a text with <|...|> in it is spoken as it is in one piece however long; others are cut at .?!;: "
+        "and, with Chinese characters, at 。？！；：、, never at commas",
     )
 
 
