@@ -164,6 +164,7 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
     (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
     assert len(lines) == 10

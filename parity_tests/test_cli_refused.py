@@ -240,7 +240,7 @@ def on_a_terminal(*arguments):
 @pytest.mark.parametrize("command", ["say", "vc"])
 def test_on_a_terminal_the_summary_has_a_line_of_its_own(model, wavs, tmp_path, command):
     arguments = {
-        "say": say(model, wavs, *MODES["cross-lingual"]),
+        "say": say(model, wavs, *MODES["cross-lingual"], "--seed", 2),
         "vc": ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"]),
     }[command]
     *_, bar, summary = on_a_terminal(*arguments, "-o", tmp_path / "o.wav")
@@ -252,12 +252,12 @@ def test_on_a_terminal_the_summary_has_a_line_of_its_own(model, wavs, tmp_path, 
 def test_on_a_terminal_a_warning_has_a_line_of_its_own(model, wavs, tmp_path, command):
     request = {"text": "Hello.", "prompt_wav": str(wavs["prompt"]), "prompt_text": SYSTEM + WORDS}
     (tmp_path / "m.jsonl").write_text(json.dumps({"id": "a", **request}))
-    lines = on_a_terminal(
-        *{
-            "say": say(model, wavs, "--text", "Hello.", "--prompt-text", SYSTEM + WORDS, "-o", tmp_path / "o.wav"),
-            "batch": ("batch", tmp_path / "m.jsonl", "--model", model, "--out", tmp_path / "out"),
-        }[command]
-    )
+    words = ("--text", "Hello.", "--prompt-text", SYSTEM + WORDS, "--seed", 2)
+    arguments = {
+        "say": say(model, wavs, *words, "-o", tmp_path / "o.wav"),
+        "batch": ("batch", tmp_path / "m.jsonl", "--model", model, "--out", tmp_path / "out"),
+    }[command]
+    lines = on_a_terminal(*arguments)
     assert "the text 'Hello.' is much shorter than the prompt text; this may sound poor" in lines
     assert lines[-2].startswith(("speech tokens", "utterances: 100%"))
 
