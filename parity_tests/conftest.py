@@ -96,11 +96,20 @@ def wavs(tmp_path_factory):
 
 @pytest.fixture(name="run")
 def run_command(model, capsys, monkeypatch):
-    """Run a command in this process; returns exit code, standard output and standard error."""
+    """Run a command in this process; returns exit code, standard output and standard error.
+
+    `stdin` is a text, the bytes of one, or None for a closed standard input.
+    """
     monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
 
+    def text_stream(content):
+        if content is None:
+            return None
+        content = content.encode() if isinstance(content, str) else content
+        return io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape")  # as Python has it for C.UTF-8
+
     def command(*arguments, stdin=""):
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", text_stream(stdin))
         try:
             code = cli.main([str(a) for a in arguments if a is not None])
         except SystemExit as exit_:  # argparse

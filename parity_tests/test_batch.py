@@ -1,5 +1,6 @@
 """Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
 
+import errno
 import fcntl
 import json
 import os
@@ -147,8 +148,19 @@ def rank_of(launcher):
     return last
 
 
-def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys):
-    lock = tmp_path / "out" / batch.RECORDS / ".rank0"
+def test_a_disk_that_takes_no_record_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(Refused, match=r"results.jsonl: cannot be written \(No space left on device\)"):
+        batch._write_atomically(tmp_path / "results.jsonl", "")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys, rank):
+    """Nor one of one rank with the last rank of another."""
+    lock = tmp_path / "out" / batch.RECORDS / f".rank{rank}"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -161,6 +173,8 @@ def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
     lines = [
         dict(id="first", source_wav="source.wav", prompt_wav="prompt.wav"),
         '{"id": "huge", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": 1' + "0" * 400 + "}",
+        '{"id": "endless", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": 1' + "0" * 5000 + "}",
+        '{"id": "seeded", "text": "x", "spk": "nobody", "seed": 1' + "0" * 5000 + "}",
         '{"id": "odd", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": NaN}',
         dict(id="日" * 100, source_wav="source.wav", prompt_wav="prompt.wav"),
         dict(id="fails", text="x", spk="nobody"),
@@ -185,15 +199,17 @@ def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
         assert {r["id"]: r.get("error") for r in results} == {
             "first": None,
             "huge": "speed 1" + "0" * 39 + " is no tempo; give a number above 0",
+            "endless": "speed inf is no tempo; give a number above 0",
+            "seeded": "seed: a float cannot stand here",
             "odd": "speed nan is no tempo; give a number above 0",
             "日" * 100: "the id has more than 200 bytes, too many for the name of a file",
             "fails": "ZeroDivisionError",
             "zero": "speed 0 is no tempo; give a number above 0",
-            "nul": results[6]["error"],
+            "nul": results[8]["error"],
             "7": None,
             "日" * 60: None,
         }
-        assert "cannot be read as audio" in results[6]["error"]
+        assert "cannot be read as audio" in results[8]["error"]
     assert (tmp_path / "out" / "7.wav").is_file()
 
 
@@ -222,6 +238,9 @@ def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
         ('{"id": "a/b"}', "needs an id"),
         ('{"id": "a"}\n{"id": "a"}', "line 2: the id a stands twice"),
         ('{"id": "7"}\n{"id": 7}', "line 2: the id 7 stands twice"),
+        ('{"id": "A"}\n{"id": "b"}\n{"id": "a"}', "line 3: the id a stands twice, first as A"),
+        ('{"id": "\uac00"}\n{"id": "\u1100\u1161"}', "line 2: the id \u1100\u1161 stands twice, first as \uac00"),
+        ('{"id": 1' + "0" * 5000 + "}", "needs an id"),
         ('{"id": -7}', "needs an id"),
         ('{"id": true}', "needs an id"),
         ('{"id": 7.0}', "needs an id"),

@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import soundfile
 from mlx_parity.report.codec import ReportError
 from parity_tests.harness import fuzz
 from parity_tests.harness.fuzz_readers import READERS, Reader
+from port.files.disk import read_text
 from port.files.errors import Refused
 from port.frontend.audio import load_wav, resample
 
@@ -21,9 +23,8 @@ pytestmark = pytest.mark.robust
 
 CORPUS = Path(__file__).parent / "data" / "damaged"
 INPUTS = 60
-STREAMS = ("manifest", "text")  # text of the user's own, which a shell may hand over as a pipe that ends
 PACKED = ("pickle",)  # no file of its own: a record of an archive
-OF_A_FILE = [reader for reader in READERS if reader.name not in STREAMS + PACKED]
+OF_A_FILE = [reader for reader in READERS if reader.name not in PACKED]
 BY_NAME = {reader.name: reader for reader in READERS}
 
 
@@ -183,3 +184,22 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+
+
+def test_text_of_a_pipe_with_a_writer_is_read_to_its_end(tmp_path):
+    """As shells hand over `<(command)`; the writer may be slow."""
+    os.mkfifo(tmp_path / "pipe")
+
+    def write():
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            opened.set()
+            for part in (b"caf", b"\xc3", b"\xa9\r\n", b"x"):
+                time.sleep(0.05)
+                pipe.write(part)
+
+    opened, writer = threading.Event(), threading.Thread(target=write, daemon=True)
+    keep = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)  # lets the writer begin
+    writer.start()
+    assert opened.wait(10)
+    assert read_text(tmp_path / "pipe") == "café\nx"
+    os.close(keep)

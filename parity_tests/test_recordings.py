@@ -61,6 +61,15 @@ def test_integers_are_taken_over_their_range():
         assert np.abs(found[:, 0] - wave).max() <= 1 / scale + 1e-7
 
 
+def test_bfloat16_is_taken_as_it_is(path):
+    """numpy has no such type."""
+    wave, _ = soundfile.read(path, dtype="float32")
+    for rounded in (mx.array(wave).astype(mx.bfloat16), torch.from_numpy(wave).bfloat16()):
+        found, _ = read((rounded, RATE))
+        assert found.dtype == np.float32
+        assert found[:, 0].tolist() == rounded.tolist()
+
+
 def without_length(path):
     """The number of samples in a flac's first block is 0 where its writer could not go back."""
     data = bytearray(path.read_bytes())

@@ -16,6 +16,7 @@ from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
 from port.files.speakers import FIELDS, SPEAKERS_FILE
 from port.files.storage import INDEX_FILE, WEIGHTS_FILE
+from port.request import Stream
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
 
@@ -41,6 +42,22 @@ def refusals(tmp_path):
         "speed nan is no tempo": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, good, speed=float("nan")),
         "speed '1.5' is no tempo": lambda v: v.inference_vc(good, good, speed="1.5"),
         "speed True is no tempo": lambda v: v.inference_instruct2(WORDS, SYSTEM, good, speed=True),
+        "speed inf is no tempo": lambda v: v.inference_vc(good, good, speed=10**400),
+        "speed inf": lambda v: v.inference_vc(good, good, speed=10**5000),
+        "seed 1.5 is no whole": lambda v: v.inference_cross_lingual(SYSTEM + WORDS, good, seed=1.5),
+        "seed 'a' is no whole": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, seed="a"),
+        "seed True is no whole": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, seed=True),
+        "seed is outside": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, seed=10**5000),
+        "stream 'yes' is neither": lambda v: v.inference_vc(good, good, stream="yes"),
+        "split_long 'no' is neither": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, split_long="no"),
+        "strict_min_length 1 is": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, strict_min_length=1),
+        "sampling 3 cannot be called": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, sampling=3),
+        "progress 3 cannot be called": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, progress=3),
+        "incremental 'no' is neither": lambda v: Stream(incremental="no"),
+        "max_cache_bytes '2G' is no whole number": lambda v: Stream(max_cache_bytes="2G"),
+        "speaker ['x'] is not known": lambda v: v.inference_sft(SYSTEM + WORDS, ["x"]),
+        "speaker 3 is not known": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, zero_shot_spk_id=3),
+        "speaker name 3 must": lambda v: v.add_zero_shot_spk(SYSTEM, good, 3),
         "speed -inf is no tempo": lambda v: v.inference_sft(SYSTEM + WORDS, "x", speed=-float("inf")),
         "leave out stream or speed": lambda v: v.inference_vc(good, good, stream=True, speed=1.5),
         "text is empty": lambda v: v.inference_zero_shot("  \n", SYSTEM, good),
@@ -73,6 +90,13 @@ def test_text_that_is_none(voices, recordings):
     for text, said in ((["a"], "not list; pass iter"), (None, "not NoneType"), (b"a", "not bytes"), (3, "not int")):
         with pytest.raises(TypeError, match=said):
             voices.port.inference_zero_shot(text, *prompt)
+    for words, kind in ((None, "NoneType"), (3, "int"), (b"a", "bytes"), (iter(["a"]), "list_iterator")):
+        with pytest.raises(TypeError, match=f"prompt_text must be a string, not {kind}"):
+            voices.port.inference_zero_shot(WORDS, words, recordings[0])
+        with pytest.raises(TypeError, match=f"prompt_text must be a string, not {kind}"):
+            voices.port.add_zero_shot_spk(words, recordings[0], "x")
+        with pytest.raises(TypeError, match=f"instruct_text must be a string, not {kind}"):
+            voices.port.inference_instruct2(WORDS, words, recordings[0])
     for text, said in (([], "held nothing to speak"), (["", " "], "held nothing"), (["\ufeff", "..."], "held nothing")):
         with pytest.raises(ValueError, match=said):
             list(voices.port.inference_zero_shot(iter(text), *prompt, seed=1))

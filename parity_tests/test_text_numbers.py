@@ -129,10 +129,24 @@ def test_brackets_that_do_not_look_like_a_token():
         "f[x+y]",
     ):
         assert mistaken_tokens(text) == {}
-    assert len(mistaken_tokens("".join(f"[w{i}]" for i in range(10_000)))) <= 20  # and at once
+    for between in ("", "[breath]"):
+        assert len(mistaken_tokens("".join(f"[w{i}]{between}" for i in range(10_000)))) <= 20  # and at once
 
 
-SILENT = ["❤️", "\u200b", "\ufeff", "👨\u200d👩\u200d👧", "👍🏽", "🇨🇳", "\u2060 \u00ad", "#️⃣", "\u0301", "\x00"]
+SILENT = [
+    "❤️",
+    "\u200b",
+    "\ufeff",
+    "👨\u200d👩\u200d👧",
+    "👍🏽",
+    "🇨🇳",
+    "\u2060 \u00ad",
+    "#️⃣",
+    "\u0301",
+    "\x00",
+    "\u3164",
+    "\u115f\u1160\uffa0",
+]
 
 
 @pytest.mark.parametrize("text", SILENT)
@@ -165,6 +179,43 @@ def test_the_original_leaves_some_texts_in_one_piece_and_an_option_splits_them()
     assert text_normalize(f"{system}4 cats", words, split=False, split_long=True) == f"{system}four cats"
     numbers = text_normalize("共1,234，" * 60, list, split_long=True)
     assert len(numbers) > 3 and all(piece.endswith(("1,234，", "。")) for piece in numbers)
+
+
+WITHOUT_ENGLISH_MARKS = {
+    "Arabic": ("قطار الصباح متأخر ؟ ", "؟"),
+    "Arabic commas": ("قطار الصباح متأخر، ", "،"),
+    "Urdu": ("صبح کی ٹرین دیر سے ہے۔ ", "۔"),
+    "Hindi": ("सुबह की ट्रेन देर से है। ", "।"),
+    "a poem": ("the train is late and so am I\n", ","),
+    "a Chinese poem": ("床前明月光疑是地上霜\n", "，"),
+    "no marks": ("the train is late and so am I ", ("the", "train", "is", "late", "and", "so", "am", "I")),
+    "no blanks": ("วันนี้อากาศดีมาก", ""),
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_ENGLISH_MARKS)
+def test_long_texts_of_any_kind_are_split_on_request(kind):
+    """At what divides them best; the original leaves each in one piece."""
+    part, end = WITHOUT_ENGLISH_MARKS[kind]
+    for system in ("", "Be kind.<|endofprompt|>"):
+        assert len(text_normalize(system + part * 30, list)) == 1
+        pieces = [piece.removeprefix(system) for piece in text_normalize(system + part * 30, list, split_long=True)]
+        assert all(len(piece) <= 100 for piece in pieces)
+        assert all(piece.strip().endswith(end) for piece in pieces[:-1])
+        joined, whole = ("".join(t.split()).rstrip(".。") for t in ("".join(pieces), part * 30))
+        assert joined.replace(",", "").replace("，", "") == whole
+
+
+def test_no_token_and_no_accent_is_cut_in_two():
+    units = ["[breath]", "e\u0301", "<strong>", "👨\u200d👩\u200d👧"]
+    pieces = text_normalize("".join(units) * 30, list, split_long=True)
+    assert len(pieces) > 3
+    assert all(piece.startswith(tuple(units)) for piece in pieces)
+
+
+def test_lines_of_short_sentences_are_left():
+    text = "The train\nis late. So\nam I."
+    assert text_normalize(text, list, split_long=True) == text_normalize(text, list) == [text]
 
 
 def test_a_zero_width_start_is_not_spoken():

@@ -2,15 +2,19 @@
 
 import sys
 
-from .app.arguments import parser
-
 
 def main() -> int:
     """Parse first: help and mistakes are answered before MLX is loaded."""
-    options = parser().parse_args()
-    from .app.cli import run
+    try:  # from the first import on, which may take seconds
+        from .app.arguments import parser
 
-    return run(options)
+        options = parser().parse_args()
+        from .app.cli import run
+
+        return run(options)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -93,7 +93,8 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
                 (see community.py).
             revision: branch, tag or commit of a hub id.
-            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes.
+            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes,
+                but only when it comes through the methods of this class.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
             plain: leave the plain layers, whose steps are those of the original; slower.
@@ -101,6 +102,7 @@ class CosyVoice3:
         Raises:
             Refused: what cannot be used, in one line.
         """
+        end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
         with for_any_thread() if lazy else nullcontext():
             if community.recognises(settings := read_settings(folder)):
@@ -146,6 +148,7 @@ class CosyVoice3:
         """
         self._enter_thread()
         check_name(zero_shot_spk_id)
+        _require_string("prompt_text", prompt_text)
         require_end_of_prompt(prompt_text)
         self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
         return True
@@ -192,6 +195,7 @@ class CosyVoice3:
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
         chosen = self._options(stream, speed, options)
+        _require_string("prompt_text", prompt_text)
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, chosen)
         said = prompt_text.rpartition(END_OF_PROMPT)[2]
@@ -235,6 +239,8 @@ class CosyVoice3:
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
+        else:
+            _require_string("instruct_text", instruct_text)
         chosen = self._options(stream, speed, options)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, chosen)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
@@ -275,10 +281,7 @@ class CosyVoice3:
     @staticmethod
     def _options(stream: bool | Stream, speed: float, options: dict[str, Any]) -> Options:
         """Refuse what cannot be before anything is computed."""
-        chosen = Options(stream=stream, speed=speed, **options)
-        if chosen.seed is not None:
-            SeededDraws(chosen.seed)
-        return chosen
+        return Options(stream=stream, speed=speed, **options)
 
     def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
         draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
@@ -304,3 +307,8 @@ class CosyVoice3:
             with self._lock:
                 mx.eval(self.model.parameters())
                 self._lazy_in = None
+
+
+def _require_string(name: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a string, not {type(text).__name__}")

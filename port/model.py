@@ -22,6 +22,7 @@ from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
 from .request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from .stream.flow import StreamingFlow, Work
 from .stream.memory import Memory
+from .stream.threads import end_streams_with_thread
 from .stream.vocoder import StreamingVocoder
 from .vocoder.generator import CausalHiFTGenerator
 
@@ -142,6 +143,7 @@ class CosyVoice3Model(nn.Module):
             ValueError: another `speed` than 1 in a chunk, or one that leaves no frame or too many; and what the two
                 inference methods raise.
         """
+        end_streams_with_thread()  # each chunk may be asked for by another
         voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
         incremental = cache.stream is not None and cache.stream.incremental
         if incremental and stream and not finalize and cache.flow is None:
@@ -199,6 +201,7 @@ class CosyVoice3Model(nn.Module):
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
         """
+        end_streams_with_thread()
         if stream is not None and speed != 1.0:
             raise ValueError(SPEED_IN_STREAM.format(speed))
         nothing = np.zeros((1, 0), np.int32)

@@ -6,9 +6,10 @@ L text tokens, P prompt tokens, F prompt frames, C mel bins, s samples
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
@@ -36,6 +37,15 @@ class Prompt:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _require_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} {value!r:.40} is neither True nor False")
+
+
 @dataclass(frozen=True)
 class Stream:
     """How a request streams.
@@ -55,6 +65,12 @@ class Stream:
     causal_final: bool = False
     incremental: bool = True
     max_cache_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("reset_hop", "causal_final", "incremental"):
+            _require_bool(name, getattr(self, name))
+        if self.max_cache_bytes is not None and not _is_whole(self.max_cache_bytes):
+            raise ValueError(f"max_cache_bytes {self.max_cache_bytes!r:.40} is no whole number")
 
 
 @dataclass(frozen=True)
@@ -84,14 +100,14 @@ class Options:
         speed: tempo, 1.0 as learnt; not with `stream`.
         seed: of the sampling, 0 to 2^64 - 1; None draws one. All pieces of a text share one stream of numbers, which
             nothing else in the process can disturb.
-        split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and kana, and long
-            sentences at commas.
+        split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and what the original
+            leaves long: kana, other scripts, sentences, see `port.frontend.text.text_normalize`.
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.
 
     Raises:
-        ValueError: a tempo that is no number above 0, or not 1 in a stream.
+        ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed out of its range; another type.
     """
 
     stream: bool | Stream | None = None
@@ -105,10 +121,24 @@ class Options:
     progress: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.speed, bool) or not isinstance(self.speed, Real) or not 0 < self.speed < math.inf:
+        if not isinstance(self.stream, bool | Stream | None):
+            raise ValueError(f"stream {self.stream!r:.40} is neither True, False nor a Stream")
+        if isinstance(self.speed, bool) or not isinstance(self.speed, Real):
             raise ValueError(f"speed {self.speed!r:.40} is no tempo; give a number above 0")
+        if not 0 < self.speed <= sys.float_info.max:
+            shown = math.inf if self.speed > 0 else self.speed  # a whole number may have any number of digits
+            raise ValueError(f"speed {shown!r:.40} is no tempo; give a number above 0")
         if self.stream and self.speed != 1:
             raise ValueError(SPEED_IN_STREAM.format(self.speed))
+        if self.seed is not None and not _is_whole(self.seed):
+            raise ValueError(f"seed {self.seed!r:.40} is no whole number")
+        if self.seed is not None and not 0 <= self.seed < 1 << 64:
+            raise ValueError("the seed is outside 0..2^64-1")
+        for name in ("split_long", "strict_min_length"):
+            _require_bool(name, getattr(self, name))
+        for name in ("sampling", "progress"):
+            if (given := getattr(self, name)) is not None and not callable(given):
+                raise ValueError(f"{name} {given!r:.40} cannot be called")
 
     def of_model(self, draws: Any = None) -> dict[str, Any]:
         """Arguments of `CosyVoice3Model.tts`, with these draws."""

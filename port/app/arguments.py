@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from .device import DEVICES
 
 # As the checkout runs it, or as the wheel installs it.
 PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
+MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
 SPK = "Keep voices in the model's folder."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""
@@ -99,7 +101,13 @@ def parser() -> argparse.ArgumentParser:
     _add_output(vc)
 
     batch = command(commands, "batch", "batch", "Speak every line of a manifest; alone, or as the ranks of mlx.launch.")
-    batch.add_argument("manifest", type=Path, metavar="MANIFEST.jsonl", help="one JSON object a line: id, text, voice")
+    batch.add_argument(
+        "manifest",
+        type=Path,
+        metavar="MANIFEST.jsonl",
+        help="one JSON object a line: id, text, voice; a line that cannot be spoken fails alone, one without JSON or "
+        "without an id of its own refuses the whole manifest",
+    )
     batch.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.wav and results.jsonl")
     batch.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
@@ -151,24 +159,30 @@ def _add_split_long(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-long",
         action="store_true",
-        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, kana at 。, a sentence of "
-        "more than 80 tokens at commas. Default, as the original: a text with <|...|> in it is spoken as it is in one "
-        "piece however long; others are cut at .?!;: and, with Chinese characters, at 。？！；：、, never at commas",
+        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, all at the full stops of "
+        "any script, a sentence of more than 80 tokens at commas and ends of lines, else at blanks. Default, as the "
+        "original: a text with <|...|> in it is spoken as it is in one piece however long; others are cut at .?!;: "
+        "and, with Chinese characters, at 。？！；：、, never at commas",
     )
 
 
 def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(f"not readable as UTF-8 text ({error.reason})") from None
     return text.removeprefix("\ufeff")  # of a file that the shell put in
 
 
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; give a number of bytes such as 0, 500M or 2G")
-    return int(float(match[1]) * 1024 ** ("KMGT".find(match[2].upper() or "-") + 1))
+    size = float(match[1]) * 1024 ** ("KMGT".find(match[2].upper() or "-") + 1) if match else math.inf
+    if size == math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; give a number of bytes such as 0, 500M or 2G")
+    return int(size)
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number in 0..2^64-1")
+    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number in 0..2^64-1")
     return int(text)

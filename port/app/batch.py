@@ -2,9 +2,12 @@
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
 `prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
-held to one. Paths are relative to the manifest. Ranks share nothing but the output folder: rank r of n takes the lines
-r, r + n, ..., and each utterance has a seed of its own, so the files do not depend on n. A rank holds a lock while it
-speaks, which the system frees however it ends: so ranks find each other's ends, and two batches do not mix.
+held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone; one that is no JSON object or
+has no id of its own refuses the whole manifest, since its result would have no name.
+
+Ranks share nothing but the output folder: rank r of n takes the lines r, r + n, ..., and each utterance has a seed of
+its own, so the files do not depend on n. A rank holds a lock while it speaks, which the system frees however it ends:
+so ranks find each other's ends, and two batches do not mix.
 """
 
 from __future__ import annotations
@@ -13,11 +16,9 @@ import fcntl
 import hashlib
 import json
 import re
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import unicodedata
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..config import read_settings
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from .speaking import NOTHING_SPOKEN, load_voice, sound_file, speak
+from .arguments import MAX_DIGITS
+from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
@@ -112,16 +115,18 @@ FIELDS = tuple(field.name for field in fields(Utterance))
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Lines of a manifest, each with an `id` that stands once and has no way out of the folder; a whole number will do.
 
+    Ids that differ in case or in how accents are encoded are one id, as they are one file on many disks.
+
     Raises:
         Refused: no such file, no JSON object on a line, or no usable id.
     """
     text = read_text(path)
-    lines: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}  # by the id as such disks take it
     for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line
         if not row.strip():
             continue
         try:
-            line = json.loads(row)
+            line = json.loads(row, parse_int=_whole_number)
         except (ValueError, RecursionError):
             raise Refused(f"{path}, line {number}: no JSON; write one object a line") from None
         name = line.get("id") if isinstance(line, dict) else None
@@ -129,12 +134,19 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
             line["id"] = name = str(name)
         if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
             raise Refused(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
-        if name in lines:
-            raise Refused(f"{path}, line {number}: the id {name} stands twice")
-        lines[name] = line
+        same = unicodedata.normalize("NFC", name).casefold()
+        if same in lines:
+            first = lines[same]["id"]
+            written = "" if first == name else f", first as {first}"
+            raise Refused(f"{path}, line {number}: the id {name} stands twice{written}")
+        lines[same] = line
     if not lines:
         raise Refused(f"{path}: holds no utterance")
     return list(lines.values())
+
+
+def _whole_number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # infinite
 
 
 def run_batch(
@@ -157,7 +169,7 @@ def run_batch(
 
     Raises:
         Refused: the manifest as a whole, the model, or a folder that another batch is writing to.
-        OSError: the folder.
+        OSError: the folder cannot be made.
     """
     lines = read_manifest(manifest)
     group = mx.distributed.init()
@@ -165,8 +177,9 @@ def run_batch(
     records.mkdir(parents=True, exist_ok=True)
     locks = [records / f".rank{rank}" for rank in range(group.size())]
     with locks[group.rank()].open("w") as own:
-        refused = mx.distributed.all_sum(mx.array(int(not take_lock(own))), group=group, stream=mx.cpu)
-        if refused.item():
+        # A run of more ranks may have no rank 0 any more.
+        held = not take_lock(own) or any(_is_held(lock) for lock in set(records.glob(".rank*")) - set(locks))
+        if mx.distributed.all_sum(mx.array(int(held)), group=group, stream=mx.cpu).item():
             raise Refused(f"{out}: another batch is writing there; wait for its end or choose another --out")
         folder = find_folder(model, revision)
         read_settings(folder)  # which refuses a folder without a model in one line
@@ -174,7 +187,10 @@ def run_batch(
         wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
         left = lines[group.rank() :: group.size()]
         bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
-        with _ended_by_signals():  # loading too: another rank may have spoken, and died, meanwhile
+        with (
+            logging_redirect_tqdm(),
+            ended_by_signals(),
+        ):  # loading too: another rank may have spoken, and died, meanwhile
             try:
                 voice = load_voice(str(folder))
                 for line in bar:
@@ -194,22 +210,13 @@ def run_batch(
     return sum(result["status"] != "done" for result in results), len(lines)
 
 
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM is a KeyboardInterrupt within, once: `mlx.launch` sends it to all ranks, each second, once one died."""
-
-    def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _is_held(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, as all ranks of this run look at once
+        except BlockingIOError:
+            return True
+    return False
 
 
 def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:
@@ -267,5 +274,8 @@ def _result(record: Path, name: str, request: str) -> dict[str, Any]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    with beside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    try:
+        with beside(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror})") from None

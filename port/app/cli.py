@@ -13,14 +13,16 @@ import secrets
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
+from tqdm.contrib.logging import tqdm_logging_redirect
 
 from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import read_text
+from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
 from ..files.errors import Misused, Refused
 from ..files.hub import find_folder
 from ..files.recording import check_recording
@@ -31,7 +33,15 @@ from ..request import Stream
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
 from .device import use_device
-from .speaking import NOTHING_SPOKEN, check_instruction, check_request, load_voice, sound_file, speak
+from .speaking import (
+    NOTHING_SPOKEN,
+    check_instruction,
+    check_request,
+    ended_by_signals,
+    load_voice,
+    sound_file,
+    speak,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +80,7 @@ def _say(options: argparse.Namespace) -> None:
         options.prompt_wav = check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
     voice = load_voice(options.model, options.revision, options.plain)
-    with tqdm(desc="speech tokens", unit="token", file=sys.stderr, disable=None) as progress:
+    with _bar(desc="speech tokens", unit="token") as progress:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
             "split_long": options.split_long,
@@ -88,7 +98,7 @@ def _vc(options: argparse.Namespace) -> None:
     options.source_wav = check_recording(options.source_wav, voice=False)
     options.prompt_wav = check_recording(options.prompt_wav)
     voice = load_voice(options.model, options.revision, options.plain)
-    with tqdm(desc="audio", unit="s", unit_scale=True, file=sys.stderr, disable=None) as progress:
+    with _bar(desc="audio", unit="s", unit_scale=True) as progress:
         started = time.perf_counter()
         speech = voice.inference_vc(
             options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
@@ -140,11 +150,10 @@ def _text(options: argparse.Namespace) -> str:
         text = options.text
     elif options.text_file is not None:
         text = read_text(options.text_file)
-    else:
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input: not readable as UTF-8 text ({error})") from None
+    elif sys.stdin is None:
+        raise ValueError("standard input is closed; give --text or --text-file")
+    else:  # as bytes: what the locale makes of them may be other characters
+        text = decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
     text = text.strip().strip(ZERO_WIDTH).strip()
     if not text:
         raise ValueError("the text is empty: nothing to speak")
@@ -154,6 +163,11 @@ def _text(options: argparse.Namespace) -> str:
 def _common(options: argparse.Namespace) -> dict[str, Any]:
     how = Stream(options.reset_hop, options.causal_final, not options.no_incremental, options.max_cache_bytes)
     return {"stream": how if options.stream else False, "speed": options.speed}
+
+
+def _bar(**how: Any) -> AbstractContextManager[tqdm]:
+    """Progress on a terminal, above which warnings get lines of their own."""
+    return tqdm_logging_redirect(**how, file=sys.stderr, disable=None)
 
 
 def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:
@@ -179,7 +193,7 @@ def _check_output(options: argparse.Namespace) -> None:
 def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float) -> str:
     """Write the speech; returns what there is to tell of it."""
     first, samples = None, 0
-    with sound_file(options.output, voice.sample_rate, keep_unfinished=True) as file:
+    with ended_by_signals(), sound_file(options.output, voice.sample_rate, keep_unfinished=True) as file:
         for result in speech:
             wave = np.array(result["tts_speech"])[0]
             first = time.perf_counter() - started if first is None else first

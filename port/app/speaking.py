@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import soundfile
 
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
-from ..files.errors import Misused
+from ..files.errors import Misused, Refused
 from ..files.speakers import EMBEDDING
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from .device import keep_freed_memory
@@ -77,20 +79,52 @@ def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]
 
 
 @contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP are a KeyboardInterrupt within, once: `mlx.launch` sends SIGTERM to all ranks, each second,
+    once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
+
+    def interrupt(*_: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+        yield
+        return
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    before = {each: handler for each, handler in before.items() if handler != signal.SIG_IGN}
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
 def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
     """A 16-bit mono file that takes the place of `path` at the end.
 
     When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
     of audio in it, and a note on the error says so.
+
+    Raises:
+        Refused: the disk does not take it.
     """
     unfinished = path.with_name(f"{path.stem}.partial{path.suffix}")
     with beside(path) as partial:
+        file = None
         try:
             with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
                 yield file
         except BaseException as error:
-            seconds = soundfile.info(partial).duration if keep_unfinished and partial.exists() else 0.0
+            told: BaseException = error
+            if isinstance(error, soundfile.LibsndfileError):  # which knows no more than "System error"
+                told = Refused(f"{path}: cannot be written (is the disk full?)")
+            # As written: libsndfile gives a flac that was not closed well 2^63 samples.
+            seconds = file.frames / sample_rate if keep_unfinished and file is not None else 0.0
             if seconds >= KEPT_SECONDS:
                 partial.replace(unfinished)
-                error.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
-            raise
+                told.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
+            raise told from error.__cause__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ from .errors import Refused, printable
 
 MAX_JSON_BYTES = 16 << 20
 LFS_POINTER = b"version https://git-lfs"
+MAX_TEXT_BYTES = 64 << 20
 
 
 def require_regular(path: Path) -> None:
@@ -81,14 +83,39 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a UTF-8 file, with "\\n" between its lines and without the mark that Windows puts first.
+    """Text of a file, see `decode_text`; also of a pipe that somebody writes to, as shells hand over `<(command)`.
 
     Raises:
-        Refused: not readable.
+        Refused: not readable, or see `decode_text`.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")  # a pipe too: shells hand over <(command) as one
+        with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            first = file.read(1)  # None while a writer has written nothing yet
+            if first == b"" and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                raise OSError(errno.EPIPE, "a pipe that nobody writes to")
+            os.set_blocking(file.fileno(), True)
+            data = (first or b"") + io.BufferedReader(file).read(MAX_TEXT_BYTES)
     except FileNotFoundError:
         raise Refused(f"{path}: not readable, no such file") from None
     except (OSError, ValueError) as error:
-        raise Refused(f"{path}: not readable as UTF-8 text ({error})") from None
+        raise Refused(f"{path}: not readable as UTF-8 text ({getattr(error, 'strerror', None) or error})") from None
+    return decode_text(data, path)
+
+
+def decode_text(data: bytes, name: object) -> str:
+    """UTF-8 text, with "\\n" between its lines and without the mark that Windows puts first.
+
+    Args:
+        data: all bytes, or more than `MAX_TEXT_BYTES` of them.
+        name: of their source, for messages.
+
+    Raises:
+        Refused: too large, or not UTF-8.
+    """
+    if len(data) > MAX_TEXT_BYTES:
+        raise Refused(f"{name}: larger than {MAX_TEXT_BYTES >> 20} MiB; split it")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Refused(f"{name}: not readable as UTF-8 text ({error})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -212,6 +212,8 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
         raise Refused("the second of (samples, sample rate) must be a number of Hz")
     _check_rate(int(rate), min_sr)
     try:
+        if "bfloat16" in str(getattr(samples, "dtype", "")):  # of torch or MLX; numpy has none
+            samples = samples.tolist()
         speech = np.asarray(samples)
     except Exception as error:
         raise Refused(f"cannot be read as samples ({_one_line(error):.200})") from None

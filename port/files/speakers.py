@@ -40,7 +40,7 @@ def check_name(name: str) -> str:
     Raises:
         Refused: empty, too long, or with characters that do not print.
     """
-    if not name.isprintable() or not 0 < len(name) <= MAX_NAME:
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= MAX_NAME:
         raise Refused(f"speaker name {name!r:.60} must have 1 to {MAX_NAME} printable characters")
     return name
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..files.errors import Refused
 from ..files.recording import Recording, about, at_hand
+from ..stream.threads import end_streams_with_thread
 
 # A kernel has about orig x new values once both rates are divided by their gcd: 8 million is 64 MB in float64.
 MAX_KERNEL_SIZE = 1 << 23
@@ -36,6 +37,7 @@ def load_wav(path: Recording, target_sr: int, min_sr: int = 16000) -> mx.array:
     Raises:
         Refused: see `recording.read`; or a rate whose ratio to `target_sr` needs an absurdly large kernel.
     """
+    end_streams_with_thread()  # every prompt starts here, in whatever thread
     heard = at_hand(path, min_sr)
     if target_sr not in heard.resampled:
         with about(heard):

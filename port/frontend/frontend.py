@@ -206,7 +206,7 @@ class CosyVoiceFrontEnd:
         return speech_token, speech_feat
 
     def _speaker(self, spk_id: str) -> Prompt:
-        if spk_id not in self.spk2info:
+        if not isinstance(spk_id, str) or spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
-            raise Refused(f"speaker {spk_id!r} is not known; known speakers: {known}")
+            raise Refused(f"speaker {spk_id!r:.80} is not known; known speakers: {known}")
         return self.spk2info[spk_id]

@@ -80,12 +80,12 @@ def mistaken_tokens(text: str) -> dict[str, str]:
     A word of Latin letters in brackets does; a number does not, nor do several words unless they are nearly a token.
     """
     inside: dict[str, str] = {}
-    for part in TOKEN.split(text)[::2]:
-        for match in _BRACKETED.finditer(part.translate(_BRACKETS)):
-            if _NAME.fullmatch(name := _plain_name(match[0])) and _is_latin(name):
-                inside[part[match.start() : match.end()]] = name
-            if len(inside) >= MOST_MISTAKEN:
-                break
+    outside = TOKEN.split(text)[::2]
+    for part, match in ((p, match) for p in outside for match in _BRACKETED.finditer(p.translate(_BRACKETS))):
+        if _NAME.fullmatch(name := _plain_name(match[0])) and _is_latin(name):
+            inside[part[match.start() : match.end()]] = name
+        if len(inside) >= MOST_MISTAKEN:
+            break
     near = {found: _nearest(name, found[0]) for found, name in inside.items()}
     return {found: token for found, (token, alike) in near.items() if alike > 0.6 or " " not in inside[found]}
 

@@ -19,7 +19,7 @@ from unicodedata import is_normalized
 import regex
 
 from .normalizer import Language, Normalizer, contains_chinese
-from .special_tokens import END_OF_PROMPT, mistaken_tokens, outside_tokens
+from .special_tokens import END_OF_PROMPT, TOKEN, mistaken_tokens, outside_tokens
 
 Tokenize = Callable[[str], Sequence[int]]
 
@@ -33,8 +33,13 @@ ZERO_WIDTH = "\ufeff\u200b"  # the first starts many files
 CLOSING_QUOTES = frozenset('"”')
 
 _ONLY_MARKS = regex.compile(r"[\p{P}\p{S}]*")
-_SILENT = regex.compile(r"[\p{P}\p{S}\p{M}\p{Z}\p{C}]*")
-_COMMA = re.compile(r"(?<=[，,、])(?!\d)")
+_SILENT = regex.compile(r"[\p{P}\p{S}\p{M}\p{Z}\p{C}\p{Default_Ignorable_Code_Point}]*")
+_FULL_STOP = regex.compile(r"\p{Sentence_Terminal}")
+_SENTENCE = regex.compile(r"(?<=\p{Sentence_Terminal})")
+_LINE_END = regex.compile(r"(?<![\p{P}\s])[^\S\n]*\n")
+_COMMA = regex.compile(r"(?<=\p{Terminal_Punctuation})(?!\d)")
+_BLANK = regex.compile(r"(?<=\s)")
+_UNIT = regex.compile(TOKEN.pattern + r"|\X")
 _TRAILING_COMMAS = re.compile("[，,、]+$")
 
 logger = logging.getLogger(__name__)
@@ -59,7 +64,8 @@ def text_normalize(
         text_frontend: False returns the text as it is; so does a text with both "<|" and "|>" in it.
         normalizer: numbers and symbols to words, as `load_normalizer` gives it; None for the plain rules alone.
         split_long: also read and split what the original leaves in one piece: what follows an instruction (each piece
-            gets the instruction), kana at Japanese marks, and at commas a sentence that is too long for a piece.
+            gets the instruction), all text at the full stops of any script, and a sentence that is too long for a piece
+            at commas and ends of lines, else at blanks, else anywhere.
 
     Returns:
         A list of pieces when `split`, empty when nothing in the text can be spoken; otherwise a string. An iterator
@@ -86,6 +92,8 @@ def text_normalize(
     instruction, mark, text = text.rpartition(END_OF_PROMPT)
     lang: Language = "zh" if contains_chinese(text) else "en"
     text = text.strip().strip(ZERO_WIDTH).strip()
+    if split_long:
+        text = _lines_to_clauses(text, lang, tokenize)
     if normalizer is not None and text:
         text = normalizer(text)
     text = _chinese_rules(text) if lang == "zh" else outside_tokens(_english_rules, text).strip()
@@ -112,6 +120,13 @@ def arriving(parts: Iterator[str]) -> Iterator[str]:
         yield part
     if silent:
         raise ValueError("the parts of the text held nothing to speak")
+
+
+def _lines_to_clauses(text: str, lang: Language, tokenize: Tokenize) -> str:
+    """A comma for each end of a line, which nothing later sees, in a sentence that is too long for a piece."""
+    comma = "，\n" if lang == "zh" else ",\n"
+    made = (_LINE_END.sub(comma, s) if len(tokenize(s)) > TOKEN_MAX_N else s for s in _SENTENCE.split(text))
+    return "".join(made)
 
 
 def _english_rules(text: str) -> str:
@@ -197,13 +212,14 @@ def split_paragraph(
 
     Lengths are characters for "zh" and tokens for "en". A full stop is appended when the text ends without a mark. A
     piece ends once it is longer than `token_min_n` and the next sentence would take it past `token_max_n`. With
-    `split_long` full-width marks end sentences in every language, and one past `token_max_n` is cut at its commas.
+    `split_long` the full stops of any script end sentences, and one past `token_max_n` is cut at its commas, what is
+    still too long at blanks, and what then is, anywhere.
     """
     if not text:
         return []
     breaks = BREAKS[lang] | COMMAS if comma_split else BREAKS[lang]
     if split_long:
-        breaks = breaks | BREAKS["zh"]
+        breaks = breaks | BREAKS["zh"] | set(_FULL_STOP.findall(text))
     if text[-1] not in breaks:
         text += "。" if lang == "zh" else "."
 
@@ -212,8 +228,10 @@ def split_paragraph(
 
     sentences = split_sentences(text, breaks)
     if split_long:
-        cut = (_COMMA.split(sentence) if length(sentence) > token_max_n else [sentence] for sentence in sentences)
-        sentences = [part for parts in cut for part in parts]
+        cuts = (_COMMA.split, _BLANK.split, lambda part: [unit[0] for unit in _UNIT.finditer(part)])
+        sentences = [
+            part for sentence in sentences for part in _cut(sentence, lambda s: length(s) <= token_max_n, cuts)
+        ]
     pieces: list[str] = []
     current = ""
     for sentence in sentences:
@@ -226,6 +244,13 @@ def split_paragraph(
     elif current:
         pieces.append(current)
     return pieces
+
+
+def _cut(text: str, fits: Callable[[str], bool], cuts: Sequence[Callable[[str], list[str]]]) -> list[str]:
+    """Parts that fit, by the first cut; of those that do not, by the next."""
+    if not cuts or fits(text):
+        return [text]
+    return [made for part in cuts[0](text) if part for made in _cut(part, fits, cuts[1:])]
 
 
 def split_sentences(text: str, breaks: frozenset[str]) -> list[str]:
