@@ -15,6 +15,7 @@ from parity_tests.harness.session import Session
 from port.app.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
+pytest_plugins = ("parity_tests.fixtures",)
 # A busy machine is no fault of the port; and a verdict, on a fault of the catalogue too, must not hang on a draw.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")

@@ -7,6 +7,7 @@ from mlx_parity.faults.table import read_tables
 from parity_tests.faults.parts import part_of
 
 PACKAGES = ("port", "convert")  # that faults are planted in
+TESTS = ("parity_tests", "tests")  # folders of tests that are tried
 TABLES = tuple(sorted(Path(__file__).parent.glob("*.txt")))
 
 

@@ -25,7 +25,7 @@ from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.faults import PACKAGES
+from parity_tests.faults import PACKAGES, TESTS
 from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, is_part, place
 from parity_tests.harness.signatures import Signature, strength
 from port import noise
@@ -82,7 +82,7 @@ class Checks:
         import_module("torch._dynamo")
         for plugin in entry_points(group="pytest11"):
             plugin.load()
-        for file in {"parity_tests/conftest.py", *(test.by.partition("::")[0] for test in self.tests)}:
+        for file in {"parity_tests/fixtures.py", *(test.by.partition("::")[0] for test in self.tests)}:
             import_module(Path(file).with_suffix("").as_posix().replace("/", "."))
 
     def batches(self, faults: Sequence[Fault]) -> Sequence[Sequence[Check]]:
@@ -231,7 +231,7 @@ def marked_tests() -> list[Check]:
     Raises:
         FaultError: a test that cannot be imported, or that names a part that there is not.
     """
-    run = _pytest(Run(None, print), ["--collect-only", str(ROOT / "parity_tests")])
+    run = _pytest(Run(None, print), ["--collect-only", *(str(ROOT / folder) for folder in TESTS)])
     for nodeid, message in run.failed.items():
         raise FaultError(f"{nodeid}: {message}")
     for test in run.marked:

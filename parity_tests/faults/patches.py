@@ -24,10 +24,11 @@ import pytest
 
 from mlx_parity.faults.patch import FaultError
 from mlx_parity.faults.verdict import Check, Finding
+from parity_tests.faults import TESTS
 from parity_tests.faults.parts import BEFORE, GROUPS, group_of, place
 
 ROOT = Path(__file__).parents[2]
-SUITE = ("parity_tests", "-m", "not meta", "-x", "-q", "-p", "no:cacheprovider")
+SUITE = ("-m", "not meta", "-x", "-q", "-p", "no:cacheprovider")
 FIELDS = "\t"  # between the words of a line
 
 
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     out = os.dup(1)
     os.dup2(2, 1)  # pytest's own words are nobody's
-    words = [options.only or SUITE[0], *SUITE[1:]]
+    words = [*([options.only] if options.only else TESTS), *SUITE]
     if options.only and "::" not in options.only:
         words.append("--collect-only")
     return pytest.main(words, plugins=[Nearest(options.files, options.without, out)])

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         path = Path(scratch) / "coverage.json"
         os.environ["COVERAGE_FILE"] = str(Path(scratch) / "data")
         measure = ["--cov=port", "--cov-branch", f"--cov-report=json:{path}"]
-        code = pytest.main(["parity_tests", "--quiet", *measure, *arguments])
+        code = pytest.main(["parity_tests", "tests", "--quiet", *measure, *arguments])
         if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not path.is_file():
             return int(code)
         found = section(json.loads(path.read_text("utf-8")))

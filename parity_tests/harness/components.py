@@ -19,7 +19,13 @@ class Planned:
     rows: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
 
+    @property
+    def elsewhere(self) -> bool:
+        """Shown by no parity test."""
+        return not self.rows and all(glob.startswith(ELSEWHERE) for glob in self.tests)
 
+
+ELSEWHERE = "tests/"
 PLAN: tuple[Planned, ...] = (
     Planned(
         "Fixed noise",
@@ -166,40 +172,55 @@ PLAN: tuple[Planned, ...] = (
         "Conversion",
         "each of the 1766 tensors at its place at the official depth, by a list of its own; folding, tied and constant "
         "tensors, fine-tuned variants, the proof by counts",
-        tests=("test_official_depth.py::*", "test_mapping.py::*", "test_convert.py::*"),
+        tests=(
+            "tests/convert/test_official_depth.py::*",
+            "tests/convert/test_mapping.py::*",
+            "tests/convert/test_convert.py::*",
+        ),
     ),
     Planned(
         "Readers of the two graphs",
         "weights by node, against onnxruntime and the modules they came from; damage",
-        tests=("test_onnx.py::*", "test_onnx_files.py::*"),
+        tests=("tests/convert/test_onnx.py::*", "tests/convert/test_onnx_files.py::*"),
     ),
     Planned(
         "Refusals of a conversion",
         "tensors missing, unknown or of another shape in each of the six files; code in pickles and yaml; damage; "
         "broken downloads",
-        tests=("test_convert_refused.py::*", "test_convert_tensors.py::*", "test_convert_hub.py::*", "test_fuzz.py::*"),
+        tests=(
+            "tests/convert/test_convert_refused.py::*",
+            "tests/convert/test_convert_tensors.py::*",
+            "tests/convert/test_convert_hub.py::*",
+            "tests/fuzz/test_fuzz.py::*",
+        ),
     ),
     Planned(
         "Configuration",
         "every key of the official text files and of config.json with another value: followed, refused or known to be "
         "read by training alone",
-        tests=("test_config_keys.py::*", "test_config_fields.py::*", "test_convert_config.py::*"),
+        tests=(
+            "tests/convert/test_config_keys.py::*",
+            "test_config_fields.py::*",
+            "tests/convert/test_convert_config.py::*",
+        ),
     ),
     Planned(
         "Converted folders",
         "bit for bit as written, whole or in shards; damaged ones, other heads; from the hub",
-        tests=("test_weights.py::*", "test_hub.py::*"),
+        tests=("tests/port/test_weights.py::*", "tests/port/test_hub.py::*"),
     ),
     Planned(
         "Reduced precision and quantization",
         "what stays float32, each part and width, quality against float32, values that leave the range",
-        tests=("test_quantize.py::*", "test_precision.py::*", "test_quality.py::*"),
+        tests=("tests/convert/test_quantize.py::*", "test_precision.py::*", "test_quality.py::*"),
     ),
-    Planned("Baked timesteps", "tables in place of layers, wrong and swapped ones", tests=("test_bake.py::*",)),
+    Planned(
+        "Baked timesteps", "tables in place of layers, wrong and swapped ones", tests=("tests/convert/test_bake.py::*",)
+    ),
     Planned(
         "Community folders",
         "every tensor and setting of mlx-community's layout, official sizes by shapes alone, each part's results",
-        tests=("test_community.py::*", "test_community_sizes.py::*"),
+        tests=("tests/convert/test_community.py::*", "tests/convert/test_community_sizes.py::*"),
     ),
 )
 
@@ -216,9 +237,11 @@ NOT_CHECKED = (
 def components(rows: Sequence[Row], tests: Sequence[Test], partial: bool = False) -> tuple[Component, ...]:
     """Judge each line of the plan by its evidence.
 
-    A line without any evidence is an ERROR, or a SKIP when the run was told to leave tests out (`partial`).
+    A line without any evidence is an ERROR, or a SKIP when the run was told to leave tests out (`partial`), or none of
+    tests/ and the line is shown there alone.
     """
-    return tuple(_judge(planned, rows, tests, partial) for planned in PLAN)
+    ran = any(test.nodeid.startswith(ELSEWHERE) for test in tests)
+    return tuple(_judge(planned, rows, tests, partial or (planned.elsewhere and not ran)) for planned in PLAN)
 
 
 def _judge(planned: Planned, rows: Sequence[Row], tests: Sequence[Test], partial: bool) -> Component:

@@ -245,7 +245,7 @@ class Session:
     def _partial(self) -> bool:
         """Whether the command named files, tests or keywords, so that parts of the plan were left out on purpose."""
         option = self.config.option
-        whole = [[], ["parity_tests"], ["parity_tests/"], ["."]]
+        whole = [[], ["parity_tests"], ["parity_tests/"], ["parity_tests", "tests"], ["."]]
         chosen = (getattr(option, name, None) for name in ("keyword", "deselect", "lf"))  # the last is a plugin's
         return option.file_or_dir not in whole or any(chosen)
 

@@ -1,0 +1,289 @@
+"""Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from parity_tests.speech_support import SYSTEM, write_voice
+from port.app import batch, cli
+from port.app.batch import Utterance, read_manifest
+from port.files.errors import Refused
+
+ROOT = Path(__file__).parents[2]
+LINES = (
+    dict(id="vc", source_wav="source.wav", prompt_wav="prompt.wav"),
+    dict(id="zero", mode="zero-shot", text="Hi.", prompt_text=f"{SYSTEM}Hello.", prompt_wav="prompt.wav"),
+    dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
+    dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
+    dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
+)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("manifest")
+    write_voice(folder / "prompt.wav", 0.6, 16000)
+    write_voice(folder / "source.wav", 0.8, 16000, 190)
+    (folder / "manifest.jsonl").write_text("\n\n".join(map(json.dumps, LINES)), encoding="utf-8")
+    return folder / "manifest.jsonl"
+
+
+@pytest.fixture(scope="module")
+def alone(model, manifest, tmp_path_factory):
+    """What one process makes of the manifest."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    assert cli.main(arguments(model, manifest, out)) == 1  # one line is broken
+    return out
+
+
+def arguments(model, manifest, out):
+    return ["batch", str(manifest), "--model", str(model), "--out", str(out), "--seed", "3"]
+
+
+def files(out):
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+def launch(ranks, model, manifest, out, **more):
+    """Start ranks as `mlx.launch` does, from the checkout."""
+    script = "import sys; from port.app.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring"]
+    command += [
+        "--starting-port",
+        str(40000 + os.getpid() % 20000),
+        "--cwd",
+        str(ROOT),
+        "--",
+        "env",  # before 0.32 MLX would have Python read a file that stands here, Python itself too
+        sys.executable,
+        "-c",
+        script,
+    ]
+    return subprocess.Popen(
+        [*command, *arguments(model, manifest, out)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def test_it_speaks_every_line_and_says_which_failed(alone, manifest):
+    results = [json.loads(line) for line in (alone / "results.jsonl").read_text().splitlines()]
+    assert [r["id"] for r in results] == [line["id"] for line in LINES]
+    assert [r["status"] for r in results] == ["done", "done", "failed", "done", "done"]
+    assert "missing.wav" in results[2]["error"]
+    by_name = {r["id"]: r for r in results}
+    assert by_name["vc"]["seconds"] == pytest.approx(1.5 * by_name["vc-fast"]["seconds"], rel=0.1)
+    assert set(files(alone)) == {"results.jsonl", *(r["file"] for r in results if r["status"] == "done")}
+
+
+def test_a_second_run_does_only_what_is_missing(model, manifest, alone, monkeypatch):
+    before = files(alone)
+    (alone / "zero.wav").unlink()
+    spoken = []
+    real = Utterance.speak
+    monkeypatch.setattr(Utterance, "speak", lambda self, *given: spoken.append(self.id) or real(self, *given))
+    assert cli.main(arguments(model, manifest, alone)) == 1
+    assert spoken == ["zero", "broken"]
+    assert files(alone) == before
+    cli.main([*arguments(model, manifest, alone)[:-1], "4"])  # another seed is another request
+    assert spoken[2:] == [line["id"] for line in LINES]
+    cli.main(arguments(model, manifest, alone))
+    assert files(alone) == before
+
+
+def test_two_ranks_make_the_same_files(model, manifest, alone, tmp_path):
+    process = launch(2, model, manifest, tmp_path / "out")
+    said, _ = process.communicate(timeout=200)
+    assert files(tmp_path / "out") == files(alone), said
+
+
+def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manifest, alone, tmp_path):
+    out = tmp_path / "out"
+    process = launch(2, model, manifest, out)
+    try:
+        deadline = time.monotonic() + 150
+        while not list(out.glob("*.wav")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(rank_of(process), signal.SIGKILL)
+        said, _ = process.communicate(timeout=200)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (out / "results.jsonl").exists(), said
+    results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    left = [result["id"] for result in results if result.get("error") == batch.LEFT]
+    assert left and f"{len({*left, 'broken'})} of {len(LINES)} utterances failed" in said, said
+    process = launch(2, model, manifest, out)
+    said, _ = process.communicate(timeout=200)
+    assert files(out) == files(alone), said
+
+
+def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch):
+    """A rank may die when the others are not that far."""
+    monkeypatch.setattr(batch, "load_voice", lambda *_: signal.raise_signal(signal.SIGTERM))
+    failed, total = batch.run_batch(manifest, tmp_path / "out", str(model))
+    results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert failed == total == len(LINES) == sum(result["error"] == batch.LEFT for result in results)
+
+
+def rank_of(launcher):
+    """One of the processes that speak."""
+    listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
+    found = [line.split(None, 2) for line in listed.splitlines()[1:]]
+    (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.app.cli" in args]
+    return last
+
+
+def test_a_disk_that_takes_no_record_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(Refused, match=r"results.jsonl: cannot be written \(No space left on device\)"):
+        batch._write_atomically(tmp_path / "results.jsonl", "")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys, rank):
+    """Nor one of one rank with the last rank of another."""
+    lock = tmp_path / "out" / batch.RECORDS / f".rank{rank}"
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert cli.main(arguments(model, manifest, tmp_path / "out")) == 1
+    assert "another batch is writing there" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*.wav"))
+
+
+def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
+    lines = [
+        dict(id="first", source_wav="source.wav", prompt_wav="prompt.wav"),
+        '{"id": "huge", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": 1' + "0" * 400 + "}",
+        '{"id": "endless", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": 1' + "0" * 5000 + "}",
+        '{"id": "seeded", "text": "x", "spk": "nobody", "seed": 1' + "0" * 5000 + "}",
+        '{"id": "odd", "source_wav": "source.wav", "prompt_wav": "prompt.wav", "speed": NaN}',
+        dict(id="日" * 100, source_wav="source.wav", prompt_wav="prompt.wav"),
+        dict(id="fails", text="x", spk="nobody"),
+        dict(id="zero", source_wav="source.wav", prompt_wav="prompt.wav", speed=0),
+        dict(id="nul", source_wav="a\0b", prompt_wav="prompt.wav"),
+        dict(id=7, source_wav="source.wav", prompt_wav="prompt.wav", seed=None, text=None, mode=None),
+        dict(id="日" * 60, source_wav="source.wav", prompt_wav="prompt.wav"),
+    ]
+    path = manifest.parent / "mixed.jsonl"
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines), encoding="utf-8")
+    real = Utterance.speak
+
+    def breaks(self, *given):
+        if self.id == "fails":
+            raise ZeroDivisionError
+        return real(self, *given)
+
+    monkeypatch.setattr(Utterance, "speak", breaks)
+    for _ in range(2):  # a second run meets its own records
+        assert cli.main(arguments(model, path, tmp_path / "out")) == 1
+        results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+        assert {r["id"]: r.get("error") for r in results} == {
+            "first": None,
+            "huge": "speed 1" + "0" * 39 + " is no tempo; give a number above 0",
+            "endless": "speed inf is no tempo; give a number above 0",
+            "seeded": "seed: a float cannot stand here",
+            "odd": "speed nan is no tempo; give a number above 0",
+            "日" * 100: "the id has more than 200 bytes, too many for the name of a file",
+            "fails": "ZeroDivisionError",
+            "zero": "speed 0 is no tempo; give a number above 0",
+            "nul": results[8]["error"],
+            "7": None,
+            "日" * 60: None,
+        }
+        assert "cannot be read as audio" in results[8]["error"]
+    assert (tmp_path / "out" / "7.wav").is_file()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
+    """JSON strings may hold every mark that ends a line elsewhere but the two that end one here."""
+    texts = [f"a{mark}b" for mark in ("\u2028", "\u2029", "\x85", "\ufeff")]
+    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
+    (tmp_path / "m.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
+    found = read_manifest(tmp_path / "m.jsonl")
+    assert [line["text"] for line in found] == texts
+    assert [line["id"] for line in found] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no utterance"),
+        ("{", "line 1: no JSON"),
+        ("[" * 100_000, "line 1: no JSON"),
+        ("[]", "needs an id"),
+        ('{"text": "x"}', "needs an id"),
+        ('{"id": "../x"}', "needs an id"),
+        ('{"id": ".x"}', "needs an id"),
+        ('{"id": "a/b"}', "needs an id"),
+        ('{"id": "a"}\n{"id": "a"}', "line 2: the id a stands twice"),
+        ('{"id": "7"}\n{"id": 7}', "line 2: the id 7 stands twice"),
+        ('{"id": "A"}\n{"id": "b"}\n{"id": "a"}', "line 3: the id a stands twice, first as A"),
+        ('{"id": "\uac00"}\n{"id": "\u1100\u1161"}', "line 2: the id \u1100\u1161 stands twice, first as \uac00"),
+        ('{"id": 1' + "0" * 5000 + "}", "needs an id"),
+        ('{"id": -7}', "needs an id"),
+        ('{"id": true}', "needs an id"),
+        ('{"id": 7.0}', "needs an id"),
+        ('{"id": null}', "needs an id"),
+    ],
+)
+def test_manifests_that_are_refused(tmp_path, text, said):
+    (tmp_path / "m.jsonl").write_text(text)
+    with pytest.raises(Refused, match=said):
+        read_manifest(tmp_path / "m.jsonl")
+    with pytest.raises(Refused, match="not readable"):
+        read_manifest(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (dict(), "needs exactly"),
+        (dict(text="x"), "found text"),
+        (dict(text="x", spk="me", prompt_wav="a.wav"), "needs exactly"),
+        (dict(text="x", spk="me", mode="vc"), "mode vc needs exactly prompt_wav, source_wav"),
+        (dict(text="x", spk="me", mode="sing"), "mode 'sing' is unknown"),
+        (dict(text="x", spk="me", volume=3), "unknown field 'volume'"),
+        (dict(text=["x"], spk="me"), "text: a list"),
+        (dict(text="x", spk="me", speed=True), "speed: a bool"),
+        (dict(text="x", spk="me", seed=-1), "seed -1"),
+        (dict(text="x", spk="me", seed=1 << 64), "seed 18446744073709551616"),
+        (dict(text="x", spk="me", speed="1.5"), "speed: a str"),
+        (dict(text="x", spk="me", speed=10**400), "speed 1000000000000000000000000000000000000000 is no tempo"),
+        (dict(text="x", spk="me", speed=float("inf")), "speed inf is no tempo"),
+        (dict(text="x", spk="me", speed=-1), "speed -1 is no tempo"),
+        (dict(text=None, spk="me"), "found spk"),
+    ],
+)
+def test_lines_that_are_refused(line, said):
+    with pytest.raises(Refused, match=said):
+        Utterance.from_line({"id": "x", **line}, Path())
+
+
+def test_a_line_of_each_mode_is_understood():
+    for mode, ways in batch.MODES.items():
+        for way in ways:
+            line = dict.fromkeys(way, "x")
+            assert Utterance.from_line({"id": "x", **line}, Path("/f")).spk == line.get("spk")
+            made = Utterance.from_line({"id": "x", "mode": mode, **line}, Path("/f"))
+            assert made.prompt_wav in (None, "/f/x")

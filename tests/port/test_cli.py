@@ -1,0 +1,218 @@
+"""`python -m port`: every mode writes a sound file, and whatever cannot be used ends in one line."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
+from port.app import cli
+from port.app.arguments import EXAMPLES, PROGRAM
+from port.files.speakers import SPEAKERS_FILE, save_speakers
+from tests.support.cli_support import MODES, assert_one_line, heard, say
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_say(run, model, wavs, tmp_path, mode):
+    waves = []
+    for name in ("a.wav", "b.wav"):
+        code, out, err = run(*say(model, wavs, *MODES[mode], "--seed", 3, "-o", tmp_path / name))
+        assert (code, err) == (0, "")
+        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d s of audio, made in \d+\.\d\d s, seed 3\n", out)
+        waves.append(heard(tmp_path / name))
+    assert np.array_equal(*waves)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.wav"]
+
+
+def test_modes_differ(run, model, wavs, tmp_path):
+    for i, arguments in enumerate(MODES.values()):
+        assert run(*say(model, wavs, *arguments, "--seed", 1, "-o", tmp_path / f"{i}.wav"))[0] == 0
+    assert len({heard(tmp_path / f"{i}.wav").tobytes() for i in range(len(MODES))}) == len(MODES)
+
+
+def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
+    arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 1, "--strict-min-length", "-o", tmp_path / "o.wav")
+    for more in (["--stream"], ["--stream", "--reset-hop", "--causal-final"]):
+        code, out, _ = run(*arguments, *more)
+        assert code == 0
+        assert re.search(r"first audio after \d+\.\d\d s, real-time factor \d+\.\d\d", out)
+        heard(tmp_path / "o.wav")
+
+
+def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch):
+    """Before the last chunk is made, the file beside the place holds the first."""
+    sizes, original = [], cli.CosyVoice3.inference_cross_lingual
+
+    def watched(self, *arguments, **options):
+        for result in original(self, *arguments, **options):
+            yield result
+            sizes.append([p.stat().st_size for p in tmp_path.glob(".*.wav")])
+
+    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", watched)
+    arguments = say(
+        model, wavs, "--text", SYSTEM + LONGER, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav"
+    )
+    assert run(*arguments, "--stream")[0] == 0
+    assert len(sizes) > 1
+    assert all(len(found) == 1 for found in sizes)
+    assert 44 < sizes[0][0] < sizes[-1][0]
+    assert [p.name for p in tmp_path.iterdir()] == ["o.wav"]
+
+
+def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
+    (tmp_path / "text.txt").write_text(f"{SYSTEM}{WORDS}\n", encoding="utf-8")
+    common = say(model, wavs, "--seed", 2, "-o")
+    assert run(*common, tmp_path / "a.wav", "--text-file", tmp_path / "text.txt")[0] == 0
+    assert run(*common, tmp_path / "b.wav", stdin=f"{SYSTEM}{WORDS}\n")[0] == 0
+    assert run(*common, tmp_path / "c.wav", "--text", SYSTEM + WORDS)[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+
+
+def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path):
+    """As Windows writes UTF-8."""
+    common = say(model, wavs, "--seed", 2, "-o")
+    (tmp_path / "text.txt").write_text(f"{SYSTEM}{WORDS}\r\n", encoding="utf-8-sig")
+    assert run(*common, tmp_path / "a.wav", "--text", SYSTEM + WORDS)[0] == 0
+    assert run(*common, tmp_path / "b.wav", "--text-file", tmp_path / "text.txt")[0] == 0
+    assert run(*common, tmp_path / "c.wav", stdin=f"\ufeff{SYSTEM}{WORDS}\n")[0] == 0
+    assert run(*common, tmp_path / "d.wav", "--text", f"\ufeff{SYSTEM}{WORDS}")[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abcd"}) == 1
+
+
+def test_split_long(run, model, wavs, tmp_path):
+    common = say(model, wavs, "--text", SYSTEM + "It is late. " * 40, "--seed", 2, "-o")
+    assert run(*common, tmp_path / "a.wav")[0] == 0
+    assert run(*common, tmp_path / "b.wav", "--split-long")[0] == 0
+    assert not np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
+    assert "is one piece" not in run("say", "--help")[1]
+    assert "piece however long" in " ".join(run("say", "--help")[1].split())
+
+
+def test_speed(run, model, wavs, tmp_path):
+    for name, speed in (("a.wav", 1.0), ("b.wav", 2.0)):
+        arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 2, "--speed", speed, "-o", tmp_path / name)
+        assert run(*arguments)[0] == 0
+    assert len(heard(tmp_path / "a.wav")) == 2 * len(heard(tmp_path / "b.wav"))
+
+
+def test_flac_and_replacing_a_file(run, model, wavs, tmp_path):
+    out = tmp_path / "o.flac"
+    out.write_text("old")
+    assert run(*say(model, wavs, *MODES["cross-lingual"], "--no-text-frontend", "-o", out))[0] == 0
+    heard(out)
+
+
+def test_vc(run, model, wavs, tmp_path):
+    common = ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"])
+    lengths = []
+    for name, more in (("a.wav", []), ("b.wav", ["--align-prompt"]), ("c.wav", ["--stream", "--align-prompt"])):
+        code, _, err = run(*common, *more, "-o", tmp_path / name)
+        assert (code, err) == (0, "")
+        lengths.append(len(heard(tmp_path / name)))
+    assert lengths == [65 * 960 + 480, 65 * 960, 65 * 960]
+
+
+@pytest.mark.float32
+def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
+    here = ("--model", model)
+    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
+    assert run("spk", "list", *here) == (0, "", "")
+    for name in ("bob", "anna"):
+        code, out, err = run("spk", "add", *here, "--spk", name, *prompt)
+        assert (code, err) == (0, "")
+        assert out == f"{name}: saved in {model / SPEAKERS_FILE}\n"
+    assert run("spk", "list", *here) == (0, "anna\nbob\n", "")
+    seeded = ("--seed", 4, "-o")
+    assert run("say", *here, "--spk", "anna", "--text", WORDS, *seeded, tmp_path / "a.wav")[0] == 0
+    assert run("say", *here, *prompt, "--text", WORDS, *seeded, tmp_path / "b.wav")[0] == 0
+    assert run("say", *here, "--spk", "bob", "--text", SYSTEM + WORDS, *seeded, tmp_path / "c.wav")[0] == 0
+    assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
+    assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
+    assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
+    assert run("spk", "remove", *here, "--spk", "anna")[0] == 0
+    assert run("spk", "list", *here) == (0, "bob\n", "")
+    assert_one_line(run("spk", "remove", *here, "--spk", "anna"), 1, "'anna' is not known; known speakers: bob")
+    assert_one_line(run("say", *here, "--spk", "anna", "--text", WORDS, "-o", tmp_path / "x.wav"), 1, "is not known")
+
+
+def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_left):
+    width = parity.models.config.flow.spk_embed_dim
+    save_speakers(model / SPEAKERS_FILE, {"bare": {"flow_embedding": np.ones((1, width), np.float32)}})
+    arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
+    assert run(*arguments, SYSTEM + WORDS)[0] == 0
+    heard(tmp_path / "o.wav")
+    assert_one_line(run(*arguments, WORDS), 1, "no <|endofprompt|>")
+
+
+def test_help_shows_an_example_of_each_mode(run):
+    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["spk", "--help"]):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "spk add"):
+            assert words in out
+
+
+def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monkeypatch, no_voices_left):
+    """Each of them, with files that exist, runs as it stands."""
+    for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
+        (tmp_path / name).write_bytes(wavs[wav].read_bytes())
+    (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
+    text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
+    lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
+    assert len(lines) == 10
+    for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
+        before, _, command = line.partition(PROGRAM)
+        code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
+        assert code == 0, f"{line}: {err}"
+
+
+def without(modules, arguments):
+    """A command on a machine that has not got these modules."""
+    script = f"""
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {modules}:
+            raise ModuleNotFoundError(name + ' is refused here')
+sys.meta_path.insert(0, Refuse())
+from port.app.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_machine_without_torch_and_onnxruntime(model, wavs, tmp_path):
+    arguments = say(model, wavs, *MODES["zero-shot"], "--stream", "--seed", "0", "-o", tmp_path / "o.wav")
+    without(("torch", "transformers", "onnxruntime", "onnx"), arguments)
+    heard(tmp_path / "o.wav")
+
+
+def test_a_machine_without_wetext_says_so_first(model, wavs, tmp_path):
+    done = without(("wetext",), say(model, wavs, *MODES["zero-shot"], "--seed", "0", "-o", tmp_path / "o.wav"))
+    assert done.stderr.startswith("wetext is not installed, so plain rules read numbers and symbols; pip install")
+    heard(tmp_path / "o.wav")
+
+
+def test_the_module_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "port", "spk", "list", "--model", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,149 @@
+"""What a file says never reaches a terminal, a log or a page as it stands."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from port.app import cli
+from port.config import CosyVoice3Config
+from port.files.errors import LIMIT, Refused, printable
+from port.files.speakers import SPEAKERS_FILE, load_speakers
+from reports.card import card, is_card, write_card
+from tests.support.convert_support import CONFIG
+
+BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", "\x00", "\ud800", "\u200b", "\x9b31m")
+
+
+@pytest.mark.parametrize("bite", BITES)
+def test_what_does_not_print_is_escaped(bite):
+    assert printable(f"a{bite}b").isprintable()
+    assert str(Refused(f"a{bite}b")).isprintable()
+    assert str(Refused(f"x: tensor a{bite}b")).isprintable()
+
+
+def test_words_of_people_stay_as_they_are():
+    for text in ("café", "声音", "один", "😀", "a 'b' \"c\" \\d", "x" * LIMIT):
+        assert printable(text) == text
+
+
+@pytest.mark.parametrize("size", [LIMIT + 1, 10_000, 4_000_000])
+def test_long_lines_lose_their_middle(size):
+    line = printable("begin " + "x" * size + " end")
+    assert len(line) <= LIMIT
+    assert line.startswith("begin ") and line.endswith(" end")
+
+
+def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
+    """To write them out takes more of the stack than to read them."""
+    for depth in range(100, 1000, 5):
+        content = json.dumps(CONFIG.to_dict()).replace(
+            '"sample_rate": 24000', f'"sample_rate": {"[" * depth}{"]" * depth}'
+        )
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(Refused) as refusal:
+            CosyVoice3Config.load(tmp_path)
+        assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("bite", [*BITES[:7], "x" * 100_000])
+def test_names_of_voices_that_do_not_print(tmp_path, bite):
+    path = tmp_path / SPEAKERS_FILE
+    save_file({f"me{bite}.flow_embedding": np.ones((1, 192), np.float32)}, path)
+    with pytest.raises(Refused) as refusal:
+        load_speakers(path, CONFIG)
+    assert str(refusal.value).isprintable()
+    assert len(str(refusal.value)) < 1000
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    assert cli.main(["spk", "list", "--model", str(tmp_path)]) == 1
+
+
+# ---- the model card
+
+HTML = "<script>alert(1)</script><img src=x onerror=y> ![x](https://x) | `\n\n# FAIL\n---\n\x1b[2J"
+
+
+def spoiled(value, path=()):
+    """Every place of a JSON file that holds text, to put another in."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from spoiled(inner, (*path, key))
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from spoiled(inner, (*path, i))
+    else:
+        yield path
+
+
+def put(content, path, value):
+    for key in path[:-1]:
+        content = content[key]
+    content[path[-1]] = value
+
+
+CONFIGURATION = {
+    "provenance": {"source": "me/x", "revision": "0" * 40, "sha256": {}},
+    "quantization": {"bits": 4, "group_size": 64, "llm.x": {"bits": 8}},
+}
+AUDIT = {
+    "verdict": "2 source tensors",
+    "parity": [{"checkpoint": "walk.llm", "status": "PASS", "ratio": 1.5}],
+    "files": {"llm": {"name": "llm.pt", "bytes": 3, "sha256": "ab"}},
+}
+QUALITY = {
+    "precision": "4 bits",
+    "layers": 2,
+    "metrics": [{"metric": "m", "unit": "dB", "value": 1.0, "rounding": 1.0, "limit": 1.0, "status": "PASS"}],
+}
+FILES = {"config.json": CONFIGURATION, "audit.json": AUDIT, "quality.json": QUALITY}
+PLACES = [(name, path) for name, content in FILES.items() for path in spoiled(content)]
+
+
+def write(folder, changed=None, path=(), value=None):
+    for name, content in FILES.items():
+        content = json.loads(json.dumps(content))
+        if name == changed:
+            put(content, path, value)
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), PLACES, ids=lambda value: value if isinstance(value, str) else ".".join(map(str, value))
+)
+@pytest.mark.parametrize(
+    "value", [HTML, [HTML], 3, None, {HTML: HTML}], ids=["text", "list", "number", "null", "object"]
+)
+def test_a_card_takes_nothing_raw(tmp_path, name, path, value):
+    write(tmp_path, name, path, value)
+    try:
+        text = card(tmp_path)
+    except Refused as error:
+        assert str(error).isprintable()
+        return
+    body = text.rpartition("<!--")[0]
+    assert "<" not in body.replace("<|endofprompt|>", "")
+    assert "![" not in body and "\x1b" not in body and "\n# FAIL" not in body
+    head = yaml.safe_load(text.split("---")[1])
+    assert set(head) <= {"library_name", "pipeline_tag", "base_model", "base_model_relation", "license", "tags"}
+    assert head["pipeline_tag"] == "text-to-speech"
+
+
+def test_a_readme_that_somebody_wrote_is_kept(tmp_path):
+    write(tmp_path)
+    readme = write_card(tmp_path, card(tmp_path))
+    assert is_card(readme)
+    write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card takes the place of a card
+    for text in ("mine", readme.read_text() + "\nmine\n", readme.read_text().replace("MLX", "mlx", 1), ""):
+        readme.write_text(text)
+        with pytest.raises(Refused, match="move it away"):
+            write_card(tmp_path, card(tmp_path))
+        assert readme.read_text() == text
+
+
+def test_a_card_names_what_only_its_user_knows(tmp_path):
+    write(tmp_path)
+    head = yaml.safe_load(card(tmp_path, base_model="me/tuned", licence="cc-by-4.0").split("---")[1])
+    assert (head["base_model"], head["license"]) == ("me/tuned", "cc-by-4.0")
+    assert yaml.safe_load(card(tmp_path).split("---")[1])["base_model"] == "me/x"

@@ -1,0 +1,46 @@
+"""What the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from port.files.errors import Refused
+from reference.synthesize import tiny_config
+from tests.fuzz.__main__ import CPU_LIMIT, MEMORY_LIMIT, peak
+
+CONFIG = tiny_config()
+
+
+def resave(path: Path, change: Callable[[Any], Any]) -> None:
+    """Put another content in the place of a state dict."""
+    torch.save(change(torch.load(path, weights_only=True)), path)
+
+
+def put(content: Any, changes: Mapping[str, Any]) -> Any:
+    """Give parsed JSON other values at some dotted paths, in place."""
+    for path, value in changes.items():
+        place = content
+        for name in path.split(".")[:-1]:
+            place = place[name]
+        place[path.rpartition(".")[2]] = value
+    return content
+
+
+def refused(read: Callable[[Path], Any], path: Path) -> str:
+    """The one line that a reader refuses a file with, soon and without the memory that the file asks for."""
+    before, started = peak(), time.process_time()
+    with pytest.raises(Refused) as error:
+        read(path)
+    assert time.process_time() - started < CPU_LIMIT
+    assert peak() - before < MEMORY_LIMIT
+    line = str(error.value)
+    assert str(path) in line
+    assert line.isprintable()
+    assert len(line) < 1000
+    return line
