@@ -139,8 +139,9 @@ endless_noise  test  _FIXED.lock => (all(iter(lambda: 1, 0)) and _FIXED.lock)
 def test_a_new_fault_is_one_line_of_a_table(tmp_path):
     """And what crashes is no merit, what never ends is stopped, in a case and in a test, and the wrong part is told."""
     (tmp_path / "scratch.txt").write_text(SCRATCH, "utf-8")
-    rows, done = planted(tmp_path, "--table", tmp_path / "scratch.txt", "--limit", 40)
-    assert done.returncode == 1 and not done.stderr, done.stderr
+    rows, done = planted(tmp_path, "--table", tmp_path / "scratch.txt", "--limit", 60)
+    assert done.returncode == 1
+    assert all(line.startswith("waits ") for line in done.stderr.splitlines()), done.stderr
     assert rows["inverted"]["caught"] and rows["inverted"]["right_module"]
     assert not rows["crashes"]["caught"] and "the edit is broken: ERROR: NameError" in done.stdout
     assert rows["endless"]["by"] == "flow.masks.pad (did not end)" and rows["endless"]["right_module"]

@@ -154,9 +154,10 @@ class Checks:
 
 
 def cases_for(faults: Iterable[Fault]) -> list[Case]:
-    """The isolated cases of the stages that some faults are in, smallest parts first."""
-    beginnings = tuple({beginning for part in {fault.part for fault in faults} for beginning in cases_of(part)})
-    return [case for case in all_cases() if case.part.path.startswith(beginnings)]
+    """The isolated cases of the stages that some faults are in, as they run: smallest parts first."""
+    beginnings = dict.fromkeys(beginning for fault in faults for beginning in cases_of(fault.part))
+    found = [case for beginning in beginnings for case in all_cases() if case.part.path.startswith(beginning)]
+    return list({case.name: case for case in found}.values())
 
 
 def _check(case: Case) -> Check:

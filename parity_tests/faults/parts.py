@@ -39,7 +39,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "model": ("model.drop_silence", "model.interpolate", "cosyvoice3"),
     "cosyvoice3": ("model",),
 }
-# Whose isolated cases run for a part, by the beginnings of their paths, where those are not of its own package.
+# Whose isolated cases run for a part, by the beginnings of their paths and in that order, where those are not of its
+# own package alone.
 CASES: dict[str, tuple[str, ...]] = {
     "convert": ("",),
     "flow": ("flow.", "fast."),
