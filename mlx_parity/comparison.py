@@ -16,6 +16,11 @@ WHOLE = "(model)"
 LISTED = 10  # names of modules that only one side has
 PACKAGES = ("mlx", "torch", "numpy", "transformers", "mlx-lm", "mlx-audio")
 Where = Literal["", "here", "inside", "inputs"]
+UNMATCHED = {
+    "torch": "only in torch, judged inside the module around it",
+    "mlx": "only in mlx, judged inside the module around it",
+    "results": "more results on one side, the further ones not compared",
+}
 WHERE: dict[Where, str] = {"": "", "here": "wrong here", "inside": "around a wrong one", "inputs": "inherited"}
 
 
@@ -61,8 +66,8 @@ class Comparison:
 
     Args:
         rows: in the order in which the modules ended in PyTorch.
-        unmatched: names of called modules that only one side has, by side (`torch`, `mlx`); what they compute is
-            judged inside the module around them.
+        unmatched: names of called modules that only one side has, by side (`torch`, `mlx`), which are judged inside the
+            module around them; and modules of which one side returns more arrays (`results`), which are not compared.
     """
 
     rows: Sequence[ModuleRow]
@@ -101,7 +106,7 @@ class Comparison:
         for side, names in self.unmatched.items():
             if names:
                 more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-                yield f"only in {side}, judged inside the module around it: {', '.join(names[:LISTED])}{more}"
+                yield f"{UNMATCHED[side]}: {', '.join(names[:LISTED])}{more}"
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json` (every row) and `summary.md` (to paste into a pull request) into a folder.

@@ -115,16 +115,17 @@ class Comparer:
                     _keep_worst(rows, row)
                     if until_wrong and row.where == "here":
                         return Comparison(list(rows.values()))
-        called = {name for name, _ in mine}
-        judged = {call.name for call in self.single}
-        for name, other in matched.items():
-            if other in called and name not in judged:
-                reading = Reading("ERROR", "was called by the MLX model only")
-                rows[name, ""] = ModuleRow(name or WHOLE, type(port.names[other]).__name__, "", reading)
-        known = set(matched.values())
+        known = {other: name for name, other in matched.items()}
+        made = {(matched.get(name), index) for name, index in _by_key(self.single)}
+        for other, index in mine:
+            if other in known and (other, index) not in made:
+                reading = Reading("ERROR", f"call {index} was made by the MLX model only")
+                name = known[other] or WHOLE
+                _keep_worst(rows, ModuleRow(name, type(port.names[other]).__name__, "", reading, index))
         unmatched = {
             "torch": [name for name in dict.fromkeys(call.name for call in self.single) if name not in matched],
             "mlx": [name for name in dict.fromkeys(name for name, _ in mine) if name not in known],
+            "results": [*dict.fromkeys(_further_results(self.single, mine, matched))],
         }
         return Comparison(list(rows.values()), unmatched)
 
@@ -160,11 +161,9 @@ class Comparer:
         if call.name and self._moves(call.name):
             mine = [_channels_second(array) for array in mine]
         places = list(call.results)
-        if not single or not mine:
-            if single or mine:
-                side = "MLX" if single else "PyTorch"
-                yield row("", Reading("ERROR", f"{side} returned no array that could be compared"))
-            return
+        if bool(single) != bool(mine):
+            side = "MLX" if single else "PyTorch"
+            yield row("", Reading("ERROR", f"{side} returned no array that could be compared"))
         alone: list[Reading] | None = None
         for i, (r32, r64, p) in enumerate(zip(single, truth, mine, strict=False)):
             further = Lazily(lambda i=i: [self.spool.load(list(run[key].results.values())[i]) for run in self.further])
@@ -187,8 +186,11 @@ class Comparer:
             return []
         moves = bool(call.name) and self._moves(call.name)
         mine = _fed(mine, given, _channels_last if moves else np.asarray)
-        single, double = self.side.again(call.name, given), self.side.again_double(call.name, given)
-        found = list(port.again(other.name, mine).values())
+        try:
+            single, double = self.side.again(call.name, given), self.side.again_double(call.name, given)
+            found = list(port.again(other.name, mine).values())
+        except Exception:  # it cannot run without what the model around it prepares
+            return []
         if moves:
             found = [_channels_second(array) for array in found]
 
@@ -199,6 +201,15 @@ class Comparer:
             compare(p, r32, r64, further=Lazily(partial(in_orders, i)))
             for i, (r32, r64, p) in enumerate(zip(single.values(), double.values(), found, strict=False))
         ]
+
+
+def _further_results(calls: Collection[Call], mine: Mapping[Key, Call], matched: Mapping[str, str]) -> Iterator[str]:
+    """Names of modules of which one side returns more arrays than the other, and how many each does."""
+    for (name, index), call in _by_key(calls).items():
+        other = mine.get((matched.get(name, ""), index)) if name in matched else None
+        counts = len(call.results), len(other.results) if other else 0
+        if all(counts) and counts[0] != counts[1]:
+            yield f"{name or WHOLE} ({counts[0]} in PyTorch, {counts[1]} in MLX)"
 
 
 def _arguments(inputs: Any) -> Arguments:

@@ -41,7 +41,7 @@ def report_row(row: GoldenRow, folder: Path) -> Row:
         name=f"golden.{row.file}.{row.tensor}",
         stage=stage_of(row.file),
         kind="golden",
-        module=PARTS[row.file],
+        module=PARTS.get(row.file) or row.file,
         case=row.file,
         reading=reading,
         reproduce=shlex.join([*COMMAND, str(folder), "--side", "port", "--only", escape(row.file)]),

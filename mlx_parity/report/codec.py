@@ -137,8 +137,10 @@ def _read_scalar(kind: type, limits: Limits, value: Any, place: str) -> Any:
 
 
 def printing(text: str) -> str:
-    """With what does not print escaped: it could rewrite a terminal, forge a line of a log or run a command of CI."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """In one line, what does not print escaped: it could rewrite a terminal, forge a line of a log or command CI."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def _check(limits: Limits, number: float, place: str, value: Any, unit: str) -> None:

@@ -16,6 +16,8 @@ from mlx_parity import compare_models
 from mlx_parity.sides.pytorch import TorchSide
 from tests.judge.toys import MlxToy, TorchToy, alive, ids, toys
 
+pytestmark = pytest.mark.meta
+
 CHANNELS = dict(channels_last=["conv"])
 README = (Path(mlx_parity.__file__).parent / "README.md").read_text("utf-8")
 EXAMPLE = next(text for text in re.findall(r"```python\n(.*?)```", README, re.S) if "qwen2" in text)
@@ -37,7 +39,7 @@ def test_equal_models_pass_and_every_module_has_a_row(pair):
 
 def test_what_one_side_has_alone_is_listed_and_judged_inside_the_module_around_it(pair):
     result = compare_models(*pair, ids(), **CHANNELS)
-    assert result.unmatched == {"torch": ["act"], "mlx": ["attention.rope"]}
+    assert result.unmatched == {"torch": ["act"], "mlx": ["attention.rope"], "results": []}
     assert "only in mlx" in str(result) and "attention.rope" in str(result)
 
 
@@ -93,6 +95,27 @@ def test_a_module_that_one_side_does_not_call_is_an_error(pair, called):
     rows = {row.module: row.reading for row in result.rows}
     assert rows["gate"].status == "ERROR"
     assert ("PyTorch" if called == "torch" else "MLX") in rows["gate"].message
+
+
+@pytest.mark.parametrize("side", [TorchToy, MlxToy], ids=["torch", "mlx"])
+def test_a_call_that_one_side_makes_oftener_is_an_error(pair, side, monkeypatch):
+    method = "forward" if side is TorchToy else "__call__"
+    usual = side.__dict__[method]
+
+    def oftener(self, tokens):
+        self.norm(self.embed(tokens))
+        return usual(self, tokens)
+
+    monkeypatch.setattr(side, method, oftener)
+    (row,) = (row for row in compare_models(*pair, ids(), **CHANNELS).rows if row.module == "norm")
+    assert row.reading.status == "ERROR" and "call 1 was made by the" in row.reading.message
+
+
+def test_further_results_of_one_side_are_listed(pair, monkeypatch):
+    usual = MlxToy.__call__
+    monkeypatch.setattr(MlxToy, "__call__", lambda self, tokens: {"hidden": usual(self, tokens)["hidden"]})
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert result.unmatched["results"] == ["(model) (3 in PyTorch, 1 in MLX)"] and "further ones" in str(result)
 
 
 def test_names_that_are_spelled_otherwise():

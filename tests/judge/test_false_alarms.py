@@ -1,7 +1,11 @@
 """Equal models on virtual machines: each gives other numbers, none a false alarm, and a fault still shows."""
 
+import pytest
+
 from mlx_parity import compare_models, false_alarms
 from tests.judge.toys import ids, toys
+
+pytestmark = pytest.mark.meta
 
 CHANNELS = dict(channels_last=["conv"])
 

@@ -10,6 +10,8 @@ from mlx_parity.sides.mlx import MlxSide
 from mlx_parity.sides.mutations import FUNCTIONS, mutations
 from tests.judge.toys import ids, toys
 
+pytestmark = pytest.mark.meta
+
 CHANNELS = dict(channels_last=["conv"])
 OF_VALUES = {"bias left out", "weight of a square layer transposed", "weight rounded to float16", "level 1 % low"}
 

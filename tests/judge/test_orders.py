@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from mlx_parity.sides.orders_pytorch import FURTHER, in_other_orders
 
+pytestmark = pytest.mark.meta
+
 Q, K = torch.randn(2, 4, 7, 8), torch.randn(2, 2, 7, 8)
 RUNS = {
     "causal attention of grouped heads": lambda q, k: F.scaled_dot_product_attention(
