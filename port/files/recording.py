@@ -25,6 +25,7 @@ Recording = Union[str, Path, bytes, BinaryIO, tuple[Any, int], "Heard"]
 
 LONGEST, SHORTEST = 30.0, 0.1  # seconds: what the speech tokenizer was trained for, and what has no voice in it
 SILENCE = 2.0**-12  # from the lowest to the highest sample; room noise of a 16-bit recording is above
+MAX_RATE = 768_000  # Hz; no converter samples faster
 MAX_SECONDS = 60  # read at all; between the two the length is told after reading
 MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 kHz
 MAX_BYTES = 256 << 20
@@ -231,6 +232,8 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
 
 
 def _check_rate(sample_rate: int, min_sr: int) -> None:
+    if sample_rate > MAX_RATE:
+        raise Refused(f"sample rate {sample_rate} Hz is above {MAX_RATE} Hz; its header is wrong")
     if sample_rate < min_sr:
         raise Refused(f"sample rate {sample_rate} Hz is below {min_sr} Hz; give a better recording")
 

@@ -141,6 +141,7 @@ def refused(tmp_path):
         ("a\x1b[31mb", "'a\\x1b[31mb': no such file"),
         (io.StringIO("x"), "StringIO: is no binary file"),
         ((wave, 8000), "array of samples: sample rate 8000 Hz"),
+        ((wave, 800_000_000), "array of samples: sample rate 800000000 Hz is above"),
         ((wave, 0), "must be a number of Hz"),
         ((wave, None), "must be a number of Hz"),
         ((wave,), "a tuple of 1 is no recording"),
