@@ -14,7 +14,7 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: setup verify test quick lint faults audit clean
+.PHONY: setup verify test quick lint record audit clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
@@ -52,7 +52,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 
 # The whole catalogue of faults, some minutes; the score is kept, and each report shows it until the code changes.
-faults: $(STAMP)
+record: $(STAMP)
 	$(BIN)/python -m parity_tests.faults --json parity_tests/data/fault_score.json --signatures parity_tests/data/fault_signatures.json
 
 # Another port: make audit PORT=mlx_audio_plus

@@ -1,6 +1,6 @@
 """The catalogue of faults: a selection planted in every run, its score, and the command that plants them.
 
-The whole catalogue takes some minutes: `make faults`. test_fault_runner.py has what the runner makes of a toy package.
+The whole catalogue takes some minutes: `make record`. test_fault_runner.py has what the runner makes of a toy package.
 """
 
 import difflib
@@ -217,21 +217,21 @@ def test_a_patch_that_does_not_apply_is_one_line(tmp_path, path, said):
 
 
 def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
-    """As it was last recorded, by `make faults`; the report says when, and whether the code has changed since."""
+    """As it was last recorded, by `make record`; the report says when, and whether the code has changed since."""
     found = score.catalogue_section()
-    assert found is not None, "no score was recorded: make faults"
+    assert found is not None, "no score was recorded: make record"
     parity.keep("fault_catalogue", [found])
 
 
 @pytest.mark.meta
 def test_nothing_survived_in_the_recorded_score():
-    """The record may be older than the catalogue: this says by how much, and `make faults` makes it anew."""
+    """The record may be older than the catalogue: this says by how much, and `make record` makes it anew."""
     found = score.catalogue_section()
-    assert found is not None, "no score was recorded: make faults"
+    assert found is not None, "no score was recorded: make record"
     rows = {row["name"]: row for row in found["rows"]}
     if differing := rows.keys() ^ BY_NAME.keys():
-        warnings.warn(f"the recorded score lacks or has beside {len(differing)} faults: make faults", stacklevel=1)
-    assert rows.keys() & BY_NAME.keys(), "the recorded score is of another catalogue: make faults"
+        warnings.warn(f"the recorded score lacks or has beside {len(differing)} faults: make record", stacklevel=1)
+    assert rows.keys() & BY_NAME.keys(), "the recorded score is of another catalogue: make record"
     counted = [row for row in rows.values() if not row["equivalent"]]
     survivors = [row["name"] for row in counted if not row["caught"]]
     assert not survivors, f"survived: {', '.join(survivors)}"

@@ -82,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(annotations(report, WORDING)))
     print(f"report: {paths['report.html']}")
     print(report.verdict.sentence)
+    if report.fault_catalogue and not report.fault_catalogue.fresh:
+        print(f"note: the recorded score of faults is of other code; {WORDING.catalogue} makes it anew")
     if options.compared:
         if problem := not_compared(report, options.compared):
             print(f"build: {options.run}: {problem}", file=sys.stderr)

@@ -12,5 +12,5 @@ WORDING = Wording(
     stages={stage: stage.replace("_", " ") for stage in STAGES}
     | {"frontend": "audio front end", "llm": "language model", "whole": "whole model"},
     pipeline=PIPELINE,
-    catalogue="make faults",
+    catalogue="make record",
 )

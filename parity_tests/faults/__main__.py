@@ -7,7 +7,7 @@ A fault is caught when a check of the suite fails under it that passes without i
 first, then the tests marked with parts near its own, smallest parts first, up to the first failure. That names the
 right part when it belongs to the very part of the fault; one that merely contains it counts as wrong.
 
-`make faults` runs all and records score and signatures in parity_tests/data, for the report. A patch is applied to a
+`make record` runs all and records score and signatures in parity_tests/data, for the report. A patch is applied to a
 copy of the checkout, where the suite runs as after any other change.
 
 examples:

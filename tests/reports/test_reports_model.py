@@ -371,3 +371,13 @@ def test_a_stored_sentence_is_not_printed(valid, tmp_path, capsys):
     assert build.main([str(path), "--out", str(tmp_path / "out")]) == 0
     said = [capsys.readouterr().out, *(file.read_text("utf-8") for file in (tmp_path / "out").iterdir())]
     assert not any("all is lost" in text for text in said)
+
+
+def test_a_stale_record_is_one_line_and_no_failure(tmp_path, capsys):
+    path, given = tmp_path / "run.json", every_section()
+    for fresh in (True, False):
+        catalogue = replace(given["fault_catalogue"], fresh=fresh)
+        model.save(make(**given | {"fault_catalogue": catalogue}), path)
+        assert build.main([str(path), "--out", str(tmp_path / "out")]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "make record" in line]
+        assert len(lines) == (not fresh)
