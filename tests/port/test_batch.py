@@ -18,6 +18,8 @@ from port.app import batch, cli
 from port.app.batch import Utterance, read_manifest
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.robust
+
 ROOT = Path(__file__).parents[2]
 LINES = (
     dict(id="vc", source_wav="source.wav", prompt_wav="prompt.wav"),

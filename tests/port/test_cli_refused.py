@@ -19,6 +19,8 @@ from port.app import cli
 from port.files.speakers import SPEAKERS_FILE
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
+pytestmark = pytest.mark.robust
+
 ROOT = Path(__file__).parents[2]
 
 REFUSED = {

@@ -14,6 +14,8 @@ from port.files.speakers import SPEAKERS_FILE, load_speakers
 from reports.card import card, is_card, write_card
 from tests.support.convert_support import CONFIG
 
+pytestmark = pytest.mark.robust
+
 BITES = ("\x1b[2J", "\x1b]0;title\x07", "\r\nFAIL", "\u202e", "\u2028", "\x85", "\x00", "\ud800", "\u200b", "\x9b31m")
 
 

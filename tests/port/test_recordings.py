@@ -17,6 +17,8 @@ from port.files.recording import check_recording, read
 from port.frontend import audio as port
 from reference.frontend import audio as reference
 
+pytestmark = pytest.mark.robust
+
 RATE = 16000
 
 

@@ -19,6 +19,8 @@ from port.files.storage import INDEX_FILE, WEIGHTS_FILE
 from port.request import Stream
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
+pytestmark = pytest.mark.robust
+
 
 def refusals(tmp_path):
     long, poor = write_voice(tmp_path / "long.wav", 30.1, 16000), write_voice(tmp_path / "poor.wav", 1, 8000)
