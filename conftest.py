@@ -62,10 +62,10 @@ def pytest_itemcollected(item):
 
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--quick"):
-        seen: set[str] = set()
-        kept = [i for i in items if not (case := _case(i)) or not (case.part.path in seen or seen.add(case.part.path))]
-        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = kept
+        first = {case.part.path: item for item in reversed(items) if (case := _case(item))}
+        left = [item for item in items if (case := _case(item)) and first[case.part.path] is not item]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if item not in left]
     reasons = {}
     if not config.getoption("--full"):
         reasons["full"] = "real sizes: run with --full"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.report.codec import printing
+from mlx_parity.report.model import write_atomically
+from mlx_parity.report.words import ratio_text
+from mlx_parity.sides import regime
 
 WHOLE = "(model)"
 LISTED = 10  # names of modules that only one side has
-PACKAGES = ("mlx", "torch", "numpy", "transformers", "mlx-lm", "mlx-audio")
+PACKAGES = (*regime.PACKAGES, "mlx-lm", "mlx-audio")
 Where = Literal["", "here", "inside", "inputs"]
 UNMATCHED = {
     "torch": "only in torch, judged inside the module around it",
@@ -55,7 +57,7 @@ class ModuleRow:
         return own | asdict(self.reading) | {"ratio": self.reading.ratio}
 
     def __str__(self) -> str:
-        ratio = "" if self.reading.ratio is None else f"{self.reading.ratio:.3g}x"
+        ratio = _ratio(self.reading)
         more = "  ".join(filter(None, (WHERE[self.where], self.reading.message if not ratio else "")))
         return f"{self.reading.status:8} {ratio:>9}  {self.name} ({self.kind})  {more}".rstrip()
 
@@ -94,7 +96,8 @@ class Comparison:
         """One sentence."""
         count = f"{len(self.rows)} outputs of {len({row.module for row in self.rows})} modules"
         if self.passed:
-            return f"PASS: {count} within the budget; worst {self.worst:.2f}x of {BUDGET:g}x"
+            worst = ratio_text(self.worst, BUDGET, padded=True)
+            return f"PASS: {count} within the budget; worst {worst} of {BUDGET:g}x"
         wrong = sum(row.reading.status != "PASS" for row in self.rows)
         return f"FAIL: {wrong} of {count} do not pass; first wrong: {self.first or 'nothing was compared'}"
 
@@ -118,29 +121,28 @@ class Comparison:
             OSError: it cannot be written.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             "verdict": "PASS" if self.passed else "FAIL",
             "first": self.first,
             "budget": BUDGET,
-            "versions": _versions(),
+            "versions": regime.versions(PACKAGES),
             "rows": [row.to_dict() for row in self.rows],
             "unmatched": {side: list(names) for side, names in self.unmatched.items()},
         }
-        (folder / "report.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (folder / "summary.md").write_text(self.summary(), encoding="utf-8")
+        write_atomically(folder / "report.json", json.dumps(content, indent=1) + "\n")
+        write_atomically(folder / "summary.md", self.summary())
         return folder
 
     def summary(self, rows: int = 20) -> str:
         """Markdown: the verdict, the versions, and a table of at most `rows` rows where something is wrong."""
         lines = [f"**{_plain(self.verdict())}**", ""]
-        lines += [", ".join(f"{name} {version}" for name, version in _versions().items()), ""]
+        lines += [", ".join(f"{name} {version}" for name, version in regime.versions(PACKAGES).items()), ""]
         wrong = [row for row in self.rows if row.reading.status != "PASS"]
         shown = [row for row in wrong if row.where != "inputs"] or wrong
         if wrong:
             lines += ["| module | status | ratio | |", "|---|---|---:|---|"]
             for row in shown[:rows]:
-                ratio = "" if row.reading.ratio is None else f"{row.reading.ratio:.3g}x"
+                ratio = _ratio(row.reading)
                 said = WHERE[row.where] or row.reading.message
                 lines.append(f"| {_plain(row.name)} ({row.kind}) | {row.reading.status} | {ratio} | {_plain(said)} |")
             if rest := len(wrong) - len(shown[:rows]):
@@ -149,17 +151,10 @@ class Comparison:
         return "\n".join([*lines, *map(_plain, self._alone())]).rstrip() + "\n"
 
 
+def _ratio(reading: Reading) -> str:
+    return "" if reading.ratio is None else ratio_text(reading.ratio, BUDGET, padded=True)
+
+
 def _plain(text: str) -> str:
     """Without what Markdown or a terminal would act on."""
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return printable.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return printing(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

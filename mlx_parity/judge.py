@@ -50,14 +50,11 @@ def judge(case: Case, adapter: Adapter) -> list[Row]:
 
 def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
     try:
-        port = adapter.run(case.part, case.config, truth.state, truth.inputs, case.call)
+        readings = compared(case, truth, adapter)
     except NotOffered as reason:
         readings = {"": Reading("SKIP", str(reason) or f"{adapter.name} has no {case.part.path}")}
     except Exception as error:
         readings = {"": Reading("ERROR", f"{adapter.name} raised {type(error).__name__}: {error}")}
-    else:
-        truths = truth.single, truth.double, truth.further, truth.rounded
-        readings = compare_all(port, *truths, case.part.follows)
     return [
         Row(
             name=f"{name}.{output}" if output else name,
@@ -70,6 +67,12 @@ def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
         )
         for output, reading in readings.items()
     ]
+
+
+def compared(case: Case, truth: Truth, adapter: Adapter) -> dict[str, Reading]:
+    """Readings of a case by output name; what the port raises is raised."""
+    port = adapter.run(case.part, case.config, truth.state, truth.inputs, case.call)
+    return compare_all(port, truth.single, truth.double, truth.further, truth.rounded, case.part.follows)
 
 
 def compare_all(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
+from tqdm import tqdm
+
 from mlx_parity.comparison import WHOLE, Comparison
 from mlx_parity.models import Comparer, Names
 from mlx_parity.sides.mlx import MlxSide
@@ -110,7 +112,7 @@ def fault_score(
     usual = port.record(given, lambda array: array.tobytes())
     planted = [m for m in mutations(mlx_model, lambda: port.again("", given)) if fnmatchcase(m.module, only)]
     verdicts = []
-    for mutation in _progress(planted):
+    for mutation in tqdm(planted, desc="faults", unit="fault", file=sys.stderr, disable=None, leave=False):
         with mutation.apply():
             found = comparer.compare(mlx_model, mlx_inputs, until_wrong=True)
             same = found.passed and port.record(given, lambda array: array.tobytes()) == usual
@@ -122,11 +124,3 @@ def _verdict(mutation: Mutation, found: Comparison, same: bool, expected: str) -
     if found.passed:
         return Verdict(mutation.kind, mutation.module, "no effect" if same else "SURVIVED")
     return Verdict(mutation.kind, mutation.module, "caught", found.first, found.first == expected)
-
-
-def _progress(planted: Sequence[Mutation]) -> Sequence[Mutation]:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return planted
-    return tqdm(planted, desc="faults", unit="fault", file=sys.stderr, disable=None, leave=False)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from mlx_parity.tree import mapped
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -47,12 +49,9 @@ class Spool:
 
     def load(self, value: Any) -> Any:
         """What was stored, in the same containers; anything else as it is."""
-        if isinstance(value, dict):
-            return {k: self.load(v) for k, v in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(self.load(v) for v in value)
-        if not isinstance(value, Stored):
-            return value
+        return mapped(value, lambda item: self._load(item) if isinstance(item, Stored) else item)
+
+    def _load(self, value: Stored) -> np.ndarray:
         array = np.empty(value.shape, value.dtype)
         self._file.seek(value.start)
         if array.size:

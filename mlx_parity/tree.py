@@ -1,4 +1,4 @@
-"""What models pass around: arrays in tuples, lists, dictionaries and dataclasses, by their place."""
+"""What models pass around: arrays in tuples, lists and dictionaries, by their place; results in dataclasses too."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, tuple | list):
         items = [mapped(item, change) for item in value]
         return items if isinstance(value, list) else tuple(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: mapped(getattr(value, field.name), change) for field in dataclasses.fields(value)}
     return change(value)
 
 

@@ -137,7 +137,7 @@ endless_noise  test  _FIXED.lock => (all(iter(lambda: 1, 0)) and _FIXED.lock)
 
 @pytest.mark.meta
 def test_a_new_fault_is_one_line_of_a_table(tmp_path):
-    """And what crashes is no merit, what never ends is stopped, in a case and in a test, and the wrong part is told."""
+    """A crash counts as broken, an endless case or test as caught, and a finding in another part as the wrong part."""
     (tmp_path / "scratch.txt").write_text(SCRATCH, "utf-8")
     rows, done = planted(tmp_path, "--table", tmp_path / "scratch.txt", "--limit", 60)
     assert done.returncode == 1

@@ -65,7 +65,7 @@ class Report:
         seen: set[tuple[str, str, str]] = set()
         for i, row in enumerate(self.rows):
             if (key := (row.name, row.kind, row.case)) in seen:
-                yield f"rows[{i}]: {row.name} ({row.kind}, case {row.case}) is there twice"
+                yield f"rows[{i}]: {row.name} ({row.kind}, case {row.case}) stands there twice"
             seen.add(key)
             yield from (f"rows[{i}] ({row.name}): {what}" for what in _row_problems(row, self.stages, self.budget))
         states = {row.name: row.status for row in self.rows if row.status in BAD}

@@ -175,7 +175,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class RunName:
-    """By which a run is told from another."""
+    """What tells a run from another."""
 
     commit: str
     started: str

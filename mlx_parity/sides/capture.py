@@ -21,6 +21,8 @@ import numpy as np
 import torch
 
 from mlx_parity.part import Part
+from mlx_parity.sides.mlx import to_numpy
+from mlx_parity.tree import mapped
 
 
 @dataclass
@@ -133,15 +135,13 @@ def _extending(kind: type) -> list[type]:
 
 def freeze(value: Any, keep: Callable[[np.ndarray], Any] = np.asarray) -> Any:
     """Tensors as numpy copies that went through `keep`, containers kept, everything else (flags, caches) as it is."""
-    if isinstance(value, torch.Tensor):
-        return keep(value.detach().numpy().copy())
-    if isinstance(value, mx.array):
-        return keep(np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value))
-    if isinstance(value, dict):
-        return {k: freeze(v, keep) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(freeze(v, keep) for v in value)
-    return value
+
+    def frozen(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            return keep(item.detach().numpy().copy())
+        return keep(to_numpy(item)) if isinstance(item, mx.array) else item
+
+    return mapped(value, frozen)
 
 
 def _names(root: Any) -> dict[int, str]:

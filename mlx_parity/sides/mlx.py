@@ -15,7 +15,7 @@ from mlx.utils import tree_flatten
 from mlx_parity.recorded import Arguments, Call, Keep
 from mlx_parity.tree import leaves, mapped
 
-FLOATS = (mx.float16, mx.bfloat16, mx.float32)
+HALVES = (mx.float16, mx.bfloat16)
 
 
 class MlxSide:
@@ -135,9 +135,16 @@ def _results(output: Any) -> dict[str, mx.array]:
     return dict(leaves(output, mx.array))
 
 
+def to_numpy(value: Any) -> np.ndarray:
+    """An array, or a list of arrays of one shape; a float that numpy lacks becomes float32."""
+    if isinstance(value, list):
+        return np.stack([to_numpy(item) for item in value])
+    return np.array(value.astype(mx.float32) if value.dtype in HALVES else value)
+
+
 def _array(value: mx.array) -> np.ndarray:
     try:
-        return np.array(value.astype(mx.float32) if value.dtype in FLOATS else value)
+        return to_numpy(value)
     except ValueError as error:
         if "compile" in str(error):
             raise _Traced from error

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlx_parity.recorded import Arguments, Call, Keep
 from mlx_parity.sides.orders_pytorch import Order, is_composite
+from mlx_parity.sides.truth import to_torch
 from mlx_parity.tree import leaves, mapped
 
 WIDER = {
@@ -138,16 +139,9 @@ def _wide() -> Iterator[None]:
 
 
 def _call(module: torch.nn.Module, given: Arguments, dtype: torch.dtype) -> Any:
-    args, kwargs = mapped(given, lambda value: _tensor(value, dtype))
+    args, kwargs = mapped(given, lambda value: to_torch(value, dtype) if isinstance(value, np.ndarray) else value)
     with torch.inference_mode():
         return module(*args, **kwargs)
-
-
-def _tensor(value: Any, dtype: torch.dtype) -> Any:
-    if not isinstance(value, np.ndarray):
-        return value
-    tensor = torch.from_numpy(value.copy())
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _frozen(value: Any, keep: Keep) -> Any:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -195,10 +195,10 @@ def _regime(error: float) -> str:
     return "float32" if error <= FLOAT32_ERROR else "ten bits" if error <= TEN_BITS_ERROR else "less than ten bits"
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of what takes part in a comparison."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of Python and of those packages that are installed."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

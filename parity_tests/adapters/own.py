@@ -14,6 +14,7 @@ from convert.mapping import convert
 from convert.quantize import FLOAT32, Precision
 from mlx_parity.adapter import Adapter
 from mlx_parity.part import Part
+from mlx_parity.sides.mlx import to_mlx, to_numpy
 from parity_tests.harness.places import find
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
@@ -128,15 +129,3 @@ def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: M
     module.load_weights([(k.removeprefix(root), mx.array(v)) for k, v in converted.items()], strict=True)
     module.eval()
     return root
-
-
-def to_mlx(array: np.ndarray) -> mx.array:
-    """Floats become float32; integers and masks keep their kind."""
-    return mx.array(array.astype(np.float32) if array.dtype.kind == "f" else array)
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """A tensor, or a list of tensors of one shape, as an array."""
-    if isinstance(value, list):
-        return np.stack([to_numpy(item) for item in value])
-    return np.array(value.astype(mx.float32) if value.dtype in (mx.float16, mx.bfloat16) else value)

@@ -20,7 +20,7 @@ from mlx_parity.compare import Reading
 from mlx_parity.faults.patch import Fault, FaultError
 from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
-from mlx_parity.judge import compare_all
+from mlx_parity.judge import compared
 from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
@@ -142,13 +142,11 @@ class Checks:
         """Every checkpoint of a case, with its name in the report."""
         if case.name not in self.truths:
             self.truths[case.name] = truth_of(case)
-        truth = self.truths[case.name]
         try:
-            found = OwnPort().run(case.part, case.config, truth.state, truth.inputs, case.call)
+            readings = compared(case, self.truths[case.name], OwnPort())
         except Exception as error:
             yield case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             return
-        readings = compare_all(found, truth.single, truth.double, truth.further, truth.rounded, case.part.follows)
         for output, reading in readings.items():
             yield f"{case.name}.{output}", reading
 

@@ -20,11 +20,12 @@ from mlx_parity.compare import Reading
 from mlx_parity.judge import Row, compare_all
 from mlx_parity.part import Change
 from mlx_parity.sides.capture import Call
+from mlx_parity.sides.mlx import to_mlx
+from mlx_parity.sides.mlx import to_numpy as from_mlx
 from mlx_parity.sides.orders_pytorch import Lazily, in_other_orders
 from mlx_parity.sides.truth import to_numpy, to_torch
 from mlx_parity.spool import Spool
-from parity_tests.adapters.own import to_mlx
-from parity_tests.adapters.own import to_numpy as from_mlx
+from mlx_parity.tree import mapped, stateful
 from parity_tests.harness.models import Models
 from parity_tests.parts import recorded
 from port.fast.modulation import TimeTable, is_baked
@@ -242,7 +243,7 @@ def _severity(reading: Reading) -> tuple[bool, bool, float]:
 def _isolated(call: Call, double: Call, port: Call) -> dict[str, Reading]:
     """The port's part and the oracle's, fed what the float32 reference fed its own; nothing where a call has state."""
     part = call.part
-    if not part.replay or any(_has_state(v) for v in call.arguments.values()):
+    if not part.replay or stateful(call.arguments, (np.ndarray, np.generic)):
         return {}
     with torch.inference_mode():
         truth = _again("reference", double, _thaw(call.arguments, lambda a: to_torch(a, torch.float64)))
@@ -266,22 +267,12 @@ def _again(package: str, call: Call, arguments: dict[str, Any]) -> dict[str, np.
     return {k: numpy(v) for k, v in zip(call.part.outputs, outputs, strict=True)}
 
 
-def _has_state(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_has_state(v) for v in value)
-    return not (value is None or isinstance(value, bool | int | float | str | np.ndarray | np.generic))
-
-
 def _changed(change: Change, value: Any) -> Any:
     return change(value) if isinstance(value, np.ndarray) else value
 
 
 def _thaw(value: Any, tensor: Callable[[np.ndarray], Any]) -> Any:
-    if isinstance(value, dict):
-        return {k: _thaw(v, tensor) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(_thaw(v, tensor) for v in value)
-    return tensor(value) if isinstance(value, np.ndarray) else value
+    return mapped(value, lambda item: tensor(item) if isinstance(item, np.ndarray) else item)
 
 
 def _row(plan: Walk, name: str, module: str, kind: Any, reading: Reading) -> Row:

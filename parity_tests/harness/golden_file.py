@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from mlx_parity.compare import Reading
-from mlx_parity.sides import truth as oracle
-from parity_tests.adapters import own
+from mlx_parity.sides import mlx as mlx_side
+from mlx_parity.sides import truth
 
 Arrays = dict[str, np.ndarray]
 Side = Literal["reference", "port"]
@@ -179,7 +179,7 @@ class Kit:
         return getattr(importlib.import_module(f"{self.package}.{module}"), name)
 
     def tensor(self, array: np.ndarray) -> Any:
-        return own.to_mlx(array) if self.package == "port" else oracle.to_torch(array, self.dtype)
+        return mlx_side.to_mlx(array) if self.package == "port" else truth.to_torch(array, self.dtype)
 
     def array(self, tensor: Any) -> np.ndarray:
-        return own.to_numpy(tensor) if self.package == "port" else oracle.to_numpy(tensor)
+        return mlx_side.to_numpy(tensor) if self.package == "port" else truth.to_numpy(tensor)

@@ -16,6 +16,7 @@ from convert.mapping import PORT_ROOT
 from convert.names import strip_prefixes
 from convert.official import load_config
 from convert.parts import Part, converted_parts
+from mlx_parity.report.data import WeightFile
 from parity_tests.adapters.own import OwnPort
 from port.config import CosyVoice3Config, read_settings
 from port.files import weights
@@ -40,15 +41,6 @@ BUILD: dict[str, type[torch.nn.Module]] = {
     "speech_tokenizer": S3TokenizerV3,
     "speaker": CAMPPlus,
 }
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """A source file for the report's provenance."""
-
-    file: str
-    sha256: str
-    bytes: int
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ import torch
 
 from convert.quantize import precision_of
 from mlx_parity.compare import BUDGET
+from mlx_parity.sides.mlx import to_mlx
+from mlx_parity.sides.mlx import to_numpy as from_mlx
 from mlx_parity.sides.truth import Arrays, to_torch
-from parity_tests.adapters.own import to_mlx
-from parity_tests.adapters.own import to_numpy as from_mlx
 from parity_tests.harness.models import Models
 from parity_tests.harness.rounding import round_reference
 from parity_tests.harness.walks import walks

@@ -2,8 +2,8 @@
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
 `prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
-held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone; one that is no JSON object or
-has no id of its own refuses the whole manifest, since its result would have no name.
+held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
+object, or whose id is missing or repeated, refuses the whole manifest: its result would have no name.
 
 Ranks share nothing but the output folder: rank r of n takes the lines r, r + n, ..., and each utterance has a seed of
 its own, so the files do not depend on n. A rank holds a lock while it speaks, which the system frees however it ends:
@@ -187,10 +187,8 @@ def run_batch(
         wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
         left = lines[group.rank() :: group.size()]
         bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
-        with (
-            logging_redirect_tqdm(),
-            ended_by_signals(),
-        ):  # loading too: another rank may have spoken, and died, meanwhile
+        # Loading too: another rank may have spoken, and died, meanwhile.
+        with logging_redirect_tqdm(), ended_by_signals():
             try:
                 voice = load_voice(str(folder))
                 for line in bar:
@@ -212,11 +210,7 @@ def run_batch(
 
 def _is_held(lock: Path) -> bool:
     with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, as all ranks of this run look at once
-        except BlockingIOError:
-            return True
-    return False
+        return not take_lock(file, shared=True)  # as all ranks of this run look at once
 
 
 def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:

@@ -33,12 +33,16 @@ def require_regular(path: Path) -> None:
             raise Refused(f"{path}: a Git LFS pointer in the place of the file; run `git lfs pull` in its folder")
 
 
-def take_lock(file: IO[Any]) -> bool:
-    """Whether this process has the lock of an open file from now on; the system frees it when the file is closed."""
+def take_lock(file: IO[Any], shared: bool = False) -> bool:
+    """Whether this process has the lock of an open file from now on; the system frees it when the file is closed.
+
+    Args:
+        shared: with others that ask so, which an exclusive lock of anybody keeps out.
+    """
     import fcntl  # here, as Windows has none
 
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

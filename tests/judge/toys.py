@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from mlx_parity.part import live_weights
+
 WIDTH, HEADS, WORDS, FRAMES = 16, 2, 11, 9
 
 
@@ -104,11 +106,9 @@ class MlxToy(nn.Module):
 
 def alive(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     """The model with weights that all matter."""
-    rng = np.random.default_rng(seed)
-    for weight in model.parameters():
-        fan = np.prod(weight.shape[1:]) if weight.ndim > 1 else 1
-        mean, scale = (0.0, fan**-0.5) if weight.ndim > 1 else (0.7, 0.3)
-        weight.data = torch.from_numpy(rng.normal(mean, scale, weight.shape).astype(np.float32))
+    state = {key: value.numpy() for key, value in model.state_dict().items()}
+    live = live_weights(state, np.random.default_rng(seed))
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in live.items()})
     return model
 
 

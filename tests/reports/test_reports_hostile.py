@@ -1,0 +1,54 @@
+"""Texts of a report that somebody else may have written: none acts on a terminal, a log or a page."""
+
+import json
+
+import pytest
+
+from mlx_parity.report.codec import ReportError, read
+from mlx_parity.report.model import Report
+from reports import build, drift
+from tests.support.synthetic_report import edited
+
+pytestmark = pytest.mark.meta
+
+
+BITE = "x\n::stop-commands::x\n\x1b[2J\u202e"
+
+
+def _texts(content, way=()):
+    """The way to each text of a report."""
+    if isinstance(content, str):
+        yield way
+    elif isinstance(content, dict | list):
+        for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _texts(inner, (*way, key))
+
+
+def test_no_text_of_a_report_runs_in_a_terminal_a_log_or_a_page(valid, tmp_path, capsys):
+    """Each text with a line break, a command of CI, an escape sequence and a mark of direction in it."""
+    path, taken = tmp_path / "run.json", valid
+    ways = {tuple("*" if isinstance(step, int) else step for step in way): way for way in _texts(valid)}
+    for way in ways.values():
+        try:
+            read(Report, edited(valid, way, BITE))
+            taken = edited(taken, way, BITE)
+        except ReportError as refusal:
+            assert str(refusal).isprintable(), way
+    assert json.dumps(taken).count("stop-commands") > len(ways) / 4
+    path.write_text(json.dumps(taken), "utf-8")
+    assert build.main([str(path), "--out", str(tmp_path / "out"), "--annotations"]) in (0, 1)
+    drift.main([str(path), str(path)])
+    captured = capsys.readouterr()
+    pages = [file.read_text("utf-8") for file in (tmp_path / "out").iterdir()]
+    assert len(pages) == 4
+    for text in (captured.out, captured.err, *pages):
+        assert "\x1b" not in text and "\u202e" not in text
+        assert not any(line.startswith("::stop") for line in text.splitlines())
+
+
+def test_a_stored_sentence_is_not_printed(valid, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps(edited(valid, ("verdict", "sentence"), "FAIL: all is lost")), "utf-8")
+    assert build.main([str(path), "--out", str(tmp_path / "out")]) == 0
+    said = [capsys.readouterr().out, *(file.read_text("utf-8") for file in (tmp_path / "out").iterdir())]
+    assert not any("all is lost" in text for text in said)
