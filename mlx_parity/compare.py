@@ -16,21 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
+from mlx_parity.report.data import BUDGET as NORMS
+from mlx_parity.report.data import Status
 from mlx_parity.where import POSITIONS, elements, error_map, largest
 
-BUDGET = 4.0
+BUDGET, FLOOR = NORMS.ratio, NORMS.floor
 LOOK_AGAIN = BUDGET / 2  # further runs can only lower a ratio: what is far within the budget needs none
-FLOOR = 8 * 2.0**-24
 # Of inputs and weights: what one rounding of them all moves a part, the roundings inside it may cost so many times.
 # The largest of any case is 16, of phases that integrate; TF32 makes 4000 of 1, bfloat16 65000.
 ROUNDINGS = 128.0
 HISTOGRAM_EDGES = tuple(float(e) for e in range(-12, 3))  # decades of |error| / rms(oracle)
-
-Status = Literal["PASS", "FAIL", "ERROR", "SKIP", "REDUCED", "VACUOUS"]
 
 
 @dataclass(frozen=True)
