@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mlx_parity.comparison import Comparison, ModuleRow
     from mlx_parity.models import Comparer, compare_models
     from mlx_parity.score import Score, fault_score
+    from mlx_parity.subject import Finding, Pair, Subject
 
 # Found when they are asked for: a report is read without PyTorch and MLX.
 _PLACES = {
@@ -19,6 +20,7 @@ _PLACES = {
     **dict.fromkeys(("Comparison", "ModuleRow"), "comparison"),
     **dict.fromkeys(("Comparer", "compare_models"), "models"),
     **dict.fromkeys(("Score", "fault_score"), "score"),
+    **dict.fromkeys(("Finding", "Pair", "Subject"), "subject"),
 }
 __all__ = [
     "BUDGET",
@@ -26,9 +28,12 @@ __all__ = [
     "Alarms",
     "Comparer",
     "Comparison",
+    "Finding",
     "ModuleRow",
+    "Pair",
     "Reading",
     "Score",
+    "Subject",
     "compare_models",
     "false_alarms",
     "fault_score",

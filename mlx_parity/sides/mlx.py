@@ -38,6 +38,10 @@ class MlxSide:
         self.model = model
         self.names = {name: module for name, module in model.named_modules() if name}
 
+    def kind(self, name: str) -> type:
+        """The class of a module; of the model itself for ''."""
+        return type(self.names[name] if name else self.model)
+
     def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
         """The calls of one run. What `mx.compile` hides is run without it."""
         try:

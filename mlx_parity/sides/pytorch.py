@@ -59,6 +59,14 @@ class TorchSide:
         self.double = copy.deepcopy(model).double().eval()
         self.names = {name: module for name, module in model.named_modules() if name}
 
+    def kind(self, name: str) -> type:
+        """The class of a module; of the model itself for ''."""
+        return type(self.model.get_submodule(name))
+
+    def weights(self, name: str) -> dict[str, np.ndarray]:
+        """Parameters and buffers of a module, by their names in it."""
+        return {key: _array(value) for key, value in self.model.get_submodule(name).state_dict().items()}
+
     def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
         """The calls of one run in float32."""
         return self._run(self.model, inputs, keep, torch.float32)
