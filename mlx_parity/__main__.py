@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=f"example: {COMMAND} run examples/ports/qwen2_mlx_lm.py --out results --faults",
     )
     parser.epilog = run.epilog
-    run.add_argument("subject", type=Path, nargs="+", metavar="SUBJECT.py", help="programs; each result in DIR/NAME if several")
+    run.add_argument(
+        "subject", type=Path, nargs="+", metavar="SUBJECT.py", help="programs; each result in DIR/NAME if several"
+    )
     run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write the results")
     run.add_argument("--seed", type=int, default=0, help="weights and inputs follow from it (default: %(default)s)")
     run.add_argument("--only", default="*", metavar="GLOB", help="parts to run (default: all)")

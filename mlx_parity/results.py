@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import save_file
-
 from mlx_parity import judge
 from mlx_parity.compare import BUDGET, FLOOR
-from mlx_parity.comparison import PACKAGES, WHOLE, ModuleRow, plain, table_line
-from mlx_parity.models import by_key, loaded
+from mlx_parity.comparison import PACKAGES, WHOLE, plain, table_line
+from mlx_parity.record import record
 from mlx_parity.report import data
 from mlx_parity.report.model import Report, to_json, write_atomically
 from mlx_parity.report.page import render_html
@@ -26,9 +22,8 @@ from mlx_parity.score import Score
 from mlx_parity.sides import regime
 from mlx_parity.sides.mlx import MlxSide
 from mlx_parity.source import place_of
-from mlx_parity.tree import PLAIN, leaves
 
-SUMMARY_LINES, TABLE_ROWS, RECORDED = 60, 5, 5  # of the summary; of a part's table in it; cases of a part
+SUMMARY_LINES, TABLE_ROWS = 60, 5  # of the summary; of a part's table in it
 
 
 @dataclass(frozen=True)
@@ -64,7 +59,9 @@ def write_results(outcome: Outcome, about: About, out: Path) -> Report:
         "reproduce.md": reproduce(outcome, about, cases),
     }
     if outcome.scores:
-        texts["score.json"] = json.dumps({name: _score(score) for name, score in outcome.scores.items()}, indent=1) + "\n"
+        texts["score.json"] = (
+            json.dumps({name: _score(score) for name, score in outcome.scores.items()}, indent=1) + "\n"
+        )
     for name, text in texts.items():
         write_atomically(out / name, text)
     return report
@@ -77,7 +74,7 @@ def verdict(outcome: Outcome) -> str:
     said = [f"{good} of {len(outcome.parts)} parts conform, worst {ratio_text(worst, BUDGET)} of {BUDGET:g}x"]
     if outcome.proofs:
         proved = sum(proof.proved for proof in outcome.proofs)
-        said.append(f"{proved} of {len(outcome.proofs)} findings proved by mending one line for one run")
+        said.append(f"{proved} of {len(outcome.proofs)} findings proved by mending it for one run")
     if outcome.unexplained:
         said.append(f"no finding explains {', '.join(outcome.unexplained)}")
     if outcome.scores:
@@ -148,59 +145,32 @@ def reproduce(outcome: Outcome, about: About, cases: int) -> str:
     digest = hashlib.sha256(about.program.read_bytes()).hexdigest()
     lines = ["# To repeat this run", "", "```sh", about.command]
     lines += [f"{about.command} --only '{_code(name)}'" for name in outcome.parts] * (len(outcome.parts) > 1)
-    lines += ["```", "", f"Seed {about.seed}: weights and inputs follow from it. {about.program.name} has sha256 {digest}."]
+    lines += [
+        "```",
+        "",
+        f"Seed {about.seed}: weights and inputs follow from it. {about.program.name} has sha256 {digest}.",
+    ]
     lines += ["", "| package | version |", "|---|---|"]
     lines += [f"| {name} | {version} |" for name, version in versions(outcome).items()]
     if pins.is_file():
-        lines += ["", f"{pins.name}, installed without dependencies:", "", "```", pins.read_text("utf-8").strip(), "```"]
+        lines += [
+            "",
+            f"{pins.name}, installed without dependencies:",
+            "",
+            "```",
+            pins.read_text("utf-8").strip(),
+            "```",
+        ]
     lines += ["", f"Machine: {_listed(regime.machine())}.", f"Rule: a ratio of at most {BUDGET:g}, floor {FLOOR:.3e}."]
     if cases:
-        lines += ["", f"cases/ has {cases} modules that diverge, each with its weights (`w.`), its inputs (`in.`) and what"]
-        lines += ["PyTorch returns in float32 (`out.`) and float64 (`out64.`), as safetensors; manifest.json describes them."]
+        lines += [
+            "",
+            f"cases/ has {cases} modules that diverge, each with its weights (`w.`), its inputs (`in.`) and what",
+        ]
+        lines += [
+            "PyTorch returns in float32 (`out.`) and float64 (`out64.`), as safetensors; manifest.json describes them."
+        ]
     return "\n".join(lines) + "\n"
-
-
-def record(outcome: Outcome, folder: Path) -> int:
-    """Write the first modules of each part that diverge, and their manifest; returns how many."""
-    entries = []
-    for name, judged in outcome.parts.items():
-        for row in {row.module: row for row in judged.comparison.blamed[::-1]}.values():
-            if sum(entry["part"] == name for entry in entries) == RECORDED or (row.module, row.call) is None:
-                break
-            found = _recorded(judged, row)
-            if found is None:
-                continue
-            tensors, call = found
-            folder.mkdir(parents=True, exist_ok=True)
-            place = folder / f"{_file_name(f'{name}.{row.module}')}.safetensors"
-            save_file(tensors, place, metadata={"part": name, "module": row.module, "call": json.dumps(call)})
-            shapes = {key: {"shape": list(value.shape), "dtype": str(value.dtype)} for key, value in tensors.items()}
-            digest = hashlib.sha256(place.read_bytes()).hexdigest()
-            about = {"part": name, "module": row.module, "class": row.kind, "file": place.name, "sha256": digest}
-            entries.append({**about, "call": call, "tensors": shapes})
-    if entries:
-        rule = {"ratio": BUDGET, "floor": FLOOR}
-        content = {"original": outcome.subject.original, "rule": rule, "cases": entries}
-        write_atomically(folder / "manifest.json", json.dumps(content, indent=1) + "\n")
-    return len(entries)
-
-
-def _recorded(judged: Judged, row: ModuleRow) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-    """Tensors and further arguments of the call that a row is of; None where PyTorch made no such call."""
-    comparer, name = judged.comparer, "" if row.module == WHOLE else row.module
-    single = by_key(comparer.single).get((name, row.call))
-    if single is None:
-        return None
-    single, double = (loaded(call, comparer.spool) for call in (single, comparer.double[name, row.call]))
-    groups = {
-        "w": comparer.side.weights(name),
-        "in": dict(leaves(single.arguments, np.ndarray)),
-        "out": single.results,
-        "out64": double.results,
-    }
-    tensors = {f"{group}.{key}".rstrip("."): value for group, arrays in groups.items() for key, value in arrays.items()}
-    tensors = {k: np.ascontiguousarray(v.astype(np.uint8) if v.dtype == bool else v) for k, v in tensors.items()}
-    return tensors, {k: v for k, v in leaves(single.arguments, PLAIN) if isinstance(v, bool | int | float | str)}
 
 
 def report_of(outcome: Outcome, about: About) -> Report:
@@ -265,7 +235,9 @@ def _modules(judged: Judged) -> dict[str, data.Module]:
     found = {}
     for module in dict.fromkeys(names):
         name = "" if module == WHOLE else module
-        inside = [n for n in dict.fromkeys(names) if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))]
+        inside = [
+            n for n in dict.fromkeys(names) if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))
+        ]
         own = port.kind(matched[name]) if name in matched else None
         found[f"{part.name}/{module}"] = data.Module(
             reference=place_of(comparer.side.kind(name)),
@@ -292,7 +264,3 @@ def _listed(facts: Mapping[str, str]) -> str:
 def _code(text: str) -> str:
     """For a code span or block."""
     return " ".join(text.split()).replace("`", "'")
-
-
-def _file_name(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)

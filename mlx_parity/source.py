@@ -62,7 +62,9 @@ def _number(thing: Any, line: str) -> int:
     lines, first = inspect.getsourcelines(thing)
     found = [n for n, text in enumerate(lines) if text.strip() == line.strip()]
     if len(found) != 1:
-        raise SourceError(f"{thing.__qualname__} in {thing.__module__} has the line {line!r} {len(found)} times, not once")
+        raise SourceError(
+            f"{thing.__qualname__} in {thing.__module__} has the line {line!r} {len(found)} times, not once"
+        )
     return max(first, 1) + found[0]
 
 

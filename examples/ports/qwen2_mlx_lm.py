@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import torch
 from mlx_lm.models import qwen2
+from mlx_lm.models.base import BaseModelArgs
 from mlx_lm.models.cache import make_prompt_cache
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-from mlx_parity import Pair, Subject
+from mlx_parity import Finding, Pair, Subject
 
 WORDS = 101
 SIZES = dict(
     hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2,
     vocab_size=WORDS, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    rope_parameters=dict(rope_type="default", rope_theta=1e6),
 )  # fmt: skip
 
 
@@ -56,21 +59,53 @@ def models(seed: int, **more: object) -> tuple[torch.nn.Module, nn.Module]:
         torch.nn.init.normal_(weight, 0.0 if weight.ndim > 1 else 1.0, weight.shape[-1] ** -0.5)
     config = json.loads(reference.config.to_json_string())
     port = qwen2.Model(qwen2.ModelArgs.from_dict(config))
-    weights = [(key, mx.array(value.numpy())) for key, value in reference.state_dict().items()]
-    port.load_weights(list(port.sanitize(dict(weights)).items()))
+    port.args.sliding_window = config["sliding_window"]  # what from_dict drops
+    weights = {key: mx.array(value.numpy()) for key, value in reference.state_dict().items()}
+    port.load_weights([*port.sanitize(weights).items()])
     return reference, port
+
+
+def with_rope_parameters(config: dict) -> qwen2.ModelArgs:
+    """What ModelArgs of qwen3.py does in __post_init__."""
+    rope = config["rope_parameters"]
+    return BaseModelArgs.from_dict.__func__(
+        qwen2.ModelArgs, config | dict(rope_theta=rope["rope_theta"], rope_scaling=rope)
+    )
+
+
+ROTARY = Finding(
+    "The rotary base and scaling of transformers 5 are ignored",
+    qwen2.ModelArgs,
+    "rope_theta: float = 1000000",
+    "rope_parameters: Optional[dict] = None, read in __post_init__ as ModelArgs of qwen3.py does",
+    "transformers 5 writes rope_theta and rope_scaling into rope_parameters, which ModelArgs drops without a word: a "
+    "checkpoint with another base than 1000000, or with YaRN, answers worse the longer the prompt is.",
+    mend=lambda: patch.object(qwen2.ModelArgs, "from_dict", with_rope_parameters),
+)
+WINDOW = Finding(
+    "The sliding window is ignored",
+    qwen2.Qwen2Model.__call__,
+    "mask = create_attention_mask(h, cache[0])",
+    "mask = create_attention_mask(h, cache[0], window_size=self.args.sliding_window)",
+    "A checkpoint with use_sliding_window attends to all of the past in every layer: prompts longer than the window "
+    "give other tokens.",
+)
 
 
 def subject(seed: int) -> Subject:
     """Grouped heads in all parts."""
     ids = np.random.default_rng(seed).integers(0, WORDS, (2, 17))
     reference, port = models(seed)
-    steps_models = TorchSteps(reference), MlxSteps(port)
+    other_base = dict(rope_parameters=dict(rope_type="default", rope_theta=1e4))
+    yarn = dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=8))
+    window = dict(use_sliding_window=True, sliding_window=5, max_window_layers=0)
     parts = [
         Pair("prompt", reference, port, ids),
-        Pair("token by token", *steps_models, ids),
+        Pair("token by token", TorchSteps(reference), MlxSteps(port), ids),
         Pair("tied", *models(seed, tie_word_embeddings=True), ids),
-        Pair("long context", *models(seed, rope_scaling=dict(type="yarn", rope_type="yarn", factor=4.0, original_max_position_embeddings=8)), ids),
-        Pair("window", *models(seed, use_sliding_window=True, sliding_window=5, max_window_layers=0), ids),
+        Pair("another rotary base", *models(seed, **other_base), ids),
+        Pair("YaRN", *models(seed, **yarn, max_position_embeddings=32), ids),
+        Pair("window", *models(seed, **window), ids),
     ]
-    return Subject("mlx_lm Qwen2", "transformers Qwen2ForCausalLM", parts, packages=("mlx-lm", "transformers"))
+    findings = [ROTARY, WINDOW]
+    return Subject("mlx_lm Qwen2", "transformers Qwen2ForCausalLM", parts, findings, ("mlx-lm", "transformers"))
