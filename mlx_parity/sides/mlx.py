@@ -18,6 +18,14 @@ from mlx_parity.tree import leaves, mapped
 HALVES = (mx.float16, mx.bfloat16)
 
 
+def mlx_module(function: Callable[..., Any], **modules: nn.Module) -> nn.Module:
+    """A function as a module: `function(self, ...)` is its call, and `modules` are what `self` has."""
+    made = type(function.__name__, (nn.Module,), {"__call__": function})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
 class MlxSide:
     """One MLX model, recorded.
 

@@ -41,6 +41,14 @@ class Wide(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def torch_module(function: Callable[..., Any], **modules: torch.nn.Module) -> torch.nn.Module:
+    """A function as a module: `function(self, ...)` is its forward, and `modules` are what `self` has."""
+    made = type(function.__name__, (torch.nn.Module,), {"forward": function})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
 class TorchSide:
     """One PyTorch model, recorded.
 
