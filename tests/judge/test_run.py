@@ -151,7 +151,7 @@ def test_what_is_not_as_declared_ends_with_1(run, more, said):
 def test_a_finding_that_no_longer_shows_ends_with_1(run):
     stale = FINDING.replace("y = nn.gelu_approx(y)", "y = self.up(x)").replace("y = nn.gelu(y)", "y = self.up(1 * x)")
     code, _, out = run(PROGRAM + stale, "--declared")
-    assert code == 1 and "NOT SHOWN" in (out / "summary.md").read_text()
+    assert code == 1 and "NOT PROVED" in (out / "summary.md").read_text()
 
 
 def test_generic_faults_are_counted_with_the_findings_mended(run):
