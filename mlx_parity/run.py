@@ -42,7 +42,7 @@ class Proof:
 
     @property
     def parts(self) -> list[str]:
-        """Names of the parts that diverge because of this line: with it mended too, they pass. None: nothing is proved."""
+        """Names of the parts that diverge because of this line: with it mended too, they pass."""
         wrong = [name for name, judged in self.before.items() if not judged.comparison.passed]
         return [name for name in wrong if self.after[name].comparison.passed]
 
