@@ -12,15 +12,16 @@ from transformers import MimiConfig, MimiModel
 
 from mlx_parity import Finding, Pair, Subject, live_weights
 
-WIDTH, HEADS, BOOKS, BOOK, FRAMES, FRAME, RATIOS = 32, 8, 4, 64, 8, 96, [4, 3, 2, 2]  # FRAME in samples
+WIDTH, HEADS, BOOKS, BOOK, FRAMES, FRAME, RATIOS = 32, 8, 4, 64, 4, 96, [4, 3, 2, 2]  # FRAME in samples
 SIZES = dict(hidden_size=WIDTH, num_filters=4, upsampling_ratios=RATIOS, upsample_groups=WIDTH, num_hidden_layers=1)
 SIZES |= dict(vector_quantization_hidden_dimension=16, codebook_dim=16, codebook_size=BOOK, num_quantizers=BOOKS)
+SIZES |= dict(intermediate_size=64, sliding_window=6, frame_rate=24000 / FRAME)
 SPELLED = (  # in the checkpoint that the port loads
     r"input_layernorm=norm1 post_attention_layernorm=norm2 self_attn_layer_scale=layer_scale_1 o_proj=out_proj "
     r"mlp_layer_scale=layer_scale_2 coder_transformer=coder_transformer.transformer fc=linear mlp.(.*weight)=\1 "
     r"mlp=gating semantic_residual_vector_quantizer=rvq_first acoustic_residual_vector_quantizer=rvq_rest "
     r"embed_sum=embedding_sum (rvq_\w+).layers=\1.vq.layers coder.layers=coder.model block.[02]$=- "
-    r"((?:decoder.model.(?:2|5|8|11)|upsample)).conv=\1.convtr upsample=upsample.convtr "
+    r"(decoder.model.(?:2|5|8|11)|upsample).conv=\1.convtr upsample=upsample.convtr "
     r"downsample=downsample.conv \.(conv|convtr)\.=.\1.\1."
 )
 
@@ -40,11 +41,7 @@ def names(name):
 
 
 def models(seed, method, call):
-    original = type("Mimi", (MimiModel,), {"forward": getattr(MimiModel, method)})
-    reference, weights = (
-        original(MimiConfig(**SIZES, intermediate_size=64, sliding_window=6, frame_rate=24000 / FRAME)),
-        {},
-    )
+    reference, weights = type("Mimi", (MimiModel,), {"forward": getattr(MimiModel, method)})(MimiConfig(**SIZES)), {}
     state = live_weights({k: v.numpy() for k, v in reference.state_dict().items()}, np.random.default_rng(seed))
     state |= {key: 0.1 + abs(value) for key, value in state.items() if "cluster_usage" in key}  # they are counts
     reference.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
@@ -90,12 +87,10 @@ RESET = Finding(
 
 
 def subject(seed):
-    rng, port, parts = np.random.default_rng(seed), mimi.Mimi, []
-    audio, codes = rng.standard_normal((2, 1, FRAMES * FRAME)), rng.integers(0, BOOK, (2, BOOKS, FRAMES))
-    given = ("encode", audio, port.encode, port.encode_step), ("decode", codes, port.decode, port.decode_step)
-    for name, x, whole, step in given:
-        parts += [Pair(name, *models(seed, name, whole), x, names=names)]
-        parts += [
-            Pair(f"{name} by steps", *models(seed, name, partialmethod(stepped, step=step)), x, names=lambda _: "")
-        ]
+    rng, parts = np.random.default_rng(seed), []
+    given = dict(encode=rng.standard_normal((2, 1, FRAMES * FRAME)), decode=rng.integers(0, BOOK, (2, BOOKS, FRAMES)))
+    for name, x in given.items():
+        steps = partialmethod(stepped, step=getattr(mimi.Mimi, f"{name}_step"))
+        parts += [Pair(name, *models(seed, name, getattr(mimi.Mimi, name)), x, names=names)]
+        parts += [Pair(f"{name} by steps", *models(seed, name, steps), x, names=lambda _: "")]
     return Subject("mlx_audio Mimi", "transformers MimiModel", parts, [GELU, RESET], ["mlx-audio", "transformers"])

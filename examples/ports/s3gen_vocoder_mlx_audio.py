@@ -18,7 +18,7 @@ FOLDER = Path(find_spec("chatterbox").origin).parents[1]
 for name in ("chatterbox", "chatterbox.models", "chatterbox.models.s3gen"):  # without what they import to read files
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__path__ = [str(FOLDER / name.replace(".", "/"))]
-HOP, FRAMES = 480, 6  # samples a frame; frames
+HOP, FRAMES = 480, 3  # samples a frame; frames
 SIZES = dict(base_channels=16, upsample_rates=[8, 5, 3], upsample_kernel_sizes=[16, 11, 7])
 SIZES |= dict(source_resblock_kernel_sizes=[7, 7, 11], source_resblock_dilation_sizes=[[1, 3, 5]] * 3)
 SINE = dict(samp_rate=24000, noise_std=0.0, voiced_threshold=10)  # one harmonic, voiced: nothing is drawn at random
