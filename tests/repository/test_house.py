@@ -24,6 +24,7 @@ ONE_SIDED = {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
         "request.py": "framework-free, both sides use it",
+        "generate.py": "the shape of another library",
         "__main__.py": "the command line",
         "frontend/normalizer.py": "framework-free, both sides use it",
         "frontend/text.py": "framework-free, both sides use it",
