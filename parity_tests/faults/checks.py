@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -55,12 +55,14 @@ class Checks:
         truths: what the reference gives for each isolated case.
         tests: all that are marked with a part, smallest parts first.
         arithmetic: what this machine was found to compute in.
+        before: the check that caught each fault when the score was recorded, by the fault's name.
     """
 
     signed: bool = False
     truths: dict[str, Truth] = field(default_factory=dict)
     tests: list[Check] = field(default_factory=list)
     arithmetic: dict[Any, Any] = field(default_factory=dict)
+    before: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = PACKAGES
 
     def prepare(self, faults: Iterable[Fault], workers: Workers) -> None:
@@ -97,7 +99,8 @@ class Checks:
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
-        own.sort(key=lambda test: (place(test.part), not knows(test, fault)))
+        # Among the tests of one part the order proves nothing: the likely ones first.
+        own.sort(key=lambda test: (place(test.part), test.by != self.before.get(fault.name), not knows(test, fault)))
         cases = cases_for([fault])
         signature: Signature = {}
         finding = first_failing(before, say)

@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "llm": ("llm.sampling",),
     "fast.precision": (),
     "fast.convolution": (),
+    "fast.arithmetic": ("fast", "flow", "vocoder"),
     "flow": ("fast",),
     "vocoder": ("fast",),
     "fast": ("flow", "vocoder"),
@@ -37,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "model.drop_silence": ("model",),
     "model.interpolate": ("model",),
     "model": ("model.drop_silence", "model.interpolate", "cosyvoice3"),
-    "cosyvoice3": ("model",),
+    "cosyvoice3": (),
 }
 # Whose isolated cases run for a part, by the beginnings of their paths and in that order, where those are not of its
 # own package alone.
