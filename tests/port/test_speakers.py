@@ -8,6 +8,8 @@ from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
 from port.files.errors import Refused
 from port.files.speakers import SPEAKERS_FILE, load_speakers, save_speakers
 
+pytestmark = pytest.mark.part("files")
+
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
     prompt = recordings[0]
