@@ -15,7 +15,7 @@ from parity_tests.parts import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3
-from port.files.speakers import FIELDS
+from port.files.voices import FIELDS
 from port.request import Stream
 
 pytestmark = pytest.mark.part("cosyvoice3")

@@ -34,7 +34,7 @@ from .files import community, weights
 from .files.errors import Refused
 from .files.hub import find_folder
 from .files.recording import Recording
-from .files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
+from .files.voices import Voice, check_name, load_voices, save_voice
 from .frontend.frontend import CosyVoiceFrontEnd
 from .frontend.normalizer import load_normalizer
 from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
@@ -121,7 +121,7 @@ class CosyVoice3:
             model.speaker,
             model.config,
             load_normalizer(),
-            load_speakers(folder / SPEAKERS_FILE, model.config),
+            load_voices(folder, model.config),
         )
         made = cls(model, frontend, folder)
         made._lazy_in = threading.get_ident() if lazy else None
@@ -147,21 +147,23 @@ class CosyVoice3:
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
         self._enter_thread()
-        check_name(zero_shot_spk_id)
+        name = check_name(zero_shot_spk_id)
         _require_string("prompt_text", prompt_text)
         require_end_of_prompt(prompt_text)
-        self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        self.frontend.spk2info[name] = Voice(**prompt.given(), text=prompt_text)
         return True
 
     def save_spkinfo(self, path: str | Path | None = None) -> None:
-        """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
+        """Write all voices below `path`, by default the model's folder, from where they are loaded again.
 
         Raises:
             Refused: nowhere to write, or not possible.
         """
         if path is None and self.folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
-        save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
+        for name, voice in self.frontend.spk2info.items():
+            save_voice(path or self.folder, name, voice, self.model.config)
 
     def inference_sft(
         self,

@@ -17,7 +17,7 @@ SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leav
 
 @dataclass(frozen=True)
 class Prompt:
-    """A voice; what a network is not to get of it is None. Also what a saved voice is.
+    """A voice; what a network is not to get of it is None.
 
     Attributes:
         flow_embedding: (1, spk_embed_dim) speaker x-vector.
@@ -33,8 +33,8 @@ class Prompt:
     prompt_speech_feat: Any = None
 
     def given(self) -> dict[str, Any]:
-        """What is there, by name."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        """The arrays that are there, by name."""
+        return {f.name: value for f in fields(Prompt) if (value := getattr(self, f.name)) is not None}
 
 
 def _is_whole(value: Any) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 
 from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT
+from .arguments_tools import add_tools
 from .device import DEVICES
 
 # As the checkout runs it, or as the wheel installs it.
 PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
 MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
-SPK = "Keep voices in the model's folder."
+VOICE = "Keep voices in the model's folder: one file a voice."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""
 one example for each mode:
@@ -38,10 +39,12 @@ one example for each mode:
     {PROGRAM} batch manifest.jsonl --model MLX --out speech
     mlx.launch -n 4 --backend ring -- {PROGRAM} batch manifest.jsonl --model MLX --out speech
   saved voices:
-    {PROGRAM} spk add --model MLX --spk me --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
-    {PROGRAM} spk list --model MLX
-    {PROGRAM} spk remove --model MLX --spk me
+    {PROGRAM} voice add me --model MLX --ref-audio me.wav \\
+      --ref-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
+    {PROGRAM} voice list --model MLX
+    {PROGRAM} voice export me --model MLX -o me.safetensors
+    {PROGRAM} voice import me.safetensors --model MLX --name mine
+    {PROGRAM} voice remove me --model MLX
 """
 
 
@@ -114,18 +117,31 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_split_long(batch)
 
-    spk = commands.add_parser("spk", help=SPK, description=SPK, epilog=EXAMPLES,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    actions = spk.add_subparsers(required=True, metavar="ACTION")
-    add = command(actions, "add", "spk_add", "Save the voice of a recording under a name.")
-    add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
-    add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
-    add.add_argument(
-        "--prompt-text", required=True, type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words"
-    )
-    command(actions, "list", "spk_list", "Print the names of the saved voices.")
-    remove = command(actions, "remove", "spk_remove", "Forget a saved voice.")
-    remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    voice = commands.add_parser("voice", help=VOICE, description=VOICE, epilog=EXAMPLES,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    actions = voice.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        made = command(actions, name, f"voice_{name}", text)
+        if name not in ("list", "import"):
+            made.add_argument("name", metavar="NAME", help="name of the voice")
+        return made
+
+    add = action("add", "Save the voice of a recording under a name; a voice of that name is replaced.")
+    add.add_argument("--ref-audio", "--prompt-wav", dest="prompt_wav", required=True, type=Path, metavar="FILE",
+                     help="recording of the voice, 30 s at most")  # fmt: skip
+    add.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=True, type=_text, metavar="TEXT",
+                     help=f"instruction, {END_OF_PROMPT}, words of the recording")  # fmt: skip
+    add.add_argument("--licence", "--license", default="", type=_text, metavar="TEXT", help="what it may be used for")
+    action("list", "Print the names of the saved voices.")
+    action("show", "Print what is known of a saved voice.")
+    action("remove", "Forget a saved voice.")
+    export = action("export", "Write a saved voice to a file, for another model's folder or another person.")
+    export.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
+    import_ = action("import", "Take in the file of a voice; one made by a model of other sizes is refused.")
+    import_.add_argument("file", type=Path, metavar="FILE", help="written by `voice export`")
+    import_.add_argument("--name", metavar="NAME", help="name of the voice here (default: the file's)")
+    add_tools(commands, command)
     return top
 
 

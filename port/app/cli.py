@@ -1,4 +1,4 @@
-"""What the commands `python -m port say|vc|spk ...` do; `arguments.py` has their arguments.
+"""What the commands `python -m port say|vc|batch ...` do; `arguments.py` has their arguments.
 
 Speech goes to a file that is written beside its place and renamed at the end; of a run that breaks off, what is there
 stays as NAME.partial.wav. Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1
@@ -20,16 +20,15 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import tqdm_logging_redirect
 
-from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
-from ..files.errors import Misused, Refused
-from ..files.hub import find_folder
+from ..files.errors import Misused
 from ..files.recording import check_recording
-from ..files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
-from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from ..frontend.special_tokens import END_OF_PROMPT
 from ..frontend.text import ZERO_WIDTH, is_silent
 from ..request import Stream
+from . import benchmark, suite
+from . import voice as voice_commands
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
 from .device import use_device
@@ -53,14 +52,13 @@ def run(options: argparse.Namespace) -> int:
     """Run the command that was parsed; returns the exit code."""
     try:
         use_device(options.device)
-        COMMANDS[options.run](options)
+        return COMMANDS[options.run](options) or 0
     except Misused as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt as error:
         return _complain(error, 1, "interrupted")
-    return 0
 
 
 def _complain(error: BaseException, code: int, said: str = "") -> int:
@@ -105,32 +103,6 @@ def _vc(options: argparse.Namespace) -> None:
         )
         told = _write(options, voice, _measured(speech, progress, voice.sample_rate), started)
     print(told)
-
-
-def _spk_add(options: argparse.Namespace) -> None:
-    check_name(options.spk)
-    require_end_of_prompt(options.prompt_text)
-    options.prompt_wav = check_recording(options.prompt_wav)
-    voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
-    voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
-    voice.save_spkinfo()
-    print(f"{options.spk}: saved in {voice.folder / SPEAKERS_FILE}")
-
-
-def _spk_list(options: argparse.Namespace) -> None:
-    folder = find_folder(options.model, options.revision)
-    for name in load_speakers(folder / SPEAKERS_FILE, CosyVoice3Config.load(folder)):
-        print(name)
-
-
-def _spk_remove(options: argparse.Namespace) -> None:
-    folder = find_folder(options.model, options.revision)
-    path = folder / SPEAKERS_FILE
-    speakers = load_speakers(path, CosyVoice3Config.load(folder))
-    if speakers.pop(options.spk, None) is None:
-        raise Refused(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
-    save_speakers(path, speakers)
-    print(f"{options.spk}: removed from {path}")
 
 
 def _batch(options: argparse.Namespace) -> None:
@@ -213,7 +185,7 @@ COMMANDS = {
     "say": _say,
     "vc": _vc,
     "batch": _batch,
-    "spk_add": _spk_add,
-    "spk_list": _spk_list,
-    "spk_remove": _spk_remove,
+    **voice_commands.COMMANDS,
+    **benchmark.COMMANDS,
+    **suite.COMMANDS,
 }

@@ -14,7 +14,7 @@ import soundfile
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
 from ..files.errors import Misused, Refused
-from ..files.speakers import EMBEDDING
+from ..files.voices import EMBEDDING
 from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from .device import keep_freed_memory
 

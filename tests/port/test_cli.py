@@ -12,7 +12,7 @@ import pytest
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port.app import cli
 from port.app.arguments import EXAMPLES, PROGRAM
-from port.files.speakers import SPEAKERS_FILE, save_speakers
+from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
 pytestmark = pytest.mark.part("app")
@@ -123,29 +123,49 @@ def test_vc(run, model, wavs, tmp_path):
 @pytest.mark.float32
 def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
     here = ("--model", model)
-    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
-    assert run("spk", "list", *here) == (0, "", "")
+    prompt = ("--ref-audio", wavs["prompt"], "--ref-text", SYSTEM + PROMPT_WORDS)
+    assert run("voice", "list", *here) == (0, "", "")
     for name in ("bob", "anna"):
-        code, out, err = run("spk", "add", *here, "--spk", name, *prompt)
+        code, out, err = run("voice", "add", name, *here, *prompt, "--licence", "mine alone")
         assert (code, err) == (0, "")
-        assert out == f"{name}: saved in {model / SPEAKERS_FILE}\n"
-    assert run("spk", "list", *here) == (0, "anna\nbob\n", "")
+        assert out == f"{name}: saved in {model / 'voices' / name}.safetensors\n"
+    assert run("voice", "list", *here) == (0, "anna\nbob\n", "")
+    shown = run("voice", "show", "anna", *here)[1]
+    assert shown.startswith(f"name: anna\nprompt: 1.08 s\ntext: {SYSTEM}{PROMPT_WORDS}\nlicence: mine alone\nfile: ")
     seeded = ("--seed", 4, "-o")
+    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
     assert run("say", *here, "--spk", "anna", "--text", WORDS, *seeded, tmp_path / "a.wav")[0] == 0
     assert run("say", *here, *prompt, "--text", WORDS, *seeded, tmp_path / "b.wav")[0] == 0
     assert run("say", *here, "--spk", "bob", "--text", SYSTEM + WORDS, *seeded, tmp_path / "c.wav")[0] == 0
     assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
     assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
     assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
-    assert run("spk", "remove", *here, "--spk", "anna")[0] == 0
-    assert run("spk", "list", *here) == (0, "bob\n", "")
-    assert_one_line(run("spk", "remove", *here, "--spk", "anna"), 1, "'anna' is not known; known speakers: bob")
+    assert run("voice", "remove", "anna", *here)[0] == 0
+    assert run("voice", "list", *here) == (0, "bob\n", "")
+    assert_one_line(run("voice", "remove", "anna", *here), 1, "'anna' is not known; known voices: bob")
     assert_one_line(run("say", *here, "--spk", "anna", "--text", WORDS, "-o", tmp_path / "x.wav"), 1, "is not known")
 
 
+def test_voices_travel_as_files(run, parity, model, tmp_path, no_voices_left):
+    """Out of one folder and into another; what another's file brings never replaces a voice."""
+    here, config, file = ("--model", model), parity.models.config, tmp_path / "alt.safetensors"
+    made = Voice(np.ones((1, config.flow.spk_embed_dim), np.float32), text="Hello.", licence="CC0")
+    save_voice(model, "me", made, config)
+    assert run("voice", "export", "me", *here, "-o", file) == (0, f"me: written to {file}\n", "")
+    for name, more in (("alt", ()), ("安娜", ("--name", "安娜"))):
+        code, out, _ = run("voice", "import", file, *here, *more)
+        assert (code, out) == (0, f"{name}: saved in {model / 'voices' / name}.safetensors; licence: CC0\n")
+        assert load_voices(model, config)[name].text == "Hello."
+    assert_one_line(run("voice", "import", file, *here, "--name", "me"), 1, "'me' is there already; give --name")
+    assert_one_line(run("voice", "import", file, *here, "--name", "../me"), 1, "voice name '../me'")
+    assert_one_line(run("voice", "import", file, *here, "--name", "ME"), 1, "many disks take it for 'me'")
+    assert_one_line(run("voice", "export", "me", *here, "-o", tmp_path / "no" / "x"), 1, "cannot be written")
+    assert run("voice", "list", *here)[1] == "alt\nme\n安娜\n"
+
+
 def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_left):
-    width = parity.models.config.flow.spk_embed_dim
-    save_speakers(model / SPEAKERS_FILE, {"bare": {"flow_embedding": np.ones((1, width), np.float32)}})
+    config = parity.models.config
+    save_voice(model, "bare", Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
     arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
     assert run(*arguments, SYSTEM + WORDS)[0] == 0
     heard(tmp_path / "o.wav")
@@ -153,10 +173,10 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_l
 
 
 def test_help_shows_an_example_of_each_mode(run):
-    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["spk", "--help"]):
+    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["voice", "--help"]):
         code, out, _ = run(*arguments)
         assert code == 0
-        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "spk add"):
+        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "voice add"):
             assert words in out
 
 
@@ -169,8 +189,8 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     monkeypatch.setattr(cli.secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
-    assert len(lines) == 10
-    for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
+    assert len(lines) == 12
+    for line in sorted(lines, key=lambda line: "voice add" not in line):  # a voice must be there before it speaks
         before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
         assert code == 0, f"{line}: {err}"
@@ -209,7 +229,7 @@ def test_a_machine_without_wetext_says_so_first(model, wavs, tmp_path):
 
 def test_the_module_runs(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "port", "spk", "list", "--model", str(tmp_path)],
+        [sys.executable, "-m", "port", "voice", "list", "--model", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ import pytest
 
 from parity_tests.speech_support import SYSTEM, WORDS
 from port.app import cli
-from port.files.speakers import SPEAKERS_FILE
+from port.files.voices import VOICES
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
 pytestmark = pytest.mark.robust
@@ -93,10 +93,12 @@ def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path
     ):
         recordings = ("--source-wav", wavs[source], "--prompt-wav", wavs[prompt])
         assert_one_line(run("vc", "--model", tmp_path / "nowhere", *recordings, *out), 1, said)
-    add = ("spk", "add", "--model", tmp_path / "nowhere", "--spk", "x", "--prompt-wav")
+    add = ("voice", "add", "x", "--model", tmp_path / "nowhere", "--prompt-wav")
     assert_one_line(run(*add, wavs["short"], "--prompt-text", SYSTEM), 1, "short.wav: 0.050 s is too short")
     assert_one_line(run(*add, wavs["prompt"], "--prompt-text", WORDS), 1, "no <|endofprompt|>")
-    assert_one_line(run(*add[:-2], "a\nb", "--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM), 1, "speaker name")
+    for name in ("a\nb", "../x", "NUL"):
+        unsafe = (*add[:2], name, *add[3:], wavs["prompt"], "--prompt-text", SYSTEM)
+        assert_one_line(run(*unsafe), 1, "voice name")
 
 
 def test_refused_places(run, model, wavs, tmp_path):
@@ -109,12 +111,24 @@ def test_refused_folders(run, parity, wavs, tmp_path):
     for folder, words in ((parity.models.source, "config.json: not found"), (tmp_path / "none", "no such folder")):
         result = run(*say(folder, wavs, *MODES["cross-lingual"], "-o", tmp_path / "o.wav"))
         assert_one_line(result, 1, words)
-    assert_one_line(run("spk", "list", "--model", tmp_path), 1, "config.json: not found")
+    assert_one_line(run("voice", "list", "--model", tmp_path), 1, "config.json: not found")
 
 
-def test_damaged_speaker_file(run, model, no_voices_left):
-    (model / SPEAKERS_FILE).write_bytes(b"nothing")
-    assert_one_line(run("spk", "list", "--model", model), 1, "not readable as a speaker file")
+def test_damaged_voice(run, model, tmp_path, no_voices_left):
+    """It is named, and the way out is open."""
+    (model / VOICES).mkdir()
+    (model / VOICES / "me.safetensors").write_bytes(b"nothing")
+    here = ("--model", model)
+    said = "me.safetensors: not readable as a voice"
+    for command in (
+        ["show", "me"],
+        ["export", "me", "-o", tmp_path / "x"],
+        ["import", model / VOICES / "me.safetensors"],
+    ):
+        assert_one_line(run("voice", *command, *here), 1, said)
+    assert_one_line(run("say", *here, "--spk", "me", "--text", WORDS, "-o", tmp_path / "o.wav"), 1, said)
+    assert run("voice", "remove", "me", *here)[0] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("[metal] out of\nmemory")])
@@ -210,7 +224,7 @@ class Interrupt:
         if name == {module!r}:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt())
-sys.argv[1:] = ["spk", "list", "--model", "x"]
+sys.argv[1:] = ["voice", "list", "--model", "x"]
 runpy.run_module("port", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -278,7 +292,7 @@ def test_help_and_mistakes_load_nothing(arguments):
 
 
 def test_no_command_loads_what_it_does_not_need(model, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "port", "spk", "list", "--model", str(model)]
+    command = [sys.executable, "-X", "importtime", "-m", "port", "voice", "list", "--model", str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert not {"inflect", "torch", "wetext"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
