@@ -47,5 +47,5 @@ def test_a_case_of_a_new_part_runs_and_is_found_by_name(checkout):
 
 
 def test_a_new_fault_is_caught_in_the_new_part(checkout):
-    printed = run(checkout, "parity_tests.faults", "--only", "not_quite_doubled", "--jobs", "1")
+    printed = run(checkout, "parity_tests.faults", "--only", "not_quite", "--jobs", "1")
     assert "caught" in printed and "flow.doubled.y  right" in printed
