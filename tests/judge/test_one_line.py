@@ -1,4 +1,4 @@
-"""A new part is one row, a new case one line, a new fault one line: each is written in a copy of the checkout and run."""
+"""A part is one row, a case one line, a fault one line: each new one is written in a copy of the checkout and run."""
 
 import subprocess
 import sys
