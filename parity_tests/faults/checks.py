@@ -26,7 +26,7 @@ from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, TESTS
-from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, is_part, place
+from parity_tests.faults.parts import ASIDE, BEFORE, GROUPS, cases_of, group_of, is_part, place
 from parity_tests.harness.signatures import Signature, strength
 from port import noise
 
@@ -239,7 +239,8 @@ def marked_tests() -> list[Check]:
     for test in run.marked:
         if not is_part(test.part):
             raise FaultError(f"{test.by} is marked with {test.part}, which is no part")
-    return sorted(run.marked, key=lambda test: (place(test.part), run.late[test.by]))
+    tests = [test for test in run.marked if test.part not in ASIDE]
+    return sorted(tests, key=lambda test: (place(test.part), run.late[test.by]))
 
 
 @cache
