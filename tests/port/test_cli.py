@@ -15,6 +15,8 @@ from port.app.arguments import EXAMPLES, PROGRAM
 from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
+pytestmark = pytest.mark.part("app")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -7,6 +7,8 @@ import pytest
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port.generate import generate
 
+pytestmark = pytest.mark.part("app")
+
 INSTRUCTION = "Please speak slowly.<|endofprompt|>"
 
 
