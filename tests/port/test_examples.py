@@ -14,6 +14,7 @@ from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
 from port.cosyvoice3 import CosyVoice3
 from tests.support.cli_support import heard
 
+pytestmark = pytest.mark.part("app")
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 SPOKEN = "Good morning, it is late."
 
