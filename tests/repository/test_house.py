@@ -218,6 +218,7 @@ def _is_command(function: ast.FunctionDef) -> bool:
     [
         "benchmarks.run",
         "convert.run",
+        "mlx_parity.__main__",
         "parity_tests.audit",
         "parity_tests.faults.__main__",
         "parity_tests.trace",
