@@ -180,7 +180,7 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_l
     arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
     assert run(*arguments, SYSTEM + WORDS)[0] == 0
     heard(tmp_path / "o.wav")
-    assert_one_line(run(*arguments, WORDS), 1, "no <|endofprompt|>")
+    assert_one_line(run(*arguments, WORDS, "--raw-prompt"), 1, "no <|endofprompt|>")
 
 
 def test_help_shows_an_example_of_each_mode(run):
