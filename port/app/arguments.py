@@ -54,9 +54,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(within: Any, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    def command(within: Any, name: str, run: str, text: str, *aliases: str) -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
         made = within.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, aliases=aliases, help=text, description=text, epilog=EXAMPLES, formatter_class=form
         )
         made.add_argument("--model", required=True, metavar="DIR", help=f"folder written by {CONVERTER}, or a hub id")
         made.add_argument(
@@ -68,8 +69,11 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
+    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.",
+                  "clone")  # fmt: skip
     text = say.add_mutually_exclusive_group()
+    # Not given, it must not undo --text, which has the same name.
+    text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=_text, metavar="TEXT", help="what to say")
     text.add_argument(
         "--text", type=_text, help="what to say; read from standard input when neither this nor --text-file is given"
     )

@@ -81,6 +81,17 @@ def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
 
 
+def test_text_that_stands_by_itself(run, model, wavs, tmp_path):
+    """`say TEXT`, and `clone TEXT`, which is the same."""
+    here = ("--model", model, "--prompt-wav", wavs["prompt"], "--seed", 2)
+    assert run("say", *here, "--text", SYSTEM + WORDS, "-o", tmp_path / "a.wav")[0] == 0
+    assert run("say", SYSTEM + WORDS, *here, "-o", tmp_path / "b.wav")[0] == 0
+    assert run("clone", *here, "-o", tmp_path / "c.wav", SYSTEM + WORDS)[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+    twice = run("say", WORDS, *here, "--text", WORDS, "-o", tmp_path / "d.wav")
+    assert_one_line(twice, 2, "not allowed with")
+
+
 def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path):
     """As Windows writes UTF-8."""
     common = say(model, wavs, "--seed", 2, "-o")
@@ -144,6 +155,10 @@ def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
     assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
     assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
     assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
+    slowly = ("--instruct", "Slowly.", "--text", WORDS, *seeded)
+    assert run("say", *here, "--voice", "anna", *slowly, tmp_path / "e.wav")[0] == 0
+    assert run("say", *here, "--ref-audio", wavs["prompt"], *slowly, tmp_path / "f.wav")[0] == 0
+    assert np.array_equal(heard(tmp_path / "e.wav"), heard(tmp_path / "f.wav"))
     assert run("voice", "remove", "anna", *here)[0] == 0
     assert run("voice", "list", *here) == (0, "bob\n", "")
     assert_one_line(run("voice", "remove", "anna", *here), 1, "'anna' is not known; known voices: bob")
