@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT
+from .arguments_tools import add_tools
 from .device import DEVICES
 
 # As the checkout runs it, or as the wheel installs it.
@@ -140,6 +141,7 @@ def parser() -> argparse.ArgumentParser:
     import_ = action("import", "Take in the file of a voice; one made by a model of other sizes is refused.")
     import_.add_argument("file", type=Path, metavar="FILE", help="written by `voice export`")
     import_.add_argument("--name", metavar="NAME", help="name of the voice here (default: the file's)")
+    add_tools(commands, command)
     return top
 
 

@@ -27,6 +27,7 @@ from ..files.recording import check_recording
 from ..frontend.special_tokens import END_OF_PROMPT
 from ..frontend.text import ZERO_WIDTH, is_silent
 from ..request import Stream
+from . import benchmark, suite
 from . import voice as voice_commands
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
@@ -51,14 +52,13 @@ def run(options: argparse.Namespace) -> int:
     """Run the command that was parsed; returns the exit code."""
     try:
         use_device(options.device)
-        COMMANDS[options.run](options)
+        return COMMANDS[options.run](options) or 0
     except Misused as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt as error:
         return _complain(error, 1, "interrupted")
-    return 0
 
 
 def _complain(error: BaseException, code: int, said: str = "") -> int:
@@ -186,4 +186,6 @@ COMMANDS = {
     "vc": _vc,
     "batch": _batch,
     **voice_commands.COMMANDS,
+    **benchmark.COMMANDS,
+    **suite.COMMANDS,
 }
