@@ -32,6 +32,7 @@ from . import voice as voice_commands
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
 from .device import use_device
+from .server.serve import serve
 from .speaking import (
     NOTHING_SPOKEN,
     check_instruction,
@@ -188,4 +189,5 @@ COMMANDS = {
     **voice_commands.COMMANDS,
     **benchmark.COMMANDS,
     **suite.COMMANDS,
+    "serve": serve,
 }

@@ -79,9 +79,7 @@ class Server:
         middleware = [Middleware(Guard, settings)]
         if settings.origins:
             methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type"]
-            middleware.append(
-                Middleware(CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed"])
-            )
+            middleware.append(Middleware(CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed"]))
         if settings.api_key is not None:
             middleware.append(Middleware(Key, settings.api_key, {*FILES, "/health"}))
         return Starlette(
@@ -131,8 +129,8 @@ class Server:
         async with self.worker.results(partial(spoken, self.voice, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
-                response = Response(whole, headers=headers, media_type=media_type(asked.response_format))
-                return await self._send(send, response)
+                await self._send(send, Response(whole, headers=headers, media_type=media_type(asked.response_format)))
+                return
             events = asked.stream_format == "sse"
             kind = "text/event-stream" if events else media_type(asked.response_format)
             parts = (part async for part in made if part)
@@ -238,9 +236,7 @@ def _event(content: object) -> bytes:
 def _file(name: str) -> Read[Response]:
     """A route for a file of the page, which is read once."""
     path = PAGE / name
-    response = Response(
-        path.read_bytes(), media_type=TYPES[path.suffix], headers={"Content-Security-Policy": POLICY}
-    )
+    response = Response(path.read_bytes(), media_type=TYPES[path.suffix], headers={"Content-Security-Policy": POLICY})
 
     async def answer(_: Request) -> Response:
         return response

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from ...files.errors import brief
 from ...frontend.text import is_silent
@@ -92,7 +92,9 @@ class Asked:
         if not SPEEDS[0] <= self.speed <= SPEEDS[1]:
             raise Problem(400, f"speed {brief(self.speed)} is not in {SPEEDS[0]} to {SPEEDS[1]}", "speed")
         if self.stream_format not in (None, "audio", "sse"):
-            raise Problem(400, f"stream_format {self.stream_format!r:.40} is unknown; choose audio, sse", "stream_format")
+            raise Problem(
+                400, f"stream_format {self.stream_format!r:.40} is unknown; choose audio, sse", "stream_format"
+            )
         if self.stream is False and self.stream_format == "sse":
             raise Problem(400, "stream_format sse needs stream", "stream_format")
         if self.streams and self.speed != 1:
@@ -203,5 +205,3 @@ def _is_unicode(text: str) -> bool:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
-
-
