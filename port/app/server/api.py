@@ -79,7 +79,7 @@ class Server:
         middleware = [Middleware(Guard, settings)]
         if settings.origins:
             methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type"]
-            middleware.append(Middleware(CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed"]))
+            middleware.append(Middleware(CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed", "X-Sample-Rate"]))
         if settings.api_key is not None:
             middleware.append(Middleware(Key, settings.api_key, {*FILES, "/health"}))
         return Starlette(
@@ -125,7 +125,7 @@ class Server:
 
     async def _speech(self, asked: Asked, send: Send) -> None:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
-        headers = {"X-Seed": str(seed)}
+        headers = {"X-Seed": str(seed), "X-Sample-Rate": str(self.voice.sample_rate)}
         async with self.worker.results(partial(spoken, self.voice, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
