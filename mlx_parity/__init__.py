@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from mlx_parity.comparison import Comparison, ModuleRow
     from mlx_parity.models import Comparer, compare_models
     from mlx_parity.score import Score, fault_score
+    from mlx_parity.sides.mlx import mlx_module
+    from mlx_parity.sides.pytorch import torch_module
+    from mlx_parity.subject import Finding, Pair, Subject
 
 # Found when they are asked for: a report is read without PyTorch and MLX.
 _PLACES = {
@@ -19,6 +22,9 @@ _PLACES = {
     **dict.fromkeys(("Comparison", "ModuleRow"), "comparison"),
     **dict.fromkeys(("Comparer", "compare_models"), "models"),
     **dict.fromkeys(("Score", "fault_score"), "score"),
+    **dict.fromkeys(("Finding", "Pair", "Subject"), "subject"),
+    "mlx_module": "sides.mlx",
+    "torch_module": "sides.pytorch",
 }
 __all__ = [
     "BUDGET",
@@ -26,12 +32,17 @@ __all__ = [
     "Alarms",
     "Comparer",
     "Comparison",
+    "Finding",
     "ModuleRow",
+    "Pair",
     "Reading",
     "Score",
+    "Subject",
     "compare_models",
     "false_alarms",
     "fault_score",
+    "mlx_module",
+    "torch_module",
 ]
 
 

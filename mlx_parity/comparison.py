@@ -38,6 +38,7 @@ class ModuleRow:
         call: which call it was, counted from 0.
         where: of a failure, whether the module fails on the reference's own inputs too (`here`; `inside` where a module
             within it does) or only on what it was handed (`inputs`); '' where it passed or could not be run alone.
+        alone: the reading of that further run, fed the reference's own inputs.
     """
 
     module: str
@@ -46,6 +47,7 @@ class ModuleRow:
     reading: Reading
     call: int = 0
     where: Where = ""
+    alone: Reading | None = None
 
     @property
     def name(self) -> str:
@@ -83,9 +85,13 @@ class Comparison:
     @property
     def first(self) -> str | None:
         """Name of the first module over budget; one that only inherits its error counts where no other is wrong."""
+        return self.blamed[0].module if self.blamed else None
+
+    @property
+    def blamed(self) -> list[ModuleRow]:
+        """Rows that do not pass, without those that only inherit their error where others do not."""
         wrong = [row for row in self.rows if row.reading.status != "PASS"]
-        here = [row for row in wrong if row.where != "inputs"]
-        return (here or wrong)[0].module if wrong else None
+        return [row for row in wrong if row.where != "inputs"] or wrong
 
     @property
     def worst(self) -> float:
@@ -102,10 +108,11 @@ class Comparison:
         return f"FAIL: {wrong} of {count} do not pass; first wrong: {self.first or 'nothing was compared'}"
 
     def __str__(self) -> str:
-        lines = [*map(str, self.rows), *self._alone()]
+        lines = [*map(str, self.rows), *self.notes()]
         return "\n".join([*lines, self.verdict()])
 
-    def _alone(self) -> Iterator[str]:
+    def notes(self) -> Iterator[str]:
+        """What was not compared by itself, a line each."""
         for side, names in self.unmatched.items():
             if names:
                 more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -135,26 +142,27 @@ class Comparison:
 
     def summary(self, rows: int = 20) -> str:
         """Markdown: the verdict, the versions, and a table of at most `rows` rows where something is wrong."""
-        lines = [f"**{_plain(self.verdict())}**", ""]
+        lines = [f"**{plain(self.verdict())}**", ""]
         lines += [", ".join(f"{name} {version}" for name, version in regime.versions(PACKAGES).items()), ""]
-        wrong = [row for row in self.rows if row.reading.status != "PASS"]
-        shown = [row for row in wrong if row.where != "inputs"] or wrong
-        if wrong:
-            lines += ["| module | status | ratio | |", "|---|---|---:|---|"]
-            for row in shown[:rows]:
-                ratio = _ratio(row.reading)
-                said = WHERE[row.where] or row.reading.message
-                lines.append(f"| {_plain(row.name)} ({row.kind}) | {row.reading.status} | {ratio} | {_plain(said)} |")
-            if rest := len(wrong) - len(shown[:rows]):
+        if self.blamed:
+            wrong = sum(row.reading.status != "PASS" for row in self.rows)
+            lines += ["| module | status | ratio | |", "|---|---|---:|---|", *map(table_line, self.blamed[:rows])]
+            if rest := wrong - len(self.blamed[:rows]):
                 lines += ["", f"{rest} more outputs do not pass; most only inherit the error."]
             lines.append("")
-        return "\n".join([*lines, *map(_plain, self._alone())]).rstrip() + "\n"
+        return "\n".join([*lines, *map(plain, self.notes())]).rstrip() + "\n"
+
+
+def table_line(row: ModuleRow, before: str = "") -> str:
+    """A row of a Markdown table: module, status, ratio, and what is said of it."""
+    said = plain(WHERE[row.where] or row.reading.message)
+    return f"| {before}{plain(row.name)} ({row.kind}) | {row.reading.status} | {_ratio(row.reading)} | {said} |"
 
 
 def _ratio(reading: Reading) -> str:
     return "" if reading.ratio is None else ratio_text(reading.ratio, BUDGET, padded=True)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Without what Markdown or a terminal would act on."""
     return printing(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -86,9 +86,9 @@ class Comparer:
         self.channels_last = channels_last
         self.spool = Spool()
         self.single = self.side.record(self.inputs, self.spool.store)
-        self.double = _by_key(self.side.record_double(self.inputs, self.spool.store))
+        self.double = by_key(self.side.record_double(self.inputs, self.spool.store))
         self.further = Lazily(
-            lambda: [_by_key(self.side.record_in_order(self.inputs, self.spool.store, seed)) for seed in range(FURTHER)]
+            lambda: [by_key(self.side.record_in_order(self.inputs, self.spool.store, seed)) for seed in range(FURTHER)]
         )
 
     def compare(self, mlx_model: mlx.nn.Module, mlx_inputs: Any = None, until_wrong: bool = False) -> Comparison:
@@ -103,20 +103,20 @@ class Comparer:
         rows: dict[tuple[str, str], ModuleRow] = {}
         with Spool() as spool:
             try:
-                mine = _by_key(port.record(given, spool.store))
+                mine = by_key(port.record(given, spool.store))
             except Exception as error:
                 reading = Reading("ERROR", f"the MLX model raised {type(error).__name__}: {error}")
                 return Comparison([ModuleRow(WHOLE, type(mlx_model).__name__, "", reading)])
-            for key, call in _by_key(self.single).items():
+            for key, call in by_key(self.single).items():
                 if call.name not in matched:
                     continue
                 other = mine.get((matched[call.name], key[1]))
-                for row in self._judged(key, call, other and _loaded(other, spool), port):
+                for row in self._judged(key, call, other and loaded(other, spool), port):
                     _keep_worst(rows, row)
                     if until_wrong and row.where == "here":
                         return Comparison(list(rows.values()))
         known = {other: name for name, other in matched.items()}
-        made = {(matched.get(name), index) for name, index in _by_key(self.single)}
+        made = {(matched.get(name), index) for name, index in by_key(self.single)}
         for other, index in mine:
             if other in known and (other, index) not in made:
                 reading = Reading("ERROR", f"call {index} was made by the MLX model only")
@@ -156,7 +156,7 @@ class Comparer:
         if other is None:
             yield row("", Reading("ERROR", f"call {key[1]} was made by the PyTorch model only"))
             return
-        call, double = _loaded(call, self.spool), _loaded(self.double[key], self.spool)
+        call, double = loaded(call, self.spool), loaded(self.double[key], self.spool)
         single, truth, mine = (list(c.results.values()) for c in (call, double, other))
         if call.name and self._moves(call.name):
             mine = [_channels_second(array) for array in mine]
@@ -174,7 +174,8 @@ class Comparer:
                 if i < len(alone):
                     where = "inputs" if alone[i].status == "PASS" else "here"
             name = places[i] if len(single) > 1 else ""
-            yield row(name, _hinted(reading, p, r32), where=where)
+            by_itself = alone[i] if alone and i < len(alone) and where else None
+            yield row(name, _hinted(reading, p, r32), where=where, alone=by_itself)
 
     def _moves(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.channels_last)
@@ -205,7 +206,7 @@ class Comparer:
 
 def _further_results(calls: Collection[Call], mine: Mapping[Key, Call], matched: Mapping[str, str]) -> Iterator[str]:
     """Names of modules of which one side returns more arrays than the other, and how many each does."""
-    for (name, index), call in _by_key(calls).items():
+    for (name, index), call in by_key(calls).items():
         other = mine.get((matched.get(name, ""), index)) if name in matched else None
         counts = len(call.results), len(other.results) if other else 0
         if all(counts) and counts[0] != counts[1]:
@@ -225,11 +226,13 @@ def _spelled(names: Mapping[str, str], name: str) -> str:
     return names[old] + name.removeprefix(old) if old else name
 
 
-def _loaded(call: Call, spool: Spool) -> Call:
+def loaded(call: Call, spool: Spool) -> Call:
+    """A call with its arrays."""
     return replace(call, arguments=spool.load(call.arguments), results=spool.load(call.results))
 
 
-def _by_key(calls: Collection[Call]) -> dict[Key, Call]:
+def by_key(calls: Collection[Call]) -> dict[Key, Call]:
+    """Calls by module and count."""
     counts: dict[str, int] = {}
     keyed = {}
     for call in calls:

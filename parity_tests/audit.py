@@ -9,9 +9,7 @@ Exit 0 when everything that the port offers conforms, 1 when something diverges,
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlx_parity.adapter import Adapter, AdapterError, show_tracebacks
+from mlx_parity.environment import CannotInstall, environment
 from parity_tests.adapters import adapter_names, load_adapter
 
 if TYPE_CHECKING:
@@ -35,35 +34,6 @@ def requirements(name: str) -> Path | None:
     """The pinned packages of an adapter's port, if it needs any."""
     path = Path(__file__).parent / "adapters" / f"{name}.requirements.txt"
     return path if path.exists() else None
-
-
-def environment(name: str, pins: Path, root: Path = ROOT) -> Path:
-    """Make, or reuse, the environment of one port; returns its python.
-
-    Raises:
-        AdapterError: a package cannot be installed.
-    """
-    folder = root / "build" / f"audit-{name}"
-    python, stamp = folder / "bin" / "python", folder / "installed"
-    wanted = hashlib.sha256(pins.read_bytes() + sys.executable.encode()).hexdigest()
-    if stamp.exists() and stamp.read_text() == wanted:
-        return python
-    shutil.rmtree(folder, ignore_errors=True)
-    steps = (
-        [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(pins)],
-    )
-    for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, check=False)
-        if done.returncode:
-            problem = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-            raise AdapterError(f"{name}: cannot install {pins.name}: {problem}")
-    # What the port does not bring comes from here: its own packages stand first on the path.
-    (site,) = folder.glob("lib/python*/site-packages")
-    here = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
-    (site / "suite.pth").write_text("\n".join(here) + "\n")
-    stamp.write_text(wanted)
-    return python
 
 
 def judge_all(adapter: Adapter, only: str = "*") -> list[Any]:
@@ -134,13 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise AdapterError(f"no adapter is named {options.name}; there are {', '.join(adapter_names())}")
         pins = requirements(options.name)
         if pins and not options.here:
-            python = environment(options.name, pins)
+            python = environment(ROOT / "build" / f"audit-{options.name}", pins)
             words = [options.name, "--report", str(folder.resolve()), "--only", options.only, "--dtype", options.dtype]
             words += ["--traceback"] * options.traceback
             command = [str(python), "-m", "parity_tests.audit", *words, "--here"]
             return subprocess.run(command, cwd=ROOT, check=False).returncode
         return _run_here(options, folder)
-    except AdapterError as error:
+    except (AdapterError, CannotInstall) as error:
         print(f"audit: {error}", file=sys.stderr)
         return 2
 

@@ -1,7 +1,6 @@
 """Judging somebody else's port: what an adapter must do, what an audit makes of it, that nothing passes unproved."""
 
 import sys
-import zipfile
 from unittest import mock
 
 import numpy as np
@@ -11,13 +10,12 @@ import port.flow.layers
 from mlx_parity.adapter import Adapter, AdapterError, NotOffered
 from mlx_parity.judge import failures, judge
 from mlx_parity.report import model, page
-from parity_tests import audit as audit_command
 from parity_tests.adapters import adapter_names, load_adapter
 from parity_tests.adapters.audit_report import lines
 from parity_tests.adapters.extra import extra_cases, noise_rows
 from parity_tests.adapters.own import OwnPort
 from parity_tests.adapters.parts import Parts, PartsAdapter
-from parity_tests.audit import audit, environment, main
+from parity_tests.audit import audit, main
 from parity_tests.cases import all_cases
 from parity_tests.toy_port import toy_parts
 from port import noise
@@ -197,32 +195,3 @@ def test_less_than_float32_informs_and_judges_nothing():
     found = audit(PartsAdapter("toy", toy_parts(faulty=True)), "toy", "vocoder.snake", "float16")
     assert found.rows[0].status == "REDUCED"
     assert found.verdict.status != "PASS"
-
-
-# The environment of its own
-
-
-def wheel(folder, name):
-    """The smallest package that pip installs without a network."""
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    about = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr(f"{name}.py", "answer = 42\n")
-        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        file.writestr(f"{about}/RECORD", "")
-    return path
-
-
-def test_a_foreign_package_lives_in_an_environment_of_its_own(tmp_path):
-    pins = tmp_path / "toy.requirements.txt"
-    pins.write_text(f"{wheel(tmp_path, 'foreign_toy_port')}\n")
-    python = environment("toy", pins, tmp_path)
-    script = "import foreign_toy_port, numpy, torch; print(foreign_toy_port.answer)"
-    done = audit_command.subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "42", done.stderr
-    with mock.patch.object(audit_command.subprocess, "run", side_effect=AssertionError("made again")):
-        assert environment("toy", pins, tmp_path) == python
-    pins.write_text(f"{tmp_path / 'missing-1.0-py3-none-any.whl'}\n")
-    with pytest.raises(AdapterError, match=r"^toy: cannot install toy\.requirements\.txt: [^\n]*$"):
-        environment("toy", pins, tmp_path)

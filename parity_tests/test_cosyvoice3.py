@@ -72,6 +72,7 @@ def request(voice, mode, recordings, flow_noise, **options):
     given = mx.array(swap(flow_noise)) if is_port else torch.from_numpy(flow_noise).to(voice.frontend.dtype)
     try:
         options["stream"] = Stream(reset_hop=True) if options.get("stream") else False
+        options["raw_prompt"] = True  # what the original does, and nothing for people's sake
         results = REQUESTS[mode](voice, *recordings, noise=given, **options)
         chunks = [np.array(result["tts_speech"].tolist()) for result in results]
     finally:

@@ -102,6 +102,8 @@ class Options:
             nothing else in the process can disturb.
         split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and what the original
             leaves long: kana, other scripts, sentences, see `port.frontend.text.text_normalize`.
+        raw_prompt: the original's law: prompt and text without `<|endofprompt|>` are refused. Otherwise the port puts
+            the model's preamble there; the reference always keeps the law.
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.
@@ -114,6 +116,7 @@ class Options:
     speed: float = 1.0
     seed: int | None = None
     split_long: bool = False
+    raw_prompt: bool = False
     sampling: Callable[..., int] | None = None
     strict_min_length: bool = False
     noise: Any = None
@@ -134,7 +137,7 @@ class Options:
             raise ValueError(f"seed {self.seed!r:.40} is no whole number")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ValueError("the seed is outside 0..2^64-1")
-        for name in ("split_long", "strict_min_length"):
+        for name in ("split_long", "raw_prompt", "strict_min_length"):
             _require_bool(name, getattr(self, name))
         for name in ("sampling", "progress"):
             if (given := getattr(self, name)) is not None and not callable(given):

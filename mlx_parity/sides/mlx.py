@@ -18,6 +18,14 @@ from mlx_parity.tree import leaves, mapped
 HALVES = (mx.float16, mx.bfloat16)
 
 
+def mlx_module(function: Callable[..., Any], **modules: nn.Module) -> nn.Module:
+    """A function as a module: `function(self, ...)` is its call, and `modules` are what `self` has."""
+    made = type(function.__name__, (nn.Module,), {"__call__": function})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
 class MlxSide:
     """One MLX model, recorded.
 
@@ -37,6 +45,10 @@ class MlxSide:
             raise ValueError(f"the MLX model has {names} weights: compare it in float32 (model.set_dtype(mx.float32))")
         self.model = model
         self.names = {name: module for name, module in model.named_modules() if name}
+
+    def kind(self, name: str) -> type:
+        """The class of a module; of the model itself for ''."""
+        return type(self.names[name] if name else self.model)
 
     def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
         """The calls of one run. What `mx.compile` hides is run without it."""

@@ -41,6 +41,14 @@ class Wide(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+def torch_module(function: Callable[..., Any], **modules: torch.nn.Module) -> torch.nn.Module:
+    """A function as a module: `function(self, ...)` is its forward, and `modules` are what `self` has."""
+    made = type(function.__name__, (torch.nn.Module,), {"forward": function})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
 class TorchSide:
     """One PyTorch model, recorded.
 
@@ -58,6 +66,14 @@ class TorchSide:
         self.model = model
         self.double = copy.deepcopy(model).double().eval()
         self.names = {name: module for name, module in model.named_modules() if name}
+
+    def kind(self, name: str) -> type:
+        """The class of a module; of the model itself for ''."""
+        return type(self.model.get_submodule(name))
+
+    def weights(self, name: str) -> dict[str, np.ndarray]:
+        """Parameters and buffers of a module, by their names in it."""
+        return {key: _array(value) for key, value in self.model.get_submodule(name).state_dict().items()}
 
     def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
         """The calls of one run in float32."""

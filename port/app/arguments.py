@@ -22,26 +22,20 @@ DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short reco
 EXAMPLES = f"""
 one example for each mode:
   zero-shot, the voice of a recording whose words are known:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.' \\
-      --text 'Good morning.' -o out.wav
-  cross-lingual, the voice of a recording in any language; the text carries the instruction:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --text 'You are a helpful assistant.{END_OF_PROMPT}Guten Morgen.' -o out.wav
+    {PROGRAM} say --model MLX --ref-audio me.wav --ref-text 'What I say in it.' --text 'Good morning.' -o out.wav
+  cross-lingual, the voice of a recording in any language:
+    {PROGRAM} say --model MLX --ref-audio me.wav --text 'Guten Morgen.' -o out.wav
   instruct, how to say it:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --instruct 'You are a helpful assistant. Please speak very slowly.{END_OF_PROMPT}' \\
-      --text 'Good morning.' -o out.wav
+    {PROGRAM} say --model MLX --ref-audio me.wav --instruct 'Please speak very slowly.' --text 'Hello.' -o out.wav
   a saved voice, text from standard input, streamed:
-    echo 'Good morning.' | {PROGRAM} say --model MLX --spk me --stream -o out.wav
+    echo 'Good morning.' | {PROGRAM} say --model MLX --voice me --stream -o out.wav
   voice conversion, what one recording says with the voice of another:
-    {PROGRAM} vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
+    {PROGRAM} vc --model MLX --source-wav you.wav --ref-audio me.wav -o out.wav
   many utterances, one JSON object a line; run it again to go on where it stopped:
     {PROGRAM} batch manifest.jsonl --model MLX --out speech
     mlx.launch -n 4 --backend ring -- {PROGRAM} batch manifest.jsonl --model MLX --out speech
   saved voices:
-    {PROGRAM} voice add me --model MLX --ref-audio me.wav \\
-      --ref-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
+    {PROGRAM} voice add me --model MLX --ref-audio me.wav --ref-text 'What I say in it.'
     {PROGRAM} voice list --model MLX
     {PROGRAM} voice export me --model MLX -o me.safetensors
     {PROGRAM} voice import me.safetensors --model MLX --name mine
@@ -61,9 +55,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(within: Any, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    def command(within: Any, name: str, run: str, text: str, *aliases: str) -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
         made = within.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, aliases=aliases, help=text, description=text, epilog=EXAMPLES, formatter_class=form
         )
         made.add_argument("--model", required=True, metavar="DIR", help=f"folder written by {CONVERTER}, or a hub id")
         made.add_argument(
@@ -75,19 +70,26 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
+    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.",
+                  "clone")  # fmt: skip
     text = say.add_mutually_exclusive_group()
+    # Not given, it must not undo --text, which has the same name.
+    text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=_text, metavar="TEXT", help="what to say")
     text.add_argument(
         "--text", type=_text, help="what to say; read from standard input when neither this nor --text-file is given"
     )
     text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
-    say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
+    _add_recording(say, required=False)
     how = say.add_mutually_exclusive_group()
-    how.add_argument(
-        "--prompt-text", type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording"
+    _add_transcript(how, required=False)
+    how.add_argument("--instruct", type=_text, metavar="TEXT", help="how to speak")
+    say.add_argument("--voice", "--spk", dest="spk", metavar="NAME", help="a saved voice instead of a recording")
+    say.add_argument(
+        "--raw-prompt",
+        action="store_true",
+        help=f"the original's law: add nothing where {END_OF_PROMPT} is missing from prompt and text, and refuse. "
+        f"Default: 'You are a helpful assistant.{END_OF_PROMPT}' is put before the words of the recording or the text",
     )
-    how.add_argument("--instruct", type=_text, metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
-    say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
     say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
@@ -98,9 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
     vc = command(commands, "vc", "vc", "Say what a recording says with the voice of another.")
     vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
-    vc.add_argument(
-        "--prompt-wav", required=True, type=Path, metavar="FILE", help="recording of the voice, 30 s at most"
-    )
+    _add_recording(vc)
     vc.add_argument(
         "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
     )
@@ -131,10 +131,8 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     add = action("add", "Save the voice of a recording under a name; a voice of that name is replaced.")
-    add.add_argument("--ref-audio", "--prompt-wav", dest="prompt_wav", required=True, type=Path, metavar="FILE",
-                     help="recording of the voice, 30 s at most")  # fmt: skip
-    add.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=True, type=_text, metavar="TEXT",
-                     help=f"instruction, {END_OF_PROMPT}, words of the recording")  # fmt: skip
+    _add_recording(add)
+    _add_transcript(add)
     add.add_argument("--licence", "--license", default="", type=_text, metavar="TEXT", help="what it may be used for")
     action("list", "Print the names of the saved voices.")
     action("show", "Print what is known of a saved voice.")
@@ -147,6 +145,16 @@ def parser() -> argparse.ArgumentParser:
     add_tools(commands, command)
     add_serve(commands, command)
     return top
+
+
+def _add_recording(parser: Any, required: bool = True) -> None:
+    parser.add_argument("--ref-audio", "--prompt-wav", dest="prompt_wav", required=required, type=Path, metavar="FILE",
+                        help="recording of the voice, 30 s at most")  # fmt: skip
+
+
+def _add_transcript(parser: Any, required: bool = True) -> None:
+    parser.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=required, type=_text,
+                        metavar="TEXT", help="what is said in the recording, word for word")  # fmt: skip
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Many utterances from a manifest, shared among the ranks of `mlx.launch`, resumed where a run stopped.
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
-`prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
+`prompt_text`, `instruct`, `voice`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
 held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
 object, or whose id is missing or repeated, refuses the whole manifest: its result would have no name.
 
@@ -44,10 +44,10 @@ MAX_NAME_BYTES = 200  # of an id, so that the names beside its place stay within
 PATHS = ("prompt_wav", "source_wav")
 # What a line of each mode must have besides `id`; for one of the alternatives.
 MODES: dict[str, tuple[set[str], ...]] = {
-    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "spk"}),
-    "cross-lingual": ({"text", "prompt_wav"}, {"text", "spk"}),
-    "instruct": ({"text", "prompt_wav", "instruct"},),
-    "sft": ({"text", "spk"},),
+    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "voice"}),
+    "cross-lingual": ({"text", "prompt_wav"}, {"text", "voice"}),
+    "instruct": ({"text", "prompt_wav", "instruct"}, {"text", "voice", "instruct"}),
+    "sft": ({"text", "voice"},),
     "vc": ({"source_wav", "prompt_wav"},),
 }
 
@@ -62,7 +62,7 @@ class Utterance:
     prompt_wav: str | None = None
     prompt_text: str | None = None
     instruct: str | None = None
-    spk: str | None = None
+    voice: str | None = None
     source_wav: str | None = None
     seed: int | None = None
     speed: float = 1.0
@@ -74,6 +74,8 @@ class Utterance:
         Raises:
             Refused: an unknown field, a value of the wrong type, or fields that do not make a mode.
         """
+        if "voice" not in line:  # which the original calls spk
+            line = {"voice" if name == "spk" else name: value for name, value in line.items()}
         if unknown := [name for name in line if name not in FIELDS]:
             raise Refused(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
         line = {name: value for name, value in line.items() if value is not None}
@@ -85,6 +87,11 @@ class Utterance:
         made = cls(**given)
         made._check(line.keys() - {"id", "mode", "seed", "speed"})
         return made
+
+    @property
+    def spk(self) -> str | None:
+        """The saved voice, as `speak` asks for it."""
+        return self.voice
 
     def _check(self, given: set[str]) -> None:
         if self.mode is not None and self.mode not in MODES:

@@ -152,7 +152,7 @@ def machine() -> str:
     except PackageNotFoundError:  # a checkout that was not installed
         own = "checkout"
     device = mx.default_device().type.name
-    chip = mx.device_info().get("device_name") or platform.processor() or platform.machine()
+    chip = getattr(mx, "device_info", dict)().get("device_name") or platform.processor() or platform.machine()
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     return f"{chip} ({device}), {system}, mlx {mx.__version__}, cosyvoice3-mlx {own}"
 

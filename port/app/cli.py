@@ -74,7 +74,8 @@ def _say(options: argparse.Namespace) -> None:
     text = _text(options)
     if is_silent(text.rpartition(END_OF_PROMPT)[2]) and not options.no_text_frontend:
         raise ValueError(NOTHING_SPOKEN)
-    check_instruction(options, text)
+    if options.raw_prompt:
+        check_instruction(options, text)
     if options.prompt_wav:
         options.prompt_wav = check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
@@ -83,6 +84,7 @@ def _say(options: argparse.Namespace) -> None:
         common = _common(options) | {
             "text_frontend": not options.no_text_frontend,
             "split_long": options.split_long,
+            "raw_prompt": options.raw_prompt,
             "seed": seed,
             "strict_min_length": options.strict_min_length,
             "progress": lambda _: progress.update(),

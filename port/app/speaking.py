@@ -15,7 +15,7 @@ from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
 from ..files.errors import Misused, Refused
 from ..files.voices import EMBEDDING
-from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from ..frontend.special_tokens import has_instruction, require_end_of_prompt
 from .device import keep_freed_memory
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
@@ -45,15 +45,13 @@ def check_request(request: Request) -> None:
         Misused: either.
     """
     if not request.prompt_wav and not request.spk:
-        raise Misused("say needs a voice: --prompt-wav FILE or --spk NAME")
+        raise Misused("say needs a voice: --ref-audio FILE or --voice NAME")
     if request.spk and (request.prompt_wav or request.prompt_text or request.instruct):
-        raise Misused(
-            "--spk brings its own recording and prompt text; leave out --prompt-wav, --prompt-text, --instruct"
-        )
+        raise Misused("--voice brings its own recording and words; leave out --ref-audio, --ref-text, --instruct")
 
 
 def check_instruction(request: Request, text: str) -> None:
-    """Refuse a request without an instruction; a saved voice may bring one.
+    """Refuse a request without an instruction, as the original; a saved voice may bring one.
 
     Raises:
         ValueError: no `<|endofprompt|>`.
@@ -70,7 +68,7 @@ def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:
             return voice.inference_sft(text, request.spk, **common)
-        if END_OF_PROMPT in text:
+        if has_instruction(text):
             return voice.inference_cross_lingual(text, "", request.spk, **common)
         return voice.inference_zero_shot(text, "", "", request.spk, **common)
     if request.prompt_text is not None:

@@ -23,13 +23,11 @@ from ..files.voices import (
     voice_files,
     write_voice,
 )
-from ..frontend.special_tokens import require_end_of_prompt
 
 
 def add(options: argparse.Namespace) -> None:
     """Save the voice of a recording."""
     name = check_name(options.name)
-    require_end_of_prompt(options.prompt_text)
     recording = check_recording(options.prompt_wav)
     voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
     voice.add_zero_shot_spk(options.prompt_text, recording, name)

@@ -15,6 +15,8 @@ from port.app.arguments import EXAMPLES, PROGRAM
 from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
+pytestmark = pytest.mark.part("app")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -72,6 +74,17 @@ def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
     assert run(*common, tmp_path / "b.wav", stdin=f"{SYSTEM}{WORDS}\n")[0] == 0
     assert run(*common, tmp_path / "c.wav", "--text", SYSTEM + WORDS)[0] == 0
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+
+
+def test_text_that_stands_by_itself(run, model, wavs, tmp_path):
+    """`say TEXT`, and `clone TEXT`, which is the same."""
+    here = ("--model", model, "--prompt-wav", wavs["prompt"], "--seed", 2)
+    assert run("say", *here, "--text", SYSTEM + WORDS, "-o", tmp_path / "a.wav")[0] == 0
+    assert run("say", SYSTEM + WORDS, *here, "-o", tmp_path / "b.wav")[0] == 0
+    assert run("clone", *here, "-o", tmp_path / "c.wav", SYSTEM + WORDS)[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+    twice = run("say", WORDS, *here, "--text", WORDS, "-o", tmp_path / "d.wav")
+    assert_one_line(twice, 2, "not allowed with")
 
 
 def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path):
@@ -167,7 +180,7 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_l
     arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
     assert run(*arguments, SYSTEM + WORDS)[0] == 0
     heard(tmp_path / "o.wav")
-    assert_one_line(run(*arguments, WORDS), 1, "no <|endofprompt|>")
+    assert_one_line(run(*arguments, WORDS, "--raw-prompt"), 1, "no <|endofprompt|>")
 
 
 def test_help_shows_an_example_of_each_mode(run):

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.robust
 
 ROOT = Path(__file__).parents[2]
 
+RAW = ("--raw-prompt",)
 REFUSED = {
     "prompt longer than 30 s": (1, "longer than 30 s", {"prompt": "long"}, ()),
     "rate below 16 kHz": (1, "8000 Hz is below 16000 Hz", {"prompt": "poor"}, ()),
@@ -30,13 +31,13 @@ REFUSED = {
     "no recording": (1, "none.wav: no such file", {"prompt": "none"}, ()),
     "silence": (1, "silent.wav: is silent", {"prompt": "silent"}, ()),
     "too short a prompt": (1, "short.wav: 0.050 s is too short", {"prompt": "short"}, ()),
-    "no end of prompt in an instruction": (1, "no <|endofprompt|>", {}, ("--text", WORDS, "--instruct", "Slowly.")),
-    "no end of prompt in a prompt text": (1, "no <|endofprompt|>", {}, ("--text", WORDS, "--prompt-text", WORDS)),
+    "no end of prompt in an instruction": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW, "--instruct", "Slow.")),
+    "no end of prompt in a prompt text": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW, "--ref-text", WORDS)),
     "an emoji": (1, "only punctuation, symbols", {}, ("--text", "\u2764\ufe0f", "--prompt-text", SYSTEM)),
     "an instruction alone": (1, "nothing to speak", {}, ("--text", SYSTEM)),
     "invisible": (1, "text is empty", {}, ("--text", "\ufeff\u200b")),
     "no tempo at all": (2, "--speed 0", {}, ("--text", WORDS, "--speed", "0")),
-    "no end of prompt": (1, "no <|endofprompt|>", {}, ("--text", WORDS)),
+    "no end of prompt": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW)),
     "empty text": (1, "text is empty", {}, ("--text", " \n")),
     "empty standard input": (1, "text is empty", {}, ()),
     "missing text file": (1, "nowhere.txt: not readable", {}, ("--text-file", "nowhere.txt")),
@@ -48,7 +49,7 @@ REFUSED = {
     "endless seed": (2, "9999 is no whole number in 0..2^64-1", {}, ("--text", WORDS, "--seed", "9" * 5000)),
     "no size": (2, "'x' is no size", {}, ("--text", WORDS, "--max-cache-bytes", "x")),
     "endless size": (2, "is no size", {}, ("--text", WORDS, "--max-cache-bytes", "9" * 400)),
-    "two voices": (2, "leave out --prompt-wav", {}, ("--text", WORDS, "--spk", "x")),
+    "two voices": (2, "leave out --ref-audio", {}, ("--text", WORDS, "--spk", "x")),
     "two ways": (2, "not allowed with", {}, ("--prompt-text", "a", "--instruct", "b")),
 }
 
@@ -95,7 +96,6 @@ def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path
         assert_one_line(run("vc", "--model", tmp_path / "nowhere", *recordings, *out), 1, said)
     add = ("voice", "add", "x", "--model", tmp_path / "nowhere", "--prompt-wav")
     assert_one_line(run(*add, wavs["short"], "--prompt-text", SYSTEM), 1, "short.wav: 0.050 s is too short")
-    assert_one_line(run(*add, wavs["prompt"], "--prompt-text", WORDS), 1, "no <|endofprompt|>")
     for name in ("a\nb", "../x", "NUL"):
         unsafe = (*add[:2], name, *add[3:], wavs["prompt"], "--prompt-text", SYSTEM)
         assert_one_line(run(*unsafe), 1, "voice name")

@@ -16,6 +16,8 @@ from port.app.device import use_device
 from reports import build
 from tests.support.synthetic_report import make, provenance
 
+pytestmark = pytest.mark.part("app")
+
 ROOT = Path(__file__).parents[2]
 NO_GPU = not mx.is_available(mx.gpu)
 

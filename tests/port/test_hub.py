@@ -13,6 +13,8 @@ from port.files.hub import find_folder
 from tests.support.cli_support import MODES, assert_one_line, heard
 from tests.support.fake_hub import Repo, read_folder
 
+pytestmark = pytest.mark.part("files")
+
 
 @pytest.fixture(scope="module")
 def folder(official, tmp_path_factory):

@@ -12,6 +12,8 @@ from parity_tests.speech_support import copy_folder
 from port.app import benchmark, suite
 from tests.support.cli_support import assert_one_line
 
+pytestmark = pytest.mark.part("app")
+
 
 def test_benchmark_prints_a_table(run, model):
     code, out, _ = run("benchmark", "--model", model, "--seconds", 0.4, "--repeats", 1)

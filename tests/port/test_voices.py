@@ -11,6 +11,8 @@ from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
 from port.files.errors import Refused
 from port.files.voices import FIELDS, VOICES, Voice, check_name, load_voices, read_voice, save_voice, write_voice
 
+pytestmark = pytest.mark.part("files")
+
 
 def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
     prompt = recordings[0]

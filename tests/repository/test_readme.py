@@ -31,6 +31,7 @@ NOT_RUN = {
     "reports.drift": "two runs; test_reports_drift.py",
     "--seconds 600": "ten minutes a reader; test_fuzz.py runs each briefly",
     "benchmarks.run": "a minute; test_benchmarks.py",
+    "port benchmark": "minutes; test_tools.py",
     "--only guidance_rate": "half a minute; test_faults.py runs the same command on others",
     "flow.attention.long": "an example of a case to write",
     "mlx.launch": "test_batch.py runs two ranks",

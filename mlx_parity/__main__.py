@@ -1,0 +1,111 @@
+"""The judge as a command: `python -m mlx_parity run SUBJECT.py --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mlx_parity.environment import CannotInstall, environment
+from mlx_parity.report.codec import printing
+from mlx_parity.subject import SubjectError, load_subject
+
+COMMAND = "python -m mlx_parity"
+BUILD = Path("build")  # below the current folder; environments are cached there
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Judge MLX ports against their PyTorch originals")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser(
+        "run",
+        help="judge a subject and write the results",
+        description="Judge a subject, a program that defines subject(seed). Packages that PROGRAM.requirements.txt "
+        "beside it pins are installed into an environment of their own below build/. Exit 0 when all conforms, "
+        "1 when something diverges, 2 when it cannot run.",
+        epilog=f"example: {COMMAND} run examples/ports/qwen2_mlx_lm.py --out results --faults",
+    )
+    parser.epilog = run.epilog
+    run.add_argument(
+        "subject", type=Path, nargs="+", metavar="SUBJECT.py", help="programs; each result in DIR/NAME if several"
+    )
+    run.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write the results")
+    run.add_argument("--seed", type=int, default=0, help="weights and inputs follow from it (default: %(default)s)")
+    run.add_argument("--only", default="*", metavar="GLOB", help="parts to run (default: all)")
+    run.add_argument("--faults", action="store_true", help="measure how many generic faults the comparison sees")
+    run.add_argument("--declared", action="store_true", help="exit 0 when what diverges is what the findings say")
+    run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for what diverges")
+    run.add_argument("--here", action="store_true", help="use the packages that are installed in this environment")
+    options = parser.parse_args(argv)
+    several = len(options.subject) > 1
+    ends = []
+    for program in options.subject:
+        out = options.out / program.stem if several else options.out
+        try:
+            ends.append(_run(program, out, options, apart=several))
+        except (SubjectError, CannotInstall, OSError, ValueError) as error:
+            ends.append((2, f"{program.stem}: {_line(error)}"))
+            print(f"run: {ends[-1][1]}", file=sys.stderr)
+    if several:
+        print("\n".join(end for _, end in ends))
+    return max(code for code, _ in ends)
+
+
+def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> tuple[int, str]:
+    """Judge one program, in an environment of its own where it has one; the exit code and the last line."""
+    if not program.is_file() or program.suffix != ".py":
+        raise SubjectError(f"{program}: is no Python program; name a file that ends in .py")
+    pins = program.with_suffix(".requirements.txt")
+    own = pins.is_file() and not options.here
+    if not own and not apart:
+        return _run_here(program, out, options)
+    python = environment(BUILD / f"parity-{program.stem}", pins) if own else Path(sys.executable)
+    words = ["run", str(program), "--out", str(out), "--seed", str(options.seed), "--only", options.only, "--here"]
+    words += [f"--{name}" for name in ("faults", "declared", "annotations") if getattr(options, name)]
+    command = [str(python), "-m", "mlx_parity", *words]
+    last = ""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout or ():
+            last = line.rstrip() or last
+            print(line, end="", flush=True)
+    return process.returncode, last or f"{program.stem}: exit {process.returncode}"
+
+
+def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[int, str]:
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it when it is imported
+    from mlx_parity.report.page import annotations
+    from mlx_parity.report.words import Wording
+    from mlx_parity.results import About, verdict, write_results
+    from mlx_parity.run import judge
+
+    clock, started = time.monotonic(), datetime.now(UTC)
+    outcome = judge(load_subject(program), options.seed, options.only, options.faults)
+    words = ["run", str(program), "--out", str(out), "--seed", str(options.seed), *["--faults"] * options.faults]
+    command = f"{COMMAND} {shlex.join(words)}"
+    about = About(program, command, options.seed, started.isoformat(timespec="seconds"), time.monotonic() - clock)
+    report = write_results(outcome, about, out)
+    if options.annotations:
+        print("\n".join(annotations(report, Wording(outcome.subject.name))))
+    for name, judged in outcome.parts.items():
+        print(f"{printing(name)}: {judged.comparison.verdict()}")
+    said = printing(verdict(outcome)) + ("; as declared" if options.declared and outcome.as_declared else "")
+    print(f"results: {out}")
+    print(said)
+    return (not outcome.as_declared if options.declared else not outcome.conforms), said
+
+
+def _line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"{error.filename or '--out'}: {error.strerror}; give another place"
+    return printing(str(error))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""The results of a run as a folder for a maintainer: a summary to paste, commands to repeat it, the page, the cases."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_parity import judge
+from mlx_parity.compare import BUDGET, FLOOR
+from mlx_parity.comparison import PACKAGES, WHOLE, plain, table_line
+from mlx_parity.record import record
+from mlx_parity.report import data
+from mlx_parity.report.model import Report, to_json, write_atomically
+from mlx_parity.report.page import render_html
+from mlx_parity.report.words import Wording, ratio_text
+from mlx_parity.run import Judged, Outcome, Proof
+from mlx_parity.score import Score
+from mlx_parity.sides import regime
+from mlx_parity.sides.mlx import MlxSide
+from mlx_parity.source import place_of
+
+SUMMARY_LINES, TABLE_ROWS = 60, 5  # of the summary; of a part's table in it
+
+
+@dataclass(frozen=True)
+class About:
+    """How the run was made.
+
+    Args:
+        program: the subject's file.
+        command: repeats the run, without `--only`.
+        started: ISO 8601, with a zone.
+        seconds: it took.
+    """
+
+    program: Path
+    command: str
+    seed: int
+    started: str
+    seconds: float
+
+
+def write_results(outcome: Outcome, about: About, out: Path) -> Report:
+    """Write report.json, report.html, summary.md, reproduce.md, score.json and cases/; returns the report.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    report = report_of(outcome, about)
+    cases = record(outcome, out / "cases")
+    texts = {
+        "report.json": to_json(report),
+        "report.html": render_html(report, Wording(outcome.subject.name)),
+        "summary.md": summary(outcome, about.seed),
+        "reproduce.md": reproduce(outcome, about, cases),
+    }
+    if outcome.scores:
+        texts["score.json"] = (
+            json.dumps({name: _score(score) for name, score in outcome.scores.items()}, indent=1) + "\n"
+        )
+    for name, text in texts.items():
+        write_atomically(out / name, text)
+    return report
+
+
+def verdict(outcome: Outcome) -> str:
+    """One sentence."""
+    good = sum(judged.comparison.passed for judged in outcome.parts.values())
+    worst = max(judged.comparison.worst for judged in outcome.parts.values())
+    said = [f"{good} of {len(outcome.parts)} parts conform, worst {ratio_text(worst, BUDGET)} of {BUDGET:g}x"]
+    if outcome.proofs:
+        proved = sum(proof.proved for proof in outcome.proofs)
+        said.append(f"{proved} of {len(outcome.proofs)} findings proved by mending it for one run")
+    if outcome.unexplained:
+        said.append(f"no finding explains {', '.join(outcome.unexplained)}")
+    if outcome.scores:
+        caught, total = (sum(getattr(s, what) for s in outcome.scores.values()) for what in ("caught", "total"))
+        said.append(f"{caught} of {total} generic faults caught")
+    return f"{'PASS' if outcome.conforms else 'FAIL'}: {outcome.subject.name}: {'; '.join(said)}"
+
+
+def versions(outcome: Outcome) -> dict[str, str]:
+    """Of Python and of the packages that matter."""
+    return regime.versions(tuple(dict.fromkeys((*PACKAGES, *outcome.subject.packages))))
+
+
+def summary(outcome: Outcome, seed: int) -> str:
+    """Markdown of at most SUMMARY_LINES lines: the verdict, the versions, a row a part, what diverged and why."""
+    lines = [f"**{plain(verdict(outcome))}**", ""]
+    lines += [f"Against {plain(outcome.subject.original)}; seed {seed}; {_listed(versions(outcome))}.", ""]
+    lines += ["| part | status | outputs within budget | worst | generic faults caught | reached by none |"]
+    lines += ["|---|---|---:|---:|---:|---|", *(_part_line(j, outcome.scores) for j in outcome.parts.values()), ""]
+    for proof in outcome.proofs:
+        lines += [*_finding_lines(proof), ""]
+    broken = {name: judged for name, judged in outcome.parts.items() if not judged.comparison.passed}
+    if broken:
+        lines += ["| part: module | status | ratio | |", "|---|---|---:|---|"]
+    for name, judged in broken.items():
+        blamed = judged.comparison.blamed
+        lines += [table_line(row, f"{plain(name)}: ") for row in blamed[:TABLE_ROWS]]
+    if len(lines) > SUMMARY_LINES:
+        lines = [*lines[: SUMMARY_LINES - 2], "", "Cut here; the rest is in report.html."]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _part_line(judged: Judged, scores: Mapping[str, Score]) -> str:
+    rows, name = judged.comparison.rows, judged.part.name
+    good = sum(row.reading.status == "PASS" for row in rows)
+    score = scores.get(name)
+    faults = ["", ""] if score is None else [f"{score.caught} of {score.total}", plain(_brief(score.unreached))]
+    status = "PASS" if judged.comparison.passed else "FAIL"
+    worst = ratio_text(judged.comparison.worst, BUDGET, padded=True)
+    return f"| {plain(name)} | {status} | {good} of {len(rows)} | {worst} | {' | '.join(faults)} |"
+
+
+def _brief(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _finding_lines(proof: Proof) -> Iterator[str]:
+    finding = proof.finding
+    yield f"**{plain(finding.title)}.** {plain(finding.notice)}"
+    yield f"In `{_code(finding.place)}`, {plain(finding.where.__qualname__)}: `{_code(finding.line)}`"
+    yield f"should be `{_code(finding.fix)}`. {plain(_proof(proof))}"
+
+
+def _proof(proof: Proof) -> str:
+    if not proof.shown:
+        return "NOT SHOWN: no part that ran diverges because of it."
+    said = []
+    for name in proof.shown:
+        before, after = proof.before[name].comparison, proof.after[name].comparison
+        ratios = f"{ratio_text(before.worst, BUDGET)} before, {ratio_text(after.worst, BUDGET)} mended"
+        said.append(f"{name} ({ratios}, first wrong {before.first})")
+    return f"{'Proved' if proof.proved else 'NOT PROVED'} by mending it for one run: {'; '.join(said)}."
+
+
+def reproduce(outcome: Outcome, about: About, cases: int) -> str:
+    """Markdown: the commands, the seed, the versions, the pins, and how to read the recorded cases."""
+    pins = about.program.with_suffix(".requirements.txt")
+    digest = hashlib.sha256(about.program.read_bytes()).hexdigest()
+    lines = ["# To repeat this run", "", "```sh", about.command]
+    lines += [f"{about.command} --only '{_code(name)}'" for name in outcome.parts] * (len(outcome.parts) > 1)
+    lines += [
+        "```",
+        "",
+        f"Seed {about.seed}: weights and inputs follow from it. {about.program.name} has sha256 {digest}.",
+    ]
+    lines += ["", "| package | version |", "|---|---|"]
+    lines += [f"| {name} | {version} |" for name, version in versions(outcome).items()]
+    if pins.is_file():
+        lines += [
+            "",
+            f"{pins.name}, installed without dependencies:",
+            "",
+            "```",
+            pins.read_text("utf-8").strip(),
+            "```",
+        ]
+    lines += ["", f"Machine: {_listed(regime.machine())}.", f"Rule: a ratio of at most {BUDGET:g}, floor {FLOOR:.3e}."]
+    if cases:
+        lines += [
+            "",
+            f"cases/ has {cases} modules that diverge, each with its weights (`w.`), its inputs (`in.`) and what",
+        ]
+        lines += [
+            "PyTorch returns in float32 (`out.`) and float64 (`out64.`), as safetensors; manifest.json describes them."
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def report_of(outcome: Outcome, about: About) -> Report:
+    """The run as a report: a row an output, a stage and a component a part."""
+    rows, components, modules = [], [], {}
+    for name, judged in outcome.parts.items():
+        found = list(_rows(judged, f"{about.command} --only '{name}'"))
+        rows += found
+        modules |= _modules(judged)
+        bad = [row for row in found if row.status != "PASS"]
+        issues = [f"{p.finding.title}: {p.finding.notice} {p.finding.place}. {_proof(p)}" for p in outcome.proofs]
+        known = [issue for issue, proof in zip(issues, outcome.proofs, strict=True) if name in proof.shown]
+        components.append(
+            data.Component(
+                component=name,
+                status="FAIL" if bad else "PASS",
+                checked=judged.comparison.verdict(),
+                evidence=tuple(dict.fromkeys(row.name for row in found)),
+                issues=tuple(known or [f"{row.name}: {row.message}" for row in bad[:TABLE_ROWS]]),
+            )
+        )
+    provenance = regime.provenance(
+        Path.cwd(),
+        regime.arithmetic(),
+        versions(outcome),
+        original=outcome.subject.original,
+        weights=(),
+        revision=None,
+        dtype="float32",
+        seed=about.seed,
+        started=about.started,
+        duration_s=round(about.seconds, 1),
+        command=about.command,
+        adapter=outcome.subject.name,
+    )
+    notes = [data.Gap(note, name) for name, j in outcome.parts.items() for note in j.comparison.notes()]
+    return Report(
+        provenance=provenance,
+        stages=tuple(outcome.parts),
+        rows=tuple(rows),
+        components=tuple(components),
+        modules=modules,
+        not_checked=tuple(notes),
+    )
+
+
+def _rows(judged: Judged, command: str) -> Iterator[data.Row]:
+    part = judged.part.name
+    for row in judged.comparison.rows:
+        about = (f"{part}/{row.name}", part), (f"{part}/{row.module}", part)
+        yield judge.Row(*about[0], "chained", *about[1], row.reading).entry(command, command)
+        if row.alone is not None:
+            yield judge.Row(*about[0], "isolated", *about[1], row.alone).entry(command, command)
+
+
+def _modules(judged: Judged) -> dict[str, data.Module]:
+    """Where each module's class stands on both sides, and which others it contains."""
+    part, comparer = judged.part, judged.comparer
+    names = [row.module for row in judged.comparison.rows]
+    port = MlxSide(part.mlx_model)
+    matched = comparer.matched(port)
+    found = {}
+    for module in dict.fromkeys(names):
+        name = "" if module == WHOLE else module
+        inside = [
+            n for n in dict.fromkeys(names) if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))
+        ]
+        own = port.kind(matched[name]) if name in matched else None
+        found[f"{part.name}/{module}"] = data.Module(
+            reference=place_of(comparer.side.kind(name)),
+            port=own and place_of(own),
+            contains=tuple(f"{part.name}/{n}" for n in inside),
+        )
+    return found
+
+
+def _score(score: Score) -> dict[str, Any]:
+    return {
+        "caught": score.caught,
+        "total": score.total,
+        "right": score.right,
+        "unreached": score.unreached,
+        "survived": [f"{v.kind}: {v.module or WHOLE}" for v in score.verdicts if v.status == "SURVIVED"],
+    }
+
+
+def _listed(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def _code(text: str) -> str:
+    """For a code span or block."""
+    return " ".join(text.split()).replace("`", "'")

@@ -1,0 +1,142 @@
+"""Judge a subject: every part as it stands, then each finding's proof, then how many generic faults are seen."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from tqdm import tqdm
+
+from mlx_parity.comparison import Comparison
+from mlx_parity.models import Comparer
+from mlx_parity.score import Score, fault_score
+from mlx_parity.subject import Finding, Load, Pair, Subject, SubjectError, mended
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One part and what was found; `comparer` holds what PyTorch did."""
+
+    part: Pair
+    comparison: Comparison
+    comparer: Comparer
+
+
+Parts = dict[str, Judged]  # by name
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the line of one finding does by itself.
+
+    Args:
+        before: all findings mended but this one.
+        after: all mended.
+    """
+
+    finding: Finding
+    before: Parts
+    after: Parts
+
+    @property
+    def shown(self) -> list[str]:
+        """Names of the parts that diverge because of this line."""
+        return [name for name, judged in self.before.items() if not judged.comparison.passed]
+
+    @property
+    def proved(self) -> bool:
+        """The line makes a part diverge, and with the line mended each of them passes."""
+        return bool(self.shown) and all(self.after[name].comparison.passed for name in self.shown)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a run found.
+
+    Args:
+        parts: as they stand.
+        proofs: one for each finding.
+        mended: with the lines of all findings mended; `parts` where there are none.
+        scores: generic faults by part, measured with all lines mended; empty where they were not asked for.
+    """
+
+    subject: Subject
+    parts: Parts
+    proofs: Sequence[Proof]
+    mended: Parts
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    @property
+    def conforms(self) -> bool:
+        return all(judged.comparison.passed for judged in self.parts.values())
+
+    @property
+    def unexplained(self) -> list[str]:
+        """Names of parts that diverge although the lines of all findings are mended."""
+        return [name for name, judged in self.mended.items() if not judged.comparison.passed]
+
+    @property
+    def as_declared(self) -> bool:
+        """What diverges is what the findings say: each is proved, and nothing is left when all are mended."""
+        return not self.unexplained and all(proof.proved for proof in self.proofs)
+
+
+def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> Outcome:
+    """Judge a subject; it is built anew for each proof, since a mended line may have to be there from the start.
+
+    Args:
+        load: gives the subject for a seed.
+        only: glob of names of parts.
+        faults: measure the generic fault score of each part too.
+
+    Raises:
+        SubjectError: the subject cannot be built, or has no such part, or a finding's line is not where it says.
+        ValueError: weights that are not float32, or a machine whose float32 is less than float32.
+    """
+    subject = load(seed)
+    parts = _judged(subject, only, "parts")
+    findings = subject.findings
+
+    def run(which: Sequence[Finding], said: str) -> Parts:
+        with mended(which):
+            return _judged(load(seed), only, said)
+
+    after = run(findings, "all mended") if findings else parts
+    proofs = []
+    for finding in findings:
+        others = [other for other in findings if other is not finding]
+        proofs.append(Proof(finding, run(others, f"proof: {finding.title}") if others else parts, after))
+    scores = {}
+    if faults:
+        with mended(findings):
+            scores = dict(_scores(after))
+    return Outcome(subject, parts, proofs, after, scores)
+
+
+def _judged(subject: Subject, only: str, said: str) -> Parts:
+    chosen = [part for part in subject.parts if fnmatchcase(part.name, only)]
+    if not chosen:
+        names = ", ".join(part.name for part in subject.parts)
+        raise SubjectError(f"--only {only!r}: no part has such a name; there are {names}")
+    found = {}
+    for part in tqdm(chosen, desc=said, unit="part", file=sys.stderr, disable=None, leave=False):
+        how = dict(names=part.names, channels_last=part.channels_last)
+        try:
+            comparer = Comparer(part.torch_model, part.inputs, **how)
+        except ValueError:
+            raise
+        except Exception as error:
+            what = f"the PyTorch model raised {type(error).__name__}: {' '.join(str(error).split())}"
+            raise SubjectError(f"part {part.name!r}: {what}") from error
+        found[part.name] = Judged(part, comparer.compare(part.mlx_model, part.mlx_inputs), comparer)
+    return found
+
+
+def _scores(parts: Parts) -> Iterator[tuple[str, Score]]:
+    for name, judged in parts.items():
+        part = judged.part
+        how = dict(mlx_inputs=part.mlx_inputs, names=part.names, channels_last=part.channels_last)
+        if judged.comparison.passed:
+            yield name, fault_score(part.torch_model, part.mlx_model, part.inputs, **how)
