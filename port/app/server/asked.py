@@ -126,7 +126,7 @@ async def read_body(request: Request, kind: str, limit: int, seconds: float) -> 
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
         raise Problem(415, f"the body must be {kind}, said by the header Content-Type")
-    too_large = Problem(413, f"the body is larger than {limit} bytes", headers={"Connection": "close"})
+    too_large = Problem(413, f"the body is larger than {limit} bytes")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length[:20]) > limit:
         raise too_large
@@ -138,7 +138,7 @@ async def read_body(request: Request, kind: str, limit: int, seconds: float) -> 
                 if len(body) > limit:
                     raise too_large
     except TimeoutError:
-        raise Problem(408, f"the body did not come within {seconds:g} s", headers={"Connection": "close"}) from None
+        raise Problem(408, f"the body did not come within {seconds:g} s") from None
     return bytes(body)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 from collections.abc import Collection
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import Problem
 from .settings import Settings
 
+DRAINED, DRAIN_SECONDS = 32 << 20, 10.0  # bytes and time that are spent on a body that is refused
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -45,17 +48,27 @@ class Guard:
                 await self.app(scope, receive, send)
             return
 
+        read = False
+
+        async def receive_noting() -> Message:
+            nonlocal read
+            message = await receive()
+            read = message["type"] != "http.request" or not message.get("more_body", False)
+            return message
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= 400 and not read:
+                    await _drain(receive_noting)
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 
         if problem := self._problem(Headers(scope=scope)):
-            await problem.response()(scope, receive, send_with_headers)
+            await problem.response()(scope, receive_noting, send_with_headers)
         else:
-            await self.app(scope, receive, send_with_headers)
+            await self.app(scope, receive_noting, send_with_headers)
 
     def _problem(self, headers: Headers) -> Problem | None:
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
@@ -107,6 +120,18 @@ class Key:
                 await problem.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+
+async def _drain(receive: Receive) -> None:
+    """Read on in a body that is refused: a connection closed on unread data is reset, and the answer may be lost."""
+    left = DRAINED
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _name(host: str) -> str:

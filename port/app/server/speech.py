@@ -14,7 +14,6 @@ from ...cosyvoice3 import CosyVoice3
 from ...files.errors import Refused
 from ...files.recording import check_recording
 from ...files.voices import check_name, remove_voice, save_voice
-from ...frontend.special_tokens import END_OF_PROMPT
 from ...request import Stream
 from ..speaking import NOTHING_SPOKEN, speak
 from .asked import Asked, Upload
@@ -71,8 +70,7 @@ def added(voice: CosyVoice3, upload: Upload, limits: Limits, _: Job[dict[str, ob
         raise Problem(409, f"a voice named {name!r:.60} is there; delete it first or choose another name", "name")
     if len(voices) >= limits.voices:
         raise Problem(409, f"{limits.voices} voices are there, which is the limit; delete one first")
-    text = upload.text if END_OF_PROMPT in upload.text else f"You are a helpful assistant.{END_OF_PROMPT}{upload.text}"
-    voice.add_zero_shot_spk(text, check_recording(upload.audio), name)
+    voice.add_zero_shot_spk(upload.text, check_recording(upload.audio), name)
     try:
         voices[name] = replace(voices[name], licence=upload.licence)
         save_voice(voice.folder, name, voices[name], voice.model.config)
