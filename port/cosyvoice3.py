@@ -24,6 +24,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,16 +239,20 @@ class CosyVoice3:
         """Speak with the voice of a recording as an instruction says.
 
         Args:
-            instruct_text: how to speak; not read with a saved voice, as in the original.
+            instruct_text: how to speak; of a saved voice it takes the place of the prompt text. With `raw_prompt` that
+                text stays and no instruction is read, as in the original.
         """
         chosen = Options(stream=stream, speed=speed, **options)
-        if zero_shot_spk_id:
+        stays = bool(zero_shot_spk_id) and chosen.raw_prompt
+        if stays:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
         else:
             _require_string("instruct_text", instruct_text)
             instruct_text = instruct_text if chosen.raw_prompt else as_instruction(instruct_text, tts_text)
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, chosen)
+        pieces = self._pieces(tts_text, None if stays else instruct_text, text_frontend, chosen)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
+        if not stays:
+            prompt = replace(prompt, prompt_text=self.frontend.extract_text_token(instruct_text))
         return self._speak(pieces, prompt, chosen)
 
     def inference_vc(

@@ -46,8 +46,8 @@ def check_request(request: Request) -> None:
     """
     if not request.prompt_wav and not request.spk:
         raise Misused("say needs a voice: --ref-audio FILE or --voice NAME")
-    if request.spk and (request.prompt_wav or request.prompt_text or request.instruct):
-        raise Misused("--voice brings its own recording and words; leave out --ref-audio, --ref-text, --instruct")
+    if request.spk and (request.prompt_wav or request.prompt_text):
+        raise Misused("--voice brings its own recording and words; leave out --ref-audio, --ref-text")
 
 
 def check_instruction(request: Request, text: str) -> None:
@@ -63,7 +63,7 @@ def check_instruction(request: Request, text: str) -> None:
 def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     if request.instruct is not None:
-        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, **common)
+        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, request.spk or "", **common)
     if request.spk:
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:

@@ -151,6 +151,10 @@ def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
     assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
     assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
     assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
+    slowly = ("--instruct", "Slowly.", "--text", WORDS, *seeded)
+    assert run("say", *here, "--voice", "anna", *slowly, tmp_path / "e.wav")[0] == 0
+    assert run("say", *here, "--ref-audio", wavs["prompt"], *slowly, tmp_path / "f.wav")[0] == 0
+    assert np.array_equal(heard(tmp_path / "e.wav"), heard(tmp_path / "f.wav"))
     assert run("voice", "remove", "anna", *here)[0] == 0
     assert run("voice", "list", *here) == (0, "bob\n", "")
     assert_one_line(run("voice", "remove", "anna", *here), 1, "'anna' is not known; known voices: bob")

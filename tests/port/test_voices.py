@@ -28,16 +28,28 @@ def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
             lambda: voice.inference_cross_lingual(SYSTEM + WORDS, prompt, **options),
             lambda: voice.inference_cross_lingual(SYSTEM + WORDS, "", zero_shot_spk_id="anna", **options),
         ),
-        # The instruction gives way to the voice's prompt text, as in the original.
+        # The original's law: the instruction gives way to the voice's prompt text.
         "instruct2": (
             lambda: voice.inference_instruct2(WORDS, SYSTEM + PROMPT_WORDS, prompt, **options),
-            lambda: voice.inference_instruct2(WORDS, "Quietly.", "", zero_shot_spk_id="anna", **options),
+            lambda: voice.inference_instruct2(WORDS, "Quietly.", "", "anna", raw_prompt=True, **options),
         ),
     }
     for _ in range(2):  # twice: the original takes parts out of the saved voice when a mode does not need them
         for by_prompt, by_name in asked.values():
             expected, found = ([r["tts_speech"].tolist() for r in make()] for make in (by_prompt, by_name))
             assert found == expected
+
+
+def test_an_instruction_takes_the_place_of_a_saved_prompt_text(voices, recordings):
+    """As with the recording itself; the language model then hears no prompt."""
+    port = voices.port
+    port.frontend.spk2info.clear()
+    port.add_zero_shot_spk(PROMPT_WORDS, recordings[0], "anna")
+    by_prompt, by_name, other = (
+        [r["tts_speech"].tolist() for r in port.inference_instruct2(WORDS, said, *whose, seed=3)]
+        for said, whose in (("Slowly.", (recordings[0],)), ("Slowly.", ("", "anna")), ("Loudly.", ("", "anna")))
+    )
+    assert by_prompt == by_name != other
 
 
 def test_voices_serve_both_sides(voices, recordings, tmp_path):
