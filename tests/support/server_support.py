@@ -69,11 +69,11 @@ def wait_until(done: Callable[[], bool], seconds: float = 20.0) -> None:
         time.sleep(0.01)
 
 
-def pcm(waves: list[np.ndarray]) -> np.ndarray:
-    """Floats as the 16-bit samples that libsndfile makes of them."""
+def pcm(waves: list[np.ndarray], kind: str = "RAW") -> np.ndarray:
+    """Floats as the 16-bit samples that libsndfile makes of them in a format, each of which rounds in its own way."""
     file = io.BytesIO()
-    soundfile.write(file, np.concatenate(waves), 24000, subtype="PCM_16", format="RAW")
-    return np.frombuffer(file.getvalue(), "<i2")
+    soundfile.write(file, np.concatenate(waves), 24000, subtype="PCM_16", format=kind)
+    return np.frombuffer(file.getvalue(), "<i2") if kind == "RAW" else samples_of(file.getvalue())
 
 
 def samples_of(body: bytes) -> np.ndarray:

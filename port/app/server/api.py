@@ -79,7 +79,11 @@ class Server:
         middleware = [Middleware(Guard, settings)]
         if settings.origins:
             methods, headers = ["GET", "POST", "DELETE"], ["Authorization", "Content-Type"]
-            middleware.append(Middleware(CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed", "X-Sample-Rate"]))
+            middleware.append(
+                Middleware(
+                    CORSMiddleware, settings.origins, methods, headers, expose_headers=["X-Seed", "X-Sample-Rate"]
+                )
+            )
         if settings.api_key is not None:
             middleware.append(Middleware(Key, settings.api_key, {*FILES, "/health"}))
         return Starlette(

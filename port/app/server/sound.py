@@ -57,12 +57,18 @@ class Encoder:
             self._file, "w", sample_rate, channels=1, subtype=subtype, format=kind, endian=endian, **how
         )
 
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sound.close()  # before the file in memory, to which libsndfile writes an end
+
     def write(self, wave: np.ndarray) -> bytes:
         """Encode (s,) float32 within +-1; returns what can be sent, maybe nothing yet."""
         self._sound.write(wave)
         return self._file.take() if self._stream else b""
 
-    def close(self) -> bytes:
+    def end(self) -> bytes:
         """The rest."""
         self._sound.close()
         return self._file.take() if self._stream else self._file.getvalue()

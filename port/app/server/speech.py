@@ -32,7 +32,6 @@ def spoken(voice: CosyVoice3, asked: Asked, seed: int, job: Job[bytes]) -> Itera
         ValueError: what cannot be spoken.
         Left: the client is gone, seen after each token of the language model.
     """
-    encoder = Encoder(asked.response_format, voice.sample_rate, asked.streams)
     said = SimpleNamespace(prompt_wav=None, prompt_text=None, instruct=asked.instructions, spk=asked.voice)
     common: dict[str, Any] = {
         # The chunks of a stream must not depend on the requests before it.
@@ -43,13 +42,14 @@ def spoken(voice: CosyVoice3, asked: Asked, seed: int, job: Job[bytes]) -> Itera
         "progress": lambda _: job.check(),
     }
     samples = 0
-    for result in speak(said, voice, asked.input, common):
-        wave = np.array(result["tts_speech"])[0]
-        samples += len(wave)
-        yield encoder.write(wave)
-    if not samples:
-        raise ValueError(NOTHING_SPOKEN)
-    yield encoder.close()
+    with Encoder(asked.response_format, voice.sample_rate, asked.streams) as encoder:
+        for result in speak(said, voice, asked.input, common):
+            wave = np.array(result["tts_speech"])[0]
+            samples += len(wave)
+            yield encoder.write(wave)
+        if not samples:
+            raise ValueError(NOTHING_SPOKEN)
+        yield encoder.end()
 
 
 def described(voice: CosyVoice3, name: str) -> dict[str, object]:
