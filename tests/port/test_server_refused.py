@@ -3,7 +3,6 @@
 import json
 import socket
 import tempfile
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,6 +15,7 @@ from port.files.errors import Misused
 from tests.support.server_support import VOICE, serving
 
 pytestmark = [pytest.mark.part("app"), pytest.mark.robust]
+QUIET = ("python_multipart", "httpx", "httpcore")  # loggers that the command or the test leaves out
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
 KEY = "a-key-of-24-characters-x"
 
@@ -62,7 +62,7 @@ SPEECHES = {
     "negative seed": (speech(seed=-1), 400, "seed is not in 0..2^64-1"),
     "large seed": (speech(seed=1 << 64), 400, "seed is not in 0..2^64-1"),
     "voice ../x": (speech(voice="../x"), 400, "voice '../x' is not known; known voices: me"),
-    "voice with NUL": (speech(voice="me\0"), 400, "voice 'me\\\\x00' is not known"),
+    "voice with NUL": (speech(voice="me\0"), 400, "voice 'me\\x00' is not known"),
     "voice of 300 characters": (speech(voice="v" * 300), 400, "is not known"),
     "voice that is a URL": (speech(voice="http://127.0.0.1:1/x"), 400, "is not known"),
     "form": (raw(b"input=a", "application/x-www-form-urlencoded"), 415, "the body must be application/json"),
@@ -82,7 +82,7 @@ UPLOADS = {
     "no name": (form(name=None), 400, "name is missing"),
     "no text": (form(text=" "), 400, "text is missing"),
     "no audio": (form(None) | {"files": {"other": SOUND}}, 400, "unknown field 'other'"),
-    "audio that is no file": (form(None, audio="x") | {"files": {"name": SOUND}}, 400, "must be"),
+    "audio that is no file": ({"data": {"audio": "x"}, "files": {"name": SOUND}}, 400, "must be"),
     "name ../x": (form(name="../x"), 400, "voice name '../x' must be"),
     "name with NUL": (form(name="a\0b"), 400, "must be printable"),
     "name of 300 characters": (form(name="n" * 300), 400, "more than 200 bytes"),
@@ -120,22 +120,22 @@ def assert_refused(got, status, words):
     assert got.headers["content-type"] == "application/json"
     assert got.text.count("\n") == 1
     error = json.loads(got.text)["error"]
-    assert words.encode().decode("unicode_escape") in error["message"].encode().decode("unicode_escape")
+    assert words in error["message"]
     assert error["type"] == "invalid_request_error"
     assert error["message"].isprintable()
 
 
 @pytest.fixture
-def nothing_left(served_voice):
-    """No file appears in the model's folder or among the temporary ones, nor any voice in memory."""
+def nothing_left(served_voice, monkeypatch, tmp_path):
+    """No file appears in the model's folder, nor a voice in memory; a temporary file would have no folder to be in."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
 
     def seen():
-        files = {path for folder in (served_voice.folder, Path(tempfile.gettempdir())) for path in folder.glob("*")}
-        return files | set((served_voice.folder / "voices").iterdir()) | set(served_voice.frontend.spk2info)
+        return {*served_voice.folder.rglob("*"), *served_voice.frontend.spk2info}
 
     before = seen()
     yield
-    assert seen() - before == set()
+    assert seen() == before
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -143,7 +143,7 @@ def test_refused_by_one_line(running, nothing_left, name, caplog):
     method, path, arguments, status, words = CASES[name]
     assert_refused(running.http.request(method, path, **arguments), status, words)
     assert running.http.get("/health").json()["active"] == 0
-    assert not caplog.records
+    assert [record for record in caplog.records if not record.name.startswith(QUIET)] == []
 
 
 def test_keys(served_voice, nothing_left):

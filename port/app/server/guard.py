@@ -58,7 +58,7 @@ class Guard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] >= 400 and not read:
+                if message["status"] >= 400 and not read and message["status"] != 408:
                     await _drain(receive_noting)
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():

@@ -41,6 +41,7 @@ def serve(options: argparse.Namespace) -> None:
         shown = f"[{address}]" if ":" in address else address
         print(f"http://{shown}:{port} speaks, with a page at / and the API at /v1; Ctrl-C ends it", flush=True)
         logging.getLogger("uvicorn").propagate = False  # uvicorn's own handler writes its warnings
+        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whose warnings are about forms of strangers
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, server_header=False
         )
