@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT, PREAMBLE
+from .arguments_serve import add_serve
 from .arguments_tools import add_tools
 from .device import DEVICES
 
@@ -41,6 +42,8 @@ one example for each mode:
     {PROGRAM} voice export me --model MLX -o me.safetensors
     {PROGRAM} voice import me.safetensors --model MLX --name mine
     {PROGRAM} voice remove me --model MLX
+  a server for OpenAI's clients, with a page at http://127.0.0.1:8000:
+    {PROGRAM} serve --model MLX
 """
 
 
@@ -136,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     import_.add_argument("file", type=Path, metavar="FILE", help="written by `voice export`")
     import_.add_argument("--name", metavar="NAME", help="name of the voice here (default: the file's)")
     add_tools(commands, command)
+    add_serve(commands, command)
     return top
 
 

@@ -25,6 +25,7 @@ from .batch import RESULTS_FILE, run_batch
 from .device import use_device
 from .output import bar, check_output, give, how, tell
 from .say import say
+from .server.serve import serve
 from .speaking import load_voice
 
 
@@ -58,8 +59,12 @@ def _vc(options: argparse.Namespace) -> None:
     prompt = check_recording(options.prompt_wav)
     voice = load_voice(options.model, options.revision, options.plain)
     with bar(desc="audio", unit="s", unit_scale=True) as progress:
-        ask = lambda: voice.inference_vc(source, prompt, align_prompt=options.align_prompt, **how(options))  # noqa: E731
-        told = give(options, voice, lambda: _measured(ask(), progress, voice.sample_rate))
+
+        def speech() -> Speech:
+            made = voice.inference_vc(source, prompt, align_prompt=options.align_prompt, **how(options))
+            return _measured(made, progress, voice.sample_rate)
+
+        told = give(options, voice, speech)
     tell(options, told)
 
 
@@ -86,4 +91,5 @@ COMMANDS = {
     **voice_commands.COMMANDS,
     **benchmark.COMMANDS,
     **suite.COMMANDS,
+    "serve": serve,
 }
