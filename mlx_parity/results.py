@@ -73,7 +73,7 @@ def verdict(outcome: Outcome) -> str:
     worst = max(judged.comparison.worst for judged in outcome.parts.values())
     said = [f"{good} of {len(outcome.parts)} parts conform, worst {ratio_text(worst, BUDGET)} of {BUDGET:g}x"]
     if outcome.proofs:
-        proved = sum(proof.proved for proof in outcome.proofs)
+        proved = sum(bool(proof.parts) for proof in outcome.proofs)
         said.append(f"{proved} of {len(outcome.proofs)} findings proved by mending it for one run")
     if outcome.unexplained:
         said.append(f"no finding explains {', '.join(outcome.unexplained)}")
@@ -129,14 +129,14 @@ def _finding_lines(proof: Proof) -> Iterator[str]:
 
 
 def _proof(proof: Proof) -> str:
-    if not proof.shown:
-        return "NOT SHOWN: no part that ran diverges because of it."
+    if not proof.parts:
+        return "NOT PROVED: no part diverges that passes with it mended."
     said = []
-    for name in proof.shown:
+    for name in proof.parts:
         before, after = proof.before[name].comparison, proof.after[name].comparison
         ratios = f"{ratio_text(before.worst, BUDGET)} before, {ratio_text(after.worst, BUDGET)} mended"
         said.append(f"{name} ({ratios}, first wrong {before.first})")
-    return f"{'Proved' if proof.proved else 'NOT PROVED'} by mending it for one run: {'; '.join(said)}."
+    return f"Proved by mending it for one run: {'; '.join(said)}."
 
 
 def reproduce(outcome: Outcome, about: About, cases: int) -> str:
@@ -182,7 +182,7 @@ def report_of(outcome: Outcome, about: About) -> Report:
         modules |= _modules(judged)
         bad = [row for row in found if row.status != "PASS"]
         issues = [f"{p.finding.title}: {p.finding.notice} {p.finding.place}. {_proof(p)}" for p in outcome.proofs]
-        known = [issue for issue, proof in zip(issues, outcome.proofs, strict=True) if name in proof.shown]
+        known = [issue for issue, proof in zip(issues, outcome.proofs, strict=True) if name in proof.parts]
         components.append(
             data.Component(
                 component=name,

@@ -15,7 +15,7 @@ from parity_tests.speech_support import copy_folder
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/adapters.md", "docs/data.md", "docs/security.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/adapters.md", "docs/data.md", "docs/porting.md", "docs/security.md")
 BLOCKS = [
     (page, language, code)
     for page in PAGES
@@ -38,6 +38,8 @@ NOT_RUN = {
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",
     "--judge": "results of another port; test_record.py",
+    "pip install ./mlx_parity": "the network",
+    "run toy.py": "test_porting.py",
 }
 
 
