@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS
+from parity_tests.speech_support import PROMPT_WORDS, WORDS
 from port.cosyvoice3 import CosyVoice3
 from tests.support.cli_support import heard
 
@@ -26,7 +26,7 @@ def example(monkeypatch, model, wavs, tmp_path):
     for name in [name for name in sys.modules if name.partition(".")[0] == "port"]:
         monkeypatch.setitem(sys.modules, name.replace("port", "cosyvoice3_mlx", 1), sys.modules[name])
     here = {"mlx-model": model, "me.wav": wavs["prompt"], "you.wav": wavs["source"], "out.wav": tmp_path / "out.wav"}
-    here |= {"What I say in the recording.": SYSTEM + PROMPT_WORDS, "Good morning.": WORDS}
+    here |= {"What I say in the recording.": PROMPT_WORDS, "Good morning.": WORDS}
 
     def run(name):
         path = next(path for path in EXAMPLES if path.stem == name)
@@ -42,7 +42,7 @@ def example(monkeypatch, model, wavs, tmp_path):
 
 def test_say(example, model, wavs):
     voice = CosyVoice3.from_pretrained(model)
-    (made,) = voice.inference_zero_shot(WORDS, SYSTEM + PROMPT_WORDS, wavs["prompt"], seed=0)
+    (made,) = voice.inference_zero_shot(WORDS, PROMPT_WORDS, wavs["prompt"], seed=0)
     assert np.allclose(heard(example("say")), np.array(made["tts_speech"])[0], atol=2**-14)
 
 
