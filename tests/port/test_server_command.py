@@ -1,4 +1,4 @@
-"""`python -m port serve` as a process: it says where it is, the README's lines and the example work, a signal ends it."""
+"""`python -m port serve` as a process: it says where it is, what the pages print works, a signal ends it."""
 
 import re
 import shutil
