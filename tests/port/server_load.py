@@ -77,7 +77,10 @@ def many(client: httpx.Client, pid: int, voice: str, clients: int, requests: int
         for text in WORDS
         for stream in (False, True)
     ]
-    alone = [sound(asked, client.post("/v1/audio/speech", json=asked)) for asked in kinds]
+    answers = [(asked, client.post("/v1/audio/speech", json=asked)) for asked in kinds]
+    # Random weights may end a text at once with some seed, which is refused.
+    kinds = [asked for asked, got in answers if got.status_code == 200]
+    alone = [sound(asked, got) for asked, got in answers if got.status_code == 200]
     order = [random.Random(0).randrange(len(kinds)) for _ in range(requests)]
     used: list[float] = []
 
@@ -91,7 +94,7 @@ def many(client: httpx.Client, pid: int, voice: str, clients: int, requests: int
         wrong = list(pool.map(ask, order)).count(False)
     first, last = max(used[:50]), max(used[-50:])
     print(
-        f"{clients} clients, {requests} requests in {time.monotonic() - started:.0f} s: {wrong} wrong; peak of the "
+        f"{clients} clients, {requests} requests of {len(kinds)} kinds in {time.monotonic() - started:.0f} s: {wrong} wrong; peak of the "
         f"first 50 {first:.0f} MB, of the last 50 {last:.0f} MB ({100 * (last / first - 1):+.1f} %)",
         flush=True,
     )
