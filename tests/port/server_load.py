@@ -93,11 +93,9 @@ def many(client: httpx.Client, pid: int, voice: str, clients: int, requests: int
     with ThreadPoolExecutor(clients) as pool:
         wrong = list(pool.map(ask, order)).count(False)
     first, last = max(used[:50]), max(used[-50:])
-    print(
-        f"{clients} clients, {requests} requests of {len(kinds)} kinds in {time.monotonic() - started:.0f} s: {wrong} wrong; peak of the "
-        f"first 50 {first:.0f} MB, of the last 50 {last:.0f} MB ({100 * (last / first - 1):+.1f} %)",
-        flush=True,
-    )
+    took, grown = time.monotonic() - started, 100 * (last / first - 1)
+    print(f"{clients} clients, {requests} requests of {len(kinds)} kinds in {took:.0f} s: {wrong} wrong", flush=True)
+    print(f"peak of the first 50 {first:.0f} MB, of the last 50 {last:.0f} MB ({grown:+.1f} %)", flush=True)
     return not wrong and last <= 1.05 * first
 
 
