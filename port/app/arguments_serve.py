@@ -14,8 +14,8 @@ KEY_VARIABLE = "COSYVOICE3_API_KEY"
 def add_serve(commands: Any, command: Command) -> None:
     """Add it to the subparsers `commands`; `command` makes one with the arguments that all share."""
     serve = command(commands, "serve", "serve", "Answer OpenAI's speech clients, and show a page to speak from.")
-    serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                       help="address to listen at (default: 127.0.0.1, this machine; others need a key)")  # fmt: skip
+    serve.add_argument("--host", default="127.0.0.1", metavar="A",
+                       help="address to listen at (default: 127.0.0.1; any that others reach needs a key)")  # fmt: skip
     serve.add_argument("--port", type=_port, default=8000, metavar="N", help="port (default: 8000; 0 takes a free one)")
     serve.add_argument("--api-key", default=os.environ.get(KEY_VARIABLE), metavar="KEY",
                        help=f"key that clients must send (default: the variable {KEY_VARIABLE}, which `ps` does not "

@@ -61,8 +61,10 @@ def test_type_hear_and_save(page, running, served_voice, tmp_path):
     page.keyboard.press("Control+Enter")
     expect(page.get_by_label("Level")).not_to_have_js_property("value", 0)
     expect(page.locator("#said")).to_contain_text("made in")
+    save = page.get_by_role("button", name="Save WAV")
+    expect(save).to_be_enabled()
     with page.expect_download() as download:
-        page.get_by_role("button", name="Save WAV").press("Enter")
+        save.press("Enter")
     download.value.save_as(tmp_path / "speech.wav")
     samples, rate = soundfile.read(tmp_path / "speech.wav", dtype="int16")
     made = served_voice.inference_zero_shot(

@@ -34,6 +34,8 @@ NOT_RUN = {
     "port benchmark": "minutes; test_tools.py",
     "--only guidance_rate": "half a minute; test_faults.py runs the same command on others",
     "flow.attention.long": "an example of a case to write",
+    "-m port serve": "it does not end; test_server_command.py runs it",
+    "curl": "a running server; test_server_command.py runs it",
     "mlx.launch": "test_batch.py runs two ranks",
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",

@@ -110,8 +110,8 @@ class Server:
         return JSON({"object": "list", "data": [model]})
 
     async def _voices(self, _: Request) -> Response:
-        names = list(self.voice.frontend.spk2info)
-        return JSON({"object": "list", "data": [described(self.voice, name) for name in names]})
+        saved = dict(self.voice.frontend.spk2info)  # which the worker may change meanwhile
+        return JSON({"object": "list", "data": [described(name, voice) for name, voice in saved.items()]})
 
     async def _add(self, upload: Upload, send: Send) -> None:
         async with self.worker.results(partial(added, self.voice, upload, self.limits)) as made:

@@ -13,7 +13,7 @@ import numpy as np
 from ...cosyvoice3 import CosyVoice3
 from ...files.errors import Refused
 from ...files.recording import check_recording
-from ...files.voices import check_name, remove_voice, save_voice
+from ...files.voices import Voice, check_name, remove_voice, save_voice
 from ...request import Stream
 from ..speaking import NOTHING_SPOKEN, speak
 from .asked import Asked, Upload
@@ -52,9 +52,8 @@ def spoken(voice: CosyVoice3, asked: Asked, seed: int, job: Job[bytes]) -> Itera
         yield encoder.end()
 
 
-def described(voice: CosyVoice3, name: str) -> dict[str, object]:
+def described(name: str, saved: Voice) -> dict[str, object]:
     """A saved voice as clients see it."""
-    saved = voice.frontend.spk2info[name]
     return {"id": name, "object": "audio.voice", "name": name, "text": saved.text, "licence": saved.licence}
 
 
@@ -78,7 +77,7 @@ def added(voice: CosyVoice3, upload: Upload, limits: Limits, _: Job[dict[str, ob
         del voices[name]
         logger.error("a voice could not be saved: %s", error)
         raise Problem(500, "the voice cannot be saved; the server's log says why") from None
-    yield described(voice, name)
+    yield described(name, voices[name])
 
 
 def removed(voice: CosyVoice3, name: str, _: Job[dict[str, object]]) -> Iterator[dict[str, object]]:

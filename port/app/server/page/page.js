@@ -83,6 +83,7 @@ at.speak.addEventListener("submit", async (event) => {
     }
     const took = (performance.now() - started) / 1000;
     const dry = player.ranDry ? `; playback waited ${player.ranDry} times` : "";
+    at.save.disabled = !player.samples;
     say(at.said, `${player.seconds.toFixed(1)} s of speech, made in ${took.toFixed(1)} s, seed ${seed}${dry}`);
     await new Promise((resolve) => setTimeout(resolve, 1000 * player.left));
   } catch (error) {
