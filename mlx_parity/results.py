@@ -21,8 +21,10 @@ from mlx_parity.run import Judged, Outcome, Proof
 from mlx_parity.score import Score
 from mlx_parity.sides import regime
 from mlx_parity.sides.mlx import MlxSide
+from mlx_parity.sides.pytorch import TorchSide
 from mlx_parity.source import place_of
 
+FRAMEWORKS = ("torch.", "mlx.")
 SUMMARY_LINES, TABLE_ROWS = 60, 5  # of the summary; of a part's table in it
 
 
@@ -227,24 +229,28 @@ def _rows(judged: Judged, command: str) -> Iterator[data.Row]:
 
 
 def _modules(judged: Judged) -> dict[str, data.Module]:
-    """Where each module's class stands on both sides, and which others it contains."""
+    """Where each module is written on both sides, and which others it contains."""
     part, comparer = judged.part, judged.comparer
-    names = [row.module for row in judged.comparison.rows]
+    names = list(dict.fromkeys(row.module for row in judged.comparison.rows))
     port = MlxSide(part.mlx_model)
     matched = comparer.matched(port)
     found = {}
-    for module in dict.fromkeys(names):
+    for module in names:
         name = "" if module == WHOLE else module
-        inside = [
-            n for n in dict.fromkeys(names) if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))
-        ]
-        own = port.kind(matched[name]) if name in matched else None
+        inside = [n for n in names if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))]
         found[f"{part.name}/{module}"] = data.Module(
-            reference=place_of(comparer.side.kind(name)),
-            port=own and place_of(own),
+            reference=_place(comparer.side, name),
+            port=_place(port, matched[name]) if name in matched else None,
             contains=tuple(f"{part.name}/{n}" for n in inside),
         )
     return found
+
+
+def _place(side: MlxSide | TorchSide, name: str) -> str | None:
+    """Where a module is written; of a framework's own layer, the nearest module around it that is not one."""
+    while name and (name not in side.names or side.kind(name).__module__.startswith(FRAMEWORKS)):
+        name = name.rpartition(".")[0]
+    return place_of(side.kind(name))
 
 
 def _score(score: Score) -> dict[str, Any]:

@@ -112,7 +112,9 @@ def test_a_divergence_is_named_recorded_and_can_be_repeated(run):
     assert any(line.startswith("::error file=toy.py,line=") and "whole/first" in line for line in said)
     report = model.load(out / "report.json")
     assert report.verdict.status == "FAIL" and report.causes[0].row.module == "whole/first"
-    assert report.modules["whole/first"].port.startswith("toy.py:")
+    block = PROGRAM.splitlines().index("class MlxBlock(nn.Module):") + 1
+    places = {report.modules[f"whole/{name}"].port for name in ("first", "first.up")}
+    assert places == {f"toy.py:{block}"}, "a plain layer is at the class that uses it"
     summary = (out / "summary.md").read_text()
     assert "| whole: first (TorchBlock) | FAIL |" in summary and len(summary.splitlines()) <= 60
     entries = json.loads((out / "cases" / "manifest.json").read_text())["cases"]
@@ -128,8 +130,9 @@ def test_a_divergence_is_named_recorded_and_can_be_repeated(run):
 
 
 def test_a_finding_is_proved_by_mending_its_line(run):
-    code, said, out = run(PROGRAM.replace(*WRONG) + FINDING, "--declared")
-    assert code == 0 and said[-1].endswith("1 of 1 findings proved by mending it for one run; as declared")
+    code, said, out = run(PROGRAM.replace(*WRONG) + FINDING, "--declared", "--annotations")
+    assert code == 0 and not any("::error" in line for line in said)
+    assert said[-1].endswith("1 of 1 findings proved by mending it for one run; as declared")
     summary = (out / "summary.md").read_text()
     assert "In `toy.py:" in summary and "Proved by mending it for one run: whole (" in summary
     assert run(PROGRAM.replace(*WRONG) + FINDING)[0] == 1, "it diverges, declared or not"
