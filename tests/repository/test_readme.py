@@ -15,7 +15,7 @@ from parity_tests.speech_support import copy_folder
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/adapters.md", "docs/data.md", "docs/porting.md", "docs/security.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 BLOCKS = [
     (page, language, code)
     for page in PAGES
@@ -131,3 +131,9 @@ def test_bash_reads_every_block():
         if language == "sh" and shutil.which("bash"):
             done = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_the_readme_stays_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 130 and len(text.split()) <= 900
+    assert "```sh" in "".join(text.splitlines()[:20]), "a first command within twenty lines"
