@@ -27,6 +27,7 @@ COMMANDS = sorted({re.sub(r"\s+", " ", line).strip() for line in SHELL if line.s
 NOT_RUN = {
     "make": "the whole suite, which is running",
     "pytest parity_tests --checkpoint": "the whole suite, which is running",
+    "--play": "a sound device; test_output.py plays to one that is none",
     "FunAudioLLM": "the network; test_convert_hub.py runs it against an imitation",
     "reports.drift": "two runs; test_reports_drift.py",
     "--seconds 600": "ten minutes a reader; test_fuzz.py runs each briefly",
