@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import CONVERTER
-from ..frontend.special_tokens import END_OF_PROMPT
+from ..frontend.special_tokens import END_OF_PROMPT, PREAMBLE
 from .arguments_serve import add_serve
 from .arguments_tools import add_tools
 from .device import DEVICES
@@ -29,6 +29,8 @@ one example for each mode:
     {PROGRAM} say --model MLX --ref-audio me.wav --instruct 'Please speak very slowly.' --text 'Hello.' -o out.wav
   a saved voice, text from standard input, streamed:
     echo 'Good morning.' | {PROGRAM} say --model MLX --voice me --stream -o out.wav
+  heard while it is made:
+    {PROGRAM} say --model MLX --voice me --text 'Good morning.' --stream --play
   voice conversion, what one recording says with the voice of another:
     {PROGRAM} vc --model MLX --source-wav you.wav --ref-audio me.wav -o out.wav
   many utterances, one JSON object a line; run it again to go on where it stopped:
@@ -84,17 +86,11 @@ def parser() -> argparse.ArgumentParser:
     _add_transcript(how, required=False)
     how.add_argument("--instruct", type=_text, metavar="TEXT", help="how to speak")
     say.add_argument("--voice", "--spk", dest="spk", metavar="NAME", help="a saved voice instead of a recording")
-    say.add_argument(
-        "--raw-prompt",
-        action="store_true",
-        help=f"the original's law: add nothing where {END_OF_PROMPT} is missing from prompt and text, and refuse. "
-        f"Default: 'You are a helpful assistant.{END_OF_PROMPT}' is put before the words of the recording or the text",
-    )
+    _add_raw_prompt(say)
     say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
-    _add_split_long(say)
     say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
     _add_output(say)
 
@@ -118,7 +114,7 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
-    _add_split_long(batch)
+    _add_raw_prompt(batch)
 
     voice = commands.add_parser("voice", help=VOICE, description=VOICE, epilog=EXAMPLES,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -158,8 +154,21 @@ def _add_transcript(parser: Any, required: bool = True) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
-    parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write: .wav, .flac, .mp3, .ogg, .opus; - for standard output (default: speech.wav, or the next "
+        "name that is free; none with --play)",
+    )
+    parser.add_argument("--play", action="store_true", help="play it while it is made; needs the extra [play]")
+    parser.add_argument("--stream", action="store_true", help="make it chunk by chunk, so that the first comes early")
+    parser.add_argument(
+        "--format", choices=("wav", "raw"), default="wav",
+        help="of standard output: wav, or raw 16-bit little-endian mono samples at 24000 Hz (default: wav)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print what is told at the end as data")
     parser.add_argument(
         "--speed", type=float, default=1.0, metavar="X", help="tempo; not with --stream (default: 1.0, as learnt)"
     )
@@ -183,14 +192,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_split_long(parser: argparse.ArgumentParser) -> None:
+def _add_raw_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split-long",
+        "--raw-prompt",
         action="store_true",
-        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, all at the full stops of "
-        "any script, a sentence of more than 80 tokens at commas and ends of lines, else at blanks. Default, as the "
-        "original: a text with <|...|> in it is spoken as it is in one piece however long; others are cut at .?!;: "
-        "and, with Chinese characters, at 。？！；：、, never at commas",
+        help=f"the original's law for prompt and text: refuse them without {END_OF_PROMPT}; speak a text with <|...|> "
+        "in it as it is, in one piece however long; cut others at .?!;: and, with Chinese characters, at 。？！；：、. "
+        f"Default: '{PREAMBLE}{END_OF_PROMPT}' is put before the words of the recording, the instruction or the text, "
+        "and every text is spelled out and cut, at the full stops of any script, a long sentence at commas or blanks",
     )
 
 

@@ -78,13 +78,13 @@ def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP are a KeyboardInterrupt within, once: `mlx.launch` sends SIGTERM to all ranks, each second,
-    once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
+    """SIGTERM and SIGHUP are a KeyboardInterrupt of their number within, once: `mlx.launch` sends SIGTERM to all ranks,
+    each second, once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
         yield
@@ -100,9 +100,16 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def sound_format(path: Path) -> dict[str, str] | None:
+    """What libsndfile calls the kind of file that a name ends in, as arguments of SoundFile; None if it writes none."""
+    kind = path.suffix[1:].upper()
+    how = {"format": "OGG", "subtype": "OPUS"} if kind == "OPUS" else {"format": kind}
+    return how if kind and soundfile.check_format(**how) else None
+
+
 @contextmanager
 def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A 16-bit mono file that takes the place of `path` at the end.
+    """A mono file of the kind that its name ends in, 16-bit if that has a choice; takes the place of `path` at the end.
 
     When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
     of audio in it, and a note on the error says so.
@@ -114,7 +121,7 @@ def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> I
     with beside(path) as partial:
         file = None
         try:
-            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
+            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, **(sound_format(path) or {})) as file:
                 yield file
         except BaseException as error:
             told: BaseException = error

@@ -1,6 +1,8 @@
 """`python -m port`: every mode writes a sound file, and whatever cannot be used ends in one line."""
 
+import json
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
-from port.app import cli
 from port.app.arguments import EXAMPLES, PROGRAM
+from port.cosyvoice3 import CosyVoice3
 from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
+from tests.support.null_device import NullDevice
 
 pytestmark = pytest.mark.part("app")
 
@@ -26,7 +29,8 @@ def test_say(run, model, wavs, tmp_path, mode):
     for name in ("a.wav", "b.wav"):
         code, out, err = run(*say(model, wavs, *MODES[mode], "--seed", 3, "-o", tmp_path / name))
         assert (code, err) == (0, "")
-        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d s of audio, made in \d+\.\d\d s, seed 3\n", out)
+        told = r"s of audio, real-time factor \d+\.\d\d, first audio after \d+\.\d\d s, peak memory \d+\.\d\d GB"
+        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d {told}, seed 3\n", out)
         waves.append(heard(tmp_path / name))
     assert np.array_equal(*waves)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.wav"]
@@ -41,22 +45,23 @@ def test_modes_differ(run, model, wavs, tmp_path):
 def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
     arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 1, "--strict-min-length", "-o", tmp_path / "o.wav")
     for more in (["--stream"], ["--stream", "--reset-hop", "--causal-final"]):
-        code, out, _ = run(*arguments, *more)
+        code, out, _ = run(*arguments, *more, "--json")
+        found = json.loads(out)
         assert code == 0
-        assert re.search(r"first audio after \d+\.\d\d s, real-time factor \d+\.\d\d", out)
+        assert 0 < found["first_audio_s"] < found["time_s"]
         heard(tmp_path / "o.wav")
 
 
 def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch):
     """Before the last chunk is made, the file beside the place holds the first."""
-    sizes, original = [], cli.CosyVoice3.inference_cross_lingual
+    sizes, original = [], CosyVoice3.inference_cross_lingual
 
     def watched(self, *arguments, **options):
         for result in original(self, *arguments, **options):
             yield result
             sizes.append([p.stat().st_size for p in tmp_path.glob(".*.wav")])
 
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", watched)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", watched)
     arguments = say(
         model, wavs, "--text", SYSTEM + LONGER, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav"
     )
@@ -98,12 +103,11 @@ def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path)
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abcd"}) == 1
 
 
-def test_split_long(run, model, wavs, tmp_path):
+def test_every_text_is_cut_unless_the_original_is_asked_for(run, model, wavs, tmp_path):
     common = say(model, wavs, "--text", SYSTEM + "It is late. " * 40, "--seed", 2, "-o")
     assert run(*common, tmp_path / "a.wav")[0] == 0
-    assert run(*common, tmp_path / "b.wav", "--split-long")[0] == 0
+    assert run(*common, tmp_path / "b.wav", "--raw-prompt")[0] == 0
     assert not np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
-    assert "is one piece" not in run("say", "--help")[1]
     assert "piece however long" in " ".join(run("say", "--help")[1].split())
 
 
@@ -201,10 +205,11 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
     (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
+    monkeypatch.setitem(sys.modules, "sounddevice", NullDevice())
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
-    assert len(lines) == 12
+    assert len(lines) == EXAMPLES.count(PROGRAM)
     for line in sorted(lines, key=lambda line: "voice add" not in line):  # a voice must be there before it speaks
         before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
