@@ -14,7 +14,7 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: setup verify test quick lint record audit clean
+.PHONY: setup verify test quick lint record audit examples clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
@@ -59,6 +59,10 @@ record: $(STAMP)
 # Another port: make audit PORT=mlx_audio_plus
 audit: $(STAMP)
 	$(BIN)/python -m parity_tests.audit $(PORT)
+
+# Other people's ports before the judge, each in an environment of its own below build/; the first run needs the network.
+examples: $(STAMP)
+	$(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults
 
 clean:
 	rm -rf $(VENV) build $(OUT)

@@ -91,14 +91,15 @@ def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[in
     command = f"{COMMAND} {shlex.join(words)}"
     about = About(program, command, options.seed, started.isoformat(timespec="seconds"), time.monotonic() - clock)
     report = write_results(outcome, about, out)
-    if options.annotations:
-        print("\n".join(annotations(report, Wording(outcome.subject.name))))
     for name, judged in outcome.parts.items():
         print(f"{printing(name)}: {judged.comparison.verdict()}")
     said = printing(verdict(outcome)) + ("; as declared" if options.declared and outcome.as_declared else "")
+    fine = outcome.as_declared if options.declared else outcome.conforms
+    if options.annotations and not fine:
+        print("\n".join(annotations(report, Wording(outcome.subject.name))))
     print(f"results: {out}")
     print(said)
-    return (not outcome.as_declared if options.declared else not outcome.conforms), said
+    return int(not fine), said
 
 
 def _line(error: Exception) -> str:

@@ -21,8 +21,10 @@ from mlx_parity.run import Judged, Outcome, Proof
 from mlx_parity.score import Score
 from mlx_parity.sides import regime
 from mlx_parity.sides.mlx import MlxSide
+from mlx_parity.sides.pytorch import TorchSide
 from mlx_parity.source import place_of
 
+FRAMEWORKS = ("torch.", "mlx.")
 SUMMARY_LINES, TABLE_ROWS = 60, 5  # of the summary; of a part's table in it
 
 
@@ -73,7 +75,7 @@ def verdict(outcome: Outcome) -> str:
     worst = max(judged.comparison.worst for judged in outcome.parts.values())
     said = [f"{good} of {len(outcome.parts)} parts conform, worst {ratio_text(worst, BUDGET)} of {BUDGET:g}x"]
     if outcome.proofs:
-        proved = sum(proof.proved for proof in outcome.proofs)
+        proved = sum(bool(proof.parts) for proof in outcome.proofs)
         said.append(f"{proved} of {len(outcome.proofs)} findings proved by mending it for one run")
     if outcome.unexplained:
         said.append(f"no finding explains {', '.join(outcome.unexplained)}")
@@ -129,14 +131,14 @@ def _finding_lines(proof: Proof) -> Iterator[str]:
 
 
 def _proof(proof: Proof) -> str:
-    if not proof.shown:
-        return "NOT SHOWN: no part that ran diverges because of it."
+    if not proof.parts:
+        return "NOT PROVED: no part diverges that passes with it mended."
     said = []
-    for name in proof.shown:
+    for name in proof.parts:
         before, after = proof.before[name].comparison, proof.after[name].comparison
         ratios = f"{ratio_text(before.worst, BUDGET)} before, {ratio_text(after.worst, BUDGET)} mended"
         said.append(f"{name} ({ratios}, first wrong {before.first})")
-    return f"{'Proved' if proof.proved else 'NOT PROVED'} by mending it for one run: {'; '.join(said)}."
+    return f"Proved by mending it for one run: {'; '.join(said)}."
 
 
 def reproduce(outcome: Outcome, about: About, cases: int) -> str:
@@ -182,7 +184,7 @@ def report_of(outcome: Outcome, about: About) -> Report:
         modules |= _modules(judged)
         bad = [row for row in found if row.status != "PASS"]
         issues = [f"{p.finding.title}: {p.finding.notice} {p.finding.place}. {_proof(p)}" for p in outcome.proofs]
-        known = [issue for issue, proof in zip(issues, outcome.proofs, strict=True) if name in proof.shown]
+        known = [issue for issue, proof in zip(issues, outcome.proofs, strict=True) if name in proof.parts]
         components.append(
             data.Component(
                 component=name,
@@ -227,24 +229,28 @@ def _rows(judged: Judged, command: str) -> Iterator[data.Row]:
 
 
 def _modules(judged: Judged) -> dict[str, data.Module]:
-    """Where each module's class stands on both sides, and which others it contains."""
+    """Where each module is written on both sides, and which others it contains."""
     part, comparer = judged.part, judged.comparer
-    names = [row.module for row in judged.comparison.rows]
+    names = list(dict.fromkeys(row.module for row in judged.comparison.rows))
     port = MlxSide(part.mlx_model)
     matched = comparer.matched(port)
     found = {}
-    for module in dict.fromkeys(names):
+    for module in names:
         name = "" if module == WHOLE else module
-        inside = [
-            n for n in dict.fromkeys(names) if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))
-        ]
-        own = port.kind(matched[name]) if name in matched else None
+        inside = [n for n in names if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))]
         found[f"{part.name}/{module}"] = data.Module(
-            reference=place_of(comparer.side.kind(name)),
-            port=own and place_of(own),
+            reference=_place(comparer.side, name),
+            port=_place(port, matched[name]) if name in matched else None,
             contains=tuple(f"{part.name}/{n}" for n in inside),
         )
     return found
+
+
+def _place(side: MlxSide | TorchSide, name: str) -> str | None:
+    """Where a module is written; of a framework's own layer, the nearest module around it that is not one."""
+    while name and (name not in side.names or side.kind(name).__module__.startswith(FRAMEWORKS)):
+        name = name.rpartition(".")[0]
+    return place_of(side.kind(name))
 
 
 def _score(score: Score) -> dict[str, Any]:

@@ -41,14 +41,10 @@ class Proof:
     after: Parts
 
     @property
-    def shown(self) -> list[str]:
-        """Names of the parts that diverge because of this line."""
-        return [name for name, judged in self.before.items() if not judged.comparison.passed]
-
-    @property
-    def proved(self) -> bool:
-        """The line makes a part diverge, and with the line mended each of them passes."""
-        return bool(self.shown) and all(self.after[name].comparison.passed for name in self.shown)
+    def parts(self) -> list[str]:
+        """Names of the parts that diverge because of this line: with it mended too, they pass."""
+        wrong = [name for name, judged in self.before.items() if not judged.comparison.passed]
+        return [name for name in wrong if self.after[name].comparison.passed]
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ class Outcome:
     @property
     def as_declared(self) -> bool:
         """What diverges is what the findings say: each is proved, and nothing is left when all are mended."""
-        return not self.unexplained and all(proof.proved for proof in self.proofs)
+        return not self.unexplained and all(proof.parts for proof in self.proofs)
 
 
 def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> Outcome:

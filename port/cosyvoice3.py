@@ -3,7 +3,8 @@
 s samples
 
 Each `inference_*` method yields `{"tts_speech": (1, s) float32}`, samples within +-1 at `sample_rate`: one for each
-piece of the text, or with `stream=True` one for each chunk of each piece. Prompt and text are checked when the method
+piece of the text, or with `stream=True` one for each chunk of each piece; "piece" counts the pieces, "text" is what is
+said in it, if it is known. Prompt and text are checked when the method
 is called, the speech is made while the result is iterated; to break off is safe at any time.
 
 What the networks get of a prompt (LM: language model, flow: flow decoder):
@@ -37,10 +38,17 @@ from .files.recording import Recording
 from .files.voices import Voice, check_name, load_voices, save_voice
 from .frontend.frontend import CosyVoiceFrontEnd
 from .frontend.normalizer import load_normalizer
-from .frontend.special_tokens import as_instruction, has_instruction, require_end_of_prompt, with_preamble
+from .frontend.special_tokens import (
+    END_OF_PROMPT,
+    as_instruction,
+    has_instruction,
+    require_end_of_prompt,
+    with_preamble,
+)
 from .frontend.text import ZERO_WIDTH, arriving
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .frontend.transcript import warn_of_transcript
+from .frontend.written import paragraphs
 from .llm.sampling import SeededDraws
 from .model import CosyVoice3Model
 from .request import Options, Prompt, Stream
@@ -280,7 +288,9 @@ class CosyVoice3:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
         self._enter_thread()
         text = arriving(tts_text) if isinstance(tts_text, Iterator) else tts_text
-        pieces = self.frontend.text_normalize(text, True, text_frontend, chosen.split_long)
+        parts = paragraphs(text) if chosen.pause and isinstance(text, str) else [text]
+        read = [self.frontend.text_normalize(part, True, text_frontend, chosen.split_long) for part in parts]
+        pieces = [piece for part in read if part for piece in (None, *part)][1:]  # None stands for a pause
         if isinstance(tts_text, str) and not tts_text.strip().strip(ZERO_WIDTH):
             raise ValueError("the text is empty: nothing to speak")
         if prompt_text is None or has_instruction(prompt_text, tts_text):
@@ -289,15 +299,24 @@ class CosyVoice3:
             require_end_of_prompt(prompt_text)
         if not isinstance(tts_text, str):
             raise ValueError("text that still arrives needs a prompt text or an instruction")
-        return [with_preamble(piece) for piece in pieces]  # after reading and cutting, which leave <|...|> alone
+        return [
+            piece and with_preamble(piece) for piece in pieces
+        ]  # after reading and cutting, which leave <|...|> alone
 
     def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
         draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
 
         def pieces_spoken() -> Speech:
-            for piece in pieces:
-                text = self.frontend.extract_text_token(piece)
-                yield from self._results(self.model.tts(prompt, text, **chosen.of_model(draws)))
+            pause = mx.zeros((1, round(chosen.pause * self.sample_rate)))
+            mx.eval(pause)  # a lazy array could be evaluated by this thread only
+            for i, piece in enumerate(pieces):
+                results = iter([{"tts_speech": pause}])
+                if piece is not None:
+                    text = self.frontend.extract_text_token(piece)
+                    results = self._results(self.model.tts(prompt, text, **chosen.of_model(draws)))
+                said = piece.rpartition(END_OF_PROMPT)[2] if isinstance(piece, str) else ""
+                for result in results:
+                    yield result | {"piece": i, "text": said}
 
         return pieces_spoken()
 

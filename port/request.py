@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+LONGEST_PAUSE = 60  # seconds
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 
 
@@ -104,12 +105,14 @@ class Options:
             leaves long: kana, other scripts, sentences, see `port.frontend.text.text_normalize`.
         raw_prompt: the original's law: prompt and text without `<|endofprompt|>` are refused. Otherwise the port puts
             the model's preamble there; the reference always keeps the law.
+        pause: seconds of silence between paragraphs, which blank lines end; 0 joins them, as the original. Of the port.
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.
 
     Raises:
-        ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed out of its range; another type.
+        ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed or a pause out of its range; another
+            type.
     """
 
     stream: bool | Stream | None = None
@@ -117,6 +120,7 @@ class Options:
     seed: int | None = None
     split_long: bool = False
     raw_prompt: bool = False
+    pause: float = 0.0
     sampling: Callable[..., int] | None = None
     strict_min_length: bool = False
     noise: Any = None
@@ -133,6 +137,8 @@ class Options:
             raise ValueError(f"speed {shown!r:.40} is no tempo; give a number above 0")
         if self.stream and self.speed != 1:
             raise ValueError(SPEED_IN_STREAM.format(self.speed))
+        if isinstance(self.pause, bool) or not isinstance(self.pause, Real) or not 0 <= self.pause <= LONGEST_PAUSE:
+            raise ValueError(f"pause {self.pause!r:.40} is no number of seconds in 0..{LONGEST_PAUSE}")
         if self.seed is not None and not _is_whole(self.seed):
             raise ValueError(f"seed {self.seed!r:.40} is no whole number")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:

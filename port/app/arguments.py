@@ -10,6 +10,7 @@ from typing import Any
 
 from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT, PREAMBLE
+from ..request import LONGEST_PAUSE
 from .arguments_serve import add_serve
 from .arguments_tools import add_tools
 from .device import DEVICES
@@ -29,8 +30,11 @@ one example for each mode:
     {PROGRAM} say --model MLX --ref-audio me.wav --instruct 'Please speak very slowly.' --text 'Hello.' -o out.wav
   a saved voice, text from standard input, streamed:
     echo 'Good morning.' | {PROGRAM} say --model MLX --voice me --stream -o out.wav
-  heard while it is made:
+  heard while it is made, and while somebody else is still writing:
     {PROGRAM} say --model MLX --voice me --text 'Good morning.' --stream --play
+    LLM 'Tell me a story.' | {PROGRAM} say --model MLX --voice me --play
+  a long text, with a pause after each paragraph and subtitles:
+    {PROGRAM} say --model MLX --voice me --text-file story.txt --pause 0.8 --subtitles story.srt -o story.mp3
   voice conversion, what one recording says with the voice of another:
     {PROGRAM} vc --model MLX --source-wav you.wav --ref-audio me.wav -o out.wav
   many utterances, one JSON object a line; run it again to go on where it stopped:
@@ -78,9 +82,16 @@ def parser() -> argparse.ArgumentParser:
     # Not given, it must not undo --text, which has the same name.
     text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=_text, metavar="TEXT", help="what to say")
     text.add_argument(
-        "--text", type=_text, help="what to say; read from standard input when neither this nor --text-file is given"
+        "--text",
+        type=_text,
+        help="what to say; read from standard input when neither this nor --text-file is given. With --stream or "
+        "--play and a voice whose words are known, a pipe is spoken as it comes, numbers as the model reads them",
     )
     text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
+    say.add_argument(
+        "--pause", type=_pause, default=0.0, metavar="S", help="seconds of silence between paragraphs (default: 0)"
+    )
+    say.add_argument("--subtitles", type=Path, metavar="FILE.srt", help="write what is said when, piece by piece")
     _add_recording(say, required=False)
     how = say.add_mutually_exclusive_group()
     _add_transcript(how, required=False)
@@ -217,6 +228,16 @@ def _bytes(text: str) -> int:
     if size == math.inf:
         raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; give a number of bytes such as 0, 500M or 2G")
     return int(size)
+
+
+def _pause(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST_PAUSE:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of seconds in 0..{LONGEST_PAUSE}")
+    return seconds
 
 
 def _seed(text: str) -> int:

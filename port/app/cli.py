@@ -59,8 +59,12 @@ def _vc(options: argparse.Namespace) -> None:
     prompt = check_recording(options.prompt_wav)
     voice = load_voice(options.model, options.revision, options.plain)
     with bar(desc="audio", unit="s", unit_scale=True) as progress:
-        ask = lambda: voice.inference_vc(source, prompt, align_prompt=options.align_prompt, **how(options))  # noqa: E731
-        told = give(options, voice, lambda: _measured(ask(), progress, voice.sample_rate))
+
+        def speech() -> Speech:
+            made = voice.inference_vc(source, prompt, align_prompt=options.align_prompt, **how(options))
+            return _measured(made, progress, voice.sample_rate)
+
+        told = give(options, voice, speech)
     tell(options, told)
 
 

@@ -54,12 +54,13 @@ def check_output(options: argparse.Namespace) -> None:
     elif sound_format(path) is None:
         known = ", ".join(kind for kind in KINDS if sound_format(Path("x" + kind)))
         raise Misused(f"{path}: this libsndfile cannot write such a file; give a name that ends in one of {known}")
+    if (subtitles := vars(options).get("subtitles")) and subtitles.suffix.lower() != ".srt":
+        raise Misused(f"{subtitles}: give a name that ends in .srt")
     if options.format != "wav" and path != STDOUT:
         raise Misused("--format is that of standard output, -o -; a file's name says its own")
-    if path not in (None, STDOUT) and (
-        path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK)
-    ):
-        raise Misused(f"{path}: cannot be written there")
+    for file in {path, subtitles} - {None, STDOUT}:
+        if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
+            raise Misused(f"{file}: cannot be written there")
 
 
 def how(options: argparse.Namespace) -> dict[str, Any]:

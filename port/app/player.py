@@ -29,7 +29,7 @@ def sound_device() -> ModuleType:
     except ModuleNotFoundError:
         raise Misused("--play needs sounddevice: pip install 'cosyvoice3-mlx[play]'") from None
     except OSError:  # its wheels for Linux bring no PortAudio
-        raise Misused("--play needs the library PortAudio: apt install libportaudio2, or your system's name") from None
+        raise Misused("--play needs the library PortAudio; on Linux: apt install libportaudio2") from None
     try:
         sounddevice.query_devices(kind="output")
     except (sounddevice.PortAudioError, ValueError) as error:

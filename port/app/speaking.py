@@ -60,13 +60,14 @@ def check_instruction(request: Request, text: str) -> None:
         require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
 
 
-def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
+def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     if request.instruct is not None:
         return voice.inference_instruct2(text, request.instruct, request.prompt_wav, request.spk or "", **common)
     if request.spk:
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:
+            text = text if isinstance(text, str) else "".join(text)  # which has no way to speak it as it comes
             return voice.inference_sft(text, request.spk, **common)
         if has_instruction(text):
             return voice.inference_cross_lingual(text, "", request.spk, **common)

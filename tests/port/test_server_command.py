@@ -20,8 +20,8 @@ URL = "http://127.0.0.1:8000"  # of the pages; the tests take a free port
 
 @pytest.fixture(scope="module")
 def served(served_voice):
-    """Where the command of the README listens, and its process."""
-    line = re.search(r"^\S+ (-m port serve .*)$", (ROOT / "README.md").read_text("utf-8"), re.M)[1]
+    """Where the command of docs/serve.md listens, and its process."""
+    line = re.search(r"^\S+ (-m port serve .*)$", (ROOT / "docs" / "serve.md").read_text("utf-8"), re.M)[1]
     arguments = line.replace("mlx-model", str(served_voice.folder)).split()
     process = subprocess.Popen(
         [sys.executable, *arguments, "--port", "0"], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -35,7 +35,7 @@ def served(served_voice):
 def test_the_line_for_curl(served, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
-    line = re.search(r"^(curl (?:.*\\\n)*.*)$", (ROOT / "README.md").read_text("utf-8"), re.M)[1]
+    line = re.search(r"^(curl (?:.*\\\n)*.*)$", (ROOT / "docs" / "serve.md").read_text("utf-8"), re.M)[1]
     done = subprocess.run(
         ["bash", "-c", line.replace(URL, served[0])], cwd=tmp_path, capture_output=True, text=True, check=False
     )

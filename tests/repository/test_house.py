@@ -30,6 +30,7 @@ ONE_SIDED = {
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",
+        "frontend/written.py": "how people write; the original takes one text",
         "frontend/transcript.py": "warns of prompts; the original does not",
     },
     "reference": {
