@@ -63,6 +63,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen()  # who connects from now on waits until the model is loaded
     except OSError as error:
         listener.close()
         raise Refused(f"{host}:{port} cannot be bound ({error.strerror}); choose another --port") from None
