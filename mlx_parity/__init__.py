@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mlx_parity.compare import BUDGET, FLOOR, Reading
     from mlx_parity.comparison import Comparison, ModuleRow
     from mlx_parity.models import Comparer, compare_models
+    from mlx_parity.part import live_weights
     from mlx_parity.score import Score, fault_score
     from mlx_parity.sides.mlx import mlx_module
     from mlx_parity.sides.pytorch import torch_module
@@ -23,6 +24,7 @@ _PLACES = {
     **dict.fromkeys(("Comparer", "compare_models"), "models"),
     **dict.fromkeys(("Score", "fault_score"), "score"),
     **dict.fromkeys(("Finding", "Pair", "Subject"), "subject"),
+    "live_weights": "part",
     "mlx_module": "sides.mlx",
     "torch_module": "sides.pytorch",
 }
@@ -41,6 +43,7 @@ __all__ = [
     "compare_models",
     "false_alarms",
     "fault_score",
+    "live_weights",
     "mlx_module",
     "torch_module",
 ]

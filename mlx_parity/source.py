@@ -58,9 +58,10 @@ def exchanged(function: Any, line: str, other: str) -> Iterator[None]:
 
 
 def _number(thing: Any, line: str) -> int:
-    """Number in its file of the line that reads so, without its indentation."""
+    """Number in its file of the line that reads so, and is followed by what follows it in `line`."""
     lines, first = inspect.getsourcelines(thing)
-    found = [n for n, text in enumerate(lines) if text.strip() == line.strip()]
+    texts, wanted = [text.strip() for text in lines], [text.strip() for text in line.strip().splitlines()]
+    found = [n for n in range(len(texts)) if texts[n : n + len(wanted)] == wanted]
     if len(found) != 1:
         raise SourceError(
             f"{thing.__qualname__} in {thing.__module__} has the line {line!r} {len(found)} times, not once"

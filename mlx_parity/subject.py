@@ -47,7 +47,7 @@ class Finding:
     Args:
         title: a few words.
         where: the port's function or class that holds the line.
-        line: the line as it stands there.
+        line: the line as it stands there; where that stands twice, with the line after it.
         fix: what it must be.
         notice: what diverges, and what a user would notice.
         mend: makes a context in which the port is mended; needed where the line is not in a function's body.

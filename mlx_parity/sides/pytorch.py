@@ -64,7 +64,7 @@ class TorchSide:
         if found:
             raise ValueError(f"the PyTorch model has {_names(found)} weights: compare it in float32 (model.float())")
         self.model = model
-        self.double = copy.deepcopy(model).double().eval()
+        self.double = _double(model)
         self.names = {name: module for name, module in model.named_modules() if name}
 
     def kind(self, name: str) -> type:
@@ -152,6 +152,15 @@ def _wide() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(usual)
+
+
+def _double(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in float64, with the tensors that are neither parameters nor buffers: windows, what a run left behind."""
+    made = copy.deepcopy(model).double().eval()
+    for module in made.modules():
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, torch.Tensor) and v.dtype in WIDER}
+        vars(module).update({key: value.to(WIDER[value.dtype]) for key, value in plain.items()})
+    return made
 
 
 def _call(module: torch.nn.Module, given: Arguments, dtype: torch.dtype) -> Any:

@@ -207,6 +207,38 @@ def test_the_truth_is_float64_where_the_model_casts_to_float32():
     np.testing.assert_allclose(call.results[""], truth.numpy(), rtol=0, atol=1e-15)
 
 
+class Windowed(torch.nn.Module):
+    """Keeps tensors that are neither parameters nor buffers: one from the start, one from its first run."""
+
+    def __init__(self):
+        super().__init__()
+        self.window, self.made = torch.hann_window(8), None
+
+    def forward(self, x):
+        if self.made is None:
+            self.made = self.window * 2
+        return torch.stft(x, 8, 2, 8, self.made, return_complex=True).abs()
+
+
+def test_plain_tensors_of_a_module_are_float64_in_the_truth():
+    model, x = Windowed(), np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
+    for _ in range(2):  # the second model has run
+        truth = TorchSide(model).record_double(((x,), {}), lambda array: array)[-1].results[""]
+        assert truth.dtype == np.float64
+        TorchSide(model).record(((x,), {}), lambda array: array)
+    assert model.made.dtype == torch.float32
+
+
+def test_what_both_sides_leave_empty_is_no_row_and_no_error(pair, monkeypatch):
+    calls = {kind: kind.forward if kind is TorchToy else kind.__call__ for kind in (TorchToy, MlxToy)}
+    monkeypatch.setattr(TorchToy, "forward", lambda self, x: (calls[TorchToy](self, x), torch.zeros(0, 4)))
+    monkeypatch.setattr(MlxToy, "__call__", lambda self, x: (calls[MlxToy](self, x), mx.zeros((0, 4))))
+    assert compare_models(*pair, ids(), **CHANNELS).passed
+    monkeypatch.setattr(MlxToy, "__call__", lambda self, x: (calls[MlxToy](self, x), mx.zeros((1, 4))))
+    result = compare_models(*pair, ids(), **CHANNELS)
+    assert [row.reading.status for row in result.rows if row.module == "(model)"][-1] == "ERROR"
+
+
 def test_what_is_compiled_is_looked_into():
     class Ours(nn.Module):
         def __init__(self):

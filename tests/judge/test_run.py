@@ -203,6 +203,8 @@ def test_a_line_is_exchanged_for_a_while():
     assert place_of(exchanged).startswith("mlx_parity/source.py:")
     with pytest.raises(SourceError, match="2 times, not once"):
         place_of(place_of, "return None")
+    with exchanged(place_of, "return None\nif file is None:", "return 'no source'"):
+        assert place_of(3) == "no source"
 
 
 # The environment of its own

@@ -21,6 +21,8 @@ from port.files.errors import Refused
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 from tests.support.null_device import NullDevice
 
+pytestmark = pytest.mark.part("app")
+
 RATE = 24000
 
 

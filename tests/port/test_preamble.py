@@ -8,6 +8,8 @@ from port.frontend.special_tokens import END_OF_PROMPT, PREAMBLE
 from port.frontend.transcript import syllables, warn_of_transcript
 from tests.support.cli_support import heard, say
 
+pytestmark = pytest.mark.part("cosyvoice3")
+
 
 @pytest.fixture
 def port(voices):

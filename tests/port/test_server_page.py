@@ -129,9 +129,10 @@ def test_it_fits(page, running, width, scheme):
     page.goto(running.url)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.querySelectorAll('input,select,textarea,meter')].every(e => e.labels.length)")
-    names = ["ink", "soft", "bad", "card", "main", "on-main"]
+    names = ["ink", "soft", "bad", "ground", "card", "main", "on-main"]
     shown = dict(zip(names, (colour(page, name) for name in names), strict=True))
-    for front, behind in (("ink", "card"), ("soft", "card"), ("bad", "card"), ("on-main", "main")):
+    pairs = [(front, behind) for front in ("ink", "soft", "bad") for behind in ("ground", "card")]
+    for front, behind in [*pairs, ("on-main", "main")]:
         assert contrast(shown[front], shown[behind]) >= 4.5, front
 
 

@@ -19,6 +19,8 @@ from port.llm.sampling import SeededDraws
 from port.request import Stream
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
+pytestmark = pytest.mark.part("frontend.text")
+
 ROOT = Path(__file__).parents[2]
 RATE = 24000
 STORY = "Once upon a time — 从前，in a café\n\nnobody minded the rain."

@@ -6,12 +6,12 @@ s samples
 from __future__ import annotations
 
 import io
-import struct
 
 import numpy as np
 import soundfile
 
 from ...files.errors import Refused
+from ..output import wav_header
 
 # By `response_format`: libsndfile's format and subtype, and the media type. Raw samples are 16-bit little-endian mono.
 FORMATS = {
@@ -21,7 +21,6 @@ FORMATS = {
     "flac": ("FLAC", "PCM_16", "audio/flac"),
     "opus": ("OGG", "OPUS", "audio/ogg"),
 }
-UNKNOWN_LENGTH = 0xFFFFFFFF  # in the header of a wav that is streamed; players read to the end
 
 
 def formats() -> list[str]:
@@ -48,7 +47,7 @@ class Encoder:
         self._file = _Forward() if stream else io.BytesIO()
         self._stream = stream
         if stream and name == "wav":
-            self._file.write(_wav_header(sample_rate))
+            self._file.write(wav_header(sample_rate))
             kind = "RAW"
         # At a constant rate a player knows the length of an mp3 from its size; a stream has no other place to say it.
         how = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if name == "mp3" else {}
@@ -100,11 +99,6 @@ class _Forward(io.RawIOBase):
         """What was written since the last call."""
         written, self._written = bytes(self._written), bytearray()
         return written
-
-
-def _wav_header(sample_rate: int) -> bytes:
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-    return b"RIFF" + struct.pack("<I", UNKNOWN_LENGTH) + b"WAVE" + form + b"data" + struct.pack("<I", UNKNOWN_LENGTH)
 
 
 def check_format(name: str) -> str:
