@@ -26,6 +26,7 @@ import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,12 @@ from .frontend.normalizer import load_normalizer
 from .frontend.special_tokens import (
     END_OF_PROMPT,
     as_instruction,
-    has_instruction,
     require_end_of_prompt,
     with_preamble,
 )
-from .frontend.text import ZERO_WIDTH, arriving
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .frontend.transcript import warn_of_transcript
-from .frontend.written import paragraphs
+from .frontend.written import cut, require_string
 from .llm.sampling import SeededDraws
 from .model import CosyVoice3Model
 from .request import Options, Prompt, Stream
@@ -150,7 +149,7 @@ class CosyVoice3:
         """
         self._enter_thread()
         name = check_name(zero_shot_spk_id)
-        _require_string("prompt_text", prompt_text)
+        require_string("prompt_text", prompt_text)
         text = prompt_text  # read as inference_zero_shot reads it, so that the voice speaks as its prompt
         if not raw_prompt:
             text = with_preamble(self.frontend.text_normalize(prompt_text, split=False))
@@ -203,7 +202,7 @@ class CosyVoice3:
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
         chosen = Options(stream=stream, speed=speed, **options)
-        _require_string("prompt_text", prompt_text)
+        require_string("prompt_text", prompt_text)
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
         if not chosen.raw_prompt:
             prompt_text = with_preamble(prompt_text, tts_text)
@@ -255,7 +254,7 @@ class CosyVoice3:
         if stays:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
         else:
-            _require_string("instruct_text", instruct_text)
+            require_string("instruct_text", instruct_text)
             instruct_text = instruct_text if chosen.raw_prompt else as_instruction(instruct_text, tts_text)
         pieces = self._pieces(tts_text, None if stays else instruct_text, text_frontend, chosen)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
@@ -287,21 +286,8 @@ class CosyVoice3:
     ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
         self._enter_thread()
-        text = arriving(tts_text) if isinstance(tts_text, Iterator) else tts_text
-        parts = paragraphs(text) if chosen.pause and isinstance(text, str) else [text]
-        read = [self.frontend.text_normalize(part, True, text_frontend, chosen.split_long) for part in parts]
-        pieces = [piece for part in read if part for piece in (None, *part)][1:]  # None stands for a pause
-        if isinstance(tts_text, str) and not tts_text.strip().strip(ZERO_WIDTH):
-            raise ValueError("the text is empty: nothing to speak")
-        if prompt_text is None or has_instruction(prompt_text, tts_text):
-            return pieces
-        if chosen.raw_prompt:
-            require_end_of_prompt(prompt_text)
-        if not isinstance(tts_text, str):
-            raise ValueError("text that still arrives needs a prompt text or an instruction")
-        return [
-            piece and with_preamble(piece) for piece in pieces
-        ]  # after reading and cutting, which leave <|...|> alone
+        normalize = partial(self.frontend.text_normalize, text_frontend=text_frontend, split_long=chosen.split_long)
+        return cut(tts_text, prompt_text, normalize, chosen)
 
     def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
         draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
@@ -334,8 +320,3 @@ class CosyVoice3:
             with self._lock:
                 mx.eval(self.model.parameters())
                 self._lazy_in = None
-
-
-def _require_string(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, not {type(text).__name__}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -68,7 +69,8 @@ def spoken_slowly(arguments, pieces):
         for piece in pieces[:-1]:
             run.stdin.write(piece)
             run.stdin.flush()
-        before = os.read(run.stdout.fileno(), 1 << 16)  # waits, as nobody has ended the text
+        assert select.select([run.stdout], [], [], 100)[0], "no audio before the end of the text"
+        before = os.read(run.stdout.fileno(), 1 << 16)
         more, err = run.communicate(pieces[-1], timeout=120)
         out = before + more
     finally:
