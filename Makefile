@@ -62,7 +62,7 @@ audit: $(STAMP)
 
 # Other people's ports before the judge, each in an environment of its own below build/; the first run needs the network.
 examples: $(STAMP)
-	$(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults
+	$(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults --as-shipped
 
 clean:
 	rm -rf $(VENV) build $(OUT)

@@ -17,6 +17,7 @@ from mlx_parity.report.codec import printing
 from mlx_parity.subject import SubjectError, load_subject
 
 COMMAND = "python -m mlx_parity"
+FLAGS = ("faults", "as-shipped", "declared", "annotations")
 BUILD = Path("build")  # below the current folder; environments are cached there
 
 
@@ -40,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--seed", type=int, default=0, help="weights and inputs follow from it (default: %(default)s)")
     run.add_argument("--only", default="*", metavar="GLOB", help="parts to run (default: all)")
     run.add_argument("--faults", action="store_true", help="measure how many generic faults the comparison sees")
+    run.add_argument(
+        "--as-shipped", action="store_true", help="judge it once more without MLX_ENABLE_TF32=0, as users have it"
+    )
     run.add_argument("--declared", action="store_true", help="exit 0 when what diverges is what the findings say")
     run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for what diverges")
     run.add_argument("--here", action="store_true", help="use the packages that are installed in this environment")
@@ -68,7 +72,7 @@ def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> 
         return _run_here(program, out, options)
     python = environment(BUILD / f"parity-{program.stem}", pins) if own else Path(sys.executable)
     words = ["run", str(program), "--out", str(out), "--seed", str(options.seed), "--only", options.only, "--here"]
-    words += [f"--{name}" for name in ("faults", "declared", "annotations") if getattr(options, name)]
+    words += [f"--{name}" for name in FLAGS if getattr(options, name.replace("-", "_"))]
     command = [str(python), "-m", "mlx_parity", *words]
     last = ""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -84,19 +88,23 @@ def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[in
     from mlx_parity.report.words import Wording
     from mlx_parity.results import About, verdict, write_results
     from mlx_parity.run import judge
+    from mlx_parity.shipped import as_shipped
 
     clock, started = time.monotonic(), datetime.now(UTC)
     outcome = judge(load_subject(program), options.seed, options.only, options.faults)
     words = ["run", str(program), "--out", str(out), "--seed", str(options.seed), *["--faults"] * options.faults]
     command = f"{COMMAND} {shlex.join(words)}"
     about = About(program, command, options.seed, started.isoformat(timespec="seconds"), time.monotonic() - clock)
-    report = write_results(outcome, about, out)
+    shipped = as_shipped(program, options.seed, options.only) if options.as_shipped else None
+    report = write_results(outcome, about, out, shipped)
     for name, judged in outcome.parts.items():
         print(f"{printing(name)}: {judged.comparison.verdict()}")
     said = printing(verdict(outcome)) + ("; as declared" if options.declared and outcome.as_declared else "")
     fine = outcome.as_declared if options.declared else outcome.conforms
     if options.annotations and not fine:
         print("\n".join(annotations(report, Wording(outcome.subject.name))))
+    if shipped:
+        print(f"as shipped: {shipped.status}, MLX computes in {shipped.regime}")
     print(f"results: {out}")
     print(said)
     return int(not fine), said

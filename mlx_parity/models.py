@@ -26,7 +26,7 @@ from mlx_parity.recorded import Arguments, Call
 from mlx_parity.sides.mlx import MlxSide
 from mlx_parity.sides.orders_pytorch import FURTHER, Lazily
 from mlx_parity.sides.pytorch import TorchSide
-from mlx_parity.sides.regime import require_float32
+from mlx_parity.sides.regime import SIDES, Side, require_float32
 from mlx_parity.spool import Spool
 from mlx_parity.tree import leaves, mapped, stateful
 
@@ -69,7 +69,11 @@ def compare_models(
 
 
 class Comparer:
-    """The PyTorch side of `compare_models`, run once for any number of MLX models; arguments as there."""
+    """The PyTorch side of `compare_models`, run once for any number of MLX models; arguments as there.
+
+    Args:
+        sides: which must compute in float32.
+    """
 
     def __init__(
         self,
@@ -78,8 +82,9 @@ class Comparer:
         *,
         names: Names | None = None,
         channels_last: Collection[str] = (),
+        sides: Collection[Side] = tuple(SIDES),
     ) -> None:
-        require_float32()
+        require_float32(sides)
         self.side = TorchSide(torch_model)
         self.inputs = _arguments(inputs)
         self.spelled = names if callable(names) else partial(_spelled, names or {})

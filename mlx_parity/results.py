@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mlx_parity.report.page import render_html
 from mlx_parity.report.words import Wording, ratio_text
 from mlx_parity.run import Judged, Outcome, Proof
 from mlx_parity.score import Score
+from mlx_parity.shipped import VARIABLE, Shipped
 from mlx_parity.sides import regime
 from mlx_parity.sides.mlx import MlxSide
 from mlx_parity.sides.pytorch import TorchSide
@@ -46,8 +47,8 @@ class About:
     seconds: float
 
 
-def write_results(outcome: Outcome, about: About, out: Path) -> Report:
-    """Write report.json, report.html, summary.md, reproduce.md, score.json and cases/; returns the report.
+def write_results(outcome: Outcome, about: About, out: Path, shipped: Shipped | None = None) -> Report:
+    """Write report.json, report.html, summary.md, reproduce.md and cases/; score.json and shipped.json where measured.
 
     Raises:
         OSError: the folder cannot be written.
@@ -57,13 +58,15 @@ def write_results(outcome: Outcome, about: About, out: Path) -> Report:
     texts = {
         "report.json": to_json(report),
         "report.html": render_html(report, Wording(outcome.subject.name)),
-        "summary.md": summary(outcome, about.seed),
+        "summary.md": summary(outcome, about.seed, shipped),
         "reproduce.md": reproduce(outcome, about, cases),
     }
     if outcome.scores:
         texts["score.json"] = (
             json.dumps({name: _score(score) for name, score in outcome.scores.items()}, indent=1) + "\n"
         )
+    if shipped:
+        texts["shipped.json"] = json.dumps({"status": shipped.status} | asdict(shipped), indent=1) + "\n"
     for name, text in texts.items():
         write_atomically(out / name, text)
     return report
@@ -90,12 +93,13 @@ def versions(outcome: Outcome) -> dict[str, str]:
     return regime.versions(tuple(dict.fromkeys((*PACKAGES, *outcome.subject.packages))))
 
 
-def summary(outcome: Outcome, seed: int) -> str:
+def summary(outcome: Outcome, seed: int, shipped: Shipped | None = None) -> str:
     """Markdown of at most SUMMARY_LINES lines: the verdict, the versions, a row a part, what diverged and why."""
     lines = [f"**{plain(verdict(outcome))}**", ""]
     lines += [f"Against {plain(outcome.subject.original)}; seed {seed}; {_listed(versions(outcome))}.", ""]
     lines += ["| part | status | outputs within budget | worst | generic faults caught | reached by none |"]
-    lines += ["|---|---|---:|---:|---:|---|", *(_part_line(j, outcome.scores) for j in outcome.parts.values()), ""]
+    lines += ["|---|---|---:|---:|---:|---|", *(_part_line(j, outcome.scores) for j in outcome.parts.values())]
+    lines += ["", *(_shipped_lines(shipped) if shipped else ())]
     for proof in outcome.proofs:
         lines += [*_finding_lines(proof), ""]
     broken = {name: judged for name, judged in outcome.parts.items() if not judged.comparison.passed}
@@ -117,6 +121,16 @@ def _part_line(judged: Judged, scores: Mapping[str, Score]) -> str:
     status = "PASS" if judged.comparison.passed else "FAIL"
     worst = ratio_text(judged.comparison.worst, BUDGET, padded=True)
     return f"| {plain(name)} | {status} | {good} of {len(rows)} | {worst} | {' | '.join(faults)} |"
+
+
+def _shipped_lines(found: Shipped) -> Iterator[str]:
+    yield f"| as shipped: without {VARIABLE}=0, findings mended | status | outputs within budget | worst |"
+    yield "|---|---|---:|---:|"
+    measured = f"a {found.product} errs by {found.error:.1e}" if found.error else "no product could be measured"
+    name = f"MLX on {plain(found.device)} computes in {found.regime}: {measured}"
+    worst = ratio_text(found.worst, BUDGET, padded=True)
+    yield f"| {name} | {found.status} | {found.good} of {found.outputs} | {worst} |"
+    yield ""
 
 
 def _brief(names: list[str], most: int = 6) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from mlx_parity.comparison import Comparison
 from mlx_parity.models import Comparer
 from mlx_parity.score import Score, fault_score
+from mlx_parity.sides.regime import SIDES, Side
 from mlx_parity.subject import Finding, Load, Pair, Subject, SubjectError, mended
 
 
@@ -92,12 +93,12 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
         ValueError: weights that are not float32, or a machine whose float32 is less than float32.
     """
     subject = load(seed)
-    parts = _judged(subject, only, "parts")
+    parts = judged(subject, only, "parts")
     findings = subject.findings
 
     def run(which: Sequence[Finding], said: str) -> Parts:
         with mended(which):
-            return _judged(load(seed), only, said)
+            return judged(load(seed), only, said)
 
     after = run(findings, "all mended") if findings else parts
     proofs = []
@@ -111,14 +112,24 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
     return Outcome(subject, parts, proofs, after, scores)
 
 
-def _judged(subject: Subject, only: str, said: str) -> Parts:
+def judged(subject: Subject, only: str, said: str, sides: Collection[Side] = tuple(SIDES)) -> Parts:
+    """Every part as it stands.
+
+    Args:
+        only: glob of names of parts.
+        said: beside the progress bar.
+        sides: which must compute in float32.
+
+    Raises:
+        SubjectError, ValueError: as `judge`.
+    """
     chosen = [part for part in subject.parts if fnmatchcase(part.name, only)]
     if not chosen:
         names = ", ".join(part.name for part in subject.parts)
         raise SubjectError(f"--only {only!r}: no part has such a name; there are {names}")
     found = {}
     for part in tqdm(chosen, desc=said, unit="part", file=sys.stderr, disable=None, leave=False):
-        how = dict(names=part.names, channels_last=part.channels_last)
+        how = dict(names=part.names, channels_last=part.channels_last, sides=sides)
         try:
             comparer = Comparer(part.torch_model, part.inputs, **how)
         except ValueError:

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -163,13 +163,13 @@ def not_float32(found: dict[Side, tuple[float, str]]) -> dict[Side, str]:
     }
 
 
-def require_float32() -> None:
+def require_float32(sides: Collection[Side] = tuple(SIDES)) -> None:
     """Look before a comparison.
 
     Raises:
-        NotFloat32: a side does not compute in float32, so nothing can be compared.
+        NotFloat32: one of these sides does not compute in float32, so nothing can be compared.
     """
-    if problems := not_float32(arithmetic()):
+    if problems := {side: text for side, text in not_float32(arithmetic()).items() if side in sides}:
         raise NotFloat32("; ".join(problems.values()))
 
 

@@ -13,7 +13,10 @@ from safetensors.numpy import load_file
 from mlx_parity.__main__ import main
 from mlx_parity.environment import CannotInstall, environment
 from mlx_parity.report import model
+from mlx_parity.shipped import measured
 from mlx_parity.source import SourceError, exchanged, place_of
+from mlx_parity.subject import load_subject
+from parity_tests.degraded import degraded_mlx
 
 pytestmark = pytest.mark.meta
 
@@ -161,6 +164,56 @@ def test_generic_faults_are_counted_with_the_findings_mended(run):
     code, _, out = run(PROGRAM.replace(*WRONG) + FINDING, "--faults", "--only", "block")
     score = json.loads((out / "score.json").read_text())["block"]
     assert code == 1 and score["caught"] == score["total"] > 5
+
+
+# As shipped
+
+
+def test_what_users_get_is_a_row_of_its_own(run, monkeypatch):
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    code, said, out = run(PROGRAM.replace(*WRONG) + FINDING, "--as-shipped")
+    found = json.loads((out / "shipped.json").read_text())
+    assert found["variable"] is None, "it ran with the variable"
+    assert 0 < found["error"] < 1e-3 and found["product"] and found["outputs"] == 10
+    # A GPU with TF32 gives REDUCED here; where MLX computes in float32 the finding is mended and all passes.
+    assert found["regime"] != "float32" or (found["status"], found["good"]) == ("PASS", 10)
+    assert code == 1 and f"as shipped: {found['status']}, MLX computes in {found['regime']}" in said
+    summary = (out / "summary.md").read_text()
+    assert "| as shipped: without MLX_ENABLE_TF32=0, findings mended |" in summary and "| whole | FAIL |" in summary
+
+
+LINEARS = "self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)"
+PRODUCT = """
+class Product(nn.Linear):
+    def __call__(self, x):
+        return mx.matmul(x, self.weight.T) + self.bias
+
+
+class MlxBlock("""
+PRODUCTS = PROGRAM.replace(LINEARS, LINEARS.replace("nn.Linear", "Product")).replace("class MlxBlock(", PRODUCT)
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "good"),
+    [
+        (PRODUCTS, "REDUCED", range(10)),
+        (PRODUCTS.replace("y = self.up(x)", "y = mx.matmul(x, self.up.weight.T)"), "ERROR", range(10)),
+        (PROGRAM, "PASS", [10]),
+    ],
+    ids=["over budget", "not comparable", "within budget all the same"],
+)
+def test_on_a_device_with_less_than_float32_it_informs(text, status, good, tmp_path):
+    program = tmp_path / "toy.py"
+    program.write_text(text)
+    with degraded_mlx():
+        found = measured(load_subject(program), 0, "*")
+    assert (found.regime, found.status) == ("less than ten bits", status) and found.good in good
+
+
+def test_over_budget_in_float32_it_fails(tmp_path):
+    program = tmp_path / "toy.py"
+    program.write_text(PROGRAM.replace(*WRONG))
+    assert measured(load_subject(program), 0, "*").status == "FAIL"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""What users get who do not set MLX_ENABLE_TF32=0: a subject once more, in a process without that variable.
+
+On devices that have TF32, MLX then rounds the factors of float32 products to ten bits. Outputs over budget there inform
+(REDUCED) and judge nothing. Where MLX computes in float32 all the same, they are judged as always.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mlx_parity.report.data import Status
+from mlx_parity.run import judged
+from mlx_parity.sides import regime
+from mlx_parity.subject import Load, SubjectError, load_subject, mended
+
+VARIABLE = "MLX_ENABLE_TF32"
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What was found, of all parts together, with the lines of all findings mended.
+
+    Args:
+        regime: of MLX's products and convolutions: `float32`, `ten bits` or `less than ten bits`.
+        error, product: relative rms error of the worst of them, and its name.
+        outputs, good, incomparable: numbers of outputs: all, within the budget, not comparable.
+        worst: the largest ratio.
+        device: that MLX used.
+        variable: value of MLX_ENABLE_TF32 in that process; None where it was not set.
+    """
+
+    regime: str
+    error: float | None
+    product: str
+    outputs: int
+    good: int
+    incomparable: int
+    worst: float
+    device: str
+    variable: str | None
+
+    @property
+    def status(self) -> Status:
+        """REDUCED where outputs are over budget because MLX computes less than float32."""
+        if self.incomparable:
+            return "ERROR"
+        return "PASS" if self.good == self.outputs else "FAIL" if self.regime == "float32" else "REDUCED"
+
+
+def as_shipped(program: Path, seed: int, only: str) -> Shipped:
+    """Judge a program in a process without the variable.
+
+    Raises:
+        SubjectError: it cannot be judged there.
+    """
+    usual = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    command = [sys.executable, "-m", "mlx_parity.shipped", str(program), str(seed), only]
+    done = subprocess.run(command, env=usual, capture_output=True, text=True, check=False)
+    if done.returncode:
+        problem = (done.stderr.strip() or f"exit {done.returncode}").splitlines()[-1]
+        raise SubjectError(f"{program.name}: without {VARIABLE}: {problem}")
+    return Shipped(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def measured(load: Load, seed: int, only: str) -> Shipped:
+    """What this process gives; only PyTorch must compute in float32.
+
+    Raises:
+        SubjectError, ValueError: as `run.judge`.
+    """
+    with mended(load(seed).findings):
+        parts = judged(load(seed), only, "as shipped", sides=("reference",))
+    rows = [row.reading for part in parts.values() for row in part.comparison.rows]
+    found = regime.precision(regime.arithmetic()).port
+    return Shipped(
+        regime=found.regime,
+        error=found.error,
+        product=found.worst,
+        outputs=len(rows),
+        good=sum(row.status == "PASS" for row in rows),
+        incomparable=sum(row.status in ("ERROR", "VACUOUS") for row in rows),
+        worst=max(part.comparison.worst for part in parts.values()),
+        device=regime.machine()["device"],
+        variable=os.environ.get(VARIABLE),
+    )
+
+
+if __name__ == "__main__":
+    place, drawn, glob = sys.argv[1:]
+    print(json.dumps(asdict(measured(load_subject(Path(place)), int(drawn), glob))))
