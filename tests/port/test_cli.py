@@ -203,6 +203,7 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     """Each of them, with files that exist, runs as it stands."""
     for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
+    (tmp_path / "story.txt").write_text("One.\n\nTwo.")
     (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "sounddevice", NullDevice())

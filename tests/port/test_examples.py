@@ -96,7 +96,7 @@ def test_llm_to_speech(example, voices, monkeypatch):
 
     monkeypatch.setattr("port.model.ras_sampling", sample)
     said = []
-    monkeypatch.setattr("port.cosyvoice3.arriving", lambda parts: (said.append(part) or part for part in parts))
+    monkeypatch.setattr("port.frontend.written.arriving", lambda parts: (said.append(part) or part for part in parts))
     assert len(heard(example("llm_to_speech"))) > 960
     assert len(said) > 4 and "".join(said) == SPOKEN
     assert asked == [("mlx-community/Qwen2.5-0.5B-Instruct-4bit", tokenizer, "Why is the sky blue?")]
