@@ -25,16 +25,17 @@ QUANTIZED_PARTS = ("llm", "embeddings", "flow", "speech_tokenizer")  # MLX has n
 HALF_BY_DEFAULT = ("llm", "embeddings", "flow")
 QUANTIZED_BY_DEFAULT = ("llm",)
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
+RUN = "python convert/run.py"
 EXAMPLE = f"""example, with the language model in 4 bits:
-  python convert/run.py --hf-path {RELEASE.repo} --mlx-path mlx-q4 -q"""
+  {{program}} --hf-path {RELEASE.repo} --mlx-path mlx-q4 -q"""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of convert/run.py."""
+def parser(program: str = RUN) -> argparse.ArgumentParser:
+    """Of convert/run.py, called as `program` says."""
     parser = argparse.ArgumentParser(
-        prog="python convert/run.py",
+        prog=program,
         description="Convert an official CosyVoice 3 checkpoint to a verified MLX folder.",
-        epilog=EXAMPLE,
+        epilog=EXAMPLE.format(program=program),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--hf-path", "--model", required=True, metavar="ID_OR_DIR", help="checkpoint folder or hub id")

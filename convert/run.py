@@ -17,7 +17,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: the repository, not convert/, is where imports start
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from convert.flags import card_arguments, parser
+from convert.flags import RUN, card_arguments, parser
 from port.app.device import use_device
 from port.files.errors import Misused, Refused, printable
 from port.files.hub import ID
@@ -32,8 +32,8 @@ def parity_check(source: Path, folder: Path) -> Sequence[Row]:
     return verify_folder(source, folder)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = RUN) -> int:
+    options = parser(program).parse_args(arguments)
     try:
         lines = _converted(options)
     except Misused as error:

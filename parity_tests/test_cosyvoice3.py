@@ -15,7 +15,7 @@ from parity_tests.parts import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
 from port.cosyvoice3 import CosyVoice3
-from port.files.speakers import FIELDS
+from port.files.voices import FIELDS
 from port.request import Stream
 
 pytestmark = pytest.mark.part("cosyvoice3")
@@ -72,6 +72,7 @@ def request(voice, mode, recordings, flow_noise, **options):
     given = mx.array(swap(flow_noise)) if is_port else torch.from_numpy(flow_noise).to(voice.frontend.dtype)
     try:
         options["stream"] = Stream(reset_hop=True) if options.get("stream") else False
+        options["raw_prompt"] = True  # what the original does, and nothing for people's sake
         results = REQUESTS[mode](voice, *recordings, noise=given, **options)
         chunks = [np.array(result["tts_speech"].tolist()) for result in results]
     finally:

@@ -79,6 +79,7 @@ def quick(parity, tmp_path_factory):
     return {row["name"]: row for row in json.loads(path.read_text("utf-8"))["rows"]}
 
 
+@pytest.mark.part("faults")
 @pytest.mark.parametrize("name", QUICK)
 def test_a_fault_is_caught_in_its_own_module(parity, quick, name):
     parity.keep("faults", [quick[name]])
@@ -166,6 +167,7 @@ def test_what_is_no_fault_is_one_line(tmp_path):
         assert line.startswith("faults: ") and said in line
 
 
+@pytest.mark.meta
 def test_names_select_faults():
     assert [f.name for f in __main__.selected(FAULTS, ["rope_half_split"])] == ["rope_half_split"]
     assert len(__main__.selected(FAULTS, ["guidance", "mask"])) > 5
@@ -216,6 +218,7 @@ def test_a_patch_that_does_not_apply_is_one_line(tmp_path, path, said):
 # ---- the recorded score
 
 
+@pytest.mark.part("faults")
 def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
     """As it was last recorded, by `make record`; the report says when, and whether the code has changed since."""
     found = score.catalogue_section()

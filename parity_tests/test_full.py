@@ -24,6 +24,7 @@ def weights(part: str, config: CosyVoice3Config, prefix: str) -> dict[str, np.nd
     return {k.removeprefix(prefix): v.numpy() for k, v in state.items() if k.startswith(prefix)}
 
 
+@pytest.mark.part("flow.dit.DiT")
 @pytest.mark.parametrize("streaming", [False, True], ids=["full", "chunked"])
 def test_dit_step(parity, streaming):
     n = 60
@@ -35,6 +36,7 @@ def test_dit_step(parity, streaming):
     parity.check(Case(name, part, asdict(CONFIG.flow.dit), inputs, dict(streaming=streaming), weights=state))
 
 
+@pytest.mark.part("vocoder.generator.CausalHiFTGenerator.inference")
 @pytest.mark.parametrize("finalize", [True, False], ids=["end", "more"])
 def test_vocoder(parity, finalize):
     frames = 20
@@ -45,6 +47,7 @@ def test_vocoder(parity, finalize):
     parity.check(Case(name, part, asdict(CONFIG.vocoder), inputs, dict(finalize=finalize), weights=state))
 
 
+@pytest.mark.part("llm.qwen2.Qwen2Model")
 def test_qwen2_stack(parity):
     qwen2 = replace(CONFIG.llm.qwen2, vocab_size=TEXT_ROWS)
     config = replace(CONFIG, llm=replace(CONFIG.llm, qwen2=qwen2))

@@ -58,6 +58,7 @@ def lines(rows: list[GoldenRow]) -> list[str]:
     ]
 
 
+@pytest.mark.part("reference")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_reference_is_the_original(path):
     rows = judge_file(GoldenFile.read(path), "reference")
@@ -79,5 +80,6 @@ def test_the_full_set(side, capsys):
     assert code == 0, [line for line in printed.splitlines() if line.startswith(("FAIL", "ERROR", "VACUOUS"))]
 
 
+@pytest.mark.meta
 def test_the_embedded_files_stay_small():
     assert sum(path.stat().st_size for path in FILES) <= 6_000_000

@@ -20,6 +20,7 @@ from parity_tests.harness.walks import walks
 from parity_tests.parts import recorded
 from parity_tests.trace import walk
 
+pytestmark = pytest.mark.part("liveness")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = {c.name: c for c in all_cases()}
 # Tensors that the output of a walk cannot show.

@@ -11,6 +11,8 @@ from mlx_parity.sides.truth import reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import case, valid
 
+pytestmark = pytest.mark.part("fast.precision")
+
 HALVES = ("float16", "bfloat16")
 
 

@@ -13,6 +13,8 @@ from parity_tests.harness.quality import METRICS, bound, measure
 from parity_tests.harness.rounding import round_reference
 from parity_tests.harness.session import prepare_models
 
+pytestmark = pytest.mark.part("convert.quantize")
+
 VARIANTS = {
     "float16": Precision("float16"),
     "bfloat16": Precision("bfloat16"),

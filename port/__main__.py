@@ -14,7 +14,7 @@ def main() -> int:
         return run(options)
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
-        return 1
+        return 130
 
 
 if __name__ == "__main__":

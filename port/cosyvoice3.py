@@ -3,7 +3,8 @@
 s samples
 
 Each `inference_*` method yields `{"tts_speech": (1, s) float32}`, samples within +-1 at `sample_rate`: one for each
-piece of the text, or with `stream=True` one for each chunk of each piece. Prompt and text are checked when the method
+piece of the text, or with `stream=True` one for each chunk of each piece; "piece" counts the pieces, "text" is what is
+said in it, if it is known. Prompt and text are checked when the method
 is called, the speech is made while the result is iterated; to break off is safe at any time.
 
 What the networks get of a prompt (LM: language model, flow: flow decoder):
@@ -13,6 +14,9 @@ What the networks get of a prompt (LM: language model, flow: flow decoder):
     instruct2      LM: instruction                   flow: prompt speech, speaker
     sft            LM: nothing                       flow: speaker
     vc             (no LM)                           flow: prompt speech, speaker
+
+Unlike its twin, which keeps the original's law, this class puts the model's preamble where prompt and text hold no
+`<|endofprompt|>`; `raw_prompt=True` keeps the law here too.
 """
 
 from __future__ import annotations
@@ -21,29 +25,33 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from .config import read_settings
-from .fast import speed_up
-from .fast.modulation import bake
-from .files import community, weights
 from .files.errors import Refused
 from .files.hub import find_folder
+from .files.loading import load_model
 from .files.recording import Recording
-from .files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
+from .files.voices import Voice, check_name, load_voices, save_voice
 from .frontend.frontend import CosyVoiceFrontEnd
 from .frontend.normalizer import load_normalizer
-from .frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
-from .frontend.text import ZERO_WIDTH, arriving
+from .frontend.special_tokens import (
+    END_OF_PROMPT,
+    as_instruction,
+    require_end_of_prompt,
+    with_preamble,
+)
 from .frontend.tokenizer import CosyVoice3Tokenizer
+from .frontend.transcript import warn_of_transcript
+from .frontend.written import cut, require_string
 from .llm.sampling import SeededDraws
 from .model import CosyVoice3Model
 from .request import Options, Prompt, Stream
-from .stream.threads import end_streams_with_thread, for_any_thread
+from .stream.threads import end_streams_with_thread
 
 Speech = Iterator[dict[str, mx.array]]
 Wav = Recording
@@ -61,12 +69,12 @@ class CosyVoice3:
 
     Common arguments of the `inference_*` methods:
 
-        tts_text: what to say; where the prompt holds `<|endofprompt|>` also an iterator of strings, for text that still
-            arrives (neither split nor normalised).
+        tts_text: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
+            (neither split nor normalised).
         zero_shot_spk_id: a saved voice instead of the prompt.
         stream, speed: as in `Options`.
         text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
-        options: the other fields of `Options`: `seed`, `split_long`, ...
+        options: the other fields of `Options`: `seed`, `split_long`, `raw_prompt`, ...
 
     They raise `Refused`, a ValueError of one line.
     """
@@ -104,24 +112,14 @@ class CosyVoice3:
         """
         end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
-        with for_any_thread() if lazy else nullcontext():
-            if community.recognises(settings := read_settings(folder)):
-                model, _ = community.load(folder, lazy=True, settings=settings)
-            else:
-                model = weights.load(folder, lazy=True, settings=settings)
-            if bake_timesteps:
-                bake(model.flow.decoder)
-            if not plain:
-                speed_up(model, lazy=True)
-            if not lazy:
-                mx.eval(model.parameters())
+        model = load_model(folder, lazy, bake_timesteps, plain)
         frontend = CosyVoiceFrontEnd(
             CosyVoice3Tokenizer.from_folder(folder),
             model.speech_tokenizer,
             model.speaker,
             model.config,
             load_normalizer(),
-            load_speakers(folder / SPEAKERS_FILE, model.config),
+            load_voices(folder, model.config),
         )
         made = cls(model, frontend, folder)
         made._lazy_in = threading.get_ident() if lazy else None
@@ -136,32 +134,41 @@ class CosyVoice3:
         """Names of the saved voices."""
         return list(self.frontend.spk2info)
 
-    def add_zero_shot_spk(self, prompt_text: str, prompt_wav: Wav, zero_shot_spk_id: str) -> bool:
+    def add_zero_shot_spk(
+        self, prompt_text: str, prompt_wav: Wav, zero_shot_spk_id: str, raw_prompt: bool = False
+    ) -> bool:
         """Keep a prompt as a voice, replacing one of that name; `save_spkinfo` writes it to disk. Returns True.
 
         Args:
-            prompt_text, prompt_wav: as for `inference_zero_shot`; the text is taken as it is.
+            prompt_text, prompt_wav: as for `inference_zero_shot`.
+            raw_prompt: as in `Options`: the text is taken as it is.
 
         Raises:
             Refused: an unusable name.
-            ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
+            ValueError: with `raw_prompt`, no `<|endofprompt|>` in the text, without which the voice could not speak.
         """
         self._enter_thread()
-        check_name(zero_shot_spk_id)
-        _require_string("prompt_text", prompt_text)
-        require_end_of_prompt(prompt_text)
-        self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        name = check_name(zero_shot_spk_id)
+        require_string("prompt_text", prompt_text)
+        text = prompt_text  # read as inference_zero_shot reads it, so that the voice speaks as its prompt
+        if not raw_prompt:
+            text = with_preamble(self.frontend.text_normalize(prompt_text, split=False))
+        require_end_of_prompt(text)
+        prompt = self.frontend.frontend_zero_shot(text, prompt_wav)
+        warn_of_transcript(text, prompt.llm_prompt_speech_token)
+        self.frontend.spk2info[name] = Voice(**prompt.given(), text=prompt_text)
         return True
 
     def save_spkinfo(self, path: str | Path | None = None) -> None:
-        """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
+        """Write all voices below `path`, by default the model's folder, from where they are loaded again.
 
         Raises:
             Refused: nowhere to write, or not possible.
         """
         if path is None and self.folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
-        save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
+        for name, voice in self.frontend.spk2info.items():
+            save_voice(path or self.folder, name, voice, self.model.config)
 
     def inference_sft(
         self,
@@ -172,8 +179,8 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Speech:
-        """Speak with a saved voice by its embedding alone; the text must hold `<|endofprompt|>`."""
-        chosen = self._options(stream, speed, options)
+        """Speak with a saved voice by its embedding alone; an instruction may stand before the text."""
+        chosen = Options(stream=stream, speed=speed, **options)
         pieces = self._pieces(tts_text, "", text_frontend, chosen)
         return self._speak(pieces, self.frontend.frontend_sft(spk_id), chosen)
 
@@ -191,18 +198,18 @@ class CosyVoice3:
         """Speak with the voice of a recording.
 
         Args:
-            prompt_text: an instruction, `<|endofprompt|>`, and what is said in the recording.
+            prompt_text: what is said in the recording; an instruction and `<|endofprompt|>` may stand before it.
             prompt_wav: the recording, 30 s at most, 16 kHz at least.
         """
-        chosen = self._options(stream, speed, options)
-        _require_string("prompt_text", prompt_text)
+        chosen = Options(stream=stream, speed=speed, **options)
+        require_string("prompt_text", prompt_text)
         prompt_text = self.frontend.text_normalize(prompt_text, split=False, text_frontend=text_frontend)
+        if not chosen.raw_prompt:
+            prompt_text = with_preamble(prompt_text, tts_text)
         pieces = self._pieces(tts_text, None if zero_shot_spk_id else prompt_text, text_frontend, chosen)
-        said = prompt_text.rpartition(END_OF_PROMPT)[2]
-        for piece in pieces:
-            if isinstance(piece, str) and 2 * len(piece) < len(said):
-                logger.warning("the text %.40r is much shorter than the prompt text; this may sound poor", piece)
         prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav, zero_shot_spk_id)
+        if not zero_shot_spk_id:
+            warn_of_transcript(prompt_text, prompt.llm_prompt_speech_token, pieces)
         return self._speak(pieces, prompt, chosen)
 
     def inference_cross_lingual(
@@ -215,8 +222,12 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Speech:
-        """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
-        chosen = self._options(stream, speed, options)
+        """Speak with the voice of a recording in whatever language.
+
+        Args:
+            tts_text: an instruction and `<|endofprompt|>` may stand before it.
+        """
+        chosen = Options(stream=stream, speed=speed, **options)
         pieces = self._pieces(tts_text, "", text_frontend, chosen)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
         return self._speak(pieces, prompt, chosen)
@@ -235,15 +246,20 @@ class CosyVoice3:
         """Speak with the voice of a recording as an instruction says.
 
         Args:
-            instruct_text: how to speak, closed by `<|endofprompt|>`; not read with a saved voice, as in the original.
+            instruct_text: how to speak; of a saved voice it takes the place of the prompt text. With `raw_prompt` that
+                text stays and no instruction is read, as in the original.
         """
-        if zero_shot_spk_id:
+        chosen = Options(stream=stream, speed=speed, **options)
+        stays = bool(zero_shot_spk_id) and chosen.raw_prompt
+        if stays:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
         else:
-            _require_string("instruct_text", instruct_text)
-        chosen = self._options(stream, speed, options)
-        pieces = self._pieces(tts_text, None if zero_shot_spk_id else instruct_text, text_frontend, chosen)
+            require_string("instruct_text", instruct_text)
+            instruct_text = instruct_text if chosen.raw_prompt else as_instruction(instruct_text, tts_text)
+        pieces = self._pieces(tts_text, None if stays else instruct_text, text_frontend, chosen)
         prompt = self.frontend.frontend_instruct2(instruct_text, prompt_wav, zero_shot_spk_id)
+        if not stays:
+            prompt = replace(prompt, prompt_text=self.frontend.extract_text_token(instruct_text))
         return self._speak(pieces, prompt, chosen)
 
     def inference_vc(
@@ -260,7 +276,7 @@ class CosyVoice3:
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
         """
-        chosen = self._options(stream, speed, options)
+        chosen = Options(stream=stream, speed=speed, **options)
         self._enter_thread()
         source, prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
         return self._results(self.model.tts(prompt, source_speech_token=source, **chosen.of_model()))
@@ -270,26 +286,23 @@ class CosyVoice3:
     ) -> list[Any]:
         """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
         self._enter_thread()
-        text = arriving(tts_text) if isinstance(tts_text, Iterator) else tts_text
-        pieces = self.frontend.text_normalize(text, True, text_frontend, chosen.split_long)
-        if isinstance(tts_text, str) and not tts_text.strip().strip(ZERO_WIDTH):
-            raise ValueError("the text is empty: nothing to speak")
-        if prompt_text is not None:
-            require_end_of_prompt(prompt_text + (tts_text if isinstance(tts_text, str) else ""))
-        return pieces
-
-    @staticmethod
-    def _options(stream: bool | Stream, speed: float, options: dict[str, Any]) -> Options:
-        """Refuse what cannot be before anything is computed."""
-        return Options(stream=stream, speed=speed, **options)
+        normalize = partial(self.frontend.text_normalize, text_frontend=text_frontend, split_long=chosen.split_long)
+        return cut(tts_text, prompt_text, normalize, chosen)
 
     def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
         draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
 
         def pieces_spoken() -> Speech:
-            for piece in pieces:
-                text = self.frontend.extract_text_token(piece)
-                yield from self._results(self.model.tts(prompt, text, **chosen.of_model(draws)))
+            pause = mx.zeros((1, round(chosen.pause * self.sample_rate)))
+            mx.eval(pause)  # a lazy array could be evaluated by this thread only
+            for i, piece in enumerate(pieces):
+                results = iter([{"tts_speech": pause}])
+                if piece is not None:
+                    text = self.frontend.extract_text_token(piece)
+                    results = self._results(self.model.tts(prompt, text, **chosen.of_model(draws)))
+                said = piece.rpartition(END_OF_PROMPT)[2] if isinstance(piece, str) else ""
+                for result in results:
+                    yield result | {"piece": i, "text": said}
 
         return pieces_spoken()
 
@@ -307,8 +320,3 @@ class CosyVoice3:
             with self._lock:
                 mx.eval(self.model.parameters())
                 self._lazy_in = None
-
-
-def _require_string(name: str, text: object) -> None:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a string, not {type(text).__name__}")

@@ -12,12 +12,13 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+LONGEST_PAUSE = 60  # seconds
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A voice; what a network is not to get of it is None. Also what a saved voice is.
+    """A voice; what a network is not to get of it is None.
 
     Attributes:
         flow_embedding: (1, spk_embed_dim) speaker x-vector.
@@ -33,8 +34,8 @@ class Prompt:
     prompt_speech_feat: Any = None
 
     def given(self) -> dict[str, Any]:
-        """What is there, by name."""
-        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        """The arrays that are there, by name."""
+        return {f.name: value for f in fields(Prompt) if (value := getattr(self, f.name)) is not None}
 
 
 def _is_whole(value: Any) -> bool:
@@ -102,18 +103,24 @@ class Options:
             nothing else in the process can disturb.
         split_long: also normalise and split a text with `<|...|>` in it, after its instruction; and what the original
             leaves long: kana, other scripts, sentences, see `port.frontend.text.text_normalize`.
+        raw_prompt: the original's law: prompt and text without `<|endofprompt|>` are refused. Otherwise the port puts
+            the model's preamble there; the reference always keeps the law.
+        pause: seconds of silence between paragraphs, which blank lines end; 0 joins them, as the original. Of the port.
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.
 
     Raises:
-        ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed out of its range; another type.
+        ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed or a pause out of its range; another
+            type.
     """
 
     stream: bool | Stream | None = None
     speed: float = 1.0
     seed: int | None = None
     split_long: bool = False
+    raw_prompt: bool = False
+    pause: float = 0.0
     sampling: Callable[..., int] | None = None
     strict_min_length: bool = False
     noise: Any = None
@@ -130,11 +137,13 @@ class Options:
             raise ValueError(f"speed {shown!r:.40} is no tempo; give a number above 0")
         if self.stream and self.speed != 1:
             raise ValueError(SPEED_IN_STREAM.format(self.speed))
+        if isinstance(self.pause, bool) or not isinstance(self.pause, Real) or not 0 <= self.pause <= LONGEST_PAUSE:
+            raise ValueError(f"pause {self.pause!r:.40} is no number of seconds in 0..{LONGEST_PAUSE}")
         if self.seed is not None and not _is_whole(self.seed):
             raise ValueError(f"seed {self.seed!r:.40} is no whole number")
         if self.seed is not None and not 0 <= self.seed < 1 << 64:
             raise ValueError("the seed is outside 0..2^64-1")
-        for name in ("split_long", "strict_min_length"):
+        for name in ("split_long", "raw_prompt", "strict_min_length"):
             _require_bool(name, getattr(self, name))
         for name in ("sampling", "progress"):
             if (given := getattr(self, name)) is not None and not callable(given):

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from port.config import CosyVoice3Config
 from port.files.errors import Refused
-from port.files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
+from port.files.voices import Voice, check_name, load_voices, save_voice
 from port.frontend.normalizer import load_normalizer
 from port.frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
 from port.frontend.tokenizer import CosyVoice3Tokenizer
@@ -107,7 +107,7 @@ class CosyVoice3:
             model.speaker,
             config,
             load_normalizer(),
-            load_speakers(folder / SPEAKERS_FILE, config),
+            load_voices(folder, config),
         )
         return cls(model, frontend, folder)
 
@@ -130,20 +130,22 @@ class CosyVoice3:
             Refused: an unusable name.
             ValueError: `prompt_text` has no `<|endofprompt|>`, without which the voice could not speak.
         """
-        check_name(zero_shot_spk_id)
+        name = check_name(zero_shot_spk_id)
         require_end_of_prompt(prompt_text)
-        self.frontend.spk2info[zero_shot_spk_id] = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        prompt = self.frontend.frontend_zero_shot(prompt_text, prompt_wav)
+        self.frontend.spk2info[name] = Voice(**prompt.given(), text=prompt_text)
         return True
 
     def save_spkinfo(self, path: str | Path | None = None) -> None:
-        """Write all voices to `path`, by default into the model's folder, from where they are loaded again.
+        """Write all voices below `path`, by default the model's folder, from where they are loaded again.
 
         Raises:
             Refused: nowhere to write, or not possible.
         """
         if path is None and self.folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
-        save_speakers(path or self.folder / SPEAKERS_FILE, self.frontend.speakers())
+        for name, voice in self.frontend.spk2info.items():
+            save_voice(path or self.folder, name, voice, self.model.config)
 
     def inference_sft(
         self,

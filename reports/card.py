@@ -139,8 +139,7 @@ def _precision(config: Row) -> str:
 
 def _usage(name: str) -> str:
     return f"""```sh
-cosyvoice3-mlx say --model {name} --prompt-wav me.wav \\
-  --prompt-text 'You are a helpful assistant.<|endofprompt|>What I say in the recording.' \\
+cosyvoice3-mlx say --model {name} --ref-audio me.wav --ref-text 'What I say in the recording.' \\
   --text 'Good morning.' -o out.wav
 ```
 
@@ -148,8 +147,7 @@ cosyvoice3-mlx say --model {name} --prompt-wav me.wav \\
 from cosyvoice3_mlx.cosyvoice3 import CosyVoice3
 
 voice = CosyVoice3.from_pretrained("{name}")
-prompt = "You are a helpful assistant.<|endofprompt|>What I say in the recording."
-for chunk in voice.inference_zero_shot("Good morning.", prompt, "me.wav"):
+for chunk in voice.inference_zero_shot("Good morning.", "What I say in the recording.", "me.wav"):
     samples = chunk["tts_speech"]  # (1, n) at voice.sample_rate
 ```"""
 

@@ -12,7 +12,7 @@ import soundfile
 from convert import run
 from parity_tests.speech_support import write_voice
 from port.app import cli
-from port.files.speakers import SPEAKERS_FILE
+from port.files.voices import VOICES
 from tests.support.fake_hub import CHUNK, fake_hub
 
 
@@ -65,7 +65,7 @@ def run_command(model, capsys, monkeypatch):
 def no_voices_left(model):
     """Whatever a test saved is gone for the next."""
     yield
-    (model / SPEAKERS_FILE).unlink(missing_ok=True)
+    shutil.rmtree(model / VOICES, ignore_errors=True)
 
 
 @pytest.fixture

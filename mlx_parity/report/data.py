@@ -108,6 +108,7 @@ class Test:
     outcome: Outcome
     duration_s: Size
     reason: str | None = None
+    part: Annotated[str | None, "path of the part that its failure speaks of"] = None
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from parity_tests.faults import TABLES
 from parity_tests.faults.checks import Checks
 from parity_tests.faults.parts import part_of
 from parity_tests.faults.patches import judge_patches
-from parity_tests.faults.score import record
+from parity_tests.faults.score import caught_by, record
 from parity_tests.harness import signatures
 
 
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def _judge_tables(options: argparse.Namespace) -> int:
     faults = selected(read_tables(options.table or TABLES, part_of), options.only)
     torch.set_num_threads(1)
-    started, verdicts, suite = datetime.now(UTC), [], Checks(signed=bool(options.signatures))
+    started, verdicts, suite = datetime.now(UTC), [], Checks(bool(options.signatures), before=caught_by())
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         workers = Workers(options.jobs, options.limit, Path(folder))
         suite.prepare(faults, workers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,7 +26,7 @@ from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, TESTS
-from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, is_part, place
+from parity_tests.faults.parts import ASIDE, BEFORE, GROUPS, cases_of, group_of, is_part, place
 from parity_tests.harness.signatures import Signature, strength
 from port import noise
 
@@ -55,12 +55,14 @@ class Checks:
         truths: what the reference gives for each isolated case.
         tests: all that are marked with a part, smallest parts first.
         arithmetic: what this machine was found to compute in.
+        before: the check that caught each fault when the score was recorded, by the fault's name.
     """
 
     signed: bool = False
     truths: dict[str, Truth] = field(default_factory=dict)
     tests: list[Check] = field(default_factory=list)
     arithmetic: dict[Any, Any] = field(default_factory=dict)
+    before: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = PACKAGES
 
     def prepare(self, faults: Iterable[Fault], workers: Workers) -> None:
@@ -97,7 +99,8 @@ class Checks:
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
-        own.sort(key=lambda test: (place(test.part), not knows(test, fault)))
+        # Among the tests of one part the order proves nothing: the likely ones first.
+        own.sort(key=lambda test: (place(test.part), test.by != self.before.get(fault.name), not knows(test, fault)))
         cases = cases_for([fault])
         signature: Signature = {}
         finding = first_failing(before, say)
@@ -236,7 +239,8 @@ def marked_tests() -> list[Check]:
     for test in run.marked:
         if not is_part(test.part):
             raise FaultError(f"{test.by} is marked with {test.part}, which is no part")
-    return sorted(run.marked, key=lambda test: (place(test.part), run.late[test.by]))
+    tests = [test for test in run.marked if test.part not in ASIDE]
+    return sorted(tests, key=lambda test: (place(test.part), run.late[test.by]))
 
 
 @cache

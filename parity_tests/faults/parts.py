@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "llm": ("llm.sampling",),
     "fast.precision": (),
     "fast.convolution": (),
+    "fast.arithmetic": ("fast", "flow", "vocoder"),
     "flow": ("fast",),
     "vocoder": ("fast",),
     "fast": ("flow", "vocoder"),
@@ -29,15 +30,22 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "stream.memory": (),
     "stream.flow": (),
     "stream.vocoder": (),
+    "stream.threads": (),
     "files.weights": (),
     "files.community": (),
     "config": ("convert",),
     "convert": ("files.weights",),
     "convert.run": ("convert",),
+    "convert.onnx": (),
+    "convert.layouts": (),
+    "convert.quantize": (),
+    "convert.bake": (),
+    "files": (),
     "model.drop_silence": ("model",),
     "model.interpolate": ("model",),
     "model": ("model.drop_silence", "model.interpolate", "cosyvoice3"),
-    "cosyvoice3": ("model",),
+    "cosyvoice3": (),
+    "app": (),
 }
 # Whose isolated cases run for a part, by the beginnings of their paths and in that order, where those are not of its
 # own package alone.
@@ -56,17 +64,20 @@ WITHOUT_CASES = frozenset(
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
         *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision"),
-        *("stream.flow.StreamingFlow", "stream.memory", "stream.vocoder.StreamingVocoder"),
-        *("config", "convert", "convert.run", "convert.transforms", "files.community", "files.weights"),
+        *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
+        *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
+        *("convert.run", "convert.transforms", "files", "files.community", "files.weights", "app"),
         *("noise", "model.CosyVoice3Model", "model.drop_silence", "model.interpolate", "cosyvoice3"),
     }
 )
 STAGES = ("llm", "flow", "vocoder", "model")  # that walks name
+# What tests may speak of besides, in which no fault of the port can lie.
+ASIDE = ("reference", "liveness", "faults")
 
 
 def is_part(path: str) -> bool:
     """Whether a test may name it."""
-    return path in PARTS or path in WITHOUT_CASES or path in STAGES
+    return path in PARTS or path in WITHOUT_CASES or path in STAGES or path in ASIDE
 
 
 def part_of(where: str) -> str | None:

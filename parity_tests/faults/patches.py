@@ -44,7 +44,7 @@ def judge_patches(patches: Sequence[Path], limit: float) -> int:
     survived = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         whole = Path(folder) / "whole"
-        _copy(whole)
+        copy_checkout(whole)
         touched = {patch: _touched(whole, patch) for patch in patches}  # all, before any takes its time
         for patch in patches:
             changed = Path(folder) / "changed"
@@ -58,7 +58,7 @@ def judge_patches(patches: Sequence[Path], limit: float) -> int:
     return 1 if survived else 0
 
 
-def _copy(folder: Path) -> None:
+def copy_checkout(folder: Path) -> None:
     """The tracked files of the checkout, as they are in the working tree."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, names.split("\0")):

@@ -33,6 +33,12 @@ def record(verdicts: Sequence[Verdict], started: datetime) -> str:
     return f'{{"recorded": {json.dumps(about)},\n"score": {json.dumps(found["score"])},\n"rows": [\n{rows}\n]}}\n'
 
 
+def caught_by(path: Path = SCORE) -> dict[str, str]:
+    """What caught each fault when the score was recorded, by the fault's name."""
+    rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else ()
+    return {row["name"]: row["by"] for row in rows if row["by"]}
+
+
 def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
     """The report's section `fault_catalogue`: the recorded score, and whether the code has not changed since."""
     if not path.is_file():

@@ -37,7 +37,8 @@ class Gathered:
         """Send what was kept since the last report along with this one."""
         if not self._places:
             self._places = {item.nodeid: place for place, item in enumerate(item.session.items)}
-        content = {"at": self._places.get(item.nodeid, LAST), "kept": self._pending}
+        mark = item.get_closest_marker("part")
+        content = {"at": self._places.get(item.nodeid, LAST), "kept": self._pending, "part": mark and mark.args[0]}
         setattr(report, ATTRIBUTE, json.dumps(content, allow_nan=False))
         self._pending = {}
 
@@ -57,6 +58,7 @@ class Gathered:
         else:
             reason = "" if report.passed else _last_line(report)
         entry = {"nodeid": report.nodeid, "outcome": outcome, "duration_s": round(report.duration, 3), "reason": reason}
+        entry["part"] = content.get("part")
         if outcome in ("passed", "failed", "skipped", "error"):
             self._tests[report.nodeid] = entry
 

@@ -9,39 +9,45 @@ from pathlib import Path
 from typing import Any
 
 from ..files.errors import CONVERTER
-from ..frontend.special_tokens import END_OF_PROMPT
+from ..frontend.special_tokens import END_OF_PROMPT, PREAMBLE
+from ..request import LONGEST_PAUSE
+from .arguments_serve import add_serve
+from .arguments_tools import add_tools
 from .device import DEVICES
 
 # As the checkout runs it, or as the wheel installs it.
 PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
 MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
-SPK = "Keep voices in the model's folder."
+VOICE = "Keep voices in the model's folder: one file a voice."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""
 one example for each mode:
   zero-shot, the voice of a recording whose words are known:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.' \\
-      --text 'Good morning.' -o out.wav
-  cross-lingual, the voice of a recording in any language; the text carries the instruction:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --text 'You are a helpful assistant.{END_OF_PROMPT}Guten Morgen.' -o out.wav
+    {PROGRAM} say --model MLX --ref-audio me.wav --ref-text 'What I say in it.' --text 'Good morning.' -o out.wav
+  cross-lingual, the voice of a recording in any language:
+    {PROGRAM} say --model MLX --ref-audio me.wav --text 'Guten Morgen.' -o out.wav
   instruct, how to say it:
-    {PROGRAM} say --model MLX --prompt-wav me.wav \\
-      --instruct 'You are a helpful assistant. Please speak very slowly.{END_OF_PROMPT}' \\
-      --text 'Good morning.' -o out.wav
+    {PROGRAM} say --model MLX --ref-audio me.wav --instruct 'Please speak very slowly.' --text 'Hello.' -o out.wav
   a saved voice, text from standard input, streamed:
-    echo 'Good morning.' | {PROGRAM} say --model MLX --spk me --stream -o out.wav
+    echo 'Good morning.' | {PROGRAM} say --model MLX --voice me --stream -o out.wav
+  heard while it is made, and while somebody else is still writing:
+    {PROGRAM} say --model MLX --voice me --text 'Good morning.' --stream --play
+    LLM 'Tell me a story.' | {PROGRAM} say --model MLX --voice me --play
+  a long text, with a pause after each paragraph and subtitles:
+    {PROGRAM} say --model MLX --voice me --text-file story.txt --pause 0.8 --subtitles story.srt -o story.mp3
   voice conversion, what one recording says with the voice of another:
-    {PROGRAM} vc --model MLX --source-wav you.wav --prompt-wav me.wav -o out.wav
+    {PROGRAM} vc --model MLX --source-wav you.wav --ref-audio me.wav -o out.wav
   many utterances, one JSON object a line; run it again to go on where it stopped:
     {PROGRAM} batch manifest.jsonl --model MLX --out speech
     mlx.launch -n 4 --backend ring -- {PROGRAM} batch manifest.jsonl --model MLX --out speech
   saved voices:
-    {PROGRAM} spk add --model MLX --spk me --prompt-wav me.wav \\
-      --prompt-text 'You are a helpful assistant.{END_OF_PROMPT}What I say in the recording.'
-    {PROGRAM} spk list --model MLX
-    {PROGRAM} spk remove --model MLX --spk me
+    {PROGRAM} voice add me --model MLX --ref-audio me.wav --ref-text 'What I say in it.'
+    {PROGRAM} voice list --model MLX
+    {PROGRAM} voice export me --model MLX -o me.safetensors
+    {PROGRAM} voice import me.safetensors --model MLX --name mine
+    {PROGRAM} voice remove me --model MLX
+  a server for OpenAI's clients, with a page at http://127.0.0.1:8000:
+    {PROGRAM} serve --model MLX
 """
 
 
@@ -55,9 +61,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(within: Any, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    def command(within: Any, name: str, run: str, text: str, *aliases: str) -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
         made = within.add_parser(
-            name, help=text, description=text, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+            name, aliases=aliases, help=text, description=text, epilog=EXAMPLES, formatter_class=form
         )
         made.add_argument("--model", required=True, metavar="DIR", help=f"folder written by {CONVERTER}, or a hub id")
         made.add_argument(
@@ -69,32 +76,38 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.")
+    say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.",
+                  "clone")  # fmt: skip
     text = say.add_mutually_exclusive_group()
+    # Not given, it must not undo --text, which has the same name.
+    text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=_text, metavar="TEXT", help="what to say")
     text.add_argument(
-        "--text", type=_text, help="what to say; read from standard input when neither this nor --text-file is given"
+        "--text",
+        type=_text,
+        help="what to say; read from standard input when neither this nor --text-file is given. With --stream or "
+        "--play and a voice whose words are known, a pipe is spoken as it comes, numbers as the model reads them",
     )
     text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
-    say.add_argument("--prompt-wav", type=Path, metavar="FILE", help="recording of the voice, 30 s at most")
-    how = say.add_mutually_exclusive_group()
-    how.add_argument(
-        "--prompt-text", type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, words of the recording"
+    say.add_argument(
+        "--pause", type=_pause, default=0.0, metavar="S", help="seconds of silence between paragraphs (default: 0)"
     )
-    how.add_argument("--instruct", type=_text, metavar="TEXT", help=f"how to speak, closed by {END_OF_PROMPT}")
-    say.add_argument("--spk", metavar="NAME", help="a saved voice instead of a recording")
+    say.add_argument("--subtitles", type=Path, metavar="FILE.srt", help="write what is said when, piece by piece")
+    _add_recording(say, required=False)
+    how = say.add_mutually_exclusive_group()
+    _add_transcript(how, required=False)
+    how.add_argument("--instruct", type=_text, metavar="TEXT", help="how to speak")
+    say.add_argument("--voice", "--spk", dest="spk", metavar="NAME", help="a saved voice instead of a recording")
+    _add_raw_prompt(say)
     say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
-    _add_split_long(say)
     say.add_argument("--strict-min-length", action="store_true", help="fix of the original: hold back an early end")
     _add_output(say)
 
     vc = command(commands, "vc", "vc", "Say what a recording says with the voice of another.")
     vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
-    vc.add_argument(
-        "--prompt-wav", required=True, type=Path, metavar="FILE", help="recording of the voice, 30 s at most"
-    )
+    _add_recording(vc)
     vc.add_argument(
         "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
     )
@@ -112,26 +125,61 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
-    _add_split_long(batch)
+    _add_raw_prompt(batch)
 
-    spk = commands.add_parser("spk", help=SPK, description=SPK, epilog=EXAMPLES,
-                              formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    actions = spk.add_subparsers(required=True, metavar="ACTION")
-    add = command(actions, "add", "spk_add", "Save the voice of a recording under a name.")
-    add.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
-    add.add_argument("--prompt-wav", required=True, type=Path, metavar="FILE", help="recording, 30 s at most")
-    add.add_argument(
-        "--prompt-text", required=True, type=_text, metavar="TEXT", help=f"instruction, {END_OF_PROMPT}, its words"
-    )
-    command(actions, "list", "spk_list", "Print the names of the saved voices.")
-    remove = command(actions, "remove", "spk_remove", "Forget a saved voice.")
-    remove.add_argument("--spk", required=True, metavar="NAME", help="name of the voice")
+    voice = commands.add_parser("voice", help=VOICE, description=VOICE, epilog=EXAMPLES,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    actions = voice.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        made = command(actions, name, f"voice_{name}", text)
+        if name not in ("list", "import"):
+            made.add_argument("name", metavar="NAME", help="name of the voice")
+        return made
+
+    add = action("add", "Save the voice of a recording under a name; a voice of that name is replaced.")
+    _add_recording(add)
+    _add_transcript(add)
+    add.add_argument("--licence", "--license", default="", type=_text, metavar="TEXT", help="what it may be used for")
+    action("list", "Print the names of the saved voices.")
+    action("show", "Print what is known of a saved voice.")
+    action("remove", "Forget a saved voice.")
+    export = action("export", "Write a saved voice to a file, for another model's folder or another person.")
+    export.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
+    import_ = action("import", "Take in the file of a voice; one made by a model of other sizes is refused.")
+    import_.add_argument("file", type=Path, metavar="FILE", help="written by `voice export`")
+    import_.add_argument("--name", metavar="NAME", help="name of the voice here (default: the file's)")
+    add_tools(commands, command)
+    add_serve(commands, command)
     return top
 
 
+def _add_recording(parser: Any, required: bool = True) -> None:
+    parser.add_argument("--ref-audio", "--prompt-wav", dest="prompt_wav", required=required, type=Path, metavar="FILE",
+                        help="recording of the voice, 30 s at most")  # fmt: skip
+
+
+def _add_transcript(parser: Any, required: bool = True) -> None:
+    parser.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=required, type=_text,
+                        metavar="TEXT", help="what is said in the recording, word for word")  # fmt: skip
+
+
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="wav or flac file to write")
-    parser.add_argument("--stream", action="store_true", help="write chunk by chunk, tell the time to the first audio")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="file to write: .wav, .flac, .mp3, .ogg, .opus; - for standard output (default: speech.wav, or the next "
+        "name that is free; none with --play)",
+    )
+    parser.add_argument("--play", action="store_true", help="play it while it is made; needs the extra [play]")
+    parser.add_argument("--stream", action="store_true", help="make it chunk by chunk, so that the first comes early")
+    parser.add_argument(
+        "--format", choices=("wav", "raw"), default="wav",
+        help="of standard output: wav, or raw 16-bit little-endian mono samples at 24000 Hz (default: wav)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print what is told at the end as data")
     parser.add_argument(
         "--speed", type=float, default=1.0, metavar="X", help="tempo; not with --stream (default: 1.0, as learnt)"
     )
@@ -155,14 +203,14 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_split_long(parser: argparse.ArgumentParser) -> None:
+def _add_raw_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--split-long",
+        "--raw-prompt",
         action="store_true",
-        help=f"spell out and cut every text: one with {END_OF_PROMPT} after its instruction, all at the full stops of "
-        "any script, a sentence of more than 80 tokens at commas and ends of lines, else at blanks. Default, as the "
-        "original: a text with <|...|> in it is spoken as it is in one piece however long; others are cut at .?!;: "
-        "and, with Chinese characters, at 。？！；：、, never at commas",
+        help=f"the original's law for prompt and text: refuse them without {END_OF_PROMPT}; speak a text with <|...|> "
+        "in it as it is, in one piece however long; cut others at .?!;: and, with Chinese characters, at 。？！；：、. "
+        f"Default: '{PREAMBLE}{END_OF_PROMPT}' is put before the words of the recording, the instruction or the text, "
+        "and every text is spelled out and cut, at the full stops of any script, a long sentence at commas or blanks",
     )
 
 
@@ -180,6 +228,16 @@ def _bytes(text: str) -> int:
     if size == math.inf:
         raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; give a number of bytes such as 0, 500M or 2G")
     return int(size)
+
+
+def _pause(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST_PAUSE:
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of seconds in 0..{LONGEST_PAUSE}")
+    return seconds
 
 
 def _seed(text: str) -> int:

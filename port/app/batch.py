@@ -1,7 +1,7 @@
 """Many utterances from a manifest, shared among the ranks of `mlx.launch`, resumed where a run stopped.
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
-`prompt_text`, `instruct`, `spk`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
+`prompt_text`, `instruct`, `voice`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
 held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
 object, or whose id is missing or repeated, refuses the whole manifest: its result would have no name.
 
@@ -44,10 +44,10 @@ MAX_NAME_BYTES = 200  # of an id, so that the names beside its place stay within
 PATHS = ("prompt_wav", "source_wav")
 # What a line of each mode must have besides `id`; for one of the alternatives.
 MODES: dict[str, tuple[set[str], ...]] = {
-    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "spk"}),
-    "cross-lingual": ({"text", "prompt_wav"}, {"text", "spk"}),
-    "instruct": ({"text", "prompt_wav", "instruct"},),
-    "sft": ({"text", "spk"},),
+    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "voice"}),
+    "cross-lingual": ({"text", "prompt_wav"}, {"text", "voice"}),
+    "instruct": ({"text", "prompt_wav", "instruct"}, {"text", "voice", "instruct"}),
+    "sft": ({"text", "voice"},),
     "vc": ({"source_wav", "prompt_wav"},),
 }
 
@@ -62,7 +62,7 @@ class Utterance:
     prompt_wav: str | None = None
     prompt_text: str | None = None
     instruct: str | None = None
-    spk: str | None = None
+    voice: str | None = None
     source_wav: str | None = None
     seed: int | None = None
     speed: float = 1.0
@@ -74,6 +74,8 @@ class Utterance:
         Raises:
             Refused: an unknown field, a value of the wrong type, or fields that do not make a mode.
         """
+        if "voice" not in line:  # which the original calls spk
+            line = {"voice" if name == "spk" else name: value for name, value in line.items()}
         if unknown := [name for name in line if name not in FIELDS]:
             raise Refused(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
         line = {name: value for name, value in line.items() if value is not None}
@@ -85,6 +87,11 @@ class Utterance:
         made = cls(**given)
         made._check(line.keys() - {"id", "mode", "seed", "speed"})
         return made
+
+    @property
+    def spk(self) -> str | None:
+        """The saved voice, as `speak` asks for it."""
+        return self.voice
 
     def _check(self, given: set[str]) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -101,12 +108,13 @@ class Utterance:
         if len(self.id.encode()) > MAX_NAME_BYTES:
             raise Refused(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
 
-    def speak(self, voice: CosyVoice3, seed: int, split_long: bool = False) -> Speech:
+    def speak(self, voice: CosyVoice3, seed: int, raw_prompt: bool = False) -> Speech:
         """Audio of this line; `seed` where the line has none of its own."""
         if self.source_wav is not None:
             return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
         seed = seed if self.seed is None else self.seed
-        return speak(self, voice, self.text, {"speed": self.speed, "seed": seed, "split_long": split_long})
+        law = {"raw_prompt": raw_prompt, "split_long": not raw_prompt}
+        return speak(self, voice, self.text, law | {"speed": self.speed, "seed": seed})
 
 
 FIELDS = tuple(field.name for field in fields(Utterance))
@@ -150,7 +158,7 @@ def _whole_number(digits: str) -> int | float:
 
 
 def run_batch(
-    manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None, split_long: bool = False
+    manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None, raw_prompt: bool = False
 ) -> tuple[int, int]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
@@ -162,7 +170,7 @@ def run_batch(
         model: as for `CosyVoice3.from_pretrained`.
         seed: utterances without a seed of their own get one from this and their id.
         revision: of a hub id.
-        split_long: as for `CosyVoice3`.
+        raw_prompt: as for the command line.
 
     Returns:
         How many lines failed, of how many, over all ranks.
@@ -184,7 +192,7 @@ def run_batch(
         folder = find_folder(model, revision)
         read_settings(folder)  # which refuses a folder without a model in one line
         weights = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-        wanted = {line["id"]: _request(line, seed, weights, split_long) for line in lines}
+        wanted = {line["id"]: _request(line, seed, weights, raw_prompt) for line in lines}
         left = lines[group.rank() :: group.size()]
         bar = tqdm(left, desc="utterances", unit="utterance", file=sys.stderr, disable=True if group.rank() else None)
         # Loading too: another rank may have spoken, and died, meanwhile.
@@ -195,7 +203,7 @@ def run_batch(
                     record, request = _record(records, line), wanted[line["id"]]
                     spoken = _result(record, line["id"], request)["status"] == "done"
                     if not (spoken and (out / f"{line['id']}.wav").is_file()):
-                        found = _speak(line, manifest.parent, out, voice, seed, split_long)
+                        found = _speak(line, manifest.parent, out, voice, seed, raw_prompt)
                         _write_atomically(record, json.dumps({**found, "request": request}))
                 own.close()  # and with it the lock
                 for lock in locks:
@@ -213,14 +221,14 @@ def _is_held(lock: Path) -> bool:
         return not take_lock(file, shared=True)  # as all ranks of this run look at once
 
 
-def _request(line: dict[str, Any], seed: int, weights: str, split_long: bool) -> str:
+def _request(line: dict[str, Any], seed: int, weights: str, raw_prompt: bool) -> str:
     """Everything that determines the sound of a line, as a hash."""
-    asked = [line, seed, weights] + ["split long"] * split_long
+    asked = [line, seed, weights] + ["raw prompt"] * raw_prompt
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def _speak(
-    line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int, split_long: bool
+    line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int, raw_prompt: bool
 ) -> dict[str, Any]:
     """Write one sound file; the line of the results file that tells of it."""
     name = line["id"]
@@ -238,7 +246,7 @@ def _speak(
         own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
         samples = 0
         with sound_file(path, voice.sample_rate) as file:
-            for result in utterance.speak(voice, own_seed, split_long):
+            for result in utterance.speak(voice, own_seed, raw_prompt):
                 wave = np.array(result["tts_speech"])[0]
                 samples += len(wave)
                 file.write(wave)

@@ -1,47 +1,32 @@
-"""What the commands `python -m port say|vc|spk ...` do; `arguments.py` has their arguments.
+"""What the commands `python -m port say|vc|batch ...` do; `arguments.py` has their arguments.
 
 Speech goes to a file that is written beside its place and renamed at the end; of a run that breaks off, what is there
 stays as NAME.partial.wav. Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1
-something could not be used, 2 wrong arguments; either way one line says what.
+something could not be used, 2 wrong arguments, 128 and the number of a signal that ended it (130 for Ctrl-C); one line
+says what.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import secrets
+import signal
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
-import numpy as np
 from tqdm import tqdm
-from tqdm.contrib.logging import tqdm_logging_redirect
 
-from ..config import CosyVoice3Config
-from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
-from ..files.errors import Misused, Refused
-from ..files.hub import find_folder
+from ..cosyvoice3 import Speech
+from ..files.errors import Misused
 from ..files.recording import check_recording
-from ..files.speakers import SPEAKERS_FILE, check_name, load_speakers, save_speakers
-from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
-from ..frontend.text import ZERO_WIDTH, is_silent
-from ..request import Stream
+from . import benchmark, suite
+from . import voice as voice_commands
 from .arguments import parser
 from .batch import RESULTS_FILE, run_batch
 from .device import use_device
-from .speaking import (
-    NOTHING_SPOKEN,
-    check_instruction,
-    check_request,
-    ended_by_signals,
-    load_voice,
-    sound_file,
-    speak,
-)
+from .output import bar, check_output, give, how, tell
+from .say import say
+from .server.serve import serve
+from .speaking import load_voice
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,14 +38,13 @@ def run(options: argparse.Namespace) -> int:
     """Run the command that was parsed; returns the exit code."""
     try:
         use_device(options.device)
-        COMMANDS[options.run](options)
+        return COMMANDS[options.run](options) or 0
     except Misused as error:
         return _complain(error, 2)
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         return _complain(error, 1)
     except KeyboardInterrupt as error:
-        return _complain(error, 1, "interrupted")
-    return 0
+        return _complain(error, 128 + (error.args or (signal.SIGINT,))[0], "interrupted")
 
 
 def _complain(error: BaseException, code: int, said: str = "") -> int:
@@ -69,105 +53,28 @@ def _complain(error: BaseException, code: int, said: str = "") -> int:
     return code
 
 
-def _say(options: argparse.Namespace) -> None:
-    check_request(options)
-    _check_output(options)
-    text = _text(options)
-    if is_silent(text.rpartition(END_OF_PROMPT)[2]) and not options.no_text_frontend:
-        raise ValueError(NOTHING_SPOKEN)
-    check_instruction(options, text)
-    if options.prompt_wav:
-        options.prompt_wav = check_recording(options.prompt_wav)
-    seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = load_voice(options.model, options.revision, options.plain)
-    with _bar(desc="speech tokens", unit="token") as progress:
-        common = _common(options) | {
-            "text_frontend": not options.no_text_frontend,
-            "split_long": options.split_long,
-            "seed": seed,
-            "strict_min_length": options.strict_min_length,
-            "progress": lambda _: progress.update(),
-        }
-        started = time.perf_counter()
-        told = _write(options, voice, speak(options, voice, text, common), started)
-    print(f"{told}, seed {seed}")
-
-
 def _vc(options: argparse.Namespace) -> None:
-    _check_output(options)
-    options.source_wav = check_recording(options.source_wav, voice=False)
-    options.prompt_wav = check_recording(options.prompt_wav)
+    check_output(options)
+    source = check_recording(options.source_wav, voice=False)
+    prompt = check_recording(options.prompt_wav)
     voice = load_voice(options.model, options.revision, options.plain)
-    with _bar(desc="audio", unit="s", unit_scale=True) as progress:
-        started = time.perf_counter()
-        speech = voice.inference_vc(
-            options.source_wav, options.prompt_wav, align_prompt=options.align_prompt, **_common(options)
-        )
-        told = _write(options, voice, _measured(speech, progress, voice.sample_rate), started)
-    print(told)
+    with bar(desc="audio", unit="s", unit_scale=True) as progress:
 
+        def speech() -> Speech:
+            made = voice.inference_vc(source, prompt, align_prompt=options.align_prompt, **how(options))
+            return _measured(made, progress, voice.sample_rate)
 
-def _spk_add(options: argparse.Namespace) -> None:
-    check_name(options.spk)
-    require_end_of_prompt(options.prompt_text)
-    options.prompt_wav = check_recording(options.prompt_wav)
-    voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
-    voice.add_zero_shot_spk(options.prompt_text, options.prompt_wav, options.spk)
-    voice.save_spkinfo()
-    print(f"{options.spk}: saved in {voice.folder / SPEAKERS_FILE}")
-
-
-def _spk_list(options: argparse.Namespace) -> None:
-    folder = find_folder(options.model, options.revision)
-    for name in load_speakers(folder / SPEAKERS_FILE, CosyVoice3Config.load(folder)):
-        print(name)
-
-
-def _spk_remove(options: argparse.Namespace) -> None:
-    folder = find_folder(options.model, options.revision)
-    path = folder / SPEAKERS_FILE
-    speakers = load_speakers(path, CosyVoice3Config.load(folder))
-    if speakers.pop(options.spk, None) is None:
-        raise Refused(f"speaker {options.spk!r} is not known; known speakers: {', '.join(speakers) or 'none'}")
-    save_speakers(path, speakers)
-    print(f"{options.spk}: removed from {path}")
+        told = give(options, voice, speech)
+    tell(options, told)
 
 
 def _batch(options: argparse.Namespace) -> None:
     failed, total = run_batch(
-        options.manifest, options.out, options.model, options.seed, options.revision, options.split_long
+        options.manifest, options.out, options.model, options.seed, options.revision, options.raw_prompt
     )
     if failed:
         raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
     print(f"{options.out}: {total} utterances, {RESULTS_FILE}")
-
-
-# ---- in and out
-
-
-def _text(options: argparse.Namespace) -> str:
-    if options.text is not None:
-        text = options.text
-    elif options.text_file is not None:
-        text = read_text(options.text_file)
-    elif sys.stdin is None:
-        raise ValueError("standard input is closed; give --text or --text-file")
-    else:  # as bytes: what the locale makes of them may be other characters
-        text = decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
-    text = text.strip().strip(ZERO_WIDTH).strip()
-    if not text:
-        raise ValueError("the text is empty: nothing to speak")
-    return text
-
-
-def _common(options: argparse.Namespace) -> dict[str, Any]:
-    how = Stream(options.reset_hop, options.causal_final, not options.no_incremental, options.max_cache_bytes)
-    return {"stream": how if options.stream else False, "speed": options.speed}
-
-
-def _bar(**how: Any) -> AbstractContextManager[tqdm]:
-    """Progress on a terminal, above which warnings get lines of their own."""
-    return tqdm_logging_redirect(**how, file=sys.stderr, disable=None)
 
 
 def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:
@@ -177,43 +84,12 @@ def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:
         yield result
 
 
-def _check_output(options: argparse.Namespace) -> None:
-    """Before minutes of work: a place that can be written, in a format that is known."""
-    if options.stream and options.speed != 1.0:
-        raise Misused("--speed changes whole pieces only; leave out --stream")
-    if not np.isfinite(options.speed) or options.speed <= 0:
-        raise Misused(f"--speed {options.speed:g} is no tempo; give a number above 0")
-    path = options.output
-    if path.suffix.lower() not in (".wav", ".flac"):
-        raise Misused(f"{path}: give a name that ends in .wav or .flac")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise Misused(f"{path}: cannot be written there")
-
-
-def _write(options: argparse.Namespace, voice: CosyVoice3, speech: Speech, started: float) -> str:
-    """Write the speech; returns what there is to tell of it."""
-    first, samples = None, 0
-    with ended_by_signals(), sound_file(options.output, voice.sample_rate, keep_unfinished=True) as file:
-        for result in speech:
-            wave = np.array(result["tts_speech"])[0]
-            first = time.perf_counter() - started if first is None else first
-            samples += len(wave)
-            file.write(wave)
-            file.flush()
-        if not samples:
-            raise ValueError(NOTHING_SPOKEN)
-    seconds, audio = time.perf_counter() - started, samples / voice.sample_rate
-    told = [f"{audio:.2f} s of audio", f"made in {seconds:.2f} s"]
-    if options.stream:
-        told += [f"first audio after {first:.2f} s", f"real-time factor {seconds / audio:.2f}"]
-    return f"{options.output}: " + ", ".join(told)
-
-
 COMMANDS = {
-    "say": _say,
+    "say": say,
     "vc": _vc,
     "batch": _batch,
-    "spk_add": _spk_add,
-    "spk_list": _spk_list,
-    "spk_remove": _spk_remove,
+    **voice_commands.COMMANDS,
+    **benchmark.COMMANDS,
+    **suite.COMMANDS,
+    "serve": serve,
 }

@@ -14,8 +14,8 @@ import soundfile
 from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside
 from ..files.errors import Misused, Refused
-from ..files.speakers import EMBEDDING
-from ..frontend.special_tokens import END_OF_PROMPT, require_end_of_prompt
+from ..files.voices import EMBEDDING
+from ..frontend.special_tokens import has_instruction, require_end_of_prompt
 from .device import keep_freed_memory
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
@@ -45,15 +45,13 @@ def check_request(request: Request) -> None:
         Misused: either.
     """
     if not request.prompt_wav and not request.spk:
-        raise Misused("say needs a voice: --prompt-wav FILE or --spk NAME")
-    if request.spk and (request.prompt_wav or request.prompt_text or request.instruct):
-        raise Misused(
-            "--spk brings its own recording and prompt text; leave out --prompt-wav, --prompt-text, --instruct"
-        )
+        raise Misused("say needs a voice: --ref-audio FILE or --voice NAME")
+    if request.spk and (request.prompt_wav or request.prompt_text):
+        raise Misused("--voice brings its own recording and words; leave out --ref-audio, --ref-text")
 
 
 def check_instruction(request: Request, text: str) -> None:
-    """Refuse a request without an instruction; a saved voice may bring one.
+    """Refuse a request without an instruction, as the original; a saved voice may bring one.
 
     Raises:
         ValueError: no `<|endofprompt|>`.
@@ -62,15 +60,16 @@ def check_instruction(request: Request, text: str) -> None:
         require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
 
 
-def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]) -> Speech:
+def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     if request.instruct is not None:
-        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, **common)
+        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, request.spk or "", **common)
     if request.spk:
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:
+            text = text if isinstance(text, str) else "".join(text)  # which has no way to speak it as it comes
             return voice.inference_sft(text, request.spk, **common)
-        if END_OF_PROMPT in text:
+        if has_instruction(text):
             return voice.inference_cross_lingual(text, "", request.spk, **common)
         return voice.inference_zero_shot(text, "", "", request.spk, **common)
     if request.prompt_text is not None:
@@ -80,13 +79,13 @@ def speak(request: Request, voice: CosyVoice3, text: str, common: dict[str, Any]
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP are a KeyboardInterrupt within, once: `mlx.launch` sends SIGTERM to all ranks, each second,
-    once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
+    """SIGTERM and SIGHUP are a KeyboardInterrupt of their number within, once: `mlx.launch` sends SIGTERM to all ranks,
+    each second, once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
         yield
@@ -102,9 +101,16 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+def sound_format(path: Path) -> dict[str, str] | None:
+    """What libsndfile calls the kind of file that a name ends in, as arguments of SoundFile; None if it writes none."""
+    kind = path.suffix[1:].upper()
+    how = {"format": "OGG", "subtype": "OPUS"} if kind == "OPUS" else {"format": kind}
+    return how if kind and soundfile.check_format(**how) else None
+
+
 @contextmanager
 def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A 16-bit mono file that takes the place of `path` at the end.
+    """A mono file of the kind that its name ends in, 16-bit if that has a choice; takes the place of `path` at the end.
 
     When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
     of audio in it, and a note on the error says so.
@@ -116,7 +122,7 @@ def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> I
     with beside(path) as partial:
         file = None
         try:
-            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, subtype="PCM_16") as file:
+            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, **(sound_format(path) or {})) as file:
                 yield file
         except BaseException as error:
             told: BaseException = error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 LIMIT = 600  # characters
-# What makes a folder to speak with; the wheel has the port alone.
-CONVERTER = "convert/run.py" + ("" if __package__ == "port.files" else " of the project's repository")
+# What makes a folder to speak with.
+CONVERTER = "convert/run.py" if __package__ == "port.files" else "cosyvoice3-mlx convert"
 
 
 def printable(text: object, limit: int = LIMIT) -> str:

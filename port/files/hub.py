@@ -63,8 +63,10 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
             return held
         raise Refused(f"{error}, and the cache does not hold it") from None
     from .storage import INDEX_FILE  # here, so that an id is checked without MLX
+    from .voices import VOICES
 
-    files = [name for name in names if "/" not in name and name.endswith((".json", ".safetensors"))]
+    places = ("", VOICES)
+    files = [n for n in names if n.rpartition("/")[0] in places and n.endswith((".json", ".safetensors"))]
     if "config.json" not in files or not any(name.endswith((".safetensors", INDEX_FILE)) for name in files):
         raise Refused(f"{path_or_hf_repo}: holds no converted model; make one by {CONVERTER} --hf-path")
     return fetch(path_or_hf_repo, revision, files)

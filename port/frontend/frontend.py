@@ -18,7 +18,7 @@ import numpy as np
 from ..config import CosyVoice3Config
 from ..files.errors import Refused
 from ..files.recording import Recording, about, check_recording
-from ..files.speakers import FIELDS, Speaker
+from ..files.voices import FIELDS, Voice
 from ..request import Prompt
 from .audio import check_prompt_length, fbank, load_wav, log_mel_spectrogram, mel_spectrogram
 from .normalizer import Normalizer
@@ -38,7 +38,7 @@ class CosyVoiceFrontEnd:
         speech_tokenizer, speaker: the networks that read the prompt, with their weights.
         config: the model.
         normalizer: as for `text_normalize`.
-        speakers: saved voices, as `load_speakers` gives them.
+        voices: saved voices, as `load_voices` gives them.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CosyVoiceFrontEnd:
         speaker: CAMPPlus,
         config: CosyVoice3Config,
         normalizer: Normalizer | None = None,
-        speakers: Mapping[str, Speaker] | None = None,
+        voices: Mapping[str, Voice] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.speech_tokenizer = speech_tokenizer
@@ -56,15 +56,8 @@ class CosyVoiceFrontEnd:
         self.config = config
         self.normalizer = normalizer
         self.spk2info = {
-            name: Prompt(**{field: self._tensor(array) for field, array in info.items()})
-            for name, info in (speakers or {}).items()
-        }
-
-    def speakers(self) -> dict[str, Speaker]:
-        """The saved voices as `save_speakers` wants them."""
-        return {
-            name: {field: np.array(value).astype(FIELDS[field]) for field, value in saved.given().items()}
-            for name, saved in self.spk2info.items()
+            name: replace(voice, **{field: self._tensor(array) for field, array in voice.given().items()})
+            for name, voice in (voices or {}).items()
         }
 
     def text_normalize(
@@ -124,9 +117,9 @@ class CosyVoiceFrontEnd:
         """A saved voice by its embedding alone.
 
         Raises:
-            Refused: no such speaker.
+            Refused: no such voice.
         """
-        return Prompt(self._speaker(spk_id).flow_embedding)
+        return Prompt(self._voice(spk_id).flow_embedding)
 
     def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
         """A recording and what is said in it, or a saved voice.
@@ -137,12 +130,12 @@ class CosyVoiceFrontEnd:
             zero_shot_spk_id: a saved voice, which stands for the text and the recording.
 
         Raises:
-            Refused: see `check_recording`; no such speaker, or one without a prompt.
+            Refused: see `check_recording`; no such voice, or one without a prompt.
         """
         if zero_shot_spk_id:
-            saved = self._speaker(zero_shot_spk_id)
+            saved = self._voice(zero_shot_spk_id)
             if saved.given().keys() != FIELDS.keys():
-                raise Refused(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
+                raise Refused(f"voice {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return saved
         prompt_wav = check_recording(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
@@ -205,8 +198,8 @@ class CosyVoiceFrontEnd:
         mx.eval(speech_feat)
         return speech_token, speech_feat
 
-    def _speaker(self, spk_id: str) -> Prompt:
+    def _voice(self, spk_id: str) -> Prompt:
         if not isinstance(spk_id, str) or spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
-            raise Refused(f"speaker {spk_id!r:.80} is not known; known speakers: {known}")
+            raise Refused(f"voice {spk_id!r:.80} is not known; known voices: {known}")
         return self.spk2info[spk_id]

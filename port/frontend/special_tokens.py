@@ -13,6 +13,7 @@ from difflib import SequenceMatcher
 
 END_OF_TEXT = "<|endoftext|>"  # also the padding token
 END_OF_PROMPT = "<|endofprompt|>"  # ends the instruction; the language model refuses input without it
+PREAMBLE = "You are a helpful assistant."  # stands before every instruction in the original's examples (example.py)
 
 # Already in CosyVoice-BlankEN/tokenizer_config.json.
 BASE_SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
@@ -59,6 +60,22 @@ def outside_tokens(change: Callable[[str], str], text: str) -> str:
     """Apply `change` to all of `text` but the special tokens in it."""
     parts = TOKEN.split(text)
     return "".join(part if i % 2 else change(part) for i, part in enumerate(parts) if part)
+
+
+def has_instruction(*texts: object) -> bool:
+    """Whether one of the texts has one; what still arrives has none."""
+    return any(isinstance(text, str) and END_OF_PROMPT in text for text in texts)
+
+
+def with_preamble(text: str, after: object = "") -> str:
+    """A transcript or a text behind the model's preamble, unless it or what comes after has an instruction."""
+    return text if has_instruction(text, after) else PREAMBLE + END_OF_PROMPT + text
+
+
+def as_instruction(text: str, after: object = "") -> str:
+    """An instruction as the model learnt it, behind the preamble and closed, unless it or what comes after has one."""
+    said = text.strip().removeprefix(PREAMBLE).strip()
+    return text if has_instruction(text, after) else f"{PREAMBLE} {said}".strip() + END_OF_PROMPT
 
 
 def require_end_of_prompt(text: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from port.config import CosyVoice3Config
 from port.files.errors import Refused
 from port.files.recording import Recording, at_hand
-from port.files.speakers import FIELDS, Speaker
+from port.files.voices import FIELDS, Voice
 from port.frontend.normalizer import Normalizer
 from port.frontend.text import text_normalize
 from port.frontend.tokenizer import CosyVoice3Tokenizer
@@ -39,7 +39,7 @@ class CosyVoiceFrontEnd:
         speech_tokenizer, speaker: the networks that read the prompt, with their weights.
         config: the model.
         normalizer: as for `text_normalize`.
-        speakers: saved voices, as `load_speakers` gives them.
+        voices: saved voices, as `load_voices` gives them.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class CosyVoiceFrontEnd:
         speaker: CAMPPlus,
         config: CosyVoice3Config,
         normalizer: Normalizer | None = None,
-        speakers: Mapping[str, Speaker] | None = None,
+        voices: Mapping[str, Voice] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.speech_tokenizer = speech_tokenizer
@@ -58,15 +58,8 @@ class CosyVoiceFrontEnd:
         self.normalizer = normalizer
         self.dtype = next(speaker.parameters()).dtype  # a float64 model reads its features in float64 too
         self.spk2info = {
-            name: Prompt(**{field: self._tensor(array) for field, array in info.items()})
-            for name, info in (speakers or {}).items()
-        }
-
-    def speakers(self) -> dict[str, Speaker]:
-        """The saved voices as `save_speakers` wants them."""
-        return {
-            name: {field: value.numpy().astype(FIELDS[field]) for field, value in saved.given().items()}
-            for name, saved in self.spk2info.items()
+            name: replace(voice, **{field: self._tensor(array) for field, array in voice.given().items()})
+            for name, voice in (voices or {}).items()
         }
 
     def text_normalize(
@@ -123,9 +116,9 @@ class CosyVoiceFrontEnd:
         """A saved voice by its embedding alone.
 
         Raises:
-            Refused: no such speaker.
+            Refused: no such voice.
         """
-        return Prompt(self._speaker(spk_id).flow_embedding)
+        return Prompt(self._voice(spk_id).flow_embedding)
 
     def frontend_zero_shot(self, prompt_text: str, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
         """A recording and what is said in it, or a saved voice.
@@ -137,12 +130,12 @@ class CosyVoiceFrontEnd:
 
         Raises:
             Refused: see `extract_speech_token`.
-            Refused: no such speaker, or one without a prompt.
+            Refused: no such voice, or one without a prompt.
         """
         if zero_shot_spk_id:
-            saved = self._speaker(zero_shot_spk_id)
+            saved = self._voice(zero_shot_spk_id)
             if saved.given().keys() != FIELDS.keys():
-                raise Refused(f"speaker {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
+                raise Refused(f"voice {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return saved
         prompt_wav = at_hand(prompt_wav)
         speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
@@ -205,8 +198,8 @@ class CosyVoiceFrontEnd:
         speech_token, speech_feat = speech_token[:, :token_len], speech_feat[:, : ratio * token_len]
         return speech_token, speech_feat
 
-    def _speaker(self, spk_id: str) -> Prompt:
+    def _voice(self, spk_id: str) -> Prompt:
         if spk_id not in self.spk2info:
             known = ", ".join(self.spk2info) or "none"
-            raise Refused(f"speaker {spk_id!r} is not known; known speakers: {known}")
+            raise Refused(f"voice {spk_id!r} is not known; known voices: {known}")
         return self.spk2info[spk_id]

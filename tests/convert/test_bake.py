@@ -19,6 +19,8 @@ from port.fast import modulation
 from port.files import weights
 from port.files.errors import Refused
 
+pytestmark = pytest.mark.part("convert.bake")
+
 TIMES = "flow.decoder.estimator.time_embed.times"
 GATES = ("gate_msa", "shift_mlp", "scale_mlp", "gate_mlp")
 TABLE = "flow.decoder.estimator.norm_out.linear.table"

@@ -19,6 +19,8 @@ from tests.convert.test_convert_folders import EDITS, saved_by
 from tests.convert.test_mapping import folded
 from tests.support.convert_support import resave
 
+pytestmark = pytest.mark.part("convert.layouts")
+
 HEAD, CONSTANT = "llm.model.lm_head.weight", "decoder.estimator.rotary_embed.inv_freq"
 FILES = ("llm.pt", "flow.pt", "hift.pt")
 ROOTS = {"llm.pt": "llm.", "flow.pt": "flow.", "hift.pt": "vocoder."}

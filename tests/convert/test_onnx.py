@@ -178,6 +178,7 @@ def test_too_few_frames_for_a_speaker(witnesses):
             model(x)
 
 
+@pytest.mark.part("convert.onnx")
 @PARTS
 def test_every_weight_is_alive(witnesses, part):
     """A change of 10 % in any one tensor moves the oracle's output by at least five budgets."""
@@ -203,6 +204,7 @@ def test_every_weight_is_alive(witnesses, part):
             assert moved > 5 * BUDGET * max(error, FLOOR), key
 
 
+@pytest.mark.part("convert.onnx")
 def test_official_counts():
     """198 and 617 tensors, 242,009,608 parameters, at full size; nothing is allocated."""
     config = CosyVoice3Config()
@@ -257,6 +259,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.part("convert.onnx")
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_shows(witnesses, monkeypatch, mistake):
     part, owner, name, wrong = MISTAKES[mistake]

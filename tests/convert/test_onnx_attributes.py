@@ -15,6 +15,8 @@ from mlx_parity.compare import compare
 from port.files.errors import Refused
 from tests.support.onnx_support import CLASSES, OPSETS, READ, write_files
 
+pytestmark = pytest.mark.part("convert.onnx")
+
 FRAMES = (57, 203)
 # Refusals of these name the attribute; elsewhere an axis or a constant shows in what the graph computes.
 NOWHERE = "onnxruntime cannot run this file"

@@ -160,14 +160,15 @@ def test_build_wants_something_to_do(capsys):
 
 
 def test_upload(hub, converted, command):
-    (converted / "spk2info.safetensors").write_bytes(b"somebody's voice")
+    (converted / "voices").mkdir()
+    (converted / "voices" / "me.safetensors").write_bytes(b"somebody's voice")
     code, line, said = command()
     assert code == 0, line
     assert f"{hub.url}/{NAME}/" in said
     repo = hub.repos[NAME]
     sent = repo.commits[repo.branches["main"]]
     local = read_folder(converted)
-    assert sent == {name: data for name, data in local.items() if name != "spk2info.safetensors"}
+    assert sent == {name: data for name, data in local.items() if name != "voices/me.safetensors"}
     assert "README.md" in sent and "quality.json" in sent
     assert hub.tokens == {"Bearer hf_secretsecretsecret"}
     CosyVoice3.from_pretrained(NAME)

@@ -27,6 +27,8 @@ from port.files.storage import read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
 
+pytestmark = pytest.mark.part("convert.quantize")
+
 ROOT = Path(__file__).parents[2]
 HALVES = ("float16", "bfloat16")
 OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}

@@ -7,6 +7,8 @@ import pytest
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from reference.tiny_tokenizer import build_tiny_tokenizer
 
+pytestmark = pytest.mark.part("reference")
+
 
 def test_the_tiny_tokenizer_is_the_same_everywhere(tmp_path):
     build_tiny_tokenizer(tmp_path, 320)

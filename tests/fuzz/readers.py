@@ -17,7 +17,6 @@ import mlx.core as mx
 import numpy as np
 import soundfile
 import torch
-from safetensors.numpy import save_file
 
 from convert.checkpoint import read_state_dict
 from convert.conversion import convert_folder
@@ -31,8 +30,8 @@ from port.config import CosyVoice3Config
 from port.files import community, weights
 from port.files.disk import read_text
 from port.files.errors import Refused
-from port.files.speakers import FIELDS, load_speakers
 from port.files.storage import Writer, describe, read_headers
+from port.files.voices import FIELDS, Voice, read_voice, write_voice
 from port.frontend.audio import load_wav
 from port.frontend.normalizer import load_normalizer
 from port.frontend.text import text_normalize
@@ -175,10 +174,10 @@ def _read_config(folder: Path) -> None:
     CosyVoice3Model(CosyVoice3Config.load(folder))  # parameters are lazy: the sizes alone must not cost anything
 
 
-def _write_speakers(folder: Path) -> None:
+def _write_voice(folder: Path) -> None:
     shapes = {"prompt_speech_feat": (1, 8, 80), "flow_embedding": (1, 192)}
     arrays = {name: np.ones(shapes.get(name, (1, 4)), dtype) for name, dtype in FIELDS.items()}
-    save_file({f"me.{name}": array for name, array in arrays.items()}, folder / "x")
+    write_voice(folder / "x", Voice(**arrays, text="Good morning.", licence="CC0"), CosyVoice3Config())
 
 
 def _write_sound(kind: str) -> Callable[[Path], None]:
@@ -245,7 +244,7 @@ READERS = (
     Reader("community_config", "config.json", _write_community, community.load),
     Reader("community_weights", "model.safetensors", _write_community, community.load),
     Reader("config", "config.json", _write_config, _read_config),
-    Reader("speakers", "x", _write_speakers, lambda folder: load_speakers(folder / "x", CosyVoice3Config())),
+    Reader("voice", "x", _write_voice, lambda folder: read_voice(folder / "x", CosyVoice3Config())),
     *(
         Reader(kind, f"x.{kind}", _write_sound(kind), lambda folder, kind=kind: load_wav(folder / f"x.{kind}", 16000))
         for kind in ("wav", "flac", "ogg", "aiff")

@@ -131,7 +131,11 @@ def test_a_report_that_cannot_be_written_is_one_line(suite, tmp_path, capsys):
 def items(count):
     """What a worker collects: the same in each."""
     session = SimpleNamespace()
-    session.items = [SimpleNamespace(nodeid=f"test_x.py::test_{i}", session=session) for i in range(count)]
+    mark = SimpleNamespace(args=("flow.dit.DiT",))
+    session.items = [
+        SimpleNamespace(nodeid=f"test_x.py::test_{i}", session=session, get_closest_marker={"part": mark}.get)
+        for i in range(count)
+    ]
     return session.items
 
 

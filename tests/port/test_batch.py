@@ -274,7 +274,8 @@ def test_manifests_that_are_refused(tmp_path, text, said):
         (dict(text="x", spk="me", speed=10**400), "speed 1000000000000000000000000000000000000000 is no tempo"),
         (dict(text="x", spk="me", speed=float("inf")), "speed inf is no tempo"),
         (dict(text="x", spk="me", speed=-1), "speed -1 is no tempo"),
-        (dict(text=None, spk="me"), "found spk"),
+        (dict(text=None, spk="me"), "found voice"),
+        (dict(text="x", spk="me", voice="you"), "unknown field 'spk'"),
     ],
 )
 def test_lines_that_are_refused(line, said):
@@ -286,6 +287,7 @@ def test_a_line_of_each_mode_is_understood():
     for mode, ways in batch.MODES.items():
         for way in ways:
             line = dict.fromkeys(way, "x")
-            assert Utterance.from_line({"id": "x", **line}, Path("/f")).spk == line.get("spk")
+            assert Utterance.from_line({"id": "x", **line}, Path("/f")).voice == line.get("voice")
             made = Utterance.from_line({"id": "x", "mode": mode, **line}, Path("/f"))
             assert made.prompt_wav in (None, "/f/x")
+    assert Utterance.from_line({"id": "x", "text": "x", "spk": "me"}, Path()).voice == "me"

@@ -1,6 +1,8 @@
 """`python -m port`: every mode writes a sound file, and whatever cannot be used ends in one line."""
 
+import json
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -10,10 +12,13 @@ import numpy as np
 import pytest
 
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
-from port.app import cli
 from port.app.arguments import EXAMPLES, PROGRAM
-from port.files.speakers import SPEAKERS_FILE, save_speakers
+from port.cosyvoice3 import CosyVoice3
+from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
+from tests.support.null_device import NullDevice
+
+pytestmark = pytest.mark.part("app")
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +29,8 @@ def test_say(run, model, wavs, tmp_path, mode):
     for name in ("a.wav", "b.wav"):
         code, out, err = run(*say(model, wavs, *MODES[mode], "--seed", 3, "-o", tmp_path / name))
         assert (code, err) == (0, "")
-        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d s of audio, made in \d+\.\d\d s, seed 3\n", out)
+        told = r"s of audio, real-time factor \d+\.\d\d, first audio after \d+\.\d\d s, peak memory \d+\.\d\d GB"
+        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d {told}, seed 3\n", out)
         waves.append(heard(tmp_path / name))
     assert np.array_equal(*waves)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.wav"]
@@ -39,22 +45,23 @@ def test_modes_differ(run, model, wavs, tmp_path):
 def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
     arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 1, "--strict-min-length", "-o", tmp_path / "o.wav")
     for more in (["--stream"], ["--stream", "--reset-hop", "--causal-final"]):
-        code, out, _ = run(*arguments, *more)
+        code, out, _ = run(*arguments, *more, "--json")
+        found = json.loads(out)
         assert code == 0
-        assert re.search(r"first audio after \d+\.\d\d s, real-time factor \d+\.\d\d", out)
+        assert 0 < found["first_audio_s"] < found["time_s"]
         heard(tmp_path / "o.wav")
 
 
 def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch):
     """Before the last chunk is made, the file beside the place holds the first."""
-    sizes, original = [], cli.CosyVoice3.inference_cross_lingual
+    sizes, original = [], CosyVoice3.inference_cross_lingual
 
     def watched(self, *arguments, **options):
         for result in original(self, *arguments, **options):
             yield result
             sizes.append([p.stat().st_size for p in tmp_path.glob(".*.wav")])
 
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", watched)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", watched)
     arguments = say(
         model, wavs, "--text", SYSTEM + LONGER, "--strict-min-length", "--seed", 1, "-o", tmp_path / "o.wav"
     )
@@ -74,6 +81,17 @@ def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
 
 
+def test_text_that_stands_by_itself(run, model, wavs, tmp_path):
+    """`say TEXT`, and `clone TEXT`, which is the same."""
+    here = ("--model", model, "--prompt-wav", wavs["prompt"], "--seed", 2)
+    assert run("say", *here, "--text", SYSTEM + WORDS, "-o", tmp_path / "a.wav")[0] == 0
+    assert run("say", SYSTEM + WORDS, *here, "-o", tmp_path / "b.wav")[0] == 0
+    assert run("clone", *here, "-o", tmp_path / "c.wav", SYSTEM + WORDS)[0] == 0
+    assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
+    twice = run("say", WORDS, *here, "--text", WORDS, "-o", tmp_path / "d.wav")
+    assert_one_line(twice, 2, "not allowed with")
+
+
 def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path):
     """As Windows writes UTF-8."""
     common = say(model, wavs, "--seed", 2, "-o")
@@ -85,12 +103,11 @@ def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path)
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abcd"}) == 1
 
 
-def test_split_long(run, model, wavs, tmp_path):
+def test_every_text_is_cut_unless_the_original_is_asked_for(run, model, wavs, tmp_path):
     common = say(model, wavs, "--text", SYSTEM + "It is late. " * 40, "--seed", 2, "-o")
     assert run(*common, tmp_path / "a.wav")[0] == 0
-    assert run(*common, tmp_path / "b.wav", "--split-long")[0] == 0
+    assert run(*common, tmp_path / "b.wav", "--raw-prompt")[0] == 0
     assert not np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
-    assert "is one piece" not in run("say", "--help")[1]
     assert "piece however long" in " ".join(run("say", "--help")[1].split())
 
 
@@ -121,40 +138,64 @@ def test_vc(run, model, wavs, tmp_path):
 @pytest.mark.float32
 def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
     here = ("--model", model)
-    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
-    assert run("spk", "list", *here) == (0, "", "")
+    prompt = ("--ref-audio", wavs["prompt"], "--ref-text", SYSTEM + PROMPT_WORDS)
+    assert run("voice", "list", *here) == (0, "", "")
     for name in ("bob", "anna"):
-        code, out, err = run("spk", "add", *here, "--spk", name, *prompt)
+        code, out, err = run("voice", "add", name, *here, *prompt, "--licence", "mine alone")
         assert (code, err) == (0, "")
-        assert out == f"{name}: saved in {model / SPEAKERS_FILE}\n"
-    assert run("spk", "list", *here) == (0, "anna\nbob\n", "")
+        assert out == f"{name}: saved in {model / 'voices' / name}.safetensors\n"
+    assert run("voice", "list", *here) == (0, "anna\nbob\n", "")
+    shown = run("voice", "show", "anna", *here)[1]
+    assert shown.startswith(f"name: anna\nprompt: 1.08 s\ntext: {SYSTEM}{PROMPT_WORDS}\nlicence: mine alone\nfile: ")
     seeded = ("--seed", 4, "-o")
+    prompt = ("--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM + PROMPT_WORDS)
     assert run("say", *here, "--spk", "anna", "--text", WORDS, *seeded, tmp_path / "a.wav")[0] == 0
     assert run("say", *here, *prompt, "--text", WORDS, *seeded, tmp_path / "b.wav")[0] == 0
     assert run("say", *here, "--spk", "bob", "--text", SYSTEM + WORDS, *seeded, tmp_path / "c.wav")[0] == 0
     assert run(*say(model, wavs, "--text", SYSTEM + WORDS, *seeded, tmp_path / "d.wav"))[0] == 0
     assert np.array_equal(heard(tmp_path / "a.wav"), heard(tmp_path / "b.wav"))
     assert np.array_equal(heard(tmp_path / "c.wav"), heard(tmp_path / "d.wav"))
-    assert run("spk", "remove", *here, "--spk", "anna")[0] == 0
-    assert run("spk", "list", *here) == (0, "bob\n", "")
-    assert_one_line(run("spk", "remove", *here, "--spk", "anna"), 1, "'anna' is not known; known speakers: bob")
+    slowly = ("--instruct", "Slowly.", "--text", WORDS, *seeded)
+    assert run("say", *here, "--voice", "anna", *slowly, tmp_path / "e.wav")[0] == 0
+    assert run("say", *here, "--ref-audio", wavs["prompt"], *slowly, tmp_path / "f.wav")[0] == 0
+    assert np.array_equal(heard(tmp_path / "e.wav"), heard(tmp_path / "f.wav"))
+    assert run("voice", "remove", "anna", *here)[0] == 0
+    assert run("voice", "list", *here) == (0, "bob\n", "")
+    assert_one_line(run("voice", "remove", "anna", *here), 1, "'anna' is not known; known voices: bob")
     assert_one_line(run("say", *here, "--spk", "anna", "--text", WORDS, "-o", tmp_path / "x.wav"), 1, "is not known")
 
 
+def test_voices_travel_as_files(run, parity, model, tmp_path, no_voices_left):
+    """Out of one folder and into another; what another's file brings never replaces a voice."""
+    here, config, file = ("--model", model), parity.models.config, tmp_path / "alt.safetensors"
+    made = Voice(np.ones((1, config.flow.spk_embed_dim), np.float32), text="Hello.", licence="CC0")
+    save_voice(model, "me", made, config)
+    assert run("voice", "export", "me", *here, "-o", file) == (0, f"me: written to {file}\n", "")
+    for name, more in (("alt", ()), ("安娜", ("--name", "安娜"))):
+        code, out, _ = run("voice", "import", file, *here, *more)
+        assert (code, out) == (0, f"{name}: saved in {model / 'voices' / name}.safetensors; licence: CC0\n")
+        assert load_voices(model, config)[name].text == "Hello."
+    assert_one_line(run("voice", "import", file, *here, "--name", "me"), 1, "'me' is there already; give --name")
+    assert_one_line(run("voice", "import", file, *here, "--name", "../me"), 1, "voice name '../me'")
+    assert_one_line(run("voice", "import", file, *here, "--name", "ME"), 1, "many disks take it for 'me'")
+    assert_one_line(run("voice", "export", "me", *here, "-o", tmp_path / "no" / "x"), 1, "cannot be written")
+    assert run("voice", "list", *here)[1] == "alt\nme\n安娜\n"
+
+
 def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_left):
-    width = parity.models.config.flow.spk_embed_dim
-    save_speakers(model / SPEAKERS_FILE, {"bare": {"flow_embedding": np.ones((1, width), np.float32)}})
+    config = parity.models.config
+    save_voice(model, "bare", Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
     arguments = ("say", "--model", model, "--spk", "bare", "-o", tmp_path / "o.wav", "--text")
     assert run(*arguments, SYSTEM + WORDS)[0] == 0
     heard(tmp_path / "o.wav")
-    assert_one_line(run(*arguments, WORDS), 1, "no <|endofprompt|>")
+    assert_one_line(run(*arguments, WORDS, "--raw-prompt"), 1, "no <|endofprompt|>")
 
 
 def test_help_shows_an_example_of_each_mode(run):
-    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["spk", "--help"]):
+    for arguments in (["--help"], ["say", "--help"], ["vc", "--help"], ["voice", "--help"]):
         code, out, _ = run(*arguments)
         assert code == 0
-        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "spk add"):
+        for words in ("zero-shot", "cross-lingual", "instruct", "saved voice", "voice conversion", "voice add"):
             assert words in out
 
 
@@ -162,13 +203,15 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     """Each of them, with files that exist, runs as it stands."""
     for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
+    (tmp_path / "story.txt").write_text("One.\n\nTwo.")
     (tmp_path / "manifest.jsonl").write_text('{"id": "a", "source_wav": "you.wav", "prompt_wav": "me.wav"}')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
+    monkeypatch.setitem(sys.modules, "sounddevice", NullDevice())
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 2)  # with some seeds a small model ends at once
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
-    assert len(lines) == 10
-    for line in sorted(lines, key=lambda line: "spk add" not in line):  # a voice must be there before it speaks
+    assert len(lines) == EXAMPLES.count(PROGRAM)
+    for line in sorted(lines, key=lambda line: "voice add" not in line):  # a voice must be there before it speaks
         before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
         assert code == 0, f"{line}: {err}"
@@ -207,7 +250,7 @@ def test_a_machine_without_wetext_says_so_first(model, wavs, tmp_path):
 
 def test_the_module_runs(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "port", "spk", "list", "--model", str(tmp_path)],
+        [sys.executable, "-m", "port", "voice", "list", "--model", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 
 from parity_tests.speech_support import SYSTEM, WORDS
-from port.app import cli
-from port.files.speakers import SPEAKERS_FILE
+from port.cosyvoice3 import CosyVoice3
+from port.files.voices import VOICES
 from tests.support.cli_support import MODES, assert_one_line, heard, say
 
 pytestmark = pytest.mark.robust
 
 ROOT = Path(__file__).parents[2]
 
+RAW = ("--raw-prompt",)
 REFUSED = {
     "prompt longer than 30 s": (1, "longer than 30 s", {"prompt": "long"}, ()),
     "rate below 16 kHz": (1, "8000 Hz is below 16000 Hz", {"prompt": "poor"}, ()),
@@ -30,13 +31,13 @@ REFUSED = {
     "no recording": (1, "none.wav: no such file", {"prompt": "none"}, ()),
     "silence": (1, "silent.wav: is silent", {"prompt": "silent"}, ()),
     "too short a prompt": (1, "short.wav: 0.050 s is too short", {"prompt": "short"}, ()),
-    "no end of prompt in an instruction": (1, "no <|endofprompt|>", {}, ("--text", WORDS, "--instruct", "Slowly.")),
-    "no end of prompt in a prompt text": (1, "no <|endofprompt|>", {}, ("--text", WORDS, "--prompt-text", WORDS)),
+    "no end of prompt in an instruction": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW, "--instruct", "Slow.")),
+    "no end of prompt in a prompt text": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW, "--ref-text", WORDS)),
     "an emoji": (1, "only punctuation, symbols", {}, ("--text", "\u2764\ufe0f", "--prompt-text", SYSTEM)),
     "an instruction alone": (1, "nothing to speak", {}, ("--text", SYSTEM)),
     "invisible": (1, "text is empty", {}, ("--text", "\ufeff\u200b")),
     "no tempo at all": (2, "--speed 0", {}, ("--text", WORDS, "--speed", "0")),
-    "no end of prompt": (1, "no <|endofprompt|>", {}, ("--text", WORDS)),
+    "no end of prompt": (1, "no <|endofprompt|>", {}, ("--text", WORDS, *RAW)),
     "empty text": (1, "text is empty", {}, ("--text", " \n")),
     "empty standard input": (1, "text is empty", {}, ()),
     "missing text file": (1, "nowhere.txt: not readable", {}, ("--text-file", "nowhere.txt")),
@@ -48,7 +49,7 @@ REFUSED = {
     "endless seed": (2, "9999 is no whole number in 0..2^64-1", {}, ("--text", WORDS, "--seed", "9" * 5000)),
     "no size": (2, "'x' is no size", {}, ("--text", WORDS, "--max-cache-bytes", "x")),
     "endless size": (2, "is no size", {}, ("--text", WORDS, "--max-cache-bytes", "9" * 400)),
-    "two voices": (2, "leave out --prompt-wav", {}, ("--text", WORDS, "--spk", "x")),
+    "two voices": (2, "leave out --ref-audio", {}, ("--text", WORDS, "--spk", "x")),
     "two ways": (2, "not allowed with", {}, ("--prompt-text", "a", "--instruct", "b")),
 }
 
@@ -93,14 +94,15 @@ def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path
     ):
         recordings = ("--source-wav", wavs[source], "--prompt-wav", wavs[prompt])
         assert_one_line(run("vc", "--model", tmp_path / "nowhere", *recordings, *out), 1, said)
-    add = ("spk", "add", "--model", tmp_path / "nowhere", "--spk", "x", "--prompt-wav")
+    add = ("voice", "add", "x", "--model", tmp_path / "nowhere", "--prompt-wav")
     assert_one_line(run(*add, wavs["short"], "--prompt-text", SYSTEM), 1, "short.wav: 0.050 s is too short")
-    assert_one_line(run(*add, wavs["prompt"], "--prompt-text", WORDS), 1, "no <|endofprompt|>")
-    assert_one_line(run(*add[:-2], "a\nb", "--prompt-wav", wavs["prompt"], "--prompt-text", SYSTEM), 1, "speaker name")
+    for name in ("a\nb", "../x", "NUL"):
+        unsafe = (*add[:2], name, *add[3:], wavs["prompt"], "--prompt-text", SYSTEM)
+        assert_one_line(run(*unsafe), 1, "voice name")
 
 
 def test_refused_places(run, model, wavs, tmp_path):
-    for out in (tmp_path / "none" / "o.wav", tmp_path, tmp_path / "o.mp3", tmp_path / "o"):
+    for out in (tmp_path / "none" / "o.wav", tmp_path, tmp_path / "o.m4a", tmp_path / "o"):
         assert_one_line(run(*say(model, wavs, *MODES["cross-lingual"], "-o", out)), 2, str(out))
     assert_one_line(run("say", "--model", model, "--text", WORDS, "-o", tmp_path / "o.wav"), 2, "needs a voice")
 
@@ -109,12 +111,24 @@ def test_refused_folders(run, parity, wavs, tmp_path):
     for folder, words in ((parity.models.source, "config.json: not found"), (tmp_path / "none", "no such folder")):
         result = run(*say(folder, wavs, *MODES["cross-lingual"], "-o", tmp_path / "o.wav"))
         assert_one_line(result, 1, words)
-    assert_one_line(run("spk", "list", "--model", tmp_path), 1, "config.json: not found")
+    assert_one_line(run("voice", "list", "--model", tmp_path), 1, "config.json: not found")
 
 
-def test_damaged_speaker_file(run, model, no_voices_left):
-    (model / SPEAKERS_FILE).write_bytes(b"nothing")
-    assert_one_line(run("spk", "list", "--model", model), 1, "not readable as a speaker file")
+def test_damaged_voice(run, model, tmp_path, no_voices_left):
+    """It is named, and the way out is open."""
+    (model / VOICES).mkdir()
+    (model / VOICES / "me.safetensors").write_bytes(b"nothing")
+    here = ("--model", model)
+    said = "me.safetensors: not readable as a voice"
+    for command in (
+        ["show", "me"],
+        ["export", "me", "-o", tmp_path / "x"],
+        ["import", model / VOICES / "me.safetensors"],
+    ):
+        assert_one_line(run("voice", *command, *here), 1, said)
+    assert_one_line(run("say", *here, "--spk", "me", "--text", WORDS, "-o", tmp_path / "o.wav"), 1, said)
+    assert run("voice", "remove", "me", *here)[0] == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("[metal] out of\nmemory")])
@@ -123,11 +137,11 @@ def test_a_run_that_breaks_off_leaves_nothing(run, model, wavs, tmp_path, monkey
         yield {"tts_speech": np.zeros((1, 960), np.float32)}
         raise error
 
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", breaks)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", breaks)
     out = tmp_path / "o.wav"
     out.write_text("old")
     code, _, err = run(*say(model, wavs, *MODES["cross-lingual"], "-o", out))
-    assert code == 1
+    assert code == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert len(err) > len("error: \n")
@@ -139,18 +153,19 @@ def test_a_run_that_breaks_off_late_keeps_what_is_there(run, model, wavs, tmp_pa
     def breaks(self, *arguments, **options):
         for _ in range(39):
             yield {"tts_speech": np.full((1, 2400), 0.25, np.float32)}
-        raise error("no memory")
+        raise error(*["no memory"] * (error is RuntimeError))
 
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", breaks)
-    monkeypatch.setattr(cli.CosyVoice3, "inference_vc", breaks)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", breaks)
+    monkeypatch.setattr(CosyVoice3, "inference_vc", breaks)
     commands = {
         "say": say(model, wavs, *MODES["cross-lingual"]),
         "vc": ("vc", "--model", model, "--source-wav", wavs["source"], "--prompt-wav", wavs["prompt"]),
     }
     for name, command in commands.items():
         code, out, err = run(*command, "-o", tmp_path / f"{name}.wav")
-        assert (code, out) == (1, "")
-        said = "interrupted" if error is KeyboardInterrupt else "no memory"
+        ended = error is KeyboardInterrupt
+        assert (code, out) == (130 if ended else 1, "")
+        said = "interrupted" if ended else "no memory"
         assert err == f"error: {said}; the first 3.9 s are kept in {tmp_path / name}.partial.wav\n"
         assert len(heard(tmp_path / f"{name}.partial.wav")) == 39 * 2400
     assert sorted(path.name for path in tmp_path.iterdir()) == ["say.partial.wav", "vc.partial.wav"]
@@ -169,7 +184,7 @@ def full_disk():
 def test_a_full_disk_is_told(run, model, wavs, tmp_path, monkeypatch, full_disk, kind):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 2400)).astype(np.float32)
     pieces = lambda *_, **__: iter([{"tts_speech": noise}] * 100)  # noqa: E731
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", pieces)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", pieces)
     result = run(*say(model, wavs, *MODES["cross-lingual"], "-o", tmp_path / f"o.{kind}"))
     assert_one_line(result, 1, f"error: {tmp_path}/o.{kind}: cannot be written (is the disk full?); the first ")
     seconds = float(re.search(rf"first ([\d.]+) s are kept in {tmp_path}/o.partial.{kind}$", result[2].strip())[1])
@@ -188,7 +203,7 @@ def test_a_run_that_is_ended_keeps_what_is_there(run, model, wavs, tmp_path, mon
                 signal.raise_signal(number)
             yield {"tts_speech": np.full((1, 2400), 0.25, np.float32)}
 
-    monkeypatch.setattr(cli.CosyVoice3, "inference_cross_lingual", breaks)
+    monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", breaks)
     mine = signal.SIG_IGN if ignored else (lambda *_: None)
     before = signal.signal(number, mine)
     try:
@@ -197,7 +212,7 @@ def test_a_run_that_is_ended_keeps_what_is_there(run, model, wavs, tmp_path, mon
     finally:
         signal.signal(number, before)
     said = f"error: interrupted; the first 3.9 s are kept in {tmp_path}/o.partial.wav\n"
-    assert (code, err) == ((0, "") if ignored else (1, said))
+    assert (code, err) == ((0, "") if ignored else (128 + number, said))
     assert [path.name for path in tmp_path.iterdir()] == ["o.wav" if ignored else "o.partial.wav"]
 
 
@@ -210,11 +225,11 @@ class Interrupt:
         if name == {module!r}:
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Interrupt())
-sys.argv[1:] = ["spk", "list", "--model", "x"]
+sys.argv[1:] = ["voice", "list", "--model", "x"]
 runpy.run_module("port", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (1, "error: interrupted\n")
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
 
 
 def on_a_terminal(*arguments):
@@ -278,7 +293,7 @@ def test_help_and_mistakes_load_nothing(arguments):
 
 
 def test_no_command_loads_what_it_does_not_need(model, tmp_path):
-    command = [sys.executable, "-X", "importtime", "-m", "port", "spk", "list", "--model", str(model)]
+    command = [sys.executable, "-X", "importtime", "-m", "port", "voice", "list", "--model", str(model)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert not {"inflect", "torch", "wetext"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

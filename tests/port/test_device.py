@@ -16,6 +16,8 @@ from port.app.device import use_device
 from reports import build
 from tests.support.synthetic_report import make, provenance
 
+pytestmark = pytest.mark.part("app")
+
 ROOT = Path(__file__).parents[2]
 NO_GPU = not mx.is_available(mx.gpu)
 
@@ -71,7 +73,7 @@ def test_a_gpu_is_chosen(device):
 @pytest.mark.meta
 @pytest.mark.skipif(not NO_GPU, reason="MLX finds a GPU here")
 def test_a_missing_gpu_is_one_line_everywhere(tmp_path, capsys):
-    assert cli.main(["spk", "list", "--model", str(tmp_path), "--device", "gpu"]) == 1
+    assert cli.main(["voice", "list", "--model", str(tmp_path), "--device", "gpu"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     commands = (
         ["convert/run.py", "--hf-path", str(tmp_path), "--mlx-path", str(tmp_path / "out"), "--device", "gpu"],

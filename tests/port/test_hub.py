@@ -13,6 +13,8 @@ from port.files.hub import find_folder
 from tests.support.cli_support import MODES, assert_one_line, heard
 from tests.support.fake_hub import Repo, read_folder
 
+pytestmark = pytest.mark.part("files")
+
 
 @pytest.fixture(scope="module")
 def folder(official, tmp_path_factory):
@@ -37,6 +39,12 @@ def test_a_converted_folder_is_fetched(hub, converted):
     assert read_folder(folder) == files
     assert find_folder("someone/mlx", revision=commit) == folder
     CosyVoice3.from_pretrained("someone/mlx")
+
+
+def test_voices_of_a_converted_folder_are_fetched(converted):
+    repo, _, files = converted
+    repo.commit(more := files | {"voices/me.safetensors": b"x"})
+    assert read_folder(find_folder("someone/mlx")) == more
 
 
 def test_revisions_of_a_converted_folder(hub, converted):
@@ -140,10 +148,10 @@ def test_every_command_takes_a_revision(converted, run, recordings, tmp_path):
         assert code == 0, err
     for path in ("say.wav", "vc.wav", "out/a.wav"):
         heard(tmp_path / path)
-    assert run("spk", "add", *where, *voice, *MODES["zero-shot"][2:], "--spk", "bob")[0] == 0
-    assert run("spk", "list", *where)[:2] == (0, "bob\n")
-    assert run("spk", "remove", *where, "--spk", "bob")[0] == 0
-    assert run("spk", "list", *where)[:2] == (0, "")
+    assert run("voice", "add", "bob", *where, *voice, *MODES["zero-shot"][2:])[0] == 0
+    assert run("voice", "list", *where)[:2] == (0, "bob\n")
+    assert run("voice", "remove", "bob", *where)[0] == 0
+    assert run("voice", "list", *where)[:2] == (0, "")
 
 
 def test_a_revision_that_is_not_there(converted, run, folder):
@@ -151,4 +159,4 @@ def test_a_revision_that_is_not_there(converted, run, folder):
         ("someone/mlx", "v9", "has no revision 'v9'"),
         (folder, "main", "is a folder here and has no revisions"),
     ):
-        assert_one_line(run("spk", "list", "--model", model, "--revision", revision), 1, said)
+        assert_one_line(run("voice", "list", "--model", model, "--revision", revision), 1, said)

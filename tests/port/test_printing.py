@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from port.app import cli
 from port.config import CosyVoice3Config
 from port.files.errors import LIMIT, Refused, printable
-from port.files.speakers import SPEAKERS_FILE, load_speakers
+from port.files.voices import Voice, read_voice, write_voice
 from reports.card import card, is_card, write_card
 from tests.support.convert_support import CONFIG
 
@@ -50,16 +50,28 @@ def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
         assert str(refusal.value).isprintable()
 
 
+@pytest.mark.parametrize("bite", [*BITES[:7], "x" * 9_000])
+def test_notes_of_a_voice_are_shown_in_lines_that_print(tmp_path, capsys, bite):
+    """Whoever made the file wrote them."""
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
+    (tmp_path / "voices").mkdir()
+    bite = bite.replace("\ud800", "")  # half a character, which the format has no bytes for
+    embedding = np.ones((1, CONFIG.flow.spk_embed_dim), np.float32)
+    write_voice(tmp_path / "voices" / "me.safetensors", Voice(embedding, text=f"a{bite}b", licence=f"{bite}c"), CONFIG)
+    assert cli.main(["voice", "show", "me", "--model", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.removesuffix("\n").split("\n")
+    assert [line.partition(":")[0] for line in lines] == ["name", "prompt", "text", "licence", "file"]
+    assert all(line.isprintable() and len(line) < 1000 for line in lines)
+
+
 @pytest.mark.parametrize("bite", [*BITES[:7], "x" * 100_000])
-def test_names_of_voices_that_do_not_print(tmp_path, bite):
-    path = tmp_path / SPEAKERS_FILE
-    save_file({f"me{bite}.flow_embedding": np.ones((1, 192), np.float32)}, path)
+def test_tensors_of_a_voice_that_do_not_print(tmp_path, bite):
+    said = {"format": "cosyvoice3-voice", "version": "1"}
+    save_file({f"me{bite}": np.ones((1, 192), np.float32)}, tmp_path / "x", said)
     with pytest.raises(Refused) as refusal:
-        load_speakers(path, CONFIG)
+        read_voice(tmp_path / "x", CONFIG)
     assert str(refusal.value).isprintable()
     assert len(str(refusal.value)) < 1000
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
-    assert cli.main(["spk", "list", "--model", str(tmp_path)]) == 1
 
 
 # ---- the model card

@@ -14,8 +14,8 @@ from convert.official import TOKENIZER_FOLDER
 from parity_tests.speech_support import PROMPT_WORDS, SYSTEM, WORDS, copy_folder, write_voice
 from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
-from port.files.speakers import FIELDS, SPEAKERS_FILE
 from port.files.storage import INDEX_FILE, WEIGHTS_FILE
+from port.files.voices import FIELDS, VOICES
 from port.request import Stream
 from reference.cosyvoice3 import CosyVoice3 as Reference
 
@@ -57,19 +57,21 @@ def refusals(tmp_path):
         "progress 3 cannot be called": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, progress=3),
         "incremental 'no' is neither": lambda v: Stream(incremental="no"),
         "max_cache_bytes '2G' is no whole number": lambda v: Stream(max_cache_bytes="2G"),
-        "speaker ['x'] is not known": lambda v: v.inference_sft(SYSTEM + WORDS, ["x"]),
-        "speaker 3 is not known": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, zero_shot_spk_id=3),
-        "speaker name 3 must": lambda v: v.add_zero_shot_spk(SYSTEM, good, 3),
+        "voice ['x'] is not known": lambda v: v.inference_sft(SYSTEM + WORDS, ["x"]),
+        "voice 3 is not known": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, zero_shot_spk_id=3),
+        "voice name 3 must": lambda v: v.add_zero_shot_spk(SYSTEM, good, 3),
         "speed -inf is no tempo": lambda v: v.inference_sft(SYSTEM + WORDS, "x", speed=-float("inf")),
         "leave out stream or speed": lambda v: v.inference_vc(good, good, stream=True, speed=1.5),
         "text is empty": lambda v: v.inference_zero_shot("  \n", SYSTEM, good),
-        "no <|endofprompt|>": lambda v: v.inference_zero_shot(WORDS, PROMPT_WORDS, good),
-        "no <|endofprompt|> in": lambda v: v.inference_cross_lingual(WORDS, good),
-        "no <|endofprompt|> in the": lambda v: v.inference_instruct2(WORDS, "Slowly.", good),
-        "no <|endofprompt|> in the prompt": lambda v: v.inference_zero_shot(iter([WORDS]), "", good),
-        "no <|endofprompt|> in the prompt text": lambda v: v.add_zero_shot_spk("", good, "x"),
+        "no <|endofprompt|>": lambda v: v.inference_zero_shot(WORDS, PROMPT_WORDS, good, raw_prompt=True),
+        "no <|endofprompt|> in": lambda v: v.inference_cross_lingual(WORDS, good, raw_prompt=True),
+        "no <|endofprompt|> in the": lambda v: v.inference_instruct2(WORDS, "Slowly.", good, raw_prompt=True),
+        "no <|endofprompt|> in the prompt": lambda v: v.inference_zero_shot(iter(WORDS), "", good, raw_prompt=True),
+        "no <|endofprompt|> in the prompt text": lambda v: v.add_zero_shot_spk("", good, "x", raw_prompt=True),
+        "that still arrives needs a prompt text": lambda v: v.inference_cross_lingual(iter([WORDS]), good),
+        "raw_prompt 1 is": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, raw_prompt=1),
         "'nobody' is not known": lambda v: v.inference_zero_shot(WORDS, "", "", zero_shot_spk_id="nobody"),
-        "known speakers: none": lambda v: v.inference_sft(SYSTEM + WORDS, "nobody"),
+        "known voices: none": lambda v: v.inference_sft(SYSTEM + WORDS, "nobody"),
         "outside 0..2^64-1": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, seed=-1),
     }
 
@@ -147,7 +149,7 @@ def test_a_converted_folder_speaks(parity, voices, recordings, tmp_path, monkeyp
     loaded.add_zero_shot_spk(SYSTEM, recordings[0], "anna")
     loaded.save_spkinfo()
     assert CosyVoice3.from_pretrained(folder, lazy=True).list_available_spks() == ["anna"]
-    assert len(load_file(folder / SPEAKERS_FILE)) == len(FIELDS)
+    assert len(load_file(folder / VOICES / "anna.safetensors")) == len(FIELDS)
 
 
 def test_the_official_folder_speaks_through_the_reference(parity, voices, recordings):
@@ -177,7 +179,15 @@ BYTE_LEVEL = ("vocab.json", "merges.txt")  # in the place of tokenizer.json
 
 @pytest.mark.parametrize(
     "name",
-    ["config.json", WEIGHTS_FILE, INDEX_FILE, "tokenizer.json", "tokenizer_config.json", SPEAKERS_FILE, *BYTE_LEVEL],
+    [
+        "config.json",
+        WEIGHTS_FILE,
+        INDEX_FILE,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "voices/x.safetensors",
+        *BYTE_LEVEL,
+    ],
 )
 def test_a_git_lfs_pointer_in_a_converted_folder(parity, tmp_path, name):
     """A clone without `git lfs`: every reader says what the file is and what to do."""
@@ -185,6 +195,7 @@ def test_a_git_lfs_pointer_in_a_converted_folder(parity, tmp_path, name):
     if name in BYTE_LEVEL:
         for other in BYTE_LEVEL:
             shutil.copy(parity.models.source / TOKENIZER_FOLDER / other, folder)
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(LFS_POINTER)
     with pytest.raises(Refused, match=rf"^{re.escape(str(folder / name))}: a Git LFS pointer .* `git lfs pull`"):
         CosyVoice3.from_pretrained(folder)

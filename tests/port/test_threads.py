@@ -36,6 +36,7 @@ def normal(*shape):
     return mx.array(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
 
 
+@pytest.mark.part("stream.threads")
 @pytest.mark.parametrize(
     "build",
     [
@@ -245,6 +246,7 @@ assert len(found) == 4 and min(found.values()) > 0, found
 """
 
 
+@pytest.mark.part("stream.threads")
 @pytest.mark.skipif(not hasattr(mx, "clear_streams"), reason="this MLX aborts after worker threads, whatever they do")
 @pytest.mark.parametrize("way", ["loaded", "lazy", "handed on", "loads", "front end", "driver"])
 def test_worker_threads_end_well(parity, recordings, way):
@@ -258,6 +260,7 @@ def test_worker_threads_end_well(parity, recordings, way):
         assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.part("stream.threads")
 def test_an_mlx_without_streams_of_threads(monkeypatch):
     """0.31 has one set of them."""
     for name in ("clear_streams", "new_thread_unsafe_stream"):

@@ -146,7 +146,7 @@ OPTIONAL = {
     ("provenance",): {"fast_forms"},
     ("rows", 0): MEASURED | {"histogram", "error_map", "worst", "nearest_fault", "message", "shape"},
     ("components", 0): set(),
-    ("tests", 0): {"reason"},
+    ("tests", 0): {"reason", "part"},
     ("verdict",): set(),
 }
 

@@ -24,11 +24,14 @@ ONE_SIDED = {
         "config.py": "both sides use it",
         "noise.py": "the original's noise without torch; the reference draws from torch",
         "request.py": "framework-free, both sides use it",
+        "generate.py": "the shape of another library",
         "__main__.py": "the command line",
         "frontend/normalizer.py": "framework-free, both sides use it",
         "frontend/text.py": "framework-free, both sides use it",
         "frontend/tokenizer.py": "framework-free, both sides use it",
         "frontend/special_tokens.py": "framework-free, both sides use it",
+        "frontend/written.py": "how people write; the original takes one text",
+        "frontend/transcript.py": "warns of prompts; the original does not",
     },
     "reference": {
         "synthesize.py": "writes a checkpoint for tests",
@@ -41,6 +44,7 @@ ONE_SIDED = {
 DIFFERENCES = {
     ("llm/speech_lm.py", "CosyVoice3LM.qwen2"): "the reference keeps llm.pt's deeper nesting and needs a short cut",
     ("cosyvoice3.py", "CosyVoice3.from_pretrained"): "a converted folder or hub id against the official files",
+    ("cosyvoice3.py", "CosyVoice3.add_zero_shot_spk"): "the port puts the model's preamble in unless raw_prompt",
     ("vocoder/f0.py", "DoubleConv1d"): "torch has float64 convolutions",
     ("vocoder/stft.py", "analyse"): "a stream transforms what it holds, without the edges",
     ("vocoder/stft.py", "overlap_add"): "a stream carries the overlap on",
@@ -203,7 +207,9 @@ def test_no_print_below_the_command_line():
             }
             for node in ast.walk(tree):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
-                    assert node in commands or file in ("__main__.py", "app/cli.py"), f"{package}/{file}: print"
+                    assert node in commands or file == "__main__.py" or file.startswith("app/"), (
+                        f"{package}/{file}: print"
+                    )
 
 
 def _is_command(function: ast.FunctionDef) -> bool:

@@ -15,7 +15,7 @@ from parity_tests.speech_support import copy_folder
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/adapters.md", "docs/data.md", "docs/porting.md", "docs/security.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 BLOCKS = [
     (page, language, code)
     for page in PAGES
@@ -27,12 +27,16 @@ COMMANDS = sorted({re.sub(r"\s+", " ", line).strip() for line in SHELL if line.s
 NOT_RUN = {
     "make": "the whole suite, which is running",
     "pytest parity_tests --checkpoint": "the whole suite, which is running",
+    "--play": "a sound device; test_output.py plays to one that is none",
     "FunAudioLLM": "the network; test_convert_hub.py runs it against an imitation",
     "reports.drift": "two runs; test_reports_drift.py",
     "--seconds 600": "ten minutes a reader; test_fuzz.py runs each briefly",
     "benchmarks.run": "a minute; test_benchmarks.py",
+    "port benchmark": "minutes; test_tools.py",
     "--only guidance_rate": "half a minute; test_faults.py runs the same command on others",
     "flow.attention.long": "an example of a case to write",
+    "-m port serve": "it does not end; test_server_command.py runs it",
+    "curl": "a running server; test_server_command.py runs it",
     "mlx.launch": "test_batch.py runs two ranks",
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",
@@ -128,3 +132,9 @@ def test_bash_reads_every_block():
         if language == "sh" and shutil.which("bash"):
             done = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{page}: {done.stderr}"
+
+
+def test_the_readme_stays_short():
+    text = (ROOT / "README.md").read_text("utf-8")
+    assert len(text.splitlines()) <= 130 and len(text.split()) <= 900
+    assert "```sh" in "".join(text.splitlines()[:20]), "a first command within twenty lines"

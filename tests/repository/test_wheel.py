@@ -1,6 +1,7 @@
 """What `pip install .` gives a user: one package of another name, with everything in it, and a command that works."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
-SOURCES = ("port", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
+SUITE = ("convert", "mlx_parity", "parity_tests", "reference", "reports")  # what `convert` and `verify` need
+SOURCES = ("port", *SUITE, "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 
 
 def pip(*arguments):
@@ -50,7 +52,11 @@ def test_it_holds_every_file_of_the_port_and_nothing_else(wheel):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cosyvoice3_mlx"}
     packed = {name.removeprefix("cosyvoice3_mlx/") for name in names if name.startswith("cosyvoice3_mlx/")}
-    assert packed == {str(path.relative_to(ROOT / "port")) for path in (ROOT / "port").rglob("*.py")}
+    port = {name for name in packed if not name.startswith("suite/")}
+    page = {*(ROOT / "port/app/server/page").iterdir()}
+    assert port == {str(path.relative_to(ROOT / "port")) for path in page | {*(ROOT / "port").rglob("*.py")}}
+    assert {name.split("/")[1] for name in packed - port} == set(SUITE)
+    assert {Path(name).suffix for name in packed} == {".py"} | {path.suffix for path in page}
     assert [name for name in names if name.endswith("NOTICE")]
 
 
@@ -74,6 +80,15 @@ def test_the_command_speaks_of_itself(site, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cosyvoice3-mlx say --model" in done.stdout
     assert "python -m port" not in done.stdout
+
+
+def test_the_command_converts(site, official, tmp_path):
+    """By the converter, and the suite that verifies, which the wheel holds; with torch from the extra."""
+    command, out = site / "bin" / "cosyvoice3-mlx", tmp_path / "mlx"
+    done = run(site, command, "convert", "--hf-path", official, "--mlx-path", out)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"parity (\d+) of \1 checkpoints pass", done.stdout)
+    assert "cosyvoice3-mlx convert --hf-path" in run(site, command, "convert", "--help").stdout
 
 
 def test_the_command_speaks(site, parity, recordings, tmp_path):

@@ -1,4 +1,4 @@
-"""The workflow for GitHub: what can be checked of it without GitHub."""
+"""The workflows and forms for GitHub: what can be checked of them without GitHub."""
 
 import re
 import shutil
@@ -11,8 +11,9 @@ import yaml
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
-WORKFLOW = ROOT / ".github" / "workflows" / "parity.yml"
-JOBS = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]
+GITHUB = ROOT / ".github"
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+JOBS = {name: job for file in WORKFLOWS for name, job in yaml.safe_load(file.read_text("utf-8"))["jobs"].items()}
 SCRIPTS = {
     f"{job}: {step.get('name', 'run')}": step["run"]
     for job, body in JOBS.items()
@@ -56,7 +57,7 @@ def test_the_gate_needs_no_gpu_and_metal_must_have_been_compared():
 
 @pytest.mark.skipif(not shutil.which("actionlint"), reason="actionlint is not installed")
 def test_actionlint():
-    done = subprocess.run(["actionlint", str(WORKFLOW)], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(["actionlint", *map(str, WORKFLOWS)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
@@ -64,3 +65,30 @@ def test_actions_are_pinned_by_hash():
     """A tag can be moved to other code."""
     used = [step["uses"] for body in JOBS.values() for step in body["steps"] if "uses" in step]
     assert used and all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name) for name in used), used
+
+
+def test_every_job_says_what_it_may_do_and_for_how_long():
+    assert all("timeout-minutes" in job for job in JOBS.values())
+    assert all(yaml.safe_load(file.read_text("utf-8"))["permissions"] == {"contents": "read"} for file in WORKFLOWS)
+
+
+@pytest.mark.parametrize("path", sorted((GITHUB / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda path: path.stem)
+def test_a_form_asks_for_versions_and_what_happened(path):
+    form = yaml.safe_load(path.read_text("utf-8"))
+    fields = [part["id"] for part in form["body"]]
+    assert len(set(fields)) == len(fields) and form["name"] and form["description"]
+    assert any(part.get("validations", {}).get("required") for part in form["body"])
+    assert "ersions" in path.read_text("utf-8")
+
+
+def test_hooks_call_what_make_installs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    local = [hook["entry"] for repo in hooks if repo["repo"] == "local" for hook in repo["hooks"]]
+    assert local and all(entry.startswith(".venv/bin/ruff ") for entry in local)
+
+
+def test_one_version_everywhere():
+    files = {"pyproject.toml": r'^version = "(.*)"', "mlx_parity/pyproject.toml": r'^version = "(.*)"'}
+    files |= {"CITATION.cff": r"^version: (.*)", "CHANGELOG.md": r"^## ([\d.]+)"}
+    found = {name: re.search(text, (ROOT / name).read_text("utf-8"), re.MULTILINE)[1] for name, text in files.items()}
+    assert len(set(found.values())) == 1, found

@@ -1,0 +1,172 @@
+"""What the command `benchmark` does: time a model where it stands, by speech of given lengths.
+
+Weights may be anything, also random ones: the sampling holds back the stop tokens until a length is reached, so every
+stage does its whole work and the lengths are equal on every machine. Prompt and text are fixed, and the prompt counts
+as known: reading a recording is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..config import CosyVoice3Config, SamplingConfig
+from ..cosyvoice3 import CosyVoice3
+from ..files.strict import TOKENS_PER_SECOND
+from ..llm.sampling import Draws, SeededDraws, ras_sampling
+from ..model import CosyVoice3Model, SynthesisCache
+from ..request import Chance, Prompt, Stream
+from .device import keep_freed_memory
+
+PROMPT_TOKENS, FIXTURE_TOKENS = 50, 75  # the fixture that others publish: tokens to wave
+SPEECH_OF_A_TEXT_TOKEN = 5  # speech tokens, as in real speech; the model allows 20
+COLUMNS = {
+    "what": "measured",
+    "audio_s": "audio, s",
+    "time_s": "time, s",
+    "real_time_factor": "real-time factor",
+    "first_audio_s": "first audio, s",
+    "late_s": "latest chunk, s",
+    "peak_gb": "peak memory, GB",
+}
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    """Measure and print."""
+    voice = CosyVoice3.from_pretrained(options.model, options.revision)
+    keep_freed_memory()
+    model = voice.model
+    made = {"machine": machine(), "model": precision(model)}
+    speak(model, options.seconds[0], Stream(reset_hop=True))  # kernels are made at first use
+    rows = [fixture(model, options.repeats)]
+    for seconds in options.seconds:
+        rows += [spoken(model, seconds, how, options.repeats) for how in (None, Stream(reset_hop=True))]
+    print(json.dumps(made | {"rows": rows}) if options.json else table(made, rows))
+
+
+def speak(model: CosyVoice3Model, seconds: float, how: Stream | None) -> list[tuple[float, float]]:
+    """Speak a text for so long; of each chunk when it came and how long it is, both in seconds."""
+    prompt, count = _prompt(model.config), round(seconds * TOKENS_PER_SECOND)
+    text = np.full((1, count // SPEECH_OF_A_TEXT_TOKEN + 1), 1, np.int32)
+    model.stream_memory.clear()
+    started, marks = time.perf_counter(), []
+    chance = Chance(SeededDraws(0))
+    for chunk in model.tts(prompt, text, stream=how, chance=chance, sampling=held(model.config, count)):
+        marks.append((time.perf_counter() - started, chunk["tts_speech"].shape[1] / model.config.sample_rate))
+    return marks
+
+
+def held(config: CosyVoice3Config, count: int) -> Any:
+    """The original's sampling, which ends after `count` tokens, none of which could be dropped as silence."""
+    barred = [token for token in config.streaming.silent_tokens if token < config.llm.speech_token_size]
+
+    def sample(scores: np.ndarray, decoded: Sequence[int], draws: Draws, settings: SamplingConfig) -> int:
+        if len(decoded) == count:
+            return config.llm.eos
+        scores[barred] = scores[config.llm.speech_token_size :] = -np.inf
+        return ras_sampling(scores, decoded, draws, settings)
+
+    return sample
+
+
+def spoken(model: CosyVoice3Model, seconds: float, how: Stream | None, repeats: int) -> dict[str, Any]:
+    """A row: a text, whole or as a stream."""
+    mx.reset_peak_memory()
+    runs = [speak(model, seconds, how) for _ in range(repeats)]
+    audio = sum(length for _, length in runs[0])
+    row = _row(f"text, {'streamed' if how else 'whole'}", audio, [marks[-1][0] for marks in runs])
+    row["first_audio_s"] = round(median(marks[0][0] for marks in runs), 3)
+    if how and len(runs[0]) > 1:
+        row["late_s"] = round(median(map(late, runs)), 3)
+    return row
+
+
+def late(marks: Sequence[tuple[float, float]]) -> float:
+    """By how many seconds the worst chunk came after the audio before it had been played; negative: before its end."""
+    first, out, worst = marks[0][0], 0.0, -float("inf")
+    for (_, before), (came, _) in pairwise(marks):
+        out += before
+        worst = max(worst, came - first - out)
+    return worst
+
+
+def fixture(model: CosyVoice3Model, repeats: int) -> dict[str, Any]:
+    """A row: 75 speech tokens behind a prompt of 50, through the flow decoder and the vocoder."""
+    tokens, times, length = np.full((1, FIXTURE_TOKENS), 7, np.int32), [], 0
+    for measured in (False, *[True] * repeats):
+        mx.reset_peak_memory()
+        started = time.perf_counter()
+        length = model.token2wav(tokens, _prompt(model.config), 0, SynthesisCache(), finalize=True).shape[1]
+        times += [time.perf_counter() - started] * measured
+    what = f"{PROMPT_TOKENS} prompt tokens, {FIXTURE_TOKENS} tokens to wave"
+    return _row(what, length / model.config.sample_rate, times)
+
+
+def _row(what: str, audio: float, times: Sequence[float]) -> dict[str, Any]:
+    took = median(times)
+    found = dict(what=what, audio_s=audio, time_s=took, real_time_factor=took / audio)
+    found["peak_gb"] = mx.get_peak_memory() / 1e9
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _prompt(config: CosyVoice3Config) -> Prompt:
+    """Two seconds of a voice, the same on every machine."""
+    rng, tokens = np.random.default_rng(0), np.full((1, PROMPT_TOKENS), 5, np.int32)
+    mel = rng.standard_normal((1, PROMPT_TOKENS * config.flow.token_mel_ratio, config.flow.output_size))
+    embedding = rng.standard_normal((1, config.flow.spk_embed_dim))
+    arrays = (mx.array(array.astype(np.float32)) for array in (embedding, mel))
+    ended = np.array([[config.llm.end_of_prompt]], np.int32)
+    return Prompt(next(arrays), ended, tokens, tokens, next(arrays))
+
+
+def precision(model: CosyVoice3Model) -> str:
+    """What most weights of each stage are stored as."""
+    return ", ".join(f"{name} {_stored(getattr(model, name))}" for name in ("llm", "flow", "vocoder"))
+
+
+def _stored(module: nn.Module) -> str:
+    bits = {f"{layer.bits} bits" for layer in module.modules() if hasattr(layer, "bits")}
+    sizes: dict[str, int] = {}
+    for _, array in tree_flatten(module.parameters()):
+        name = str(array.dtype).rpartition(".")[2]
+        sizes[name] = sizes.get(name, 0) + array.nbytes
+    return "+".join(sorted(bits)) or max(sizes, key=sizes.__getitem__)
+
+
+def machine() -> str:
+    """Chip, system and versions."""
+    try:
+        own = version("cosyvoice3-mlx")
+    except PackageNotFoundError:  # a checkout that was not installed
+        own = "checkout"
+    device = mx.default_device().type.name
+    chip = getattr(mx, "device_info", dict)().get("device_name") or platform.processor() or platform.machine()
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{chip} ({device}), {system}, mlx {mx.__version__}, cosyvoice3-mlx {own}"
+
+
+def table(made: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, to be pasted."""
+    lines = [" | ".join(COLUMNS.values()), " | ".join(["---", *["---:"] * (len(COLUMNS) - 1)])]
+    lines += [" | ".join(_cell(row.get(name)) for name in COLUMNS) for row in rows]
+    notes = "Latest chunk: by how much a chunk came after the audio before it was played; negative is early."
+    return "\n".join([f"{made['machine']}; {made['model']}", "", *(f"| {line} |" for line in lines), "", notes])
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+COMMANDS = {"benchmark": benchmark}

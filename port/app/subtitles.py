@@ -1,0 +1,45 @@
+"""Subtitles of speech: what is said when, as SubRip has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..cosyvoice3 import Speech
+from ..files.disk import beside
+from ..files.errors import Refused
+from ..frontend.special_tokens import TOKEN
+
+
+def subtitled(speech: Speech, sample_rate: int, path: Path) -> Speech:
+    """The same speech; at its end `path` has an entry for each piece, by the length of its audio.
+
+    Raises:
+        Refused: the disk does not take it.
+    """
+    pieces: dict[int, tuple[str, int]] = {}
+    for result in speech:
+        text, samples = pieces.get(result["piece"], (result["text"], 0))
+        pieces[result["piece"]] = text, samples + result["tts_speech"].shape[1]
+        yield result
+    try:
+        with beside(path) as file:
+            file.write_text(srt(pieces.values(), sample_rate), "utf-8")
+    except OSError as error:
+        raise Refused(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def srt(pieces: Iterable[tuple[str, int]], sample_rate: int) -> str:
+    """The file for pieces, each a text with its samples; one without a text is a pause."""
+    entries, end = [], 0
+    for text, samples in pieces:
+        start, end = end, end + samples
+        if shown := " ".join(TOKEN.sub("", text).split()):
+            times = f"{_clock(start / sample_rate)} --> {_clock(end / sample_rate)}"
+            entries.append(f"{len(entries) + 1}\n{times}\n{shown}\n")
+    return "\n".join(entries)
+
+
+def _clock(seconds: float) -> str:
+    whole, thousandths = divmod(round(1000 * seconds), 1000)
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"

@@ -1,0 +1,108 @@
+"""The programs in `examples/`: each runs as it stands, with a model of this machine and what it needs in its place."""
+
+import re
+import shlex
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+from parity_tests.speech_support import PROMPT_WORDS, WORDS
+from port.cosyvoice3 import CosyVoice3
+from tests.support.cli_support import heard
+
+pytestmark = pytest.mark.part("app")
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+SPOKEN = "Good morning, it is late."
+
+
+@pytest.fixture
+def example(monkeypatch, model, wavs, tmp_path):
+    """Run a program with the arguments that its docstring shows, the files being this machine's."""
+    monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "port"]:
+        monkeypatch.setitem(sys.modules, name.replace("port", "cosyvoice3_mlx", 1), sys.modules[name])
+    here = {"mlx-model": model, "me.wav": wavs["prompt"], "you.wav": wavs["source"], "out.wav": tmp_path / "out.wav"}
+    here |= {"What I say in the recording.": PROMPT_WORDS, "Good morning.": WORDS}
+
+    def run(name):
+        path = next(path for path in EXAMPLES if path.stem == name)
+        spec = spec_from_file_location(name, path)
+        program = module_from_spec(spec)
+        spec.loader.exec_module(program)
+        shown = shlex.split(re.search(rf"^python examples/{name}\.py (.*)$", program.__doc__, re.M)[1])
+        program.main(*(str(here.get(word, word)) for word in shown))
+        return tmp_path / "out.wav"
+
+    return run
+
+
+def test_say(example, model, wavs):
+    voice = CosyVoice3.from_pretrained(model)
+    (made,) = voice.inference_zero_shot(WORDS, PROMPT_WORDS, wavs["prompt"], seed=0)
+    assert np.allclose(heard(example("say")), np.array(made["tts_speech"])[0], atol=2**-14)
+
+
+def test_voice_conversion(example):
+    assert len(heard(example("voice_conversion"))) == 65 * 960  # 2.6 s, in whole tokens
+
+
+def test_stream_to_speaker(example, monkeypatch):
+    """All chunks are played, in order, on a speaker that is opened once and closed."""
+    played, opened = [], []
+
+    class OutputStream:
+        def __init__(self, rate, channels, dtype):
+            opened.append((rate, channels, dtype))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            opened.append("closed")
+
+        def write(self, samples):
+            played.append(samples)
+
+    monkeypatch.setitem(sys.modules, "sounddevice", SimpleNamespace(OutputStream=OutputStream))
+    monkeypatch.setattr(
+        "port.cosyvoice3.secrets.randbits", lambda bits: 3
+    )  # with some seeds a small model ends at once
+    example("stream_to_speaker")
+    assert opened == [(24000, 1, "float32"), "closed"]
+    assert all(samples.dtype == np.float32 and samples.shape[1] == 1 for samples in played)
+    assert np.abs(np.concatenate(played)).max() > 0
+
+
+def test_llm_to_speech(example, voices, monkeypatch):
+    """What the language model writes is what is spoken, part by part."""
+    asked, tokenizer = [], SimpleNamespace(apply_chat_template=lambda messages, add_generation_prompt: messages)
+
+    def stream_generate(llm, given, prompt, max_tokens):
+        asked.append((llm, given, prompt[0]["content"]))
+        return (SimpleNamespace(text=part) for part in re.findall(r"\W*\w+|\W+$", SPOKEN))
+
+    fake = ModuleType("mlx_lm")
+    fake.load, fake.stream_generate = lambda name: (name, tokenizer), stream_generate
+    monkeypatch.setitem(sys.modules, "mlx_lm", fake)
+    # Random weights end a text that arrives at any time or never.
+    end, last = voices.port.model.config.llm.eos, voices.port.model.config.llm.speech_token_size
+
+    def sample(scores, decoded, draws, config):
+        return end if len(decoded) >= 150 else int(scores[:last].argmax())
+
+    monkeypatch.setattr("port.model.ras_sampling", sample)
+    said = []
+    monkeypatch.setattr("port.frontend.written.arriving", lambda parts: (said.append(part) or part for part in parts))
+    assert len(heard(example("llm_to_speech"))) > 960
+    assert len(said) > 4 and "".join(said) == SPOKEN
+    assert asked == [("mlx-community/Qwen2.5-0.5B-Instruct-4bit", tokenizer, "Why is the sky blue?")]
+
+
+def test_every_example_is_run():
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES} - {"openai_client"} <= tests  # which the server's tests run
+    assert all(len(path.read_text("utf-8").splitlines()) <= 45 for path in EXAMPLES)
