@@ -14,7 +14,7 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: setup verify test quick lint record audit examples clean
+.PHONY: setup verify test quick lint record audit examples findings clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
@@ -63,6 +63,10 @@ audit: $(STAMP)
 # Other people's ports before the judge, each in an environment of its own below build/; the first run needs the network.
 examples: $(STAMP)
 	$(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults --as-shipped
+
+# The page of all audits, from what `make audit` of mlx_audio_plus and `make examples` found last.
+findings: $(STAMP)
+	$(BIN)/python -m reports.findings $(OUT)/audit-mlx_audio_plus $(OUT)/examples/* --out docs/findings.md
 
 clean:
 	rm -rf $(VENV) build $(OUT)

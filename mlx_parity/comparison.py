@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_parity.compare import BUDGET, Reading
-from mlx_parity.report.codec import printing
 from mlx_parity.report.model import write_atomically
-from mlx_parity.report.words import ratio_text
+from mlx_parity.report.words import markdown, ratio_text
 from mlx_parity.sides import regime
 
 WHOLE = "(model)"
@@ -142,7 +141,7 @@ class Comparison:
 
     def summary(self, rows: int = 20) -> str:
         """Markdown: the verdict, the versions, and a table of at most `rows` rows where something is wrong."""
-        lines = [f"**{plain(self.verdict())}**", ""]
+        lines = [f"**{markdown(self.verdict())}**", ""]
         lines += [", ".join(f"{name} {version}" for name, version in regime.versions(PACKAGES).items()), ""]
         if self.blamed:
             wrong = sum(row.reading.status != "PASS" for row in self.rows)
@@ -150,19 +149,14 @@ class Comparison:
             if rest := wrong - len(self.blamed[:rows]):
                 lines += ["", f"{rest} more outputs do not pass; most only inherit the error."]
             lines.append("")
-        return "\n".join([*lines, *map(plain, self.notes())]).rstrip() + "\n"
+        return "\n".join([*lines, *map(markdown, self.notes())]).rstrip() + "\n"
 
 
 def table_line(row: ModuleRow, before: str = "") -> str:
     """A row of a Markdown table: module, status, ratio, and what is said of it."""
-    said = plain(WHERE[row.where] or row.reading.message)
-    return f"| {before}{plain(row.name)} ({row.kind}) | {row.reading.status} | {_ratio(row.reading)} | {said} |"
+    said = markdown(WHERE[row.where] or row.reading.message)
+    return f"| {before}{markdown(row.name)} ({row.kind}) | {row.reading.status} | {_ratio(row.reading)} | {said} |"
 
 
 def _ratio(reading: Reading) -> str:
     return "" if reading.ratio is None else ratio_text(reading.ratio, BUDGET, padded=True)
-
-
-def plain(text: str) -> str:
-    """Without what Markdown or a terminal would act on."""
-    return printing(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

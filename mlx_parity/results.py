@@ -11,12 +11,12 @@ from typing import Any
 
 from mlx_parity import judge
 from mlx_parity.compare import BUDGET, FLOOR
-from mlx_parity.comparison import PACKAGES, WHOLE, plain, table_line
+from mlx_parity.comparison import PACKAGES, WHOLE, table_line
 from mlx_parity.record import record
 from mlx_parity.report import data
 from mlx_parity.report.model import Report, to_json, write_atomically
 from mlx_parity.report.page import render_html
-from mlx_parity.report.words import Wording, ratio_text
+from mlx_parity.report.words import Wording, markdown, ratio_text
 from mlx_parity.run import Judged, Outcome, Proof
 from mlx_parity.score import Score
 from mlx_parity.shipped import VARIABLE, Shipped
@@ -95,8 +95,8 @@ def versions(outcome: Outcome) -> dict[str, str]:
 
 def summary(outcome: Outcome, seed: int, shipped: Shipped | None = None) -> str:
     """Markdown of at most SUMMARY_LINES lines: the verdict, the versions, a row a part, what diverged and why."""
-    lines = [f"**{plain(verdict(outcome))}**", ""]
-    lines += [f"Against {plain(outcome.subject.original)}; seed {seed}; {_listed(versions(outcome))}.", ""]
+    lines = [f"**{markdown(verdict(outcome))}**", ""]
+    lines += [f"Against {markdown(outcome.subject.original)}; seed {seed}; {_listed(versions(outcome))}.", ""]
     lines += ["| part | status | outputs within budget | worst | generic faults caught | reached by none |"]
     lines += ["|---|---|---:|---:|---:|---|", *(_part_line(j, outcome.scores) for j in outcome.parts.values())]
     lines += ["", *(_shipped_lines(shipped) if shipped else ())]
@@ -107,7 +107,7 @@ def summary(outcome: Outcome, seed: int, shipped: Shipped | None = None) -> str:
         lines += ["| part: module | status | ratio | |", "|---|---|---:|---|"]
     for name, judged in broken.items():
         blamed = judged.comparison.blamed
-        lines += [table_line(row, f"{plain(name)}: ") for row in blamed[:TABLE_ROWS]]
+        lines += [table_line(row, f"{markdown(name)}: ") for row in blamed[:TABLE_ROWS]]
     if len(lines) > SUMMARY_LINES:
         lines = [*lines[: SUMMARY_LINES - 2], "", "Cut here; the rest is in report.html."]
     return "\n".join(lines).rstrip() + "\n"
@@ -117,17 +117,17 @@ def _part_line(judged: Judged, scores: Mapping[str, Score]) -> str:
     rows, name = judged.comparison.rows, judged.part.name
     good = sum(row.reading.status == "PASS" for row in rows)
     score = scores.get(name)
-    faults = ["", ""] if score is None else [f"{score.caught} of {score.total}", plain(_brief(score.unreached))]
+    faults = ["", ""] if score is None else [f"{score.caught} of {score.total}", markdown(_brief(score.unreached))]
     status = "PASS" if judged.comparison.passed else "FAIL"
     worst = ratio_text(judged.comparison.worst, BUDGET, padded=True)
-    return f"| {plain(name)} | {status} | {good} of {len(rows)} | {worst} | {' | '.join(faults)} |"
+    return f"| {markdown(name)} | {status} | {good} of {len(rows)} | {worst} | {' | '.join(faults)} |"
 
 
 def _shipped_lines(found: Shipped) -> Iterator[str]:
     yield f"| as shipped: without {VARIABLE}=0, findings mended | status | outputs within budget | worst |"
     yield "|---|---|---:|---:|"
     measured = f"a {found.product} errs by {found.error:.1e}" if found.error else "no product could be measured"
-    name = f"MLX on {plain(found.device)} computes in {found.regime}: {measured}"
+    name = f"MLX on {markdown(found.device)} computes in {found.regime}: {measured}"
     worst = ratio_text(found.worst, BUDGET, padded=True)
     yield f"| {name} | {found.status} | {found.good} of {found.outputs} | {worst} |"
     yield ""
@@ -139,9 +139,9 @@ def _brief(names: list[str], most: int = 6) -> str:
 
 def _finding_lines(proof: Proof) -> Iterator[str]:
     finding = proof.finding
-    yield f"**{plain(finding.title)}.** {plain(finding.notice)}"
-    yield f"In `{_code(finding.place)}`, {plain(finding.where.__qualname__)}: `{_code(finding.line)}`"
-    yield f"should be `{_code(finding.fix)}`. {plain(_proof(proof))}"
+    yield f"**{markdown(finding.title)}.** {markdown(finding.notice)}"
+    yield f"In `{_code(finding.place)}`, {markdown(finding.where.__qualname__)}: `{_code(finding.line)}`"
+    yield f"should be `{_code(finding.fix)}`. {markdown(_proof(proof))}"
 
 
 def _proof(proof: Proof) -> str:

@@ -75,7 +75,7 @@ GELU = Finding(
     mimi.mimi_202407,
     line="gating=False,",
     fix='gating=False, gelu="erf",',
-    notice="The blocks of both transformers are off: now and then another code, sound that differs by some -70 dB.",
+    notice="The blocks of both transformers are off: now and then another code; sound off by up to 1e-4 of its level.",
 )
 RESET = Finding(
     "A reset keeps the last stream's samples in two convolutions",

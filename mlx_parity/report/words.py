@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from mlx_parity.report.codec import printing
 from mlx_parity.report.data import BUDGET, ErrorMap, Precision, Row
 from mlx_parity.report.rows import Stage
 
@@ -150,3 +151,8 @@ def number_text(value: float | None) -> str:
 
 def sci_text(value: float | None, missing: str = "-") -> str:
     return missing if value is None else f"{value:.2e}"
+
+
+def markdown(text: str) -> str:
+    """Without what Markdown or a terminal would act on."""
+    return printing(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

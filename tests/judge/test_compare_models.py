@@ -222,11 +222,12 @@ class Windowed(torch.nn.Module):
 
 def test_plain_tensors_of_a_module_are_float64_in_the_truth():
     model, x = Windowed(), np.random.default_rng(0).standard_normal((1, 64)).astype(np.float32)
-    for _ in range(2):  # the second model has run
-        truth = TorchSide(model).record_double(((x,), {}), lambda array: array)[-1].results[""]
-        assert truth.dtype == np.float64
-        TorchSide(model).record(((x,), {}), lambda array: array)
-    assert model.made.dtype == torch.float32
+    for ran in (False, True):
+        side = TorchSide(model)
+        assert side.record(((x,), {}), lambda array: array)[-1].results[""].dtype == np.float32
+        assert side.record_double(((x,), {}), lambda array: array)[-1].results[""].dtype == np.float64
+        assert ran or model.made is None, "judging it leaves something behind"
+        model(torch.from_numpy(x))
 
 
 def test_what_both_sides_leave_empty_is_no_row_and_no_error(pair, monkeypatch):

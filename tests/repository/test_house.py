@@ -228,6 +228,7 @@ def _is_command(function: ast.FunctionDef) -> bool:
         "port.app.cli",
         "reports.build",
         "reports.drift",
+        "reports.findings",
     ],
 )
 def test_the_help_of_each_command_teaches_by_an_example(command, capsys):

@@ -1,0 +1,128 @@
+"""docs/findings.md from the results of audits: `python -m reports.findings FOLDER... --out docs/findings.md`.
+
+Each folder is one that `python -m mlx_parity run` or `python -m parity_tests.audit` wrote. All numbers are theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx_parity.report.codec import ReportError
+from mlx_parity.report.model import Report, load, write_atomically
+from mlx_parity.report.rows import BAD
+from mlx_parity.report.words import markdown, ratio_text
+
+COMMAND = "python -m reports.findings"
+FOLLOWS = "Follows from: "  # of a part that another one's cause explains
+HEAD = """# Ports that were audited
+
+`make findings` writes this page from the results of the commands below; nothing in it is written by hand. A part
+*conforms* where the port errs at most four times as much as PyTorch's own float32 does and integers are equal. Weights
+are random.
+
+| port | against | parts conform | diverge | not offered | worst that conforms | causes | as shipped | faults caught |
+|---|---|---:|---:|---:|---:|---:|---|---:|
+"""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one folder holds; `shipped` and `scores` are empty where they were not measured."""
+
+    report: Report
+    shipped: dict[str, Any]
+    scores: dict[str, Any]
+
+    @property
+    def causes(self) -> dict[str, list[str]]:
+        """Parts by the cause that makes them diverge."""
+        found: dict[str, list[str]] = {}
+        for part in self.report.components:
+            for issue in part.issues:
+                if not issue.startswith(FOLLOWS):
+                    found.setdefault(issue, []).append(part.component)
+        return found
+
+    def count(self, *statuses: str) -> int:
+        """Number of parts of these statuses."""
+        return sum(part.status in statuses for part in self.report.components)
+
+
+def read(folder: Path) -> Audit:
+    """The results in a folder.
+
+    Raises:
+        ReportError: there are none, or they are not valid.
+    """
+
+    def beside(name: str) -> dict[str, Any]:
+        path = folder / name
+        try:
+            return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        except ValueError:
+            raise ReportError(f"{path}: is no JSON; run the audit again") from None
+
+    return Audit(load(folder / "report.json"), beside("shipped.json"), beside("score.json"))
+
+
+def page(audits: Sequence[Audit]) -> str:
+    """Markdown: a table of all ports, then a section each with versions, command and causes."""
+    lines = [HEAD + "\n".join(map(_row, audits)), ""]
+    for audit in audits:
+        lines += [*_section(audit), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(audit: Audit) -> str:
+    about = audit.report.provenance
+    fine = [row.ratio for row in audit.report.rows if row.status == "PASS" and row.ratio is not None]
+    worst = ratio_text(max(fine), audit.report.budget.ratio, padded=True) if fine else ""
+    caught, total = (sum(score[what] for score in audit.scores.values()) for what in ("caught", "total"))
+    shipped = f"{audit.shipped['status']} ({audit.shipped['regime']})" if audit.shipped else ""
+    cells = [about.adapter, about.original, audit.count("PASS"), audit.count(*BAD), audit.count("SKIP"), worst]
+    cells += [len(audit.causes), shipped, f"{caught} of {total}" if total else ""]
+    return f"| {' | '.join(markdown(str(cell)) for cell in cells)} |"
+
+
+def _section(audit: Audit) -> Iterator[str]:
+    about = audit.report.provenance
+    versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
+    yield f"## {markdown(str(about.adapter))}\n"
+    yield f"`{about.command}` on {markdown(about.machine)}, {markdown(about.device)}: {markdown(versions)}.\n"
+    for cause, parts in audit.causes.items():
+        yield f"- {markdown(cause)} In: {', '.join(map(markdown, parts))}."
+    if not audit.causes:
+        yield "Nothing diverges."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        description="Write the page of all audited ports",
+        epilog=f"example: {COMMAND} reports/out/audit-mlx_audio_plus reports/out/examples/* --out docs/findings.md",
+    )
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="that an audit or a subject's run wrote"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the page")
+    options = parser.parse_args(argv)
+    try:
+        write_atomically(options.out, page([read(folder) for folder in options.folders]))
+    except ReportError as error:
+        print(f"findings: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"findings: --out: {error.filename or options.out}: {error.strerror}; give a file", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
