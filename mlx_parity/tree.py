@@ -35,6 +35,14 @@ def leaves(value: Any, kind: type | tuple[type, ...], place: str = "") -> Iterat
         yield from leaves(item, kind, f"{place}.{key}" if place else str(key))
 
 
+def module_of(base: type, method: str, function: Callable[..., Any], modules: Mapping[str, Any]) -> Any:
+    """An instance of a module class of its own, whose `method` is `function` and which has `modules`."""
+    made = type(function.__name__, (base,), {method: function})()
+    for name, module in modules.items():
+        setattr(made, name, module)
+    return made
+
+
 def stateful(value: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether anything is in there but values of `kind` and plain ones: an object that a call may have changed."""
     held: list[Any] = []

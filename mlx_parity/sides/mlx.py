@@ -13,17 +13,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_parity.recorded import Arguments, Call, Keep
-from mlx_parity.tree import leaves, mapped
+from mlx_parity.tree import leaves, mapped, module_of
 
 HALVES = (mx.float16, mx.bfloat16)
 
 
 def mlx_module(function: Callable[..., Any], **modules: nn.Module) -> nn.Module:
     """A function as a module: `function(self, ...)` is its call, and `modules` are what `self` has."""
-    made = type(function.__name__, (nn.Module,), {"__call__": function})()
-    for name, module in modules.items():
-        setattr(made, name, module)
-    return made
+    return module_of(nn.Module, "__call__", function, modules)
 
 
 class MlxSide:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mlx_parity.recorded import Arguments, Call, Keep
 from mlx_parity.sides.orders_pytorch import Order, is_composite
 from mlx_parity.sides.truth import to_torch
-from mlx_parity.tree import leaves, mapped
+from mlx_parity.tree import leaves, mapped, module_of
 
 WIDER = {
     **dict.fromkeys((torch.float16, torch.bfloat16, torch.float32), torch.float64),
@@ -43,10 +43,7 @@ class Wide(TorchDispatchMode):
 
 def torch_module(function: Callable[..., Any], **modules: torch.nn.Module) -> torch.nn.Module:
     """A function as a module: `function(self, ...)` is its forward, and `modules` are what `self` has."""
-    made = type(function.__name__, (torch.nn.Module,), {"forward": function})()
-    for name, module in modules.items():
-        setattr(made, name, module)
-    return made
+    return module_of(torch.nn.Module, "forward", function, modules)
 
 
 class TorchSide:
