@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 def _judge_tables(options: argparse.Namespace) -> int:
     faults = selected(read_tables(options.table or TABLES, part_of), options.only)
     torch.set_num_threads(1)
-    started, verdicts, suite = datetime.now(UTC), [], Checks(bool(options.signatures), before=caught_by())
+    started, verdicts, suite = datetime.now(UTC), [], Checks(bool(options.signatures), caught_by=caught_by())
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         workers = Workers(options.jobs, options.limit, Path(folder))
         suite.prepare(faults, workers)

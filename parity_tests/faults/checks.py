@@ -55,14 +55,14 @@ class Checks:
         truths: what the reference gives for each isolated case.
         tests: all that are marked with a part, smallest parts first.
         arithmetic: what this machine was found to compute in.
-        before: the check that caught each fault when the score was recorded, by the fault's name.
+        caught_by: the check that caught each fault when the score was recorded, by the fault's name.
     """
 
     signed: bool = False
     truths: dict[str, Truth] = field(default_factory=dict)
     tests: list[Check] = field(default_factory=list)
     arithmetic: dict[Any, Any] = field(default_factory=dict)
-    before: Mapping[str, str] = field(default_factory=dict)
+    caught_by: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = PACKAGES
 
     def prepare(self, faults: Iterable[Fault], workers: Workers) -> None:
@@ -100,7 +100,7 @@ class Checks:
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
         # Among the tests of one part the order proves nothing: the likely ones first.
-        own.sort(key=lambda test: (place(test.part), test.by != self.before.get(fault.name), not knows(test, fault)))
+        own.sort(key=lambda test: (place(test.part), test.by != self.caught_by.get(fault.name), not knows(test, fault)))
         cases = cases_for([fault])
         signature: Signature = {}
         finding = first_failing(before, say)
