@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from .app.speaking import speak
+from .app.subtitles import clock
 from .cosyvoice3 import CosyVoice3, Speech
 from .files.recording import Recording
 from .request import Stream
@@ -97,7 +98,7 @@ def _results(speech: Speech, rate: int, chunks: bool, tokens: list[int], started
             sample_rate=rate,
             segment_idx=index,
             token_count=count,
-            audio_duration=_clock(samples / rate),
+            audio_duration=clock(samples / rate),
             real_time_factor=took * rate / samples if samples else 0.0,
             prompt={"tokens": count, "tokens-per-sec": round(count / took, 2)},
             audio_samples={"samples": samples, "samples-per-sec": round(samples / took, 2)},
@@ -106,8 +107,3 @@ def _results(speech: Speech, rate: int, chunks: bool, tokens: list[int], started
             is_streaming_chunk=chunks,
         )
         tokens[0], started = 0, time.perf_counter()
-
-
-def _clock(seconds: float) -> str:
-    whole, thousandths = divmod(round(1000 * seconds), 1000)
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}.{thousandths:03}"

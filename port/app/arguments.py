@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import math
-import re
 from pathlib import Path
 from typing import Any
 
 from ..files.errors import CONVERTER
 from ..frontend.special_tokens import END_OF_PROMPT, PREAMBLE
 from ..request import LONGEST_PAUSE
+from . import argument_types as types
 from .arguments_serve import add_serve
 from .arguments_tools import add_tools
 from .device import DEVICES
 
 # As the checkout runs it, or as the wheel installs it.
 PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
-MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
+SEED = types.whole(0, (1 << 64) - 1, "is no whole number in 0..2^64-1", types.MAX_DIGITS)
+PAUSE = types.seconds(0, LONGEST_PAUSE, f"is no number of seconds in 0..{LONGEST_PAUSE}")
 VOICE = "Keep voices in the model's folder: one file a voice."
 DESCRIPTION = "CosyVoice 3 on MLX: text to speech with the voice of a short recording."
 EXAMPLES = f"""
@@ -80,25 +80,25 @@ def parser() -> argparse.ArgumentParser:
                   "clone")  # fmt: skip
     text = say.add_mutually_exclusive_group()
     # Not given, it must not undo --text, which has the same name.
-    text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=_text, metavar="TEXT", help="what to say")
+    text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=types.text, metavar="TEXT", help="what to say")
     text.add_argument(
         "--text",
-        type=_text,
+        type=types.text,
         help="what to say; read from standard input when neither this nor --text-file is given. With --stream or "
         "--play and a voice whose words are known, a pipe is spoken as it comes, numbers as the model reads them",
     )
     text.add_argument("--text-file", type=Path, metavar="FILE", help="UTF-8 file with what to say")
     say.add_argument(
-        "--pause", type=_pause, default=0.0, metavar="S", help="seconds of silence between paragraphs (default: 0)"
+        "--pause", type=PAUSE, default=0.0, metavar="S", help="seconds of silence between paragraphs (default: 0)"
     )
     say.add_argument("--subtitles", type=Path, metavar="FILE.srt", help="write what is said when, piece by piece")
     _add_recording(say, required=False)
     how = say.add_mutually_exclusive_group()
     _add_transcript(how, required=False)
-    how.add_argument("--instruct", type=_text, metavar="TEXT", help="how to speak")
+    how.add_argument("--instruct", type=types.text, metavar="TEXT", help="how to speak")
     say.add_argument("--voice", "--spk", dest="spk", metavar="NAME", help="a saved voice instead of a recording")
     _add_raw_prompt(say)
-    say.add_argument("--seed", type=_seed, metavar="N", help="of the sampling (default: drawn and told)")
+    say.add_argument("--seed", type=SEED, metavar="N", help="of the sampling (default: drawn and told)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
@@ -123,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     )
     batch.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for ID.wav and results.jsonl")
     batch.add_argument(
-        "--seed", type=_seed, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
+        "--seed", type=SEED, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
     _add_raw_prompt(batch)
 
@@ -140,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
     add = action("add", "Save the voice of a recording under a name; a voice of that name is replaced.")
     _add_recording(add)
     _add_transcript(add)
-    add.add_argument("--licence", "--license", default="", type=_text, metavar="TEXT", help="what it may be used for")
+    add.add_argument(
+        "--licence", "--license", default="", type=types.text, metavar="TEXT", help="what it may be used for"
+    )
     action("list", "Print the names of the saved voices.")
     action("show", "Print what is known of a saved voice.")
     action("remove", "Forget a saved voice.")
@@ -160,7 +162,7 @@ def _add_recording(parser: Any, required: bool = True) -> None:
 
 
 def _add_transcript(parser: Any, required: bool = True) -> None:
-    parser.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=required, type=_text,
+    parser.add_argument("--ref-text", "--prompt-text", dest="prompt_text", required=required, type=types.text,
                         metavar="TEXT", help="what is said in the recording, word for word")  # fmt: skip
 
 
@@ -179,7 +181,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--format", choices=("wav", "raw"), default="wav",
         help="of standard output: wav, or raw 16-bit little-endian mono samples at 24000 Hz (default: wav)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print what is told at the end as data")
+    parser.add_argument("--json", action="store_true", help="print the last line as JSON")
     parser.add_argument(
         "--speed", type=float, default=1.0, metavar="X", help="tempo; not with --stream (default: 1.0, as learnt)"
     )
@@ -197,7 +199,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-cache-bytes",
-        type=_bytes,
+        type=types.size,
         metavar="SIZE",
         help="what a stream may keep between chunks, such as 500M or 2G (default: a quarter of the device's memory)",
     )
@@ -212,35 +214,3 @@ def _add_raw_prompt(parser: argparse.ArgumentParser) -> None:
         f"Default: '{PREAMBLE}{END_OF_PROMPT}' is put before the words of the recording, the instruction or the text, "
         "and every text is spelled out and cut, at the full stops of any script, a long sentence at commas or blanks",
     )
-
-
-def _text(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(f"not readable as UTF-8 text ({error.reason})") from None
-    return text.removeprefix("\ufeff")  # of a file that the shell put in
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    size = float(match[1]) * 1024 ** ("KMGT".find(match[2].upper() or "-") + 1) if match else math.inf
-    if size == math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no size; give a number of bytes such as 0, 500M or 2G")
-    return int(size)
-
-
-def _pause(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds <= LONGEST_PAUSE:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no number of seconds in 0..{LONGEST_PAUSE}")
-    return seconds
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or len(text) > MAX_DIGITS or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number in 0..2^64-1")
-    return int(text)

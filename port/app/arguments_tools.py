@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
 from typing import Any
 
+from . import argument_types as types
+
 LENGTHS = (3.0, 10.0, 30.0)  # seconds of speech that are measured
 MAX_SECONDS = 200  # the vocoder's noise covers 300 s, prompt included
+LENGTH = types.seconds(0.2, MAX_SECONDS, f"is no length in 0.2..{MAX_SECONDS} s")
+REPEATS = types.whole(1, 999, "is no whole number in 1..999")
 Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
 
 
 def add_tools(commands: Any, command: Command) -> None:
     """Add them to the subparsers `commands`; `command` makes one with the arguments that all share."""
     benchmark = command(commands, "benchmark", "benchmark", "Measure how fast a model speaks here; prints a table.")
-    benchmark.add_argument("--seconds", type=_seconds, nargs="+", default=LENGTHS, metavar="S",
+    benchmark.add_argument("--seconds", type=LENGTH, nargs="+", default=LENGTHS, metavar="S",
                            help="lengths of speech (default: 3 10 30)")  # fmt: skip
-    benchmark.add_argument("--repeats", type=_count, default=3, metavar="N", help="runs, of which the median counts")
+    benchmark.add_argument("--repeats", type=REPEATS, default=3, metavar="N", help="runs, of which the median counts")
     benchmark.add_argument("--json", action="store_true", help="print the same as data")
     # No prefix, so that options pass: the converter has a parser of its own, and says its own help.
     convert = commands.add_parser(
@@ -35,19 +38,3 @@ def add_tools(commands: Any, command: Command) -> None:
     verify.add_argument("--checkpoint", required=True, metavar="ID_OR_DIR", help="official checkpoint, or its hub id")
     verify.add_argument("--checkpoint-revision", metavar="R", help="branch, tag or commit of its hub id")
     verify.add_argument("--llm", choices=("base", "rl"), default="base", help="its language model (default: base)")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not 1 <= len(text) <= 3 or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no whole number in 1..999")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0.2 <= seconds <= MAX_SECONDS:
-        raise argparse.ArgumentTypeError(f"{text!r:.40} is no length in 0.2..{MAX_SECONDS} s")
-    return seconds

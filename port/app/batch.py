@@ -1,8 +1,8 @@
 """Many utterances from a manifest, shared among the ranks of `mlx.launch`, resumed where a run stopped.
 
 A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
-`prompt_text`, `instruct`, `voice`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` if the line should be
-held to one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
+`prompt_text`, `instruct`, `voice`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` where the line must
+have that one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
 object, or whose id is missing or repeated, refuses the whole manifest: its result would have no name.
 
 Ranks share nothing but the output folder: rank r of n takes the lines r, r + n, ..., and each utterance has a seed of
@@ -33,7 +33,7 @@ from ..cosyvoice3 import CosyVoice3, Speech
 from ..files.disk import beside, read_text, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from .arguments import MAX_DIGITS
+from .argument_types import MAX_DIGITS
 from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file, speak
 
 RESULTS_FILE = "results.jsonl"

@@ -1,4 +1,4 @@
-"""Where speech goes: files of every kind that libsndfile writes, standard output, a player; and what is told of it."""
+"""Where speech goes: to a file of any kind that libsndfile writes, to standard output, to a player."""
 
 from __future__ import annotations
 

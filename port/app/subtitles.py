@@ -35,11 +35,12 @@ def srt(pieces: Iterable[tuple[str, int]], sample_rate: int) -> str:
     for text, samples in pieces:
         start, end = end, end + samples
         if shown := " ".join(TOKEN.sub("", text).split()):
-            times = f"{_clock(start / sample_rate)} --> {_clock(end / sample_rate)}"
+            times = f"{clock(start / sample_rate, ',')} --> {clock(end / sample_rate, ',')}"
             entries.append(f"{len(entries) + 1}\n{times}\n{shown}\n")
     return "\n".join(entries)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float, point: str = ".") -> str:
+    """HH:MM:SS.mmm, with this point."""
     whole, thousandths = divmod(round(1000 * seconds), 1000)
-    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02},{thousandths:03}"
+    return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"

@@ -2,7 +2,7 @@
 
 python -m tests.port.server_load MLX_FOLDER --voice me
 
-Prints a line a part, and exits with 1 when something was wrong. Each answer is held to the same request alone.
+Compares each answer with that of the same request alone. Prints one line for each part; exits with 1 if any was wrong.
 """
 
 from __future__ import annotations

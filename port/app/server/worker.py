@@ -65,7 +65,7 @@ class Job(Generic[T]):
             return False
         except StopIteration:
             error = StopAsyncIteration()
-        except Exception as raised:  # whatever it is, the other requests go on, and its client is told
+        except Exception as raised:  # of any kind: its client gets it, the other requests go on
             error = raised
         self.made += 1
         try:
