@@ -43,6 +43,7 @@ def example(monkeypatch, model, wavs, tmp_path):
 def test_say(example, model, wavs):
     voice = CosyVoice3.from_pretrained(model)
     (made,) = voice.inference_zero_shot(WORDS, PROMPT_WORDS, wavs["prompt"], seed=0)
+    # A file has 16 bits: half a step of rounding, and one of the scale.
     assert np.allclose(heard(example("say")), np.array(made["tts_speech"])[0], atol=2**-14)
 
 

@@ -170,6 +170,7 @@ def test_pauses_and_subtitles(run, model, wavs, tmp_path):
         times = [[seconds(t) for t in entry.split("\n")[1].split(" --> ")] for entry in (one, two)]
         wave = heard(out)
         assert times[0][0] == 0
+        # Each time is rounded to a millisecond.
         assert times[1][0] - times[0][1] == pytest.approx(0.5, abs=0.002)
         assert times[1][1] == pytest.approx(len(wave) / RATE, abs=0.002)
         assert not wave[round(times[0][1] * RATE) + 24 : round(times[1][0] * RATE) - 24].any()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.speech_support import copy_folder
+from parity_tests.speech_support import copy_folder, write_voice
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
@@ -68,8 +68,6 @@ def desk(parity, tmp_path_factory):
     ):
         (folder / name).symlink_to(ROOT / name)
     copy_folder(parity.models, folder / "mlx-model")
-    from parity_tests.speech_support import write_voice
-
     write_voice(folder / "me.wav", 1.0, 16000)
     line = {"id": "a", "source_wav": "me.wav", "prompt_wav": "me.wav"}
     (folder / "manifest.jsonl").write_text(json.dumps(line), encoding="utf-8")
