@@ -88,6 +88,8 @@ def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> 
         for line in process.stdout or ():
             last = line.rstrip() or last
             print(line, end="", flush=True)
+    if process.returncode < 0:
+        return 2, f"{program.stem}: ended by signal {-process.returncode}"
     return process.returncode, last or f"{program.stem}: exit {process.returncode}"
 
 
@@ -132,4 +134,7 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of the frameworks can abort the interpreter's usual end
