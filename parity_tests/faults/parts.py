@@ -20,6 +20,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "frontend.frontend": ("cosyvoice3",),
     "llm.sampling": ("llm",),
     "llm": ("llm.sampling",),
+    "fast.sampling": ("llm.sampling",),
     "fast.precision": (),
     "fast.convolution": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
@@ -53,6 +54,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "convert": ("",),
     "flow": ("flow.", "fast."),
     "fast": ("fast.", "flow.", "llm.", "vocoder."),
+    "fast.sampling": ("llm.",),
     "stream.flow": ("flow.", "fast."),
     "stream.vocoder": ("vocoder.",),
 }
@@ -63,7 +65,7 @@ WITHOUT_CASES = frozenset(
     {
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
-        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision"),
+        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision", "fast.sampling"),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
         *("convert.run", "convert.transforms", "files", "files.community", "files.weights", "app"),
