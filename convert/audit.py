@@ -72,7 +72,9 @@ def port_shapes(config: CosyVoice3Config, parts: Iterable[str] | None = None) ->
     Args:
         parts: names of the `PORT_ROOT` table; all parameters of the model when None.
     """
-    shapes = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(config).parameters())}
+    shapes = {
+        name: tuple(value.shape) for name, value in dict(tree_flatten(CosyVoice3Model(config).parameters())).items()
+    }
     if parts is None:
         return shapes
     roots = {PORT_ROOT[part] for part in parts}

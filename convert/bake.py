@@ -84,4 +84,4 @@ def _layer(name: str) -> str:
 
 
 def _shapes(dit: DiT) -> dict[str, Shape]:
-    return {f"{ROOT}.{name}": tuple(value.shape) for name, value in tree_flatten(dit.parameters())}
+    return {f"{ROOT}.{name}": tuple(value.shape) for name, value in dict(tree_flatten(dit.parameters())).items()}

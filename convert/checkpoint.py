@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -104,11 +104,12 @@ def read_state_dict(path: Path) -> StateDict:
     except OSError as error:
         raise Refused(f"{path}: {error.strerror or error}") from None
     if path.suffix == ".safetensors" or start[8:9] == b"{":
-        content, data, kept = *_read_safetensors(path), ()
+        kept: list[str] = []
+        content, data = _read_safetensors(path)
     else:
         content, data = read_torch_file(path)
         content, kept = _unwrap(path, content)
-    ignored, tensors = list(kept), {}
+    ignored, tensors = kept, {}
     for key, value in content.items():
         beside = isinstance(key, str) and "." not in key and not _is_tensor(value)
         if beside or (key in COUNTERS and isinstance(value, Stored) and math.prod(value.shape) == 1):
@@ -195,9 +196,9 @@ def _tensor(path: Path, key: str, value: Any, data: mmap) -> torch.Tensor:
         raise Refused(f"{path}: {key} is empty, shape {list(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # A stride of 0 lets a few stored bytes claim any size.
-    if count > min(MAX_ELEMENTS, storage.count) or last >= storage.count:
+    if count > min(MAX_ELEMENTS, storage.size) or last >= storage.size:
         raise Refused(f"{path}: {key} claims shape {list(shape)}, more than the file holds")
-    numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.count, offset=storage.begin)
+    numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.size, offset=storage.begin)
     return numbers.as_strided(shape, strides, offset)
 
 
@@ -237,10 +238,10 @@ def _plain(loader: _PlainLoader, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node) or None
+    return loader.construct_scalar(cast(yaml.ScalarNode, node)) or None
 
 
-def _refuse(_: _PlainLoader, node: yaml.Node) -> None:
+def _refuse(_: _PlainLoader, node: yaml.Node) -> NoReturn:
     raise Refused(f"line {node.start_mark.line + 1}: tag '{node.tag}' would run code; refused")
 
 

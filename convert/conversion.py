@@ -22,6 +22,7 @@ from convert.layout import describe_files, require_checkpoint
 from convert.mapping import Step, plan
 from convert.names import MAY_LACK
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
+from convert.onnx_weights import OnnxWeights
 from convert.partial import MARK, beside, refuse_existing
 from convert.parts import Weights, official_parts
 from convert.quantize import FLOAT32, Precision
@@ -78,7 +79,8 @@ def convert_folder(
         )
     parts = official_parts(source.llm, names)
     opened = {part.name: part.read(source.folder / part.file) for part in parts}
-    config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
+    sizes = {name: held.config for name, held in opened.items() if isinstance(held, OnnxWeights)}
+    config = with_front_end(config, sizes["speech_tokenizer"], sizes["speaker"])
     plans = {part: plan(part, held) for part, held in opened.items()}
     parameters = port_shapes(config)
     bake = Bake(config) if bake_timesteps else None

@@ -240,15 +240,16 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
     for plain in spelled:
         row, index, captured = _find(part, plain, spelled)
         groups.setdefault((row, captured), [None] * len(row.sources))[index] = plain
-    steps, filled = [], {}
+    steps: list[Step] = []
+    filled: dict[str, str] = {}
     for (row, captured), members in groups.items():
         for member, pattern in zip(members, row.sources, strict=True):
             if member is None:
                 partner = next(m for m in members if m)
                 raise Refused(f"{part}: {spelled[partner]} lacks its partner {_fill(pattern, captured)}")
         if row.witness and row.witness not in spelled:
-            raise Refused(f"{part}: {spelled[members[0]]} is tied to {row.witness}, which is missing")
-        target = None if row.target is None else re.sub(r"\$(\d)", lambda m, c=captured: c[int(m[1]) - 1], row.target)
+            raise Refused(f"{part}: {spelled[members[0] or '']} is tied to {row.witness}, which is missing")
+        target = None if row.target is None else _filled(row.target, captured)
         sources = tuple(spelled[m] for m in members if m)
         if target is not None:
             if target in filled:
@@ -295,6 +296,11 @@ def _known(part: str, plain: str) -> tuple[Row, int, tuple[str, ...]] | None:
         if match := regex.fullmatch(plain):
             return row, index, match.groups()
     return None
+
+
+def _filled(target: str, captured: tuple[str, ...]) -> str:
+    """A target with what its pattern captured in the place of `$1`, `$2`."""
+    return re.sub(r"\$(\d)", lambda match: captured[int(match[1]) - 1], target)
 
 
 def _fill(pattern: str, captured: tuple[str, ...]) -> str:

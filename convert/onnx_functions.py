@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,7 +27,7 @@ TYPES = {
     onnx.TensorProto.BOOL: torch.bool,
 }
 
-Values = Sequence[Tensor | None]
+Values = Sequence[Any]  # tensors; None where an optional input is left out
 Op = Callable[[Attributes, Values], Tensor | list[Tensor]]
 
 
@@ -53,7 +54,7 @@ def _axes(a: Attributes, v: Values, place: int = 1) -> list[int]:
     return list(a["axes"]) if "axes" in a else _ints(v[place]) if len(v) > place else []
 
 
-def _reduce(function: Callable[..., Tensor]) -> Op:
+def _reduce(function: Callable[..., Any]) -> Op:
     def reduce(a: Attributes, v: Values) -> Tensor:
         (x, *_), axes = v, _axes(a, v)
         if not axes and a.get("noop_with_empty_axes", 0):

@@ -57,8 +57,9 @@ def read_attributes(node: NodeProto, opset: int) -> Attributes:
         raise NodeError(f"{label(node)}: {len(node.input)} inputs, which {node.op_type} does not take")
     values: Attributes = {}
     for name, known in schema.attributes.items():
+        kind: Any = known.type  # an enumeration, of which onnx's own types know nothing
         if name in given:
-            if int(given[name].type) != int(known.type.value) or given[name].ref_attr_name:
+            if int(given[name].type) != int(kind.value) or given[name].ref_attr_name:
                 raise NodeError(f"{label(node)}: {name} is of type {given[name].type}, expected {known.type}")
             values[name] = _value(node, given[name])
         elif known.required:
@@ -68,9 +69,9 @@ def read_attributes(node: NodeProto, opset: int) -> Attributes:
     if unknown := sorted(given.keys() - values.keys()):
         supported = f"{node.op_type} of operator set {opset} has {', '.join(sorted(schema.attributes)) or 'none'}"
         raise NodeError(f"{label(node)}: unknown attribute {unknown[0]!a}; {supported}")
-    for name, supported in SUPPORTED.get(node.op_type, {}).items():
-        if name in values and values[name] not in supported:
-            require(node, name, values[name], " or ".join(map(str, supported)), False)
+    for name, allowed in SUPPORTED.get(node.op_type, {}).items():
+        if name in values and values[name] not in allowed:
+            require(node, name, values[name], " or ".join(map(str, allowed)), False)
     return values
 
 

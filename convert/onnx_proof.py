@@ -8,10 +8,10 @@ the rounding of the constants that the file stores in float32.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -62,7 +62,7 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
         with _reference(partial(S3TokenizerV3, config), weights) as model:
             tables = rotary_tables(MAX_POSITIONS, config.dim // config.heads, config.rope_theta)
             model.cos, model.sin = (table.double() for table in tables)
-            wanted, _ = model.activations(mel, length)
+            wanted, _ = cast(Callable[..., tuple[Tensor, Tensor]], model.activations)(mel, length)
             tokens, lengths = model(mel, length)
         results = _computed(graph, [mel, length], "Round")
         if results is None:
@@ -84,10 +84,10 @@ def _computed(graph: Graph, inputs: list[Tensor], before: str = "") -> tuple[Ten
     own = [value for value in graph.file.graph.input if value.name not in graph.initializers]
     if len(own) != len(inputs) or not graph.file.graph.output:
         raise graph.error(f"the graph has {len(own)} inputs, expected {len(inputs)}")
-    given = {}
+    given: dict[str, Tensor] = {}
     for value, x in zip(own, inputs, strict=True):
         kind = value.type.tensor_type.elem_type
-        whole = {onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64}
+        whole: dict[int, torch.dtype] = {onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64}
         given[value.name] = x if x.is_floating_point() else x.to(whole.get(kind, torch.int32))
     output, between = graph.file.graph.output[0].name, []
 

@@ -107,8 +107,9 @@ def _branch(
     found: dict[str, Tensor] = {}
     for node, _, results in run(graph.node, attributes, lambda name: own.get(name, find(name)), {}, outputs):
         found.update(zip(node.output, results, strict=False))
-    results = [found[name] if name in found else find(name) for name in outputs]
-    if any(result is None for result in results):
+    given = [found[name] if name in found else find(name) for name in outputs]
+    results = [result for result in given if result is not None]
+    if len(results) < len(outputs):
         raise NodeError("a branch has other outputs than its If")
     return results
 

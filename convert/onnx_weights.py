@@ -133,9 +133,9 @@ def _check(
             raise graph.error(f"{part}.{field.name} is {values}")
     try:
         model = build(from_dict(type(found), asdict(found), f".{part}"))
-        expected = {f"{part}.{name}": array.shape for name, array in tree_flatten(model.parameters())}
+        expected = {f"{part}.{name}": array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
         steps = plan(part, shapes)
-        given = {step.target: step.shape(shapes) for step in steps}
+        given = {step.target or "": step.shape(shapes) for step in steps}
     except (Refused, ValueError, ZeroDivisionError) as error:
         raise graph.error(str(error)) from None
     if missing := sorted(expected.keys() - given.keys()):
@@ -144,9 +144,9 @@ def _check(
         raise graph.error(f"the model has no place for {extra[0]}")
     for name, shape in expected.items():
         if given[name] != shape:
-            raise graph.error(f"{name} has shape {list(given[name])}, expected {list(shape)}")
+            raise graph.error(f"{name} has shape {list(given[name] or ())}, expected {list(shape)}")
     layers = dict(tree_flatten(model.leaf_modules(), is_leaf=lambda value: isinstance(value, nn.Module)))
-    targets = {step.sources[0]: step.target.removeprefix(f"{part}.").removesuffix(".weight") for step in steps}
+    targets = {step.sources[0]: (step.target or "").removeprefix(f"{part}.").removesuffix(".weight") for step in steps}
     graph.check_convolutions(lambda key: _convolution(layers[targets[key]]))
 
 

@@ -101,7 +101,7 @@ def _named(document: dict[str, Any], name: str, where: str, followed: int) -> in
 
 
 def _computed(node: ast.expr | None) -> int | float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_computed(node.operand)

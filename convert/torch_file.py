@@ -56,11 +56,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Storage(NamedTuple):
-    """`count` numbers of one dtype in a record of the archive, which begins at byte `begin` of the file."""
+    """`size` numbers of one dtype in a record of the archive, which begins at byte `begin` of the file."""
 
     dtype: torch.dtype
     begin: int
-    count: int
+    size: int
 
 
 class Stored(NamedTuple):

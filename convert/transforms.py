@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +95,8 @@ def _rotary_constant(arrays: list[np.ndarray], config: CosyVoice3Config) -> None
     expected = ROTARY_THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
     # Machines differ in the last bits of float32 pow; 4 ulp allow just that. A file saved in half precision holds
     # rounded numbers (11 bits, bfloat16 8), which are dropped all the same.
-    tolerances = [4 * np.finfo(np.float32).eps, *(2.0**-bits for bits in (11, 8) if _has_bits(inv_freq, bits))]
+    eps = float(np.finfo(np.float32).eps)
+    tolerances = [4 * eps, *(2.0**-bits for bits in (11, 8) if _has_bits(inv_freq, bits))]
     if inv_freq.shape != expected.shape or np.abs(inv_freq / expected - 1).max() > max(tolerances):
         raise ValueError(f"is not {ROTARY_THETA:g}^(-2j/{dim}), the rotary frequencies that the port computes")
 

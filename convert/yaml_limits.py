@@ -34,7 +34,8 @@ def check_events(text: str) -> None:
     anchors: dict[str, tuple[int, int]] = {}  # events and levels of the target of an alias
     total = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line, size, depth = f"line {event.start_mark.line + 1}", 1, len(within)
+        mark, size, depth = event.start_mark, 1, len(within)
+        line = f"line {mark.line + 1 if mark else '?'}"
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
                 raise Refused(f"{line}: alias *{event.anchor} has no target, or contains itself")

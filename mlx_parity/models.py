@@ -122,11 +122,11 @@ class Comparer:
                         return Comparison(list(rows.values()))
         known = {other: name for name, other in matched.items()}
         made = {(matched.get(name), index) for name, index in by_key(self.single)}
-        for other, index in mine:
-            if other in known and (other, index) not in made:
+        for module, index in mine:
+            if module in known and (module, index) not in made:
                 reading = Reading("ERROR", f"call {index} was made by the MLX model only")
-                name = known[other] or WHOLE
-                _keep_worst(rows, ModuleRow(name, type(port.names[other]).__name__, "", reading, index))
+                name = known[module] or WHOLE
+                _keep_worst(rows, ModuleRow(name, type(port.names[module]).__name__, "", reading, index))
         unmatched = {
             "torch": [name for name in dict.fromkeys(call.name for call in self.single) if name not in matched],
             "mlx": [name for name in dict.fromkeys(name for name, _ in mine) if name not in known],
@@ -173,7 +173,7 @@ class Comparer:
         for i, (r32, r64, p) in enumerate(zip(single, truth, mine, strict=False)):
             if not r32.size and r32.shape == p.shape:  # such as a cache that nothing was put into
                 continue
-            further = Lazily(lambda i=i: [self.spool.load(list(run[key].results.values())[i]) for run in self.further])
+            further = Lazily(partial(self._further, key, i))
             reading = compare(p, r32, r64, further=further)
             where: Where = ""
             if reading.status == "FAIL":
@@ -183,6 +183,10 @@ class Comparer:
             name = places[i] if len(single) > 1 else ""
             by_itself = alone[i] if alone and i < len(alone) and where else None
             yield row(name, _hinted(reading, p, r32), where=where, alone=by_itself)
+
+    def _further(self, key: Key, i: int) -> list[np.ndarray]:
+        """Result `i` of a call in each further run of the reference."""
+        return [self.spool.load(list(run[key].results.values())[i]) for run in self.further]
 
     def _moves(self, name: str) -> bool:
         return any(fnmatchcase(name, glob) for glob in self.channels_last)

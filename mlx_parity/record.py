@@ -29,7 +29,7 @@ def record(outcome: Outcome, folder: Path) -> int:
         for old in [*folder.glob("*.safetensors"), folder / MANIFEST]:
             old.unlink()
     for name, judged in outcome.parts.items():
-        chosen = {}
+        chosen: dict[str, ModuleRow] = {}
         for row in sorted(judged.comparison.blamed, key=lambda row: row.where != "here"):
             chosen.setdefault(row.module, row)
         for row in [*chosen.values()][:RECORDED]:

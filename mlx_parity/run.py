@@ -129,9 +129,10 @@ def judged(subject: Subject, only: str, said: str, sides: Collection[Side] = tup
         raise SubjectError(f"--only {only!r}: no part has such a name; there are {names}")
     found = {}
     for part in tqdm(chosen, desc=said, unit="part", file=sys.stderr, disable=None, leave=False):
-        how = dict(names=part.names, channels_last=part.channels_last, sides=sides)
         try:
-            comparer = Comparer(part.torch_model, part.inputs, **how)
+            comparer = Comparer(
+                part.torch_model, part.inputs, names=part.names, channels_last=part.channels_last, sides=sides
+            )
         except ValueError:
             raise
         except Exception as error:

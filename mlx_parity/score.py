@@ -72,7 +72,7 @@ class Score:
         return [name or WHOLE for name in self.modules if name not in reached]
 
     def __str__(self) -> str:
-        total, caught, right = Counter(), Counter(), Counter()
+        total, caught, right = (Counter[str]() for _ in range(3))
         for v in self.verdicts:
             total[v.kind] += v.status != "no effect"
             caught[v.kind] += v.status == "caught"

@@ -105,7 +105,9 @@ class CosyVoice3Model(nn.Module):
         strict_min_length: bool = False,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        job: Callable[..., Iterator[int]] = (
+            self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        )
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -145,9 +147,9 @@ class CosyVoice3Model(nn.Module):
         """
         end_streams_with_thread()  # each chunk may be asked for by another
         voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
-        incremental = cache.stream is not None and cache.stream.incremental
-        if incremental and stream and not finalize and cache.flow is None:
-            memory, limit = self.stream_memory, cache.stream.max_cache_bytes
+        chosen = cache.stream
+        if chosen is not None and chosen.incremental and stream and not finalize and cache.flow is None:
+            memory, limit = self.stream_memory, chosen.max_cache_bytes
             cache.flow = StreamingFlow(self.flow, *voice, chance.noise, memory, limit, cache.work)
             cache.vocoder = StreamingVocoder(self.vocoder, chance.sine_waves)
         if cache.flow is not None and stream:
@@ -207,7 +209,8 @@ class CosyVoice3Model(nn.Module):
         nothing = np.zeros((1, 0), np.int32)
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
-        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, mx.zeros((1, 0, self.config.flow.output_size)))
+        no_frames = mx.zeros((1, 0, self.config.flow.output_size))
+        empty = Prompt(prompt.flow_embedding, nothing, nothing, nothing, no_frames)
         prompt = replace(empty, **prompt.given())
         arriving: Iterator[int] = iter(())
         if not ended:

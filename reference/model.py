@@ -81,7 +81,9 @@ class CosyVoice3Model(nn.Module):
         strict_min_length: bool = False,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        job: Callable[..., Iterator[int]] = (
+            self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        )
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -164,9 +166,10 @@ class CosyVoice3Model(nn.Module):
         if stream is not None and speed != 1.0:
             raise ValueError(SPEED_IN_STREAM.format(speed))
         nothing = torch.zeros(1, 0, dtype=torch.int32)
-        ended = source_speech_token is not None and source_speech_token.shape[1] > 0
-        tokens: list[int] = source_speech_token.flatten().tolist() if ended else []
-        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, torch.zeros(1, 0, self.config.flow.output_size))
+        source = nothing if source_speech_token is None else source_speech_token
+        ended, tokens = source.shape[1] > 0, source.flatten().tolist()
+        no_frames = torch.zeros(1, 0, self.config.flow.output_size)
+        empty = Prompt(prompt.flow_embedding, nothing, nothing, nothing, no_frames)
         prompt = replace(empty, **prompt.given())
         arriving: Iterator[int] = iter(())
         if not ended:

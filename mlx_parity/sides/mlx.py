@@ -34,9 +34,8 @@ class MlxSide:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        kinds = {
-            value.dtype for _, value in tree_flatten(model.parameters()) if mx.issubdtype(value.dtype, mx.floating)
-        }
+        values = dict(tree_flatten(model.parameters())).values()
+        kinds = {value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating)}
         if found := kinds - {mx.float32}:
             names = ", ".join(sorted(str(kind).rpartition(".")[2] for kind in found))
             raise ValueError(f"the MLX model has {names} weights: compare it in float32 (model.set_dtype(mx.float32))")
@@ -102,11 +101,11 @@ def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callabl
             kind.__call__ = call
         yield
     finally:
-        for kind, call in own.items():
-            if call is None:
+        for kind, usual in own.items():
+            if usual is None:
                 del kind.__call__
             else:
-                kind.__call__ = call
+                kind.__call__ = usual
 
 
 @contextlib.contextmanager

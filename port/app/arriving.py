@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -39,7 +39,7 @@ def read() -> Iterator[str]:
     """
     decoder, size = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
-        data = sys.stdin.buffer.read1(1 << 16)
+        data = cast(io.BufferedReader, sys.stdin.buffer).read1(1 << 16)
         size += len(data)
         if size > MAX_TEXT_BYTES:
             raise Refused(f"{SOURCE}: larger than {MAX_TEXT_BYTES >> 20} MiB; split it")

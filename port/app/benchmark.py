@@ -139,7 +139,7 @@ def precision(model: CosyVoice3Model) -> str:
 def _stored(module: nn.Module) -> str:
     bits = {f"{layer.bits} bits" for layer in module.modules() if hasattr(layer, "bits")}
     sizes: dict[str, int] = {}
-    for _, array in tree_flatten(module.parameters()):
+    for array in dict(tree_flatten(module.parameters())).values():
         name = str(array.dtype).rpartition(".")[2]
         sizes[name] = sizes.get(name, 0) + array.nbytes
     return "+".join(sorted(bits)) or max(sizes, key=sizes.__getitem__)
@@ -152,9 +152,10 @@ def machine() -> str:
     except PackageNotFoundError:  # a checkout that was not installed
         own = "checkout"
     device = mx.default_device().type.name
-    chip = getattr(mx, "device_info", dict)().get("device_name") or platform.processor() or platform.machine()
+    info: dict[str, Any] = getattr(mx, "device_info", dict)()
+    chip = info.get("device_name") or platform.processor() or platform.machine()
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    return f"{chip} ({device}), {system}, mlx {mx.__version__}, cosyvoice3-mlx {own}"
+    return f"{chip} ({device}), {system}, mlx {version('mlx')}, cosyvoice3-mlx {own}"
 
 
 def table(made: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:

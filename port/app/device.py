@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from importlib.metadata import version
 
 DEVICES = ("auto", "cpu", "gpu")
 # malloc.h of glibc: what is freed at the heap's end and stays, and from which size on an array lives outside the heap.
@@ -26,7 +27,7 @@ def use_device(name: str) -> None:
 
     kind = mx.gpu if name == "gpu" else mx.cpu
     if not mx.is_available(kind):
-        raise ValueError(f"device {name}: this MLX ({mx.__version__}) finds none here; leave it out or choose another")
+        raise ValueError(f"device {name}: this MLX ({version('mlx')}) finds none here; leave it out or choose another")
     mx.set_default_device(kind)
 
 

@@ -150,14 +150,14 @@ def _file(path: Path | None) -> Iterator[Path]:
         yield path
         return
     for i in count(1):
-        path = Path(f"speech-{i}.wav" if i > 1 else "speech.wav")
+        free = Path(f"speech-{i}.wav" if i > 1 else "speech.wav")
         with suppress(FileExistsError):
-            path.touch(exist_ok=False)
+            free.touch(exist_ok=False)
             break
     try:
-        yield path
+        yield free
     except BaseException:
-        path.unlink(missing_ok=True)
+        free.unlink(missing_ok=True)
         raise
 
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import secrets
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ..cosyvoice3 import Speech
@@ -39,9 +40,10 @@ def say(options: argparse.Namespace) -> None:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     voice = load_voice(options.model, options.revision, options.plain)
     ended: dict[str, Any] = {}
+    spoken: str | Iterator[str] = text or ""
     if text is None:
         options.stream = True
-        text, ended = arriving.as_it_comes(voice, arriving.read())
+        spoken, ended = arriving.as_it_comes(voice, arriving.read())
     with bar(desc="speech tokens", unit="token") as progress:
         common = how(options) | {
             "text_frontend": not options.no_text_frontend,
@@ -55,7 +57,7 @@ def say(options: argparse.Namespace) -> None:
         }
 
         def ask() -> Speech:
-            speech = speak(options, voice, text, common)
+            speech = speak(options, voice, spoken, common)
             return subtitled(speech, voice.sample_rate, options.subtitles) if options.subtitles else speech
 
         told = give(options, voice, ask, seed=seed)

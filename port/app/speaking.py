@@ -25,10 +25,14 @@ KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping
 class Request(Protocol):
     """What decides the mode: a recording with its words, an instruction, or the name of a saved voice."""
 
-    prompt_wav: str | Path | None
-    prompt_text: str | None
-    instruct: str | None
-    spk: str | None
+    @property
+    def prompt_wav(self) -> str | Path | None: ...
+    @property
+    def prompt_text(self) -> str | None: ...
+    @property
+    def instruct(self) -> str | None: ...
+    @property
+    def spk(self) -> str | None: ...
 
 
 def load_voice(model: str, revision: str | None = None, plain: bool = False) -> CosyVoice3:
@@ -62,8 +66,9 @@ def check_instruction(request: Request, text: str) -> None:
 
 def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Speech:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
+    recording = request.prompt_wav or ""
     if request.instruct is not None:
-        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, request.spk or "", **common)
+        return voice.inference_instruct2(text, request.instruct, recording, request.spk or "", **common)
     if request.spk:
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:
@@ -73,8 +78,8 @@ def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common
             return voice.inference_cross_lingual(text, "", request.spk, **common)
         return voice.inference_zero_shot(text, "", "", request.spk, **common)
     if request.prompt_text is not None:
-        return voice.inference_zero_shot(text, request.prompt_text, request.prompt_wav, **common)
-    return voice.inference_cross_lingual(text, request.prompt_wav, **common)
+        return voice.inference_zero_shot(text, request.prompt_text, recording, **common)
+    return voice.inference_cross_lingual(text, recording, **common)
 
 
 @contextmanager

@@ -31,7 +31,8 @@ def subtitled(speech: Speech, sample_rate: int, path: Path) -> Speech:
 
 def srt(pieces: Iterable[tuple[str, int]], sample_rate: int) -> str:
     """The file for pieces, each a text with its samples; one without a text is a pause."""
-    entries, end = [], 0
+    entries: list[str] = []
+    end = 0
     for text, samples in pieces:
         start, end = end, end + samples
         if shown := " ".join(TOKEN.sub("", text).split()):

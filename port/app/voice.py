@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from ..config import CosyVoice3Config, read_settings
 from ..cosyvoice3 import CosyVoice3
@@ -32,7 +33,7 @@ def add(options: argparse.Namespace) -> None:
     voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
     voice.add_zero_shot_spk(options.prompt_text, recording, name)
     made = replace(voice.frontend.spk2info[name], licence=options.licence)
-    print(f"{name}: saved in {save_voice(voice.folder, name, made, voice.model.config)}")
+    print(f"{name}: saved in {save_voice(cast(str, voice.folder), name, made, voice.model.config)}")
 
 
 def list_(options: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -61,7 +62,7 @@ def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
     By Estrin's scheme, whose chain is short: MLX fuses some eleven operations in a row, and what it cuts elsewhere may
     leave a kernel that walks through a constant like an array, two to three times slower.
     """
-    terms: list[float | mx.array] = list(coefficients)
+    terms: list[Any] = list(coefficients)  # numbers at first, then arrays
     while len(terms) > 1:
         odd = terms[-1:] if len(terms) % 2 else []
         terms = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
@@ -167,6 +168,6 @@ def activations(model: nn.Module) -> nn.Module:
         made._reduced, made._squared = fused(reduce_angle), fused(sine_squared)
         return made
 
-    forms = {nn.GELU: gelu, Snake: snake}
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = {nn.GELU: gelu, Snake: snake}
     forms |= {nn.Mish: lambda plain: Activation(mish, plain), nn.SiLU: lambda plain: Activation(silu, plain)}
     return replace(model, forms)

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -46,9 +47,7 @@ class Chunks:
 class ChunkedDiT(DiT):
     """`DiT` whose attention needs no mask under the chunk mask: each chunk of queries meets its keys only."""
 
-    def attention_mask(
-        self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0
-    ) -> mx.array | Chunks | None:
+    def attention_mask(self, mask: mx.array | None, n: int, streaming: bool = False, start: int = 0) -> Any:
         """As in `DiT`; chunks where all frames are valid."""
         chunk_size = self.config.static_chunk_size
         if streaming and 0 < chunk_size < n and (mask is None or mask.all()):
@@ -75,7 +74,7 @@ class FastAttention(Attention):
         if rope is not None:
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         q, k, v = (mx.unflatten(t, -1, (self.heads, -1)).swapaxes(1, 2) for t in (q, k, v))
-        return tuple(map(mx.contiguous, (q, k, v))) if self.cpu else (q, k, v)
+        return (mx.contiguous(q), mx.contiguous(k), mx.contiguous(v)) if self.cpu else (q, k, v)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array, mask: mx.array | Chunks | None = None) -> mx.array:
         """Attend with queries, keys and values (b, h, n, c) as of `project`; shapes of `mask` as in `__call__`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,7 +29,7 @@ LONGEST_SUM = 256
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
 # Bare convolutions of MLX that are worth another form, by the layer that holds them. Those of the prompt encoders that
 # have one group and no dilation are fast as they are.
-INSIDE = {
+INSIDE: dict[type[nn.Module], tuple[str, ...]] = {
     CausalConvPositionEmbedding: ("conv1", "conv2"),
     PreLookaheadLayer: ("conv1", "conv2"),
     CAMLayer: ("linear_local",),
@@ -60,7 +61,7 @@ class ProductConv1d(nn.Conv1d):
             # A group's frames lie together, or each tap would be copied: (b, g, n, C/g).
             x = mx.contiguous(x.reshape(b, n, groups, group_channels).swapaxes(1, 2))
             weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
-        y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
+        y: Any = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
         if y is not None and groups > 1:
             y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
         for tap in range(taps):
@@ -118,13 +119,13 @@ class PaddedUpsample(CausalConv1dUpsample, PaddedConv1d):
     """`CausalConv1dUpsample` with channels that Metal is fast at."""
 
 
-PRODUCTS = {
+PRODUCTS: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: ProductConv1d,
     CausalConv1d: ProductCausalConv1d,
     CausalConv1dDownSample: ProductDownSample,
     CausalConv1dUpsample: ProductUpsample,
 }
-PADDED = {
+PADDED: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: PaddedConv1d,
     CausalConv1d: PaddedCausalConv1d,
     CausalConv1dDownSample: PaddedDownSample,
@@ -198,7 +199,8 @@ def _convolutions(model: nn.Module, make: Callable[[nn.Conv1d], nn.Conv1d]) -> n
             layer[name] = make(layer[name]) if type(layer[name]) is nn.Conv1d else layer[name]
         return layer
 
-    return replace(model, dict.fromkeys(INSIDE, inside) | dict.fromkeys(set(PRODUCTS) - {nn.Conv1d}, make))
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = dict.fromkeys(INSIDE, inside)
+    return replace(model, forms | dict.fromkeys(set(PRODUCTS) - {nn.Conv1d}, make))
 
 
 def polyphase(model: nn.Module) -> nn.Module:
@@ -252,4 +254,4 @@ def adds_whole_products(device: mx.DeviceType) -> bool:
     256, each half a unit in the last place of 1, none would be left.
     """
     one, terms = mx.ones((STEP, STEP)), mx.full((STEP, LONGEST_SUM), 2.0**-25)
-    return mx.addmm(one, terms, mx.ones((LONGEST_SUM, STEP)), stream=mx.Device(device)).min().item() > 1
+    return bool((mx.addmm(one, terms, mx.ones((LONGEST_SUM, STEP)), stream=mx.Device(device)).min() > 1).item())

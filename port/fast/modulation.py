@@ -164,6 +164,6 @@ def make_room(dit: DiT, count: int) -> None:
 
 def _put(dit: DiT, times: mx.array, made: Sequence[mx.array], keep: bool = False) -> None:
     """Put tables in place; `keep` the layers that make them, for other times."""
-    dit.time_embed = TimeTable(times, dit.time_embed if keep else None)
+    dit["time_embed"] = TimeTable(times, dit.time_embed if keep else None)
     for norm, table in zip(norms(dit), made, strict=True):
         norm.silu, norm.linear = nn.Identity(), VectorTable(table, norm.linear if keep else None)

@@ -13,7 +13,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 def recast(module: nn.Module, kind: type[Kind]) -> Kind:
     """A module of `kind` with the parameters and settings of `module`, whose class `kind` extends."""
-    made = copy.copy(module)
+    made: Any = copy.copy(module)
     made.__class__ = kind
     return made
 

@@ -49,7 +49,7 @@ class GpuAttention(Qwen2Attention):
 
 # Their weights stay float32 unless asked for (convert/quantize.py); then the input is kept and the weights promoted.
 LEFT = (S3TokenizerV3, CAMPPlus, CausalHiFTGenerator)
-OWN = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
+OWN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
 
 
 def own_dtype(model: nn.Module) -> nn.Module:

@@ -144,8 +144,8 @@ def load(
     model = CosyVoice3Model(config)
     lacking: tuple[str, ...] = ()
     if not complete:
-        lacking = tuple(f"speech_tokenizer.{name}" for name, _ in tree_flatten(model.speech_tokenizer.parameters()))
-        model.speech_tokenizer = Lacking(
+        lacking = tuple(f"speech_tokenizer.{name}" for name in dict(tree_flatten(model.speech_tokenizer.parameters())))
+        model["speech_tokenizer"] = Lacking(
             f"{folder} has no speech tokenizer, so no recording can be heard; put the files of "
             f"mlx-community/{TOKENIZER_FOLDER} into {folder / TOKENIZER_FOLDER}"
         )

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Union, cast
 
 import numpy as np
 import soundfile
@@ -51,8 +51,8 @@ def name_of(source: Recording) -> str:
         return f"audio of {len(source)} bytes"
     if isinstance(source, tuple):
         return "array of samples"
-    name = getattr(source, "name", None)
-    return f"open file {name!a:.400}" if isinstance(name, str) else type(source).__name__
+    said = getattr(source, "name", None)
+    return f"open file {said!a:.400}" if isinstance(said, str) else type(source).__name__
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
         elif isinstance(source, bytes | bytearray | memoryview):
             speech, sample_rate = _from_file(io.BytesIO(source), "INPUT", min_sr)
         elif hasattr(source, "read"):
-            speech, sample_rate = _from_file(io.BytesIO(_content(source)), "INPUT", min_sr)
+            speech, sample_rate = _from_file(io.BytesIO(_content(cast(BinaryIO, source))), "INPUT", min_sr)
         elif isinstance(source, str | Path):
             _check_path(source)
             speech, sample_rate = _from_file(str(source), shlex.quote(name_of(source)), min_sr)
@@ -211,7 +211,8 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
     samples, rate = source[::-1] if isinstance(source[0], numbers.Real) else source
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or rate != rate // 1 or rate <= 0:
         raise Refused("the second of (samples, sample rate) must be a number of Hz")
-    _check_rate(int(rate), min_sr)
+    rate = int(cast(int, rate))
+    _check_rate(rate, min_sr)
     try:
         if "bfloat16" in str(getattr(samples, "dtype", "")):  # of torch or MLX; numpy has none
             samples = samples.tolist()
@@ -228,7 +229,7 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
     if kind.kind != "f":
         half = 2.0 ** (8 * kind.itemsize - 1)
         speech = speech / half - (kind.kind == "u")
-    return speech.astype(np.float32), int(rate)
+    return speech.astype(np.float32), rate
 
 
 def _check_rate(sample_rate: int, min_sr: int) -> None:

@@ -220,7 +220,7 @@ class Writer:
             raise Refused(f"{name}: has shape {list(array.shape)}, announced was {list(info.shape)}")
         handle = self._files[file]
         handle.seek(position)
-        handle.write(memoryview(_stored(array, info.dtype)).cast("B"))
+        handle.write(_stored(array, info.dtype).data.cast("B"))
         self._written.add(name)
 
     def __enter__(self) -> Writer:

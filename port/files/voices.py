@@ -14,6 +14,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -179,7 +180,9 @@ def write_voice(path: str | Path, voice: Voice, config: CosyVoice3Config) -> Pat
         Refused: a place that cannot be written to, or a voice that this model could not use.
     """
     path = Path(path)
-    tensors = {field: np.ascontiguousarray(array, FIELDS[field]) for field, array in voice.given().items()}
+    tensors: dict[str, Any] = {
+        field: np.ascontiguousarray(array, FIELDS[field]) for field, array in voice.given().items()
+    }
     if problem := _problem(replace(voice, **tensors), config):
         raise Refused(problem)
     said = {"format": FORMAT, "version": VERSION, "text": voice.text, "licence": voice.licence}

@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,7 +24,7 @@ from .errors import CONVERTER, Refused, brief
 from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, Writer, describe, read_headers, read_metadata
 
 # What MLX quantizes to, by mode.
-MODES = {
+MODES: dict[str, dict[str, tuple[int, ...]]] = {
     "affine": {"group_size": (64, 32, 128), "bits": (4, 2, 3, 5, 6, 8)},
     "mxfp4": {"group_size": (32,), "bits": (4,)},
     "mxfp8": {"group_size": (32,), "bits": (8,)},
@@ -109,7 +109,7 @@ def fill(
     Raises:
         Refused: as `check`.
     """
-    check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
+    check(found, {name: tuple(value.shape) for name, value in dict(tree_flatten(model.parameters())).items()}, folder)
     model.load_weights(list(arrays.items()), strict=True)
     model.eval()
     if not lazy:
@@ -125,7 +125,7 @@ def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:
     arrays: dict[str, mx.array] = {}
     for file in sorted(set(files)):
         try:
-            arrays |= mx.load(str(file), format="safetensors")
+            arrays |= cast(dict[str, mx.array], mx.load(str(file), format="safetensors"))
         except (RuntimeError, ValueError) as error:
             raise Refused(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
     return arrays
@@ -198,7 +198,7 @@ def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
     settings = {key: given[key] for key in ("group_size", "bits", "mode") if key in given}
     mode = settings.get("mode", "affine")
-    known = MODES.get(mode, {}) if isinstance(mode, str) else {}
+    known: dict[str, tuple[int, ...]] = MODES.get(mode, {}) if isinstance(mode, str) else {}
     values = {key: settings.get(key, allowed[0]) for key, allowed in known.items()}
     if not known or any(type(value) is not int or value not in known[key] for key, value in values.items()):
         said = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())

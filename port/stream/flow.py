@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -166,17 +168,18 @@ class StreamingFlow:
         frames = min(heard, self.prompt_feat.shape[1]) // self._chunk_size * self._chunk_size
         if frames <= 0 or self._memory is None:
             return
-        self._state.span.prompt = frames
+        state = cast(FlowState, self._state)
+        state.span.prompt = frames
         if not (self._make_room(n) or self._make_room(frames)):
-            self._state.span.prompt = 0
+            state.span.prompt = 0
         elif (kept := self._memory.find(self.prompt_key(frames), self.flow)) is not None:
-            self._state = kept.copy(frames, self._state.capacity)
+            self._state = kept.copy(frames, state.capacity)
 
     def _keep_prompt(self) -> None:
         """Leave the prompt to later streams: not in the call that computes it, whose audio is waited for."""
         if self._keep and self._state:
             frames = self._state.span.prompt
-            self._keep(lambda: self._state.copy(frames, frames, prompt=True))
+            self._keep(partial(self._state.copy, frames, frames, prompt=True))
         self._keep = None
         if self._state:
             self._state.forget_prompt()
@@ -191,7 +194,7 @@ class StreamingFlow:
 
     def _make_room(self, n: int) -> bool:
         """Enlarge the buffers to hold `n` frames, unless the memory is used up."""
-        state, chunk = self._state, self._chunk_size
+        state, chunk = cast(FlowState, self._state), self._chunk_size
         whole = -(-n // chunk) * chunk
         if whole <= state.capacity:
             return True
@@ -204,13 +207,13 @@ class StreamingFlow:
 
     def _compute(self, token: np.ndarray, n: int, finalize: bool) -> mx.array:
         """Mel (1, m, C) of the frames from the last whole chunk to `n`; those that fill whole chunks are kept."""
-        flow, state = self.flow, self._state
+        flow, state = self.flow, cast(FlowState, self._state)
         config, start = flow.config, state.span.start
         # Two tokens earlier than needed: the second look-ahead convolution sees as many of the past.
         first = max(0, start // config.token_mel_ratio - (CONV2_KERNEL_SIZE - 1))
         mu = flow.encode(token[:, first:], finalize)[:, start - first * config.token_mel_ratio :][:, : n - start]
         cond = self.prompt_feat[:, start:n]
-        cond = mx.pad(cond, ((0, 0), (0, n - start - cond.shape[1]), (0, 0)))
+        cond = mx.pad(cond, [(0, 0), (0, n - start - cond.shape[1]), (0, 0)])
         state.span.whole = whole = min(n // self._chunk_size * self._chunk_size, state.capacity)
         try:
             mel = flow.decoder(

@@ -126,4 +126,4 @@ class Memory:
 
 
 def _weights(flow: nn.Module) -> list[mx.array]:
-    return [value for _, value in tree_flatten(flow.parameters())]
+    return list(dict(tree_flatten(flow.parameters())).values())

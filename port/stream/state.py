@@ -6,7 +6,7 @@ b batch, n frames, C channels, d width, h heads, c channels per head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +18,7 @@ class Tail:
     """The end of what one layer has seen so far, as far back as its next chunk looks."""
 
     def __init__(self) -> None:
-        self.frames: mx.array | np.ndarray | None = None
+        self.frames: Any = None  # an array of MLX; of numpy where a layer computes in float64
 
     def extend(self, x: mx.array, zeros: int) -> mx.array:
         """(b, k + n, C): the k frames kept, at the start of the stream `zeros` frames of zeros, then `x` (b, n, C)."""
@@ -79,7 +79,7 @@ class ChunkTail(Tail):
     def __init__(self, span: Span) -> None:
         super().__init__()
         self.span = span
-        self.prompt: mx.array | None = None
+        self.prompt: Any = None
 
     def extend(self, x: mx.array, zeros: int) -> mx.array:
         """As `Tail.extend`, and keep what the next chunk needs: `zeros` frames, float32."""
@@ -142,13 +142,13 @@ class StepState:
             prompt: these are the prompt's whole chunks.
         """
 
-        def moved(held: mx.array) -> mx.array:
+        def moved(held: Any) -> mx.array:
             room = mx.zeros((*held.shape[:-2], capacity - span.start, held.shape[-1]), held.dtype)
             return mx.concatenate([held[..., : span.start, :], room], axis=-2)
 
         made = StepState(span, len(self.kept))
-        for new, old in zip(made.kept, self.kept, strict=True):
-            new.keys, new.values = moved(old.keys), moved(old.values)
+        for kept, held in zip(made.kept, self.kept, strict=True):
+            kept.keys, kept.values = moved(held.keys), moved(held.values)
         for new, old in zip(made.tails, self.tails, strict=True):
             new.frames = (old.prompt if prompt else old.frames) + 0
         mx.eval(made.arrays)

@@ -112,7 +112,7 @@ class StreamingVocoder:
         spectra = frames * math.prod(config.upsample_rates) + start
         s = self._excitation[:, : (spectra - 1) * hop + n_fft]
         self._excitation = mx.contiguous(self._excitation[:, spectra * hop :])
-        s_stft = mx.concatenate(analyse(s, n_fft, hop), axis=2).astype(self._mel.dtype)
+        s_stft = mx.concatenate(list(analyse(s, n_fft, hop)), axis=2).astype(self._mel.dtype)
         x, ahead = self._mel[:, :frames], self._mel[:, frames : frames + config.conv_pre_look_right]
         x = generator.conv_pre(x) if finalize else generator.conv_pre(x, ahead)
         self._mel = mx.contiguous(self._mel[:, frames:])

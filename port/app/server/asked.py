@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -168,7 +168,7 @@ async def read_upload(request: Request, limits: Limits) -> Upload:
     """
     body = await read_body(request, "multipart/form-data", limits.upload_bytes, limits.body_seconds)
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(request.headers, parts(), max_files=1, max_fields=3, max_part_size=8 * limits.upload_text)

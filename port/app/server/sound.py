@@ -6,6 +6,7 @@ s samples
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -44,8 +45,7 @@ class Encoder:
 
     def __init__(self, name: str, sample_rate: int, stream: bool) -> None:
         kind, subtype, _ = FORMATS[name]
-        self._file = _Forward() if stream else io.BytesIO()
-        self._stream = stream
+        self._file: _Forward | io.BytesIO = _Forward() if stream else io.BytesIO()
         if stream and name == "wav":
             self._file.write(wav_header(sample_rate))
             kind = "RAW"
@@ -65,12 +65,12 @@ class Encoder:
     def write(self, wave: np.ndarray) -> bytes:
         """Encode (s,) float32 within +-1; returns what can be sent, maybe nothing yet."""
         self._sound.write(wave)
-        return self._file.take() if self._stream else b""
+        return self._file.take() if isinstance(self._file, _Forward) else b""
 
     def end(self) -> bytes:
         """The rest."""
         self._sound.close()
-        return self._file.take() if self._stream else self._file.getvalue()
+        return self._file.take() if isinstance(self._file, _Forward) else self._file.getvalue()
 
 
 class _Forward(io.RawIOBase):
@@ -81,7 +81,7 @@ class _Forward(io.RawIOBase):
         self._position = self._end = 0
         self._written = bytearray()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         start = max(self._end - self._position, 0)
         self._written += bytes(data)[start:]
         self._position += len(data)
