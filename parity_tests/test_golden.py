@@ -12,9 +12,9 @@ import pytest
 
 from mlx_parity.compare import Reading
 from mlx_parity.judge import Row
+from mlx_parity.record import Recorded, describe
 from parity_tests import golden
-from parity_tests.golden import GoldenRow, judge_file
-from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, describe
+from parity_tests.golden import EMBEDDED, GoldenRow, judge_file
 from parity_tests.harness.golden_table import named_by
 
 ROOT = Path(__file__).parents[1]
@@ -61,14 +61,14 @@ def lines(rows: list[GoldenRow]) -> list[str]:
 @pytest.mark.part("reference")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_reference_is_the_original(path):
-    rows = judge_file(GoldenFile.read(path), "reference")
+    rows = judge_file(Recorded.read(path), "reference")
     assert rows
     assert not (broken := lines(rows)), broken
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=pytest.mark.part(PARTS[p.stem])) for p in FILES])
 def test_the_port_is_the_original(parity, path):
-    parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(GoldenFile.read(path), "port"))
+    parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(Recorded.read(path), "port"))
 
 
 @pytest.mark.meta
