@@ -16,23 +16,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 
+from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
+from mlx_parity.judge import Row
 from mlx_parity.record import MANIFEST, Entry, Recorded, RecordError, differences, read_manifest
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from parity_tests.adapters.own import OwnPort
 from parity_tests.harness.golden_onnx import judge_onnx
-from parity_tests.harness.golden_replay import GoldenRow, Replays
+from parity_tests.harness.golden_replay import GoldenRow, Replays, cases
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
-from parity_tests.harness.golden_table import NAMES, OMITTED, part_of
+from parity_tests.harness.golden_table import NAMES, OMITTED, named_by, part_of
+from parity_tests.parts import PARTS
 from port.files.disk import beside
 
 DOUBLE_LIMIT = 1e-12
@@ -187,6 +193,39 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[s
     except RecordError as error:
         return [*rows, _error(path.stem, sides[0], str(error))]
     return rows + judge_file(file, *sides)
+
+
+def cases_of(path: Path) -> list[Case]:
+    """An embedded file as cases: one for each call that reproduces it, none where it has a function of its own."""
+    file = Recorded.read(path)
+    return [case for case, _ in cases(file, part_of(file.upstream, FUNCTIONS.keys() | NAMES) or "")]
+
+
+def report_rows(path: Path) -> list[Row]:
+    """The port on an embedded file, as rows of the report."""
+    file = Recorded.read(path)
+    module = named_by(file.name, file.upstream) or file.name
+    package = module.split(".")[0]
+    stage = PARTS[module].stage if module in PARTS else {"model": "whole"}.get(package, package)
+    folder = os.path.relpath(path.parent, Path(__file__).parents[1])
+    again = shlex.join(["python", "-m", "parity_tests.golden", folder, "--side", "port", "--only", escape(file.name)])
+    return [
+        Row(
+            f"golden.{file.name}.{row.tensor}",
+            stage,
+            "golden",
+            module,
+            file.name,
+            row.reading or Reading(row.status, row.note or numbers(row)),
+            again,
+        )
+        for row in judge_file(file, "port")
+    ]
+
+
+def numbers(row: GoldenRow) -> str:
+    """Value and limit of a row, where it has them."""
+    return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"
 
 
 def main(argv: list[str] | None = None) -> int:

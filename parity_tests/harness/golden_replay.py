@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 
 from convert.official import dit_config, flow_config, vocoder_config
 from mlx_parity.adapter import Side
+from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.part import Part
 from mlx_parity.record import Arrays, Recorded, RecordError
@@ -114,29 +115,34 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
         with torch.inference_mode():
             return FUNCTIONS[part](file, side)
     found: Arrays = {}
-    for run in runs(part):
-        if wanted := dict(run.wanted(file.out)):
-            found |= _call(file, run, wanted, side)
+    for case, wanted in cases(file, part):
+        built = side.build(case.part, case.config, file.weights)
+        with recorded(side.package, built) as recorder:
+            results = side.call(case.part, built, case.inputs, case.call)
+        found |= {
+            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place]
+            for name, place in wanted.items()
+        }
     return found
 
 
-def _call(file: Recorded, run: Run, wanted: Mapping[str, str | Tap], side: Side) -> Arrays:
-    target, config = PARTS[run.path], _config(file)
-    if hop := config.get("upsample_scale"):
-        target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
-    if translate := CONFIGS.get(target.config):
-        config = asdict(translate(config))
-    call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
-    if not isinstance(target.resolve(side.package)[0], type):
-        call |= config
-    inputs = _inputs(file, run, call)
-    built = side.build(target, config, file.weights)
-    with recorded(side.package, built) as recorder:
-        results = side.call(target, built, inputs, call)
-    return {
-        name: _tap(place, recorder, results, side, config) if isinstance(place, Tap) else results[place]
-        for name, place in wanted.items()
-    }
+def cases(file: Recorded, part: str) -> Iterator[tuple[Case, dict[str, str | Tap]]]:
+    """The calls that reproduce a file as cases, each with the file's outputs that it gives and where they are found.
+
+    A file that has a function of its own (`FUNCTIONS`) is no case.
+    """
+    for run in () if part in FUNCTIONS else runs(part):
+        if wanted := dict(run.wanted(file.out)):
+            target, config = PARTS[run.path], _config(file)
+            if hop := config.get("upsample_scale"):
+                target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
+            if translate := CONFIGS.get(target.config):
+                config = asdict(translate(config))
+            call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
+            if not isinstance(target.resolve("reference")[0], type):
+                call |= config
+            inputs = _inputs(file, run, call)
+            yield Case(f"golden.{file.name}", target, config, inputs, call, run.dead, file.weights), wanted
 
 
 def _config(file: Recorded) -> dict[str, Any]:
