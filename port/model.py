@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .batched.decoder import Decoder
 from .config import CosyVoice3Config, StreamingConfig
 from .flow.decoder import CausalMaskedDiffWithDiT
 from .frontend.speaker import CAMPPlus
@@ -103,9 +104,10 @@ class CosyVoice3Model(nn.Module):
         draws: Draws | None,
         sampling: Sampling = ras_sampling,
         strict_min_length: bool = False,
+        decoder: Decoder | None = None,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        job = self.llm.inference_bistream if isinstance(text, Iterator) else (decoder or self.llm).inference
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -184,6 +186,7 @@ class CosyVoice3Model(nn.Module):
         sampling: Sampling | None = None,
         strict_min_length: bool = False,
         progress: Callable[[int], None] | None = None,
+        decoder: Decoder | None = None,
     ) -> Iterator[dict[str, mx.array]]:
         """Speak a text, or say source tokens with another voice; yields `{"tts_speech": (1, s) float32}`.
 
@@ -197,6 +200,7 @@ class CosyVoice3Model(nn.Module):
             sampling: as for `CosyVoice3LM.inference`; None is the original's.
             strict_min_length: as for `CosyVoice3LM.inference`.
             progress: called with the number of speech tokens so far, after each that the language model gives.
+            decoder: decodes a whole text together with those of other requests, from this call on.
 
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
@@ -208,25 +212,33 @@ class CosyVoice3Model(nn.Module):
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
         empty = Prompt(prompt.flow_embedding, *[nothing] * 3, mx.zeros((1, 0, self.config.flow.output_size)))
+        mx.eval(empty.prompt_speech_feat)  # a lazy array could be evaluated by this thread only
         prompt = replace(empty, **prompt.given())
         arriving: Iterator[int] = iter(())
         if not ended:
             before = prompt.prompt_text, prompt.llm_prompt_speech_token
             text = nothing if text is None else text
-            arriving = self.llm_job(text, *before, chance.draws, sampling or ras_sampling, strict_min_length)
+            how = chance.draws, sampling or ras_sampling, strict_min_length
+            arriving = self.llm_job(text, *before, *how, decoder)
         if progress is not None:
             arriving = _told(arriving, progress)
         speak = partial(self.token2wav, prompt=prompt, cache=SynthesisCache(stream=stream), chance=chance)
-        token_offset = 0
-        if stream is not None:
-            told = prompt.flow_prompt_speech_token.shape[1]
-            token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
-        tokens += arriving
-        if not tokens:
-            raise ValueError("the language model ended at once: no speech tokens; try another seed or a longer text")
-        last = np.array([tokens], np.int32)
-        full = stream is None or not stream.causal_final
-        yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
+
+        def spoken() -> Iterator[dict[str, mx.array]]:
+            token_offset = 0
+            if stream is not None:
+                told = prompt.flow_prompt_speech_token.shape[1]
+                token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
+            tokens.extend(arriving)
+            if not tokens:
+                raise ValueError(
+                    "the language model ended at once: no speech tokens; try another seed or a longer text"
+                )
+            last = np.array([tokens], np.int32)
+            full = stream is None or not stream.causal_final
+            yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
+
+        return spoken()
 
     def _chunks(
         self,

@@ -149,9 +149,10 @@ class Options:
             if (given := getattr(self, name)) is not None and not callable(given):
                 raise ValueError(f"{name} {given!r:.40} cannot be called")
 
-    def of_model(self, draws: Any = None) -> dict[str, Any]:
-        """Arguments of `CosyVoice3Model.tts`, with these draws."""
-        return {
+    def of_model(self, draws: Any = None, decoder: Any = None) -> dict[str, Any]:
+        """Arguments of `CosyVoice3Model.tts`, with these draws and, for the port, this decoder of several requests."""
+        shared = {} if decoder is None else {"decoder": decoder}
+        return shared | {
             "stream": Stream() if self.stream is True else self.stream or None,
             "speed": self.speed,
             "chance": Chance(draws, self.noise, self.sine_waves),

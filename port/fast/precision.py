@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..frontend.speaker import CAMPPlus
 from ..frontend.speech_tokenizer import S3TokenizerV3
-from ..llm.qwen2 import Qwen2Attention
+from ..llm.qwen2 import Mask, Qwen2Attention
 from ..vocoder.generator import CausalHiFTGenerator
 from .arithmetic import on_cpu
 from .modules import recast, replace
@@ -43,7 +43,7 @@ class OwnQuantizedLinear(nn.QuantizedLinear):
 class GpuAttention(Qwen2Attention):
     """`Qwen2Attention` whose half precision stays: GPU kernels keep its scores in float32."""
 
-    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: str | None) -> mx.array:
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
 
 
