@@ -16,7 +16,12 @@ import mlx.core as mx
 from .. import noise
 from ..vocoder.generator import CausalHiFTGenerator
 from ..vocoder.stft import istft, stft
-from .rows import padded
+from .rows import Limits, limits_by_device, padded
+
+FRAME_BYTES = 460_000  # at the official size in float32
+# Its 120 spectra a frame fill a CPU by themselves: rows side by side took as long as one by one. Of a GPU: a second,
+# not measured.
+CPU_LIMITS, GPU_PADDING = Limits(0, 0), 50
 
 
 def waves(
@@ -53,3 +58,8 @@ def waves(
         wav = istft(*own, config.istft_n_fft, config.istft_hop_len)
         found.append(mx.clip(wav, -config.audio_limit, config.audio_limit))
     return found
+
+
+def limits() -> Limits:
+    """Which mels gain by going together on the default device, for `groups` of their frames."""
+    return limits_by_device(FRAME_BYTES, CPU_LIMITS, GPU_PADDING)
