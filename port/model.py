@@ -6,7 +6,7 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from .request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
+from .request import NO_DRAWS, NO_TOKENS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from .stream.flow import StreamingFlow, Work
 from .stream.memory import Memory
 from .stream.threads import end_streams_with_thread
@@ -165,7 +165,7 @@ class CosyVoice3Model(nn.Module):
         if speed != 1.0:
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
-            mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[1], speed))
+            mel = interpolate(mel, frames_at_speed(self.config, mel.shape[1], speed))
         if cache.vocoder is not None:
             speech = cache.vocoder.push(new, finalize)
         else:
@@ -212,10 +212,7 @@ class CosyVoice3Model(nn.Module):
         nothing = np.zeros((1, 0), np.int32)
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
-        no_frames = mx.zeros((1, 0, self.config.flow.output_size))
-        mx.eval(no_frames)  # a lazy array could be evaluated by this thread only
-        empty = Prompt(prompt.flow_embedding, nothing, nothing, nothing, no_frames)
-        prompt = replace(empty, **prompt.given())
+        prompt = prompt.filled(nothing, mx.array(np.zeros((1, 0, self.config.flow.output_size), np.float32)))
         arriving: Iterator[int] = iter(())
         if not ended:
             before = prompt.prompt_text, prompt.llm_prompt_speech_token
@@ -233,9 +230,7 @@ class CosyVoice3Model(nn.Module):
                 token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
             tokens.extend(arriving)
             if not tokens:
-                raise ValueError(
-                    "the language model ended at once: no speech tokens; try another seed or a longer text"
-                )
+                raise ValueError(NO_TOKENS)
             last = np.array([tokens], np.int32)
             full = stream is None or not stream.causal_final
             yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
@@ -285,7 +280,7 @@ def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[in
         yield token
 
 
-def _frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
+def frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
     """Mel frames at another tempo, within what the vocoder's fixed noise covers."""
     limit = config.flow.cfm.max_frames
     if not speed > 0 or not 1 <= frames / speed <= limit:

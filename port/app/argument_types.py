@@ -7,6 +7,8 @@ import math
 import re
 from collections.abc import Callable
 
+from ..request import MOST_ROWS
+
 MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
 
 
@@ -57,3 +59,7 @@ def seconds(least: float, most: float, refused: str) -> Callable[[str], float]:
         return found
 
     return read
+
+
+BATCH_SIZE = whole(1, 999, "is no number of requests in 1..999")
+BY_DEFAULT = "(default: {cpu} on a CPU, {gpu} on a GPU, fewer where memory is short)".format(**MOST_ROWS)

@@ -125,6 +125,8 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--seed", type=SEED, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
+    batch.add_argument("--batch-size", type=types.BATCH_SIZE, metavar="N",
+                       help=f"utterances that a rank speaks at once; 1: one by one {types.BY_DEFAULT}")  # fmt: skip
     _add_raw_prompt(batch)
 
     voice = commands.add_parser("voice", help=VOICE, description=VOICE, epilog=EXAMPLES,

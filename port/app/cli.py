@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.errors import Misused
 from ..files.recording import check_recording
 from . import benchmark, suite
@@ -69,9 +69,8 @@ def _vc(options: argparse.Namespace) -> None:
 
 
 def _batch(options: argparse.Namespace) -> None:
-    failed, total = run_batch(
-        options.manifest, options.out, options.model, options.seed, options.revision, options.raw_prompt
-    )
+    more = options.seed, options.revision, options.raw_prompt, options.batch_size
+    failed, total = run_batch(options.manifest, options.out, options.model, *more)
     if failed:
         raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
     print(f"{options.out}: {total} utterances, {RESULTS_FILE}")

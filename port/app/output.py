@@ -19,7 +19,8 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import tqdm_logging_redirect
 
-from ..cosyvoice3 import CosyVoice3, Speech
+from ..batched.spoken import Speech
+from ..cosyvoice3 import CosyVoice3
 from ..files.errors import Misused, Refused
 from ..request import Stream
 from .player import Player, sound_device

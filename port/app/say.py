@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
 from ..files.recording import check_recording
 from ..frontend.special_tokens import END_OF_PROMPT

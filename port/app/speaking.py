@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import soundfile
 
-from ..cosyvoice3 import CosyVoice3, Speech
+from ..batched.spoken import Spoken
+from ..cosyvoice3 import CosyVoice3
 from ..files.disk import beside
 from ..files.errors import Misused, Refused
 from ..files.voices import EMBEDDING
@@ -64,7 +65,7 @@ def check_instruction(request: Request, text: str) -> None:
         require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
 
 
-def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Speech:
+def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Spoken:
     """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
     recording = request.prompt_wav or ""
     if request.instruct is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.disk import beside
 from ..files.errors import Refused
 from ..frontend.special_tokens import TOKEN

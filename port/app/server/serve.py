@@ -6,8 +6,10 @@ import argparse
 import logging
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from ...batched.together import default_batch_size
 from ...files.errors import Refused
 from ..speaking import ended_by_signals, load_voice
 from .settings import Limits, Settings
@@ -36,7 +38,9 @@ def serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise Refused(f"serve needs the extra [server] ({error.name} is missing): pip install '.[server]'") from None
     with bound(options.host, options.port) as listener:
-        server = Server(load_voice(options.model, options.revision), Path(options.model).name or "model", settings)
+        voice = load_voice(options.model, options.revision)
+        limits = replace(settings.limits, active=options.batch_size or default_batch_size(voice.model.config))
+        server = Server(voice, Path(options.model).name or "model", replace(settings, limits=limits))
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(f"http://{shown}:{port} speaks, with a page at / and the API at /v1; Ctrl-C ends it", flush=True)

@@ -18,7 +18,7 @@ class Limits:
     """What requests may take.
 
     Attributes:
-        active: requests whose speech is being made at once; they take turns on one thread.
+        active: requests whose speech is being made at once; they decode together and take turns with the rest.
         waiting: further requests that wait for their turn.
         text: characters of `input` and of `instructions` each, as at OpenAI.
         json_bytes: of the body of a speech request.
