@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import arithmetic, attention, convolution, modulation, precision
+from . import arithmetic, attention, convolution, modulation, precision, sampling
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ FORMS = {
         lambda: arithmetic.on_cpu() or not mx.metal.is_available(),
     ),
     "padded": Form("channel counts that Metal's convolution is fast at", convolution.padded_channels, _on_gpu),
+    "queued": Form("the next token's step queued before the last one is read", sampling.queued, _on_gpu),
     "double": Form("the pitch predictor's float64 weights summed once", convolution.held_double),
 }
 
