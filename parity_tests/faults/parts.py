@@ -32,6 +32,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "stream.flow": (),
     "stream.vocoder": (),
     "stream.threads": (),
+    "batched.rows": (),
+    "batched.flow": (),
+    "batched.vocoder": (),
     "files.weights": (),
     "files.community": (),
     "config": ("convert",),
@@ -57,6 +60,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "fast.sampling": ("llm.",),
     "stream.flow": ("flow.", "fast."),
     "stream.vocoder": ("vocoder.",),
+    "batched": (),
 }
 # Groups whose tests run before any isolated case, which all depend on them.
 BEFORE = {"convert": ("convert.transforms",)}
@@ -67,6 +71,7 @@ WITHOUT_CASES = frozenset(
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
         *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision", "fast.sampling"),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
+        *("batched.rows", "batched.flow", "batched.vocoder"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
         *("convert.run", "convert.transforms", "files", "files.community", "files.weights", "app"),
         *("noise", "model.CosyVoice3Model", "model.drop_silence", "model.interpolate", "cosyvoice3"),

@@ -136,6 +136,11 @@ PLAN: tuple[Planned, ...] = (
         "any cut of the input against whole recomputation by the reference; memory, kept prompts, overlapping requests",
         ("stream", "walk.flow.stream", "walk.vocoder.stream"),
     ),
+    Planned(
+        "Batches",
+        "rows of unlike length against each alone by the reference; equal, exchanged and broken neighbours",
+        ("batched", "walk.batched"),
+    ),
     Planned("Causal padding", "left, right, down, up, caches, both back ends, drawn shapes", ("vocoder.convolution",)),
     Planned("Snake", "alpha on a linear scale", (f"{_VOCODER}.Snake",)),
     Planned("Residual blocks", "three kernels, three dilations", (f"{_VOCODER}.ResBlock",)),
