@@ -278,7 +278,7 @@ def test_decodings_of_the_checkpoint_over_hundreds_of_seeds(parity):
     lm = parity.models.port.llm
     loops = [recast(lm, kind) for kind in (CosyVoice3LM, sampling.QueuedLM)]
     for loop in loops:
-        loop.config = replace(lm.config, max_token_text_ratio=4.0)
+        loop.config = replace(lm.config, max_token_text_ratio=3.0)
     prompt = mx.array([[3, lm.config.end_of_prompt, 4]]), mx.array([[5, 600, 17]])
     for seed in range(200):
         text = mx.array([[seed % 100]])
