@@ -24,7 +24,7 @@ TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
 VARIED = "varied"  # the port keeps its plain layers too, to make other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
-TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
+TO_SAMPLES = ("token2wav", "stream", "first", "batch")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class Case:
         """Seconds of audio that the case makes, prompt left out; None where it makes none."""
         if self.kind in ("flow", "token2wav", "stream"):
             return self.size["tokens"] / TOKEN_RATE
+        if self.kind == "batch":
+            return self.size["rows"] * self.size["tokens"] / TOKEN_RATE
         return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
 
 
@@ -92,6 +94,7 @@ CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
 BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
+ONE_BY_ONE = Variant("port.one_by_one", "port", {"way": "one_by_one"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
 
 
@@ -205,6 +208,18 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=False,
         ),
         Case(
+            "batch.4",
+            "tokens to samples, 4 utterances of 1 s, prompt of 1 s" if full else "tokens to samples, 4 utterances",
+            "batch",
+            wave,
+            {"prompt": second if full else 5, "tokens": second, "rows": 4},
+            {"prompt": 5, "tokens": 10, "rows": 3},
+            (TORCH, PORT, ONE_BY_ONE),
+            repeats=2,
+            limit_s=30.0,
+            warm=False,
+        ),
+        Case(
             "stream.first",
             "time to the first audio of a stream",
             "first",
@@ -245,8 +260,8 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    def tokens(limit: int, count: int) -> np.ndarray:
-        return rng.integers(0, limit, (1, count)).astype(np.int32)
+    def tokens(limit: int, count: int, rows: int = 1) -> np.ndarray:
+        return rng.integers(0, limit, (rows, count)).astype(np.int32)
 
     if kind == "prefill":
         return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
@@ -267,7 +282,7 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
     ratio = config.flow.token_mel_ratio
     frames = ratio * (size["prompt"] + size["tokens"])
     found = {
-        "token": tokens(config.flow.vocab_size, size["tokens"]),
+        "token": tokens(config.flow.vocab_size, size["tokens"], size.get("rows", 1)),  # of one voice
         "prompt_token": tokens(config.flow.vocab_size, size["prompt"]),
         "prompt_feat": normal(1, ratio * size["prompt"], mels),
         "embedding": normal(1, config.flow.spk_embed_dim),

@@ -14,6 +14,8 @@ from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_convers
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.flow import flow_row, mels
+from port.batched.vocoder import waves
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
@@ -190,6 +192,22 @@ class Side:
         return lambda: {
             "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
+
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        tokens = mx.split(x["token"], x["token"].shape[0])
+        if options.get("way") == "one_by_one":
+            runs = [self._token2wav(model, {**x, "token": token}) for token in tokens]
+            return lambda: {"wav": mx.concatenate([run()["wav"] for run in runs])}
+        prompt, chance = voice_conversion(x)
+
+        def run() -> Outputs:
+            rows = [flow_row(model.flow, token, prompt, chance.noise) for token in tokens]
+            found = waves(model.vocoder, mels(model.flow, rows), [chance.sine_waves] * len(rows))
+            return {"wav": mx.concatenate(found)}
+
+        return run
 
     def _first(
         self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]

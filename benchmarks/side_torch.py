@@ -135,6 +135,10 @@ class Side:
         cut = {"stream": False, "finalize": True, "chance": chance}
         return lambda: {"wav": self.model.token2wav(x["token"], prompt, 0, SynthesisCache(), **cut)}
 
+    def _batch(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
+        runs = [self._token2wav({**x, "token": token}) for token in x["token"].split(1)]
+        return lambda: {"wav": torch.cat([run()["wav"] for run in runs])}
+
     def _first(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         return self._stream(x, size, {**options, "chunks": 1})
 
