@@ -71,8 +71,8 @@ PLAN: tuple[Planned, ...] = (
     ),
     Planned(
         "Sampling",
-        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws",
-        ("llm.sampling",),
+        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws; on the device as on the host",
+        ("llm.sampling", "fast.sampling"),
     ),
     Planned(
         "Time embedding",
