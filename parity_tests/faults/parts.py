@@ -20,6 +20,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "frontend.frontend": ("cosyvoice3",),
     "llm.sampling": ("llm",),
     "llm": ("llm.sampling",),
+    "batched.cache": (),
+    "batched.decoder": (),
     "fast.precision": (),
     "fast.convolution": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
@@ -63,6 +65,7 @@ WITHOUT_CASES = frozenset(
     {
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
+        *("batched.cache", "batched.decoder"),
         *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision"),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
