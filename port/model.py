@@ -6,7 +6,7 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from .request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
+from .request import NO_DRAWS, NO_TOKENS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from .stream.flow import StreamingFlow, Work
 from .stream.memory import Memory
 from .stream.threads import end_streams_with_thread
@@ -107,7 +107,8 @@ class CosyVoice3Model(nn.Module):
         decoder: Decoder | None = None,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else (decoder or self.llm).inference
+        whole: Callable[..., Iterator[int]] = (decoder or self.llm).inference
+        job = self.llm.inference_bistream if isinstance(text, Iterator) else whole
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -147,9 +148,9 @@ class CosyVoice3Model(nn.Module):
         """
         end_streams_with_thread()  # each chunk may be asked for by another
         voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
-        incremental = cache.stream is not None and cache.stream.incremental
-        if incremental and stream and not finalize and cache.flow is None:
-            memory, limit = self.stream_memory, cache.stream.max_cache_bytes
+        chosen = cache.stream
+        if chosen is not None and chosen.incremental and stream and not finalize and cache.flow is None:
+            memory, limit = self.stream_memory, chosen.max_cache_bytes
             cache.flow = StreamingFlow(self.flow, *voice, chance.noise, memory, limit, cache.work)
             cache.vocoder = StreamingVocoder(self.vocoder, chance.sine_waves)
         if cache.flow is not None and stream:
@@ -164,7 +165,7 @@ class CosyVoice3Model(nn.Module):
         if speed != 1.0:
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
-            mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[1], speed))
+            mel = interpolate(mel, frames_at_speed(self.config, mel.shape[1], speed))
         if cache.vocoder is not None:
             speech = cache.vocoder.push(new, finalize)
         else:
@@ -211,9 +212,7 @@ class CosyVoice3Model(nn.Module):
         nothing = np.zeros((1, 0), np.int32)
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
-        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, mx.zeros((1, 0, self.config.flow.output_size)))
-        mx.eval(empty.prompt_speech_feat)  # a lazy array could be evaluated by this thread only
-        prompt = replace(empty, **prompt.given())
+        prompt = prompt.filled(nothing, mx.array(np.zeros((1, 0, self.config.flow.output_size), np.float32)))
         arriving: Iterator[int] = iter(())
         if not ended:
             before = prompt.prompt_text, prompt.llm_prompt_speech_token
@@ -231,9 +230,7 @@ class CosyVoice3Model(nn.Module):
                 token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
             tokens.extend(arriving)
             if not tokens:
-                raise ValueError(
-                    "the language model ended at once: no speech tokens; try another seed or a longer text"
-                )
+                raise ValueError(NO_TOKENS)
             last = np.array([tokens], np.int32)
             full = stream is None or not stream.causal_final
             yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
@@ -283,7 +280,7 @@ def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[in
         yield token
 
 
-def _frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
+def frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
     """Mel frames at another tempo, within what the vocoder's fixed noise covers."""
     limit = config.flow.cfm.max_frames
     if not speed > 0 or not 1 <= frames / speed <= limit:
