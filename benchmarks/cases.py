@@ -93,6 +93,7 @@ BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
+TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
 def ablation(kind: str) -> tuple[Variant, ...]:
@@ -139,6 +140,16 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
             (*sides, *ablation("decode"), *reduced),
+        ),
+        Case(
+            "llm.batch",
+            "language model, as many speech tokens from one request and from several together",
+            "batch",
+            llm,
+            {"text": 60, "prompt": 50, "tokens": 32 if full else 16},
+            {"text": 20, "prompt": 5, "tokens": 6},
+            (TORCH, PORT, *TOGETHER),
+            repeats=3,
         ),
     ]
     for frames in (250, 500, 1000) if full else (60,):
@@ -250,7 +261,7 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
 
     if kind == "prefill":
         return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
-    if kind == "decode":
+    if kind in ("decode", "batch"):
         return {
             "text": tokens(min(config.llm.qwen2.vocab_size, config.llm.end_of_prompt), size["text"]),
             "prompt_text": np.array([[config.llm.end_of_prompt]], np.int32),

@@ -10,10 +10,11 @@ import numpy as np
 
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, voice_conversion
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.decoder import Decoder
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
@@ -169,6 +170,22 @@ class Side:
         sampling = greedy_sampling if options.get("check") else ras_sampling
         job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
+
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """Tokens from one request alone, or from `rows` that decode together: the same one and shorter texts."""
+        rows = options.get("rows")
+        if rows is None:
+            return self._decode(model, x, size, options)
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        decoder, given = Decoder(model.llm, rows), [{**x, "text": x["text"][:, i:]} for i in range(rows)]
+        together = [
+            decoder.inference(**of, draws=SeededDraws(0), sampling=sampling, strict_min_length=True) for of in given
+        ]
+        return take_tokens_together(
+            decoder, together, size["tokens"] if options.get("check") else size["tokens"] // rows
+        )
 
     def _dit(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from port.request import Chance, Prompt
+
+if TYPE_CHECKING:  # for the port's worker alone
+    from port.batched.decoder import Decoder, Row
 
 Outputs = dict[str, Any]
 
@@ -25,6 +28,20 @@ def take_tokens(job: Iterator[int], count: int) -> Callable[[], Outputs]:
         if len(tokens) != count:
             raise RuntimeError(f"the language model ended after {len(tokens)} of {count} tokens")
         return {"tokens": [first, *tokens]}
+
+    return run
+
+
+def take_tokens_together(decoder: Decoder, rows: Sequence[Row], count: int) -> Callable[[], Outputs]:
+    """As `take_tokens` for rows of one decoder, `count` of each; gives those of the first row."""
+    decoder.step()
+
+    def run() -> Outputs:
+        for _ in range(count):
+            decoder.step()
+        if short := [row for row in rows if len(row.tokens) != count + 1]:
+            raise RuntimeError(f"a row of the language model ended after {len(short[0].tokens) - 1} of {count} tokens")
+        return {"tokens": rows[0].tokens}
 
     return run
 
