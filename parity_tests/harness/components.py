@@ -76,7 +76,7 @@ PLAN: tuple[Planned, ...] = (
     ),
     Planned(
         "Language model, batched",
-        "three rows of unlike length that enter and leave: scores of every step, tokens of 200 requests, cache, errors",
+        "three rows of unlike length that enter and leave: scores of every step, tokens of 16 requests (200 with --full), cache",
         ("batched.cache", "batched.decoder"),
     ),
     Planned(
