@@ -62,12 +62,12 @@ class CosyVoice3:
 
     Common arguments of the `inference_*` methods:
 
-        tts_text: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
-            (neither split nor normalised).
-        zero_shot_spk_id: a saved voice instead of the prompt.
-        stream, speed: as in `Options`.
-        text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
-        options: the other fields of `Options`: `seed`, `split_long`, `raw_prompt`, ...
+    - `tts_text`: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
+      (neither split nor normalised).
+    - `zero_shot_spk_id`: a saved voice instead of the prompt.
+    - `stream`, `speed`: as in `Options`.
+    - `text_frontend`: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
+    - `options`: the other fields of `Options`: `seed`, `split_long`, `raw_prompt`, ...
 
     They raise `Refused`, a ValueError of one line.
     """
@@ -158,10 +158,11 @@ class CosyVoice3:
         Raises:
             Refused: nowhere to write, or not possible.
         """
-        if path is None and self.folder is None:
+        folder = path or self.folder
+        if folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
         for name, voice in self.frontend.spk2info.items():
-            save_voice(path or self.folder, name, voice, self.model.config)
+            save_voice(folder, name, voice, self.model.config)
 
     def inference_sft(
         self,
@@ -207,7 +208,7 @@ class CosyVoice3:
 
     def inference_cross_lingual(
         self,
-        tts_text: str,
+        tts_text: str | Iterator[str],
         prompt_wav: Wav,
         zero_shot_spk_id: str = "",
         stream: bool | Stream = False,

@@ -107,7 +107,8 @@ class CosyVoice3Model(nn.Module):
         decoder: Decoder | None = None,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else (decoder or self.llm).inference
+        whole: Callable[..., Iterator[int]] = (decoder or self.llm).inference
+        job = self.llm.inference_bistream if isinstance(text, Iterator) else whole
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -147,9 +148,9 @@ class CosyVoice3Model(nn.Module):
         """
         end_streams_with_thread()  # each chunk may be asked for by another
         voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
-        incremental = cache.stream is not None and cache.stream.incremental
-        if incremental and stream and not finalize and cache.flow is None:
-            memory, limit = self.stream_memory, cache.stream.max_cache_bytes
+        chosen = cache.stream
+        if chosen is not None and chosen.incremental and stream and not finalize and cache.flow is None:
+            memory, limit = self.stream_memory, chosen.max_cache_bytes
             cache.flow = StreamingFlow(self.flow, *voice, chance.noise, memory, limit, cache.work)
             cache.vocoder = StreamingVocoder(self.vocoder, chance.sine_waves)
         if cache.flow is not None and stream:

@@ -81,7 +81,9 @@ class CosyVoice3Model(nn.Module):
         strict_min_length: bool = False,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        job: Callable[..., Iterator[int]] = (
+            self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        )
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -164,8 +166,8 @@ class CosyVoice3Model(nn.Module):
         if stream is not None and speed != 1.0:
             raise ValueError(SPEED_IN_STREAM.format(speed))
         nothing = torch.zeros(1, 0, dtype=torch.int32)
-        ended = source_speech_token is not None and source_speech_token.shape[1] > 0
-        tokens: list[int] = source_speech_token.flatten().tolist() if ended else []
+        source = nothing if source_speech_token is None else source_speech_token
+        ended, tokens = source.shape[1] > 0, source.flatten().tolist()
         prompt = prompt.filled(nothing, torch.zeros(1, 0, self.config.flow.output_size))
         arriving: Iterator[int] = iter(())
         if not ended:

@@ -71,8 +71,13 @@ PLAN: tuple[Planned, ...] = (
     ),
     Planned(
         "Sampling",
-        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws",
-        ("llm.sampling",),
+        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws; on the device as on the host",
+        ("llm.sampling", "fast.sampling"),
+    ),
+    Planned(
+        "Language model, batched",
+        "three rows of unlike length that enter and leave: scores of every step, tokens of 16 requests (200 with --full), cache",
+        ("batched.cache", "batched.decoder"),
     ),
     Planned(
         "Time embedding",

@@ -14,7 +14,7 @@ KEY_VARIABLE = "COSYVOICE3_API_KEY"
 
 
 def add_serve(commands: Any, command: Command) -> None:
-    """Add it to the subparsers `commands`; `command` makes one with the arguments that all share."""
+    """Add the command to the subparsers `commands`; `command` makes one with the arguments that all commands share."""
     serve = command(commands, "serve", "serve", "Answer OpenAI's speech clients, and show a page to speak from.")
     serve.add_argument("--host", default="127.0.0.1", metavar="A",
                        help="address to listen at (default: 127.0.0.1; any that others reach needs a key)")  # fmt: skip

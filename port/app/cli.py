@@ -1,9 +1,8 @@
 """What the commands `python -m port say|vc|batch ...` do; `arguments.py` has their arguments.
 
-Speech goes to a file that is written beside its place and renamed at the end; of a run that breaks off, what is there
-stays as NAME.partial.wav. Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1
-something could not be used, 2 wrong arguments, 128 and the number of a signal that ended it (130 for Ctrl-C); one line
-says what.
+Speech goes to a temporary file that is renamed at the end; an interrupted run keeps its audio as NAME.partial.wav.
+Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1 something could not be used,
+2 wrong arguments, 128 plus the number of the signal that ended it (130 for Ctrl-C); one line says what happened.
 """
 
 from __future__ import annotations

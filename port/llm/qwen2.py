@@ -5,6 +5,8 @@ b batch, L positions of this call, S positions with the cache, D hidden width, h
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -57,7 +59,7 @@ def apply_rotary_pos_emb(x: mx.array, rope: Rope) -> mx.array:
     """Rotate x (b, h, L, d): channel j turns with channel j + d/2. Source: `apply_rotary_pos_emb` in transformers."""
     cos, sin = rope
     first, second = mx.split(x, 2, axis=-1)
-    return (x * cos + mx.concatenate((-second, first), axis=-1) * sin).astype(x.dtype)
+    return (x * cos + mx.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
 class KVCache:
@@ -79,13 +81,13 @@ class KVCache:
         mask = "causal" if keys.shape[2] > 1 else None
         return self.keys[:, :, : self.offset], self.values[:, :, : self.offset], mask
 
-    def _written(self, buffer: mx.array | None, new: mx.array, start: int) -> mx.array:
+    def _written(self, buffer: Any, new: mx.array, start: int) -> mx.array:
         size = 0 if buffer is None else buffer.shape[2]
         if self.offset > size:
             b, k, _, d = new.shape
             grown = -(-self.offset // self.step) * self.step
             room = mx.zeros((b, k, grown - start, d), new.dtype)
-            buffer = room if buffer is None else mx.concatenate((buffer[:, :, :start], room), axis=2)
+            buffer = room if buffer is None else mx.concatenate([buffer[:, :, :start], room], axis=2)
         buffer[:, :, start : self.offset] = new
         return buffer
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -93,7 +93,7 @@ class Server:
         return Starlette(
             routes=routes,
             middleware=middleware,
-            exception_handlers={HTTPException: _no_route},
+            exception_handlers={HTTPException: cast(Any, _no_route)},
             lifespan=self._lifespan,
         )
 
@@ -151,7 +151,7 @@ class Server:
         """
         headers = [header for header in response.raw_headers if parts is None or header[0] != b"content-length"]
         head: Message | None = {"type": "http.response.start", "status": response.status_code, "headers": headers}
-        async for part in parts or _slices(response.body):
+        async for part in parts or _slices(bytes(response.body)):
             async with asyncio.timeout(self.limits.stall_seconds):
                 if head is not None:
                     await send(head)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def added(voice: CosyVoice3, upload: Upload, limits: Limits, _: Job[dict[str, ob
     voice.add_zero_shot_spk(upload.text, check_recording(upload.audio), name)
     try:
         voices[name] = replace(voices[name], licence=upload.licence)
-        save_voice(voice.folder, name, voices[name], voice.model.config)
+        save_voice(cast(str, voice.folder), name, voices[name], voice.model.config)
     except (Refused, OSError) as error:
         del voices[name]
         logger.error("a voice could not be saved: %s", error)
@@ -98,7 +98,7 @@ def removed(voice: CosyVoice3, name: str, _: Job[dict[str, object]]) -> Iterator
     """
     require_voice(voice, name, 404)
     try:
-        remove_voice(voice.folder, name)
+        remove_voice(cast(str, voice.folder), name)
     except (Refused, OSError) as error:
         logger.error("a voice could not be removed: %s", error)
         raise Problem(500, "the voice cannot be removed; the server's log says why") from None

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .settings import Limits
 
@@ -57,7 +57,8 @@ class Job(Generic[T]):
 
     def step(self) -> bool:
         """Make one result; False when there are no more."""
-        result, error = None, None
+        result: T | None = None
+        error: BaseException | None = None
         try:
             if self._steps is None:
                 self._steps = iter(self._work(self))
@@ -94,7 +95,7 @@ class Job(Generic[T]):
         self._worker.wake()
         if error is not None:
             raise error
-        return result
+        return cast(T, result)
 
 
 class Worker:
