@@ -12,8 +12,8 @@ import torch
 from mlx_parity.compare import compare
 from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
+from parity_tests.adapters.own import SIDES
 from parity_tests.driver_support import scripted, some_tokens
-from parity_tests.harness.golden_file import Kit
 from parity_tests.parts import swap
 from parity_tests.speech_support import SMALL
 from port.batched import together as batched
@@ -55,7 +55,7 @@ ASKED = {
 }
 
 
-def inputs(asked, kit):
+def inputs(asked, side):
     """The prompt and what `tts` gets of each piece, for a side."""
     rng, p = np.random.default_rng(asked.prompt), asked.prompt
     prompt = {
@@ -68,12 +68,12 @@ def inputs(asked, kit):
     pieces = [
         None
         if piece is None
-        else {"text": kit.tensor(np.full((1, piece), 5, np.int32))}
+        else {"text": side.tensor(np.full((1, piece), 5, np.int32))}
         if isinstance(piece, int)
-        else {"source_speech_token": kit.tensor(piece)}
+        else {"source_speech_token": side.tensor(piece)}
         for piece in asked.pieces
     ]
-    return Prompt(**{name: kit.tensor(value) for name, value in prompt.items()}), pieces
+    return Prompt(**{name: side.tensor(value) for name, value in prompt.items()}), pieces
 
 
 def options(asked, noise):
@@ -83,7 +83,7 @@ def options(asked, noise):
 
 
 def spoken(model, asked, **more):
-    prompt, pieces = inputs(asked, Kit("port"))
+    prompt, pieces = inputs(asked, SIDES["port"]())
     chosen = options(Asked(asked.pieces, asked.prompt, asked.options | more), mx.array(swap(NOISE)))
     return Spoken(model, prompt, [Piece(piece, f"piece {i}") for i, piece in enumerate(pieces)], chosen, lambda: None)
 
@@ -95,7 +95,7 @@ def reference(models):
 
     def say(name, dtype):
         model, asked = models["reference"] if dtype == torch.float32 else doubled, ASKED[name]
-        prompt, pieces = inputs(asked, Kit("reference", dtype))
+        prompt, pieces = inputs(asked, SIDES["reference"](dtype))
         chosen = options(asked, torch.from_numpy(NOISE).to(dtype))
         draws = SeededDraws(chosen.seed or 0)
         with torch.inference_mode():
