@@ -24,7 +24,7 @@ TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
 VARIED = "varied"  # the port also keeps its plain layers, to build other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
-TO_SAMPLES = ("token2wav", "stream", "first", "batch")  # kinds that run both networks, one after the other
+TO_SAMPLES = ("token2wav", "stream", "first", "networks")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Case:
         """Seconds of audio that the case makes, without the prompt; None if it makes none."""
         if self.kind in ("flow", "token2wav", "stream"):
             return self.size["tokens"] / TOKEN_RATE
-        if self.kind == "batch":
+        if self.kind == "networks":
             return self.size["rows"] * self.size["tokens"] / TOKEN_RATE
         return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
 
@@ -96,6 +96,8 @@ ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
 ONE_BY_ONE = Variant("port.one_by_one", "port", {"way": "one_by_one"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
+EIGHT = Variant("port.rows_8", "port", {"rows": 8})
+TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
 def ablation(kind: str) -> tuple[Variant, ...]:
@@ -142,6 +144,16 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
             (*sides, *ablation("decode"), *reduced),
+        ),
+        Case(
+            "llm.batch",
+            "language model, as many speech tokens from one request and from several together",
+            "batch",
+            llm,
+            {"text": 60, "prompt": 50, "tokens": 32 if full else 16},
+            {"text": 20, "prompt": 5, "tokens": 6},
+            (TORCH, PORT, *TOGETHER),
+            repeats=3,
         ),
     ]
     for frames in (250, 500, 1000) if full else (60,):
@@ -210,7 +222,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
         Case(
             "batch.4",
             "tokens to samples, 4 utterances of 1 s, prompt of 1 s" if full else "tokens to samples, 4 utterances",
-            "batch",
+            "networks",
             wave,
             {"prompt": second if full else 5, "tokens": second, "rows": 4},
             {"prompt": 5, "tokens": 10, "rows": 3},
@@ -249,6 +261,20 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 warm=False,
             )
         )
+    cases.append(
+        Case(
+            "manifest",
+            "32 lines of 2 to 5 s, prompt of 2 s, everything included" if full else "32 lines, everything included",
+            "manifest",
+            ("llm", *wave),
+            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1, 2)},
+            {"prompt": 5, "lines": 3, "text": (1, 2)},
+            (TORCH, PORT, EIGHT),
+            repeats=1 if full else 3,
+            limit_s=600.0,
+            warm=False,
+        )
+    )
     return cases
 
 
@@ -265,7 +291,7 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
 
     if kind == "prefill":
         return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
-    if kind == "decode":
+    if kind in ("decode", "batch"):
         return {
             "text": tokens(min(config.llm.qwen2.vocab_size, config.llm.end_of_prompt), size["text"]),
             "prompt_text": np.array([[config.llm.end_of_prompt]], np.int32),
@@ -280,6 +306,8 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
         n = size["frames"]
         return {"speech_feat": normal(1, mels, n), "sine_waves": _sine_waves(config, n)}
     ratio = config.flow.token_mel_ratio
+    if kind == "manifest":  # at most as long as the language model may make them
+        size = {**size, "tokens": int(config.llm.max_token_text_ratio * max(size["text"]))}
     frames = ratio * (size["prompt"] + size["tokens"])
     found = {
         "token": tokens(config.flow.vocab_size, size["tokens"], size.get("rows", 1)),  # of one voice
@@ -288,6 +316,8 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
         "embedding": normal(1, config.flow.spk_embed_dim),
         "noise": rand_noise(frames),
     }
+    if kind == "manifest":
+        found["prompt_text"] = np.array([[config.llm.end_of_prompt]], np.int32)
     return found if kind == "flow" else found | {"sine_waves": _sine_waves(config, ratio * size["tokens"])}
 
 

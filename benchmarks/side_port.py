@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -10,18 +12,21 @@ import numpy as np
 
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.decoder import Decoder
 from port.batched.flow import flow_row, mels
+from port.batched.spoken import Piece, Spoken
+from port.batched.together import together
 from port.batched.vocoder import waves
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.request import Stream
+from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
@@ -172,6 +177,22 @@ class Side:
         job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
 
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """Tokens from one request alone, or from `rows` that decode together: the same one and shorter texts."""
+        rows = options.get("rows")
+        if rows is None:
+            return self._decode(model, x, size, options)
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        decoder, given = Decoder(model.llm, rows), [{**x, "text": x["text"][:, i:]} for i in range(rows)]
+        together = [
+            decoder.inference(**of, draws=SeededDraws(0), sampling=sampling, strict_min_length=True) for of in given
+        ]
+        return take_tokens_together(
+            decoder, together, size["tokens"] if options.get("check") else size["tokens"] // rows
+        )
+
     def _dit(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
@@ -193,7 +214,7 @@ class Side:
             "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
 
-    def _batch(
+    def _networks(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
         tokens = mx.split(x["token"], x["token"].shape[0])
@@ -206,6 +227,23 @@ class Side:
             rows = [flow_row(model.flow, token, prompt, chance.noise) for token in tokens]
             found = waves(model.vocoder, mels(model.flow, rows), [chance.sine_waves] * len(rows))
             return {"wav": mx.concatenate(found)}
+
+        return run
+
+    def _manifest(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), rows = voice_conversion(x), options.get("rows", 1)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+        texts = texts_of(size)
+
+        def spoken(line: int) -> Spoken:
+            chosen = Options(seed=line, noise=chance.noise, sine_waves=chance.sine_waves, strict_min_length=True)
+            return Spoken(model, prompt, [Piece({"text": mx.array(texts[line])})], chosen, lambda: None)
+
+        def run() -> Outputs:
+            made = dict(together(model, ((line, partial(spoken, line)) for line in range(len(texts))), rows))
+            return {"samples": [made[line][0]["tts_speech"].shape[1] for line in range(len(texts))]}
 
         return run
 

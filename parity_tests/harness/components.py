@@ -75,6 +75,11 @@ PLAN: tuple[Planned, ...] = (
         ("llm.sampling", "fast.sampling"),
     ),
     Planned(
+        "Language model, batched",
+        "three rows of unlike length that enter and leave: scores of every step, tokens of 16 requests (200 with --full), cache",
+        ("batched.cache", "batched.decoder"),
+    ),
+    Planned(
         "Time embedding",
         "sinusoids up to 1000 rad, two-layer network",
         (f"{_LAYERS}.SinusPositionEmbedding", f"{_LAYERS}.TimestepEmbedding"),
