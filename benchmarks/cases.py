@@ -220,10 +220,10 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
         ),
         Case(
             "token2wav.4",
-            "tokens to samples, 4 utterances one by one and together",
+            "tokens to samples, utterances one by one and up to 4 together",
             "networks",
             wave,
-            {"prompt": second if full else 5, "tokens": second, "rows": 4},
+            {"prompt": second if full else 5, "tokens": second, "rows": 4 if full else 2},
             {"prompt": 5, "tokens": 10, "rows": 2},
             (TORCH, PORT, FOUR),
             repeats=2,
