@@ -71,7 +71,7 @@ PLAN: tuple[Planned, ...] = (
     ),
     Planned(
         "Sampling",
-        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws; on the device as on the host",
+        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws; on device and host",
         ("llm.sampling", "fast.sampling"),
     ),
     Planned(
