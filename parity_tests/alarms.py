@@ -41,12 +41,12 @@ from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from mlx_parity.sides.truth import Reference, truth_of
+from mlx_parity.sides.walk import Runs, compare, run_port, run_reference
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
 from parity_tests.golden import EMBEDDED, judge_replays
-from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import NAMES, part_of
@@ -125,7 +125,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
         )
         for port, single, further in found:
             one, several = (
-                compare_sides(plan, spool, Sides(single, double, port, more), isolated=False) for more in ([], further)
+                compare(plan, spool, Runs(single, double, port, more), isolated=False) for more in ([], further)
             )
             for before, after in zip(one, several, strict=True):
                 yield f"{after.name} ({after.kind})", before.reading, after.reading

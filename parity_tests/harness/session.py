@@ -21,6 +21,7 @@ from convert.quantize import FLOAT32, Found, Precision, precision_of
 from mlx_parity.adapter import Adapter, AdapterError
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
+from mlx_parity.gathered import Gathered
 from mlx_parity.judge import Row, failures, judge, reduced
 from mlx_parity.report import data, sections
 from mlx_parity.report.codec import ReportError, plain, read
@@ -33,7 +34,6 @@ from parity_tests.harness import places
 from parity_tests.harness.components import NOT_CHECKED, components
 from parity_tests.harness.fingerprint import ROOT
 from parity_tests.harness.folders import FolderError, check_folders
-from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
 from port.fast import chosen
