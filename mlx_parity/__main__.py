@@ -84,7 +84,7 @@ def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> 
 
 def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[int, str]:
     os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it when it is imported
-    from mlx_parity.report.page import annotations
+    from mlx_parity.report.page import annotation_lines
     from mlx_parity.report.words import Wording
     from mlx_parity.results import About, verdict, write_results
     from mlx_parity.run import judge
@@ -102,7 +102,7 @@ def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[in
     said = printing(verdict(outcome)) + ("; as declared" if options.declared and outcome.as_declared else "")
     fine = outcome.as_declared if options.declared else outcome.conforms
     if options.annotations and not fine:
-        print("\n".join(annotations(report, Wording(outcome.subject.name))))
+        print("\n".join(annotation_lines(report, Wording(outcome.subject.name))))
     if shipped:
         print(f"as shipped: {shipped.status}, MLX computes in {shipped.regime}")
     print(f"results: {out}")

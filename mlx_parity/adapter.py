@@ -140,7 +140,7 @@ def show_tracebacks(adapter: Adapter) -> None:
             traceback.print_exc()
             raise
 
-    adapter.run = shown  # type: ignore[method-assign]
+    vars(adapter)["run"] = shown
 
 
 def described(error: BaseException) -> str:

@@ -98,7 +98,7 @@ def _compare(
     arrays = {"port": np.asarray(port), "reference": np.asarray(ref32), "oracle": np.asarray(ref64)}
     port, ref32, ref64 = arrays.values()
     arrays |= {f"reference in order {i}": run for i, run in enumerate(further)}
-    about = {"shape": ref64.shape, "dtype": str(port.dtype)}
+    about: dict[str, Any] = {"shape": ref64.shape, "dtype": str(port.dtype)}
     if problem := _incomparable(arrays, allow_inf):
         return Reading("ERROR", problem, **about)
     if ref64.dtype.kind in "biu":

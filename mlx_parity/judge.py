@@ -94,7 +94,7 @@ def compare_all(
     def read(name: str, of: str) -> Reading:
         """The port's output `name` against the reference's output `of`."""
         more = ((follow(run) if follow else run)[of] for run in further)
-        return compare(port[name], single[of], double[of], further=more, rounded=rounded and rounded[of])
+        return compare(port[name], single[of], double[of], further=more, rounded=rounded[of] if rounded else None)
 
     readings = {}
     for output in dict.fromkeys([*double, *single, *port]):

@@ -24,7 +24,8 @@ from safetensors.numpy import save_file
 from mlx_parity.compare import BUDGET, FLOOR, Reading
 from mlx_parity.comparison import WHOLE, ModuleRow
 from mlx_parity.judge import Row, compare_all
-from mlx_parity.models import by_key, loaded
+from mlx_parity.models import loaded
+from mlx_parity.recorded import by_key
 from mlx_parity.report.model import write_atomically
 from mlx_parity.run import Judged, Outcome
 from mlx_parity.tree import PLAIN, leaves

@@ -191,7 +191,9 @@ def reproduce(outcome: Outcome, about: About, cases: int) -> str:
 
 def report_of(outcome: Outcome, about: About) -> Report:
     """The run as a report: a row an output, a stage and a component a part."""
-    rows, components, modules = [], [], {}
+    rows: list[data.Row] = []
+    components: list[data.Component] = []
+    modules: dict[str, data.Module] = {}
     for name, judged in outcome.parts.items():
         found = list(_rows(judged, f"{about.command} --only '{name}'"))
         rows += found

@@ -73,8 +73,9 @@ def measured(load: Load, seed: int, only: str) -> Shipped:
     Raises:
         SubjectError, ValueError: as `run.judge`.
     """
+    only_torch: tuple[regime.Side, ...] = ("reference",)
     with mended(load(seed).findings):
-        parts = judged(load(seed), only, "as shipped", sides=("reference",))
+        parts = judged(load(seed), only, "as shipped", only_torch)
     rows = [row.reading for part in parts.values() for row in part.comparison.rows]
     found = regime.precision(regime.arithmetic()).port
     return Shipped(

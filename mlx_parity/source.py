@@ -41,11 +41,11 @@ def exchanged(function: Any, line: str, other: str) -> Iterator[None]:
     """
     function = inspect.unwrap(function)
     number = _number(function, line)
-    file = inspect.getsourcefile(function)
+    file = inspect.getsourcefile(function) or ""
     lines = Path(file).read_text("utf-8").splitlines()
     old = lines[number - 1]
     lines[number - 1] = old[: len(old) - len(old.lstrip())] + other
-    usual = getattr(function, "__code__", None)
+    usual: Any = getattr(function, "__code__", None)
     try:
         made = next(_same(compile("\n".join(lines), file, "exec", dont_inherit=True), usual))
         function.__code__ = made

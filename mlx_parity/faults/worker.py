@@ -69,7 +69,8 @@ class Workers:
     def run(self, work: Callable[[Any, Say], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Outcome]]:
         """Run `work(item, say)` for each item, each in a process of its own; gives each outcome as it is known."""
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        left, running = deque(items), {}
+        left = deque(items)
+        running: dict[Any, _Worker] = {}
         free = [self.folder / str(n) for n in range(self.jobs)]
         try:
             while left or running:
@@ -103,7 +104,7 @@ class _Worker:
 
     def goes_on(self, ready: bool) -> bool:
         """Take what the process sent; whether it still runs. One that took too long is killed."""
-        kind, value = "", None
+        kind, value = "", (None, "")
         try:
             while ready and kind != "end" and self.pipe.poll():
                 kind, value = self.pipe.recv()

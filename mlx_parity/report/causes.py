@@ -68,8 +68,8 @@ def causes_of(rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequen
         else:
             rest.append(row)
     vacuous = [Cause(row) for row in in_pipeline_order((r for r in rows if r.status == "VACUOUS"), stages)]
-    found = [*roots.values(), *_only_in_the_whole(rest, inside)]
-    return sorted(found, key=lambda cause: stages.index(cause.row.stage)) + vacuous
+    causes = [*roots.values(), *_only_in_the_whole(rest, inside)]
+    return sorted(causes, key=lambda cause: stages.index(cause.row.stage)) + vacuous
 
 
 def _roots(broken: Sequence[Row], inside: Mapping[str, set[str]], modules: Mapping[str, Module]) -> dict[str, Cause]:

@@ -95,7 +95,7 @@ class Row:
 
     @derived
     def ratio(self) -> Annotated[Size | None, "the larger of ratio_rms and ratio_max"]:
-        return None if None in (self.ratio_rms, self.ratio_max) else max(self.ratio_rms, self.ratio_max)
+        return None if self.ratio_rms is None or self.ratio_max is None else max(self.ratio_rms, self.ratio_max)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def ratio(self) -> float | None:
-        return self.worst and self.worst.ratio
+        return self.worst.ratio if self.worst else None
 
 
 def by_stage(rows: Sequence[Row], stages: Sequence[str]) -> dict[str, Stage]:

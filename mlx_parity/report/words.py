@@ -56,10 +56,11 @@ def failure_sentence(
         parts = [f"{name}: {row.message or 'not equal'}."]
     else:
         which = ""
-        if row.ratio_rms is not None and min(row.ratio_rms, row.ratio_max) <= budget_ratio < ratio:
-            inside = "rms" if row.ratio_rms < row.ratio_max else "max-abs"
+        rms, largest = row.ratio_rms, row.ratio_max
+        if rms is not None and largest is not None and min(rms, largest) <= budget_ratio < ratio:
+            inside = "rms" if rms < largest else "max-abs"
             outside = "max-abs" if inside == "rms" else "rms"
-            low = ratio_text(min(row.ratio_rms, row.ratio_max), budget_ratio)
+            low = ratio_text(min(rms, largest), budget_ratio)
             which = f" in {outside} ({low} in {inside})"
         parts = [f"{name}: {ratio_text(ratio, budget_ratio)} {RESTATED}{which}"]
         parts[0] += f" (budget {budget_ratio:g}x)."
@@ -142,7 +143,7 @@ def stage_number(found: Stage, budget_ratio: float = BUDGET.ratio) -> str:
     if found.ratio is not None:
         return ratio_text(found.ratio, budget_ratio)
     instead = {"FAIL": "unequal", "ERROR": "error", "VACUOUS": "vacuous", "PASS": "exact"}
-    return instead.get(found.status, "-")
+    return instead.get(found.status or "", "-")
 
 
 def number_text(value: float | None) -> str:

@@ -73,9 +73,10 @@ class Recorder:
                 for kind in (found, *_extending(found)):
                     self._wrap(kind, method or call, part)
             else:
+                name: str = found.__name__
                 for module in [m for n, m in sys.modules.items() if n.split(".")[0] == self.package]:
-                    if module.__dict__.get(found.__name__) is found:
-                        self._wrap(module, found.__name__, part)
+                    if module.__dict__.get(name) is found:
+                        self._wrap(module, name, part)
         return self
 
     def __exit__(
@@ -130,7 +131,8 @@ class Recorder:
 
 def _extending(kind: type) -> list[type]:
     """All classes that extend one: fast forms of a plain layer."""
-    return [c for direct in kind.__subclasses__() for c in (direct, *_extending(direct))]
+    directly: list[type] = kind.__subclasses__()
+    return [c for direct in directly for c in (direct, *_extending(direct))]
 
 
 def freeze(value: Any, keep: Callable[[np.ndarray], Any] = np.asarray) -> Any:

@@ -10,8 +10,9 @@ tensor that moves no output of its case is VACUOUS, or DEAD where the case lists
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,11 @@ def liveness(case: Case) -> list[LivenessRow]:
             found = case.part.call("reference", built, {**arguments, **case.call})
         return {k: np.array(to_numpy(v)) for k, v in found.items()}
 
+    def change(name: str, tensor: torch.Tensor) -> AbstractContextManager[None]:
+        return changed(tensor, case.rng(f"change/{name}"))
+
     rows = [
-        _row(case, name, lambda t=tensor, n=name: changed(t, case.rng(f"change/{n}")), run, given)
+        _row(case, name, partial(change, name, tensor), run, given)
         for name, tensor in {**weights, **tensors}.items()
         if tensor.numel()
     ]

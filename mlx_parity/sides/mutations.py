@@ -80,7 +80,7 @@ def _of_values(name: str, module: nn.Module) -> Iterator[Mutation]:
         yield Mutation("bias left out", name, partial(_set, module, "bias", mx.zeros_like(own["bias"])))
     weight = own.get("weight")
     square = weight is not None and weight.ndim == 2 and weight.shape[0] == weight.shape[1]
-    if square and not isinstance(module, nn.Embedding):
+    if weight is not None and square and not isinstance(module, nn.Embedding):
         yield Mutation("weight of a square layer transposed", name, partial(_set, module, "weight", weight.T))
     for key, value in own.items():
         if value.dtype == mx.float32:
@@ -181,8 +181,8 @@ def _mutated_output(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _eps(usual: Function, *args: Any, **kwargs: Any) -> Any:
-    *args, eps = args if "eps" not in kwargs else (*args, kwargs.pop("eps"))
-    return usual(*args, eps * EPSILON, **kwargs)
+    *others, eps = args if "eps" not in kwargs else (*args, kwargs.pop("eps"))
+    return usual(*others, eps * EPSILON, **kwargs)
 
 
 def _other_pairs(usual: Function, *args: Any, traditional: bool, **kwargs: Any) -> Any:

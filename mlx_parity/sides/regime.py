@@ -187,8 +187,8 @@ def provenance(
 ) -> Provenance:
     """What a run was made with: `root` is the checkout, `found` its arithmetic, `about` the further fields."""
     head, dirty = commit(root)
-    known = {"commit": head, "dirty": dirty, "versions": {**versions(), **adapter_versions}, **machine()}
-    return Provenance(**known, precision=precision(found), **about)
+    known: dict[str, Any] = {"commit": head, "dirty": dirty, "versions": {**versions(), **adapter_versions}}
+    return Provenance(**known | machine(), precision=precision(found), **about)
 
 
 def _regime(error: float) -> str:

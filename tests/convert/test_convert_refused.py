@@ -170,7 +170,7 @@ def test_existing_output_is_kept(source, refuses, tmp_path):
     out = tmp_path / "results" / "out"
     out.mkdir(parents=True)
     (out / "mine.txt").write_text("keep")
-    refuses(source, "exists already", out=out, expect_left=["out"], code=2)
+    refuses(source, "already exists", out=out, expect_left=["out"], code=2)
     assert (out / "mine.txt").read_text() == "keep"
 
 
