@@ -179,7 +179,7 @@ def git_blob_id(path: Path) -> str:
 def identity(source: Source, hashes: Mapping[str, str]) -> tuple[str, str | None]:
     """Name and commit of what was converted: a folder that holds the release's files is the release.
 
-    A folder's path is nobody's business but its owner's: of any other folder only its name is kept.
+    Of any other folder only the name is recorded, so that no private path leaks.
     """
     if source.revision is None and not differing(source, hashes):
         return RELEASE.repo, RELEASE.revision

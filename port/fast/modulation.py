@@ -1,6 +1,6 @@
 """Tables of what is the same in every request: the norms' modulations at the fixed times, and the rotary angles.
 
-Speech takes the same ten times for every request, and 42 % of the transformer's weights see nothing but the time. Their
+Speech takes the same ten times for every request, and 42 % of the transformer's weights only process the time. Their
 results can stand in place of the weights (`bake`, or a folder of `convert/run.py --bake-timesteps`): then the model
 knows these times only.
 
