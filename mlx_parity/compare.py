@@ -5,7 +5,7 @@ For a tensor, with r32 the reference in float32, r64 the reference in float64 (t
     e_ref = |r32 - r64| / rms(r64)     e_port = |p - r64| / rms(r64)     ratio = e_port / max(e_ref, FLOOR)
 
 once with |.| the rms and once with |.| the largest absolute value. The tensor passes when both are at most BUDGET.
-One float32 run is a draw: where it leaves the ratio above LOOK_AGAIN, e_ref is the largest of several runs, whose sums
+One float32 run may be lucky: where it leaves the ratio above LOOK_AGAIN, e_ref is the largest of runs whose sums
 go in other orders (sides/orders_pytorch.py). And it is itself judged: a reference further than ROUNDINGS from the
 oracle did not compute in float32.
 Nothing here knows which module it looks at, so no module can have a tolerance of its own.

@@ -1,6 +1,6 @@
 """The reference in float32 as another machine would run it: every sum in another order, every function a unit off.
 
-One float32 run is a draw, not a measure: on small tensors its error may be small by luck, and then a port that is as
+One float32 run does not measure the error: on small tensors it may be small by luck, and then a port that is as
 exact as any looks wrong. IEEE 754 fixes neither the order of the terms of a sum nor the last bits of a sine, and
 BLAS libraries and GPUs differ in both. Further runs in other orders show what float32 may cost.
 
