@@ -31,9 +31,14 @@ class Request(Protocol):
     spk: str | None
 
 
-def load_voice(model: str, revision: str | None = None, plain: bool = False) -> CosyVoice3:
-    """A model to speak with, and memory kept for it: the process does nothing else."""
-    voice = CosyVoice3.from_pretrained(model, revision, plain=plain)
+def load_voice(model: str, revision: str | None = None, plain: bool = False, lazy: bool = False) -> CosyVoice3:
+    """A model to speak with, and memory kept for it: the process does nothing else.
+
+    Args:
+        lazy: for one request: what it does not use is never read, the prompt encoders (a fifth of the weights) of a
+            saved voice, the language model (near half) and the tokenizer of a conversion.
+    """
+    voice = CosyVoice3.from_pretrained(model, revision, lazy=lazy, plain=plain)
     keep_freed_memory()
     return voice
 
