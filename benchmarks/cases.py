@@ -16,7 +16,7 @@ from port.noise import rand_noise, sine_waves
 
 # Which fast forms (port/fast) a kind of case meets; a form that no row has would never be measured (a test says so).
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
 }
