@@ -16,9 +16,10 @@ from port.noise import rand_noise, sine_waves
 
 # The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
+    "decode": ("queued",),
 }
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
@@ -34,7 +35,7 @@ class Variant:
     Args:
         name: of the column, such as `port.no_activations`.
         side: worker that runs it: torch, port or mlx_audio_plus.
-        options: `off` (fast forms left out, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
+        options: `off` (fast forms left out, or "all"), `on` (added), `guidance`, `dtype`, `bits`, `way` (of a stream).
         repeats: most repeats for a side known to be slow, which then gets no untimed run.
         reduced: of lower precision: its error is reported but not judged.
         further: requested from the worker after the parts: `BAKED` or `VARIED`; such a variant has its own worker.
@@ -115,6 +116,9 @@ def _varied(name: str, reduced: bool = False, **options: Any) -> Variant:
     return Variant(name, "port", options, reduced=reduced, further=(VARIED,))
 
 
+QUEUED = _varied("port.queued", on=["queued"])  # on every device; a GPU has it by default
+
+
 def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
     """Every case of a size, `tiny` or `full`, in running order: cases with the same parts are adjacent.
 
@@ -142,7 +146,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             llm,
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
-            (*sides, *ablation("decode"), *reduced),
+            (*sides, QUEUED, *ablation("decode"), *reduced),
         ),
         Case(
             "llm.batch",

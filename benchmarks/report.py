@@ -84,7 +84,10 @@ def notes(case: Mapping[str, Any]) -> list[str]:
     for name, counted in case.get("counts", {}).items():
         if "error" in counted:
             found.append(f"{name}: not counted: {counted['error']}")
-        elif not name.startswith("port.no_"):
+            continue
+        if counted.get("idle_waits") is not None:
+            found.append(f"{name}: {counted['idle_waits']:.2g} host waits per token with nothing queued")
+        if not name.startswith("port.no_"):
             found.append(
                 f"{name}: {counted['matmul_flops'] / 1e9:.3g} GFLOP of matrix products, "
                 f"{counted['weight_bytes'] / 1e6:.1f} MB of weights and tables read, "

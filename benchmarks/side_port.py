@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import numpy as np
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
+from benchmarks.waits import watched
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
@@ -30,6 +32,7 @@ from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
+WATCHED = 4  # tokens over which the host's waits are counted
 FIRST_TIME = np.float32(0)  # of every schedule
 # Ways to stream: the port's; with a voice that it has streamed before; the original's (everything again for each
 # chunk); without the original's last chunk.
@@ -121,7 +124,8 @@ class Side:
             arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
         else:
             return None
-        return count(run, *arguments)
+        found = count(run, *arguments)
+        return replace(found, idle_waits=self._idle_waits(model, inputs)) if kind == "decode" else found
 
     @staticmethod
     def to_numpy(value: Any) -> np.ndarray:
@@ -154,18 +158,30 @@ class Side:
                 self.model[root] = speed_up(self.model[root])
                 self._fast.add(root)
             return self.model
-        off = options.get("off", [])
+        off, on = options.get("off", []), options.get("on", [])
         dtype, bits = options.get("dtype"), options.get("bits")
-        key = str((off, dtype, bits))
+        key = str((off, on, dtype, bits))
         if key not in self.variants:
             made = in_precision(self.model, self.roots, dtype, bits)
             for root in self.roots:
-                only = () if off == "all" else set(chosen()) - set(off)
+                only = () if off == "all" else set(chosen()) - set(off) | set(on)
                 made[root] = speed_up(made[root], only)
             if dtype or bits:  # keep one at a time: they share no weights
                 self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
             self.variants[key] = made
         return self.variants[key]
+
+    @staticmethod
+    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, np.ndarray]) -> float:
+        """How often the host waits for a token with nothing queued behind it, per token, after the first."""
+        job = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
+        with watched() as waits:
+            next(job)
+            waits.idle = 0
+            tokens = len([*islice(job, WATCHED)])
+            found = waits.idle / tokens
+        job.close()
+        return found
 
     def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
         return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}
