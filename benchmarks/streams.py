@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from port.request import Chance, Prompt
 
 if TYPE_CHECKING:  # for the port's worker alone
@@ -44,6 +46,12 @@ def take_tokens_together(decoder: Decoder, rows: Sequence[Row], count: int) -> C
         return {"tokens": rows[0].tokens}
 
     return run
+
+
+def texts_of(size: Mapping[str, Any]) -> list[np.ndarray]:
+    """Texts (1, L) of the lines of a manifest, of each length in `size["text"]` in turn."""
+    lengths = size["text"]
+    return [np.full((1, lengths[line % len(lengths)]), 5, np.int32) for line in range(size["lines"])]
 
 
 def voice_conversion(x: Mapping[str, Any]) -> tuple[Prompt, Chance]:
