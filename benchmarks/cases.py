@@ -1,6 +1,6 @@
-"""What is measured: one row a case, with its size, the sides that run it and the small size at which they are checked.
+"""What is measured: one row per case, with its size, the sides that run it and the small size at which we check them.
 
-Only numbers and numpy: the parent and every worker read this file, whatever framework they have.
+Only numbers and numpy: the parent and every worker import this file, whatever framework they have.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import numpy as np
 from port.config import CosyVoice3Config
 from port.noise import rand_noise, sine_waves
 
-# Which fast forms (port/fast) a kind of case meets; a form that no row has would never be measured (a test says so).
+# The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
     "flow": ("tables", "attention", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
 }
 TOKEN_RATE = 25  # speech tokens a second
-BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
-VARIED = "varied"  # the port keeps its plain layers too, to make other forms or precisions from them
+BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
+VARIED = "varied"  # the port also keeps its plain layers, to build other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
 TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a case: a side, and what is changed about it.
+    """One way to run a case: a side, and its options.
 
     Args:
         name: of the column, such as `port.no_activations`.
         side: worker that runs it: torch, port or mlx_audio_plus.
         options: `off` (fast forms left out, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
-        repeats: at most so many, and none untimed, for a side known to be slow.
-        reduced: of less precision, so that its distance is told and judges nothing.
-        further: asked of the worker after the parts of the case: `BAKED`, `VARIED`; it is one of its own then.
+        repeats: most repeats for a side known to be slow, which then gets no untimed run.
+        reduced: of lower precision: its error is reported but not judged.
+        further: requested from the worker after the parts: `BAKED` or `VARIED`; such a variant has its own worker.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Case:
 
     Args:
         name: dotted, the stage first.
-        what: in words, for the table.
+        what: description for the table.
         kind: function of the sides that runs it.
         parts: weights that it needs, by the names of convert/mapping.py.
         size: what is timed.
-        check: the smaller size at which every variant is judged by the suite's rule before anything is timed.
+        check: smaller size, at which the suite's rule judges every variant before we time it.
         variants: columns, in the order of running.
         repeats: timed runs of each variant.
-        limit_s: after so many seconds a variant is not repeated again.
+        limit_s: no further repeat of a variant after so many seconds.
         warm: one untimed run of the full size first.
     """
 
@@ -78,7 +78,7 @@ class Case:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of audio that the case makes, prompt left out; None where it makes none."""
+        """Seconds of audio that the case makes, without the prompt; None if it makes none."""
         if self.kind in ("flow", "token2wav", "stream"):
             return self.size["tokens"] / TOKEN_RATE
         return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
@@ -112,7 +112,7 @@ def _varied(name: str, reduced: bool = False, **options: Any) -> Variant:
 
 
 def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
-    """Every case of a size, `tiny` or `full`, in the order of running: cases with the same parts stand together.
+    """Every case of a size, `tiny` or `full`, in running order: cases with the same parts are adjacent.
 
     Args:
         dtypes, bits: further precisions of the port, for devices on which they make sense.

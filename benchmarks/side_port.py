@@ -1,4 +1,4 @@
-"""The port in MLX as one side of the benchmark, with its fast forms as asked for."""
+"""The MLX port as one side of the benchmark, with the requested fast forms."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
 FIRST_TIME = np.float32(0)  # of every schedule
-# Ways to make a stream: the port's, with a voice that it has streamed before, the original's (all over again for each
-# chunk), without the original's last chunk.
+# Ways to stream: the port's; with a voice that it has streamed before; the original's (everything again for each
+# chunk); without the original's last chunk.
 WAYS = {
     None: {},
     "known_voice": {},
@@ -39,9 +39,9 @@ class Side:
     """The port with the loaded parts.
 
     Attributes:
-        model: plain until it first runs, then with the forms that suit the device; always plain where it is varied.
+        model: plain until it first runs, then with the forms for the device; always plain if it has variants.
         roots: attributes of the model that hold weights.
-        variants: other forms and precisions of a varied model, by the options that ask for them.
+        variants: other forms and precisions of the model, by their options.
     """
 
     name = "port"
@@ -53,7 +53,7 @@ class Side:
         self._fast: set[str] = set()
 
     def load(self, part: str, config: CosyVoice3Config, state: State) -> None:
-        """Convert one part and fill it; the others stay lazy and take no memory."""
+        """Convert and fill one part; the others stay lazy and take no memory."""
         self.model = self.model or CosyVoice3Model(config)
         root = PORT_ROOT[part]
         fill(self.model, root, convert(part, state, config).tensors)
@@ -62,7 +62,7 @@ class Side:
             self.variants = {}
 
     def baked(self) -> None:
-        """Keep the tables of the fixed times and let go of the weights behind them."""
+        """Keep the tables of the fixed timesteps and drop the weights behind them."""
         bake(self.model.flow.decoder)
 
     def varied(self) -> None:
@@ -91,9 +91,9 @@ class Side:
     def counts(
         self, kind: str, inputs: Mapping[str, np.ndarray], size: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Counts | None:
-        """Counts of the graph of a kind whose graph is one piece; None for the others.
+        """Counts of the graph of a kind that is one graph; None for the others.
 
-        Of decoding one token is counted, of the vocoder the filter: pitch and source run partly on the host.
+        For decoding we count one token; for the vocoder only the filter: pitch and source run partly on the host.
         """
         model, config = self._model(options), self.model.config
         if kind in ("prefill", "decode"):
@@ -141,7 +141,7 @@ class Side:
         return {"version": mx.__version__, "device": mx.default_device().type.name}
 
     def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
-        """The model in the forms and the precision that are asked for."""
+        """The model in the requested forms and precision."""
         if self.variants is None:
             for root in set(self.roots) - self._fast:
                 self.model[root] = speed_up(self.model[root])
@@ -155,7 +155,7 @@ class Side:
             for root in self.roots:
                 only = () if off == "all" else set(chosen()) - set(off)
                 made[root] = speed_up(made[root], only)
-            if dtype or bits:  # one at a time: these share no weights
+            if dtype or bits:  # keep one at a time: they share no weights
                 self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
             self.variants[key] = made
         return self.variants[key]
@@ -196,7 +196,7 @@ class Side:
     ) -> Run:
         if options.get("way") != "hop":
             return self._stream(model, x, size, {**options, "chunks": 1})
-        # What the first chunk needs and no more: one hop through both networks, by their plain calls.
+        # Exactly the work of the first chunk: one hop through both networks, by their plain calls.
         config = model.config
         hop = config.streaming.token_hop_len
         tokens = hop + -size["prompt"] % hop + config.flow.pre_lookahead_len
@@ -217,7 +217,7 @@ class Side:
             return self._token2wav(model, x)
         further, (prompt, chance) = WAYS[way], voice_conversion(x)
         frames = x["noise"].shape[1]
-        # Room for the whole stream and its prompt, whatever the machine's default is: the paths are compared.
+        # Memory for the whole stream and its prompt, whatever the default: we compare the ways, not the limit.
         limit = 2 * state_bytes(model.config.flow, frames)
 
         def stream(count: int | None) -> Outputs:
@@ -231,7 +231,7 @@ class Side:
             return stream(options.get("chunks"))
 
         if way == "known_voice" and not model.stream_memory.prompts:
-            stream(2)  # the second chunk finds time to keep the prompt
+            stream(2)  # the second chunk stores the prompt
         return run
 
 

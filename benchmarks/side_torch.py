@@ -44,7 +44,7 @@ class Side:
         if part == "llm":
             module.llm["model"]["lm_head"].weight = module.qwen2.embed_tokens.weight  # `assign` undid the tie
             rotary, qwen2 = module.qwen2.rotary_emb, config.llm.qwen2
-            # A buffer outside the state dict has no storage yet.
+            # Buffers outside the state dict have no storage yet.
             module.qwen2.rotary_emb = type(rotary)(qwen2.head_dim, qwen2.rope_theta)
         setattr(self.model, ATTRIBUTES.get(part, part), module.eval())
 
@@ -53,8 +53,8 @@ class Side:
     ) -> Run:
         """What is timed, as a function without arguments; its results are complete when it returns.
 
-        `options["double"]` runs in float64, `options["check"]` leaves out what is drawn and adds the mel to the samples
-        of a kind that makes them, `options["mel_error"]` is what happens to that mel: see `_with_mel`.
+        `options["double"]` runs in float64. `options["check"]` leaves out random outputs and adds the mel to the
+        samples. `options["mel_error"]` changes that mel: see `_with_mel`.
         """
         dtype = torch.float64 if options.get("double") else torch.float32
         self.model.to(dtype)
@@ -98,7 +98,7 @@ class Side:
 
             def inference(*given: Any, **named: Any) -> torch.Tensor:
                 found["mel"] = mel = type(flow).inference(flow, *given, **named)
-                # Frames first: a stream's longer mel gets the noise of the shorter one and more.
+                # Frames first: a longer mel of a stream begins with the noise of the shorter one.
                 noise = np.random.default_rng(seed).standard_normal((mel.shape[2], mel.shape[1]))
                 return mel + torch.from_numpy(spread * noise.T).to(mel.dtype)
 

@@ -1,4 +1,4 @@
-"""What all sides do alike with iterators of tokens and chunks."""
+"""Shared by all sides: iterators of tokens and chunks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def take_tokens(job: Iterator[int], count: int) -> Callable[[], Outputs]:
 
 
 def voice_conversion(x: Mapping[str, Any]) -> tuple[Prompt, Chance]:
-    """A given voice and given noise, for what says tokens without the language model."""
+    """A fixed voice and fixed noise, for speaking tokens without the language model."""
     prompt = Prompt(x["embedding"], flow_prompt_speech_token=x["prompt_token"], prompt_speech_feat=x["prompt_feat"])
     return prompt, Chance(noise=x["noise"], sine_waves=x["sine_waves"])
 
@@ -38,7 +38,7 @@ def voice_conversion(x: Mapping[str, Any]) -> tuple[Prompt, Chance]:
 def chunks_timed(
     chunks: Iterable[Mapping[str, Any]], join: Callable[[list[Any], int], Any], count: int | None = None
 ) -> Outputs:
-    """Take chunks (all, or the first `count`) and note when each came and how many samples it has."""
+    """Take chunks (all, or the first `count`); record when each arrived and how many samples it has."""
     start, marks, found = time.perf_counter(), [], []
     for chunk in islice(chunks, count):
         found.append(chunk["tts_speech"])

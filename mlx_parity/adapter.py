@@ -6,6 +6,7 @@ checkpoint, float32), the inputs as numpy arrays, and returns numpy arrays.
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -78,6 +79,52 @@ class Adapter(ABC):
     def versions(self) -> dict[str, str]:
         """Versions for the report's provenance."""
         return {}
+
+
+class Side(Adapter):
+    """A side whose parts are objects in this process: built once, called any number of times.
+
+    Attributes:
+        package: where its parts stand.
+    """
+
+    package: str
+
+    @abstractmethod
+    def build(self, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
+        """The part's class with the official weights in it, or the part's function; arguments as of `run`."""
+
+    @abstractmethod
+    def tensor(self, array: np.ndarray) -> Any:
+        """A tensor of this side; floats in its precision, integers and masks as they are."""
+
+    @abstractmethod
+    def array(self, tensor: Any) -> np.ndarray:
+        """The other way; a list of tensors of one shape becomes one array."""
+
+    def get(self, path: str) -> Any:
+        """A name below the package: `flow.masks.make_pad_mask`."""
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(f"{self.package}.{module}"), name)
+
+    def call(
+        self, part: Part, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Run a part that `build` made; arrays in the reference's layout on both ends."""
+        to, back = ({}, {}) if self.package == "reference" else (part.to_port, part.from_port)
+        tensors = {k: self.tensor(to.get(k, np.asarray)(v)) for k, v in inputs.items()}
+        results = part.call(self.package, built, {**tensors, **call})
+        return {k: back.get(k, np.asarray)(self.array(v)) for k, v in results.items()}
+
+    def run(
+        self,
+        part: Part,
+        config: Mapping[str, Any],
+        state: Mapping[str, np.ndarray],
+        inputs: Mapping[str, np.ndarray],
+        call: Mapping[str, Any],
+    ) -> dict[str, np.ndarray]:
+        return self.call(part, self.build(part, config, state), inputs, call)
 
 
 def show_tracebacks(adapter: Adapter) -> None:

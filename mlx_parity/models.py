@@ -12,7 +12,7 @@ already were.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlx_parity.alone import Alone, fed
 from mlx_parity.compare import Reading, compare
 from mlx_parity.comparison import WHOLE, Comparison, ModuleRow, Where
-from mlx_parity.recorded import Arguments, Call
+from mlx_parity.recorded import Arguments, Call, Key, by_key
 from mlx_parity.sides.mlx import MlxSide
 from mlx_parity.sides.orders_pytorch import FURTHER, Lazily
 from mlx_parity.sides.pytorch import TorchSide
 from mlx_parity.sides.regime import SIDES, Side, require_float32
 from mlx_parity.spool import Spool
-from mlx_parity.tree import leaves, mapped, stateful
+from mlx_parity.tree import mapped, stateful
 
 if TYPE_CHECKING:
     import mlx.nn
     import torch
 
 Names = Mapping[str, str] | Callable[[str], str]
-Key = tuple[str, int]  # a module's name in PyTorch, and how often it was called before
 
 
 def compare_models(
@@ -95,6 +95,20 @@ class Comparer:
         self.further = Lazily(
             lambda: [by_key(self.side.record_in_order(self.inputs, self.spool.store, seed)) for seed in range(FURTHER)]
         )
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop what follows from the runs of PyTorch: those of modules alone, and rows that passed."""
+        self.alone = Alone(self.side, self.spool)
+        self.passed: dict[tuple[Key, tuple[Any, ...]], list[ModuleRow]] = {}
+
+    def is_of(self, torch_model: torch.nn.Module, inputs: Any) -> bool:
+        """Whether it was made of a model with the same modules and weights, and of the same inputs."""
+        other = TorchSide(torch_model)
+        mine, theirs = (
+            (side.weights(""), given) for side, given in ((self.side, self.inputs), (other, _arguments(inputs)))
+        )
+        return [*self.side.names] == [*other.names] and _equal(mine, theirs)
 
     def compare(self, mlx_model: mlx.nn.Module, mlx_inputs: Any = None, until_wrong: bool = False) -> Comparison:
         """Run and judge one MLX model.
@@ -108,7 +122,7 @@ class Comparer:
         rows: dict[tuple[str, str], ModuleRow] = {}
         with Spool() as spool:
             try:
-                mine = by_key(port.record(given, spool.store))
+                mine = by_key(port.record(given, spool.store, set(matched.values())))
             except Exception as error:
                 reading = Reading("ERROR", f"the MLX model raised {type(error).__name__}: {error}")
                 return Comparison([ModuleRow(WHOLE, type(mlx_model).__name__, "", reading)])
@@ -116,7 +130,7 @@ class Comparer:
                 if call.name not in matched:
                     continue
                 other = mine.get((matched[call.name], key[1]))
-                for row in self._judged(key, call, other and loaded(other, spool), port):
+                for row in self._rows(key, call, other, port, spool):
                     _keep_worst(rows, row)
                     if until_wrong and row.where == "here":
                         return Comparison(list(rows.values()))
@@ -138,6 +152,7 @@ class Comparer:
         """The same comparison with the PyTorch run of another machine, whose sums go in another order."""
         there = copy.copy(self)
         there.single = self.side.record_in_order(self.inputs, self.spool.store, seed)
+        there._forget()
         return there
 
     def given(self, mlx_inputs: Any) -> Arguments:
@@ -156,14 +171,24 @@ class Comparer:
             module = module.rpartition(".")[0]
         return rows[module] or WHOLE
 
-    def _judged(self, key: Key, call: Call, other: Call | None, port: MlxSide) -> Iterator[ModuleRow]:
-        row = partial(ModuleRow, call.name or WHOLE, call.kind, call=key[1])
+    def _rows(self, key: Key, call: Call, other: Call | None, port: MlxSide, spool: Spool) -> Iterable[ModuleRow]:
+        """The rows of one call; of one that passed before with the same results, those of then."""
         if other is None:
-            yield row("", Reading("ERROR", f"call {key[1]} was made by the PyTorch model only"))
-            return
-        call, double = loaded(call, self.spool), loaded(self.double[key], self.spool)
+            reading = Reading("ERROR", f"call {key[1]} was made by the PyTorch model only")
+            return [ModuleRow(call.name or WHOLE, call.kind, "", reading, key[1])]
+        content = key, tuple((array.digest, array.dtype, array.shape) for array in other.results.values())
+        if content in self.passed:
+            return self.passed[content]
+        rows = [*self._judged(key, call, loaded(other, spool), port)]
+        if all(row.reading.status == "PASS" for row in rows):
+            self.passed[content] = rows
+        return rows
+
+    def _judged(self, key: Key, stored: Call, other: Call, port: MlxSide) -> Iterator[ModuleRow]:
+        call, double = loaded(stored, self.spool), loaded(self.double[key], self.spool)
+        row = partial(ModuleRow, call.name or WHOLE, call.kind, call=key[1])
         single, truth, mine = (list(c.results.values()) for c in (call, double, other))
-        if call.name and self._moves(call.name):
+        if self._moves(call.name):
             mine = [_channels_second(array) for array in mine]
         places = list(call.results)
         if bool(single) != bool(mine):
@@ -177,7 +202,7 @@ class Comparer:
             reading = compare(p, r32, r64, further=further)
             where: Where = ""
             if reading.status == "FAIL":
-                alone = self._alone(call, other, port) if alone is None else alone
+                alone = self._alone(key, stored, other, port) if alone is None else alone
                 if i < len(alone):
                     where = "inputs" if alone[i].status == "PASS" else "here"
             name = places[i] if len(single) > 1 else ""
@@ -189,30 +214,22 @@ class Comparer:
         return [self.spool.load(list(run[key].results.values())[i]) for run in self.further]
 
     def _moves(self, name: str) -> bool:
-        return any(fnmatchcase(name, glob) for glob in self.channels_last)
+        return bool(name) and any(fnmatchcase(name, glob) for glob in self.channels_last)
 
-    def _alone(self, call: Call, other: Call, port: MlxSide) -> list[Reading]:
+    def _alone(self, key: Key, stored: Call, other: Call, port: MlxSide) -> list[Reading]:
         """Readings of one module fed the reference's own inputs; none where a call depends on more than arrays."""
-        given, mine = call.arguments, other.arguments
-        if stateful(given, np.ndarray) or stateful(mine, np.ndarray):
+        given, moves = self.spool.load(stored.arguments), self._moves(stored.name)
+        if stateful(given, np.ndarray) or stateful(other.arguments, np.ndarray):
             return []
-        moves = bool(call.name) and self._moves(call.name)
-        mine = _fed(mine, given, _channels_last if moves else np.asarray)
         try:
-            single, double = self.side.again(call.name, given), self.side.again_double(call.name, given)
+            runs = [*self.alone.runs(key, stored)]
+            mine = fed(other.arguments, given, _channels_last if moves else np.asarray)
             found = list(port.again(other.name, mine).values())
         except Exception:  # it cannot run without what the model around it prepares
             return []
         if moves:
             found = [_channels_second(array) for array in found]
-
-        def in_orders(i: int) -> list[np.ndarray]:
-            return [list(self.side.again_in_order(call.name, given, seed).values())[i] for seed in range(FURTHER)]
-
-        return [
-            compare(p, r32, r64, further=Lazily(partial(in_orders, i)))
-            for i, (r32, r64, p) in enumerate(zip(single.values(), double.values(), found, strict=False))
-        ]
+        return [compare(p, *run, further=further) for p, (*run, further) in zip(found, runs, strict=False)]
 
 
 def _further_results(calls: Collection[Call], mine: Mapping[Key, Call], matched: Mapping[str, str]) -> Iterator[str]:
@@ -230,6 +247,13 @@ def _arguments(inputs: Any) -> Arguments:
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def _equal(one: Any, other: Any) -> bool:
+    held: list[list[Any]] = [[], []]
+    for items, value in zip(held, (one, other), strict=True):
+        mapped(value, items.append)
+    return len(held[0]) == len(held[1]) and all(np.array_equal(a, b) for a, b in zip(*held, strict=True))
+
+
 def _spelled(names: Mapping[str, str], name: str) -> str:
     """The MLX name of a PyTorch name: its longest beginning that `names` has is exchanged."""
     found = [old for old in names if name == old or name.startswith(f"{old}.")]
@@ -240,16 +264,6 @@ def _spelled(names: Mapping[str, str], name: str) -> str:
 def loaded(call: Call, spool: Spool) -> Call:
     """A call with its arrays."""
     return replace(call, arguments=spool.load(call.arguments), results=spool.load(call.results))
-
-
-def by_key(calls: Collection[Call]) -> dict[Key, Call]:
-    """Calls by module and count."""
-    counts: dict[str, int] = {}
-    keyed = {}
-    for call in calls:
-        counts[call.name] = counts.get(call.name, -1) + 1
-        keyed[call.name, counts[call.name]] = call
-    return keyed
 
 
 def _keep_worst(rows: dict[tuple[str, str], ModuleRow], row: ModuleRow) -> None:
@@ -275,30 +289,6 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 def _channels_second(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, -1, 1) if array.ndim > 2 else array
-
-
-def _fed(mine: Arguments, given: Arguments, moved: Callable[[np.ndarray], np.ndarray]) -> Arguments:
-    """The MLX call with the reference's arrays in place of its own: each by the first unused one of its shape."""
-    held = [moved(array) for _, array in leaves(given, np.ndarray)]
-
-    def exchanged(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        at = next(
-            (
-                i
-                for i, a in enumerate(held)
-                if a.shape == value.shape and (a.dtype.kind == "f") == (value.dtype.kind == "f")
-            ),
-            None,
-        )
-        return value if at is None else held.pop(at)
-
-    return mapped(mine, exchanged)
-
-
-def _floats(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f"
 
 
 def _hinted(reading: Reading, port: np.ndarray, single: np.ndarray) -> Reading:

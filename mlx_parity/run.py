@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from mlx_parity.comparison import Comparison
 from mlx_parity.models import Comparer
-from mlx_parity.score import Score, fault_score
+from mlx_parity.score import Score, score_of
 from mlx_parity.sides.regime import SIDES, Side
 from mlx_parity.subject import Finding, Load, Pair, Subject, SubjectError, mended
 
@@ -98,7 +98,7 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
 
     def run(which: Sequence[Finding], said: str) -> Parts:
         with mended(which):
-            return judged(load(seed), only, said)
+            return judged(load(seed), only, said, known=parts)
 
     after = run(findings, "all mended") if findings else parts
     proofs = []
@@ -112,13 +112,16 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
     return Outcome(subject, parts, proofs, after, scores)
 
 
-def judged(subject: Subject, only: str, said: str, sides: Collection[Side] = tuple(SIDES)) -> Parts:
+def judged(
+    subject: Subject, only: str, said: str, sides: Collection[Side] = tuple(SIDES), known: Parts | None = None
+) -> Parts:
     """Every part as it stands.
 
     Args:
         only: glob of names of parts.
         said: beside the progress bar.
         sides: which must compute in float32.
+        known: parts as they were judged before: PyTorch runs only those anew whose weights or inputs are others.
 
     Raises:
         SubjectError, ValueError: as `judge`.
@@ -129,10 +132,12 @@ def judged(subject: Subject, only: str, said: str, sides: Collection[Side] = tup
         raise SubjectError(f"--only {only!r}: no part has such a name; there are {names}")
     found = {}
     for part in tqdm(chosen, desc=said, unit="part", file=sys.stderr, disable=None, leave=False):
+        comparer = known[part.name].comparer if known and part.name in known else None
         try:
-            comparer = Comparer(
-                part.torch_model, part.inputs, names=part.names, channels_last=part.channels_last, sides=sides
-            )
+            if comparer is None or not comparer.is_of(part.torch_model, part.inputs):
+                comparer = Comparer(
+                    part.torch_model, part.inputs, names=part.names, channels_last=part.channels_last, sides=sides
+                )
         except ValueError:
             raise
         except Exception as error:
@@ -144,7 +149,5 @@ def judged(subject: Subject, only: str, said: str, sides: Collection[Side] = tup
 
 def _scores(parts: Parts) -> Iterator[tuple[str, Score]]:
     for name, judged in parts.items():
-        part = judged.part
-        how = dict(mlx_inputs=part.mlx_inputs, names=part.names, channels_last=part.channels_last)
         if judged.comparison.passed:
-            yield name, fault_score(part.torch_model, part.mlx_model, part.inputs, **how)
+            yield name, score_of(judged.comparer, judged.part.mlx_model, judged.part.mlx_inputs)

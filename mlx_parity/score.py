@@ -104,6 +104,11 @@ def fault_score(
         ValueError: the comparison fails without any fault, so that a failure would prove nothing.
     """
     comparer = Comparer(torch_model, inputs, names=names, channels_last=channels_last)
+    return score_of(comparer, mlx_model, mlx_inputs, only)
+
+
+def score_of(comparer: Comparer, mlx_model: mlx.nn.Module, mlx_inputs: Any = None, only: str = "*") -> Score:
+    """`fault_score` by a comparer that is there already."""
     sound = comparer.compare(mlx_model, mlx_inputs)
     if not sound.passed:
         raise ValueError(f"the models differ without any fault: {sound.verdict()}")

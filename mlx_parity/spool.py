@@ -15,9 +15,10 @@ from mlx_parity.tree import mapped
 
 @dataclass(frozen=True)
 class Stored:
-    """An array in a spool: where it starts, in bytes, and what it is."""
+    """An array in a spool: where it starts, in bytes, and what it is; `digest` is of its bytes."""
 
     start: int
+    digest: bytes
     dtype: np.dtype
     shape: tuple[int, ...]
 
@@ -45,7 +46,7 @@ class Spool:
         if digest not in self._starts:
             self._starts[digest] = self._file.seek(self.size)
             self.size += self._file.write(content)
-        return Stored(self._starts[digest], array.dtype, array.shape)
+        return Stored(self._starts[digest], digest, array.dtype, array.shape)
 
     def load(self, value: Any) -> Any:
         """What was stored, in the same containers; anything else as it is."""

@@ -36,18 +36,17 @@ from tqdm import tqdm
 from mlx_parity.compare import BUDGET, Reading
 from mlx_parity.faults.patch import clear_caches
 from mlx_parity.judge import compare_all
+from mlx_parity.record import Recorded
 from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
 from mlx_parity.sides.regime import NotFloat32, require_float32
-from mlx_parity.sides.truth import run_reference as run_case
-from mlx_parity.sides.truth import truth_of
+from mlx_parity.sides.truth import Reference, truth_of
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
-from parity_tests.golden import judge_replays
+from parity_tests.golden import EMBEDDED, judge_replays
 from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
-from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, Kit
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import NAMES, part_of
@@ -103,10 +102,10 @@ def machines(count: int, reference: Callable[[], Result], port: Callable[[], Res
 
 def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     case = replace(next(case for case in all_cases() if case.name == name), seed=seed)
-    truth, adapter = truth_of(case), OwnPort()
+    truth, reference, port = truth_of(case), Reference(), OwnPort()
     arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
-    adapter.run(*arguments)  # what is made once is made without a machine
-    found = machines(count, lambda: run_case(*arguments, torch.float32), lambda: adapter.run(*arguments))
+    port.run(*arguments)  # what is made once is made without a machine
+    found = machines(count, lambda: reference.run(*arguments), lambda: port.run(*arguments))
     for port, single, further in found:
         before = compare_all(port, single, truth.double, follow=case.part.follows)
         for output, after in compare_all(port, single, truth.double, further, truth.rounded, case.part.follows).items():
@@ -134,11 +133,11 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
-    file = GoldenFile.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
+    file = Recorded.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
     part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     plain = Replays(file, part)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
-    found = machines(count, lambda: plain.run(Kit("reference")), lambda: plain.run(Kit("port")))
+    found = machines(count, lambda: plain.run(Reference()), lambda: plain.run(OwnPort()))
     for port, single, further in found:
         rules = []
         for more in ([single], further):

@@ -10,12 +10,12 @@ import torch
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import normal
 from mlx_parity.judge import compare_all, judge
+from mlx_parity.record import Recorded
 from mlx_parity.report.codec import plain
 from mlx_parity.sides import liveness
 from mlx_parity.sides.truth import reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, case
-from parity_tests.golden import GoldenFile
 from parity_tests.harness.walks import walks
 from parity_tests.parts import recorded
 from parity_tests.trace import walk
@@ -147,7 +147,7 @@ def test_sizes_on_both_sides_of_a_chunk_edge():
 
 
 def test_a_repeated_token_triggers_the_second_stage_of_sampling_and_others_do_not():
-    triggered = GoldenFile.read(GOLDEN / "sampling_ras.safetensors").out["triggered"]
+    triggered = Recorded.read(GOLDEN / "sampling_ras.safetensors").out["triggered"]
     assert 0 < triggered.sum() < triggered.size
 
 

@@ -149,10 +149,19 @@ def test_trace_says_where_a_fault_shows(monkeypatch, capsys):
 
 
 @pytest.mark.meta
+def test_trace_takes_numbers_of_the_original(capsys):
+    assert trace.main(["golden.adaln_final"]) == 0
+    fault = next(fault for fault in catalogue() if fault.name == "adaln_final_shift_before_scale")
+    with patched(fault, PACKAGES):
+        assert trace.main(["golden.adaln_final"]) == 1
+    assert "golden.adaln_final.y" in capsys.readouterr().out.split("first over budget:")[1]
+
+
+@pytest.mark.meta
 def test_trace_refuses_what_it_does_not_know(capsys):
     assert trace.main(["no.such.case"]) == 2
     assert "'list' prints all names" in capsys.readouterr().err
     assert trace.main(["walk.flow.full", "--checkpoint", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("trace: --checkpoint: nowhere is no official checkpoint")
     assert trace.main(["list"]) == 0
-    assert {"flow.adaln_final", "walk.whole"} <= set(capsys.readouterr().out.split())
+    assert {"flow.adaln_final", "golden.snake", "walk.whole"} <= set(capsys.readouterr().out.split())

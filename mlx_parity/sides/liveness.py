@@ -21,7 +21,7 @@ import torch
 from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR
 from mlx_parity.report.sections import LivenessRow
-from mlx_parity.sides.truth import Arrays, Truth, to_numpy, to_torch, truth_of
+from mlx_parity.sides.truth import Arrays, Reference, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
 DOUBT = 100.0  # budgets below which they are measured by further float32 runs too
@@ -33,12 +33,8 @@ MAX_ROWS = 2000  # of the report; above it the passing tensors of a case share o
 def liveness(case: Case) -> list[LivenessRow]:
     """One row for each weight tensor and each input of a case."""
     given = truth_of(case)
-    built = case.part.build("reference", case.config)
-    weights: dict[str, torch.Tensor] = {}
-    if isinstance(built, torch.nn.Module):
-        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in given.state.items()}, strict=True)
-        built.to(torch.float64).eval()
-        weights = built.state_dict(keep_vars=False)
+    built = Reference(torch.float64).build(case.part, case.config, given.state)
+    weights = built.state_dict(keep_vars=False) if isinstance(built, torch.nn.Module) else {}
     tensors = {k: to_torch(v, torch.float64) for k, v in given.inputs.items()}
 
     def run() -> Arrays:

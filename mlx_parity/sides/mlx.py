@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -46,14 +46,18 @@ class MlxSide:
         """The class of a module; of the model itself for ''."""
         return type(self.names[name] if name else self.model)
 
-    def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
-        """The calls of one run. What `mx.compile` hides is run without it."""
+    def record(self, inputs: Arguments, keep: Keep, only: Collection[str] | None = None) -> list[Call]:
+        """The calls of one run. What `mx.compile` hides is run without it.
+
+        Args:
+            only: names of the modules whose arrays are wanted; calls of others are without. None for all.
+        """
         try:
-            return self._run(inputs, keep)
+            return self._run(inputs, keep, only)
         except _Traced:
             mx.disable_compile()
             try:
-                return self._run(inputs, keep)
+                return self._run(inputs, keep, only)
             finally:
                 mx.enable_compile()
 
@@ -63,7 +67,7 @@ class MlxSide:
         with _evaluating(self.model):
             return {k: _array(v) for k, v in _results(_call(module, given)).items()}
 
-    def _run(self, inputs: Arguments, keep: Keep) -> list[Call]:
+    def _run(self, inputs: Arguments, keep: Keep, only: Collection[str] | None) -> list[Call]:
         calls: list[Call] = []
         names = {id(module): name for name, module in [*self.names.items(), ("", self.model)]}
         running: set[int] = set()
@@ -73,14 +77,17 @@ class MlxSide:
             def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 if id(module) in running or id(module) not in names:
                     return call(module, *args, **kwargs)
-                given = _frozen((args, kwargs), keep)
+                name = names[id(module)]
+                wanted = only is None or name in only
+                given = _frozen((args, kwargs), keep) if wanted else ((), {})
                 running.add(id(module))
                 try:
                     output = call(module, *args, **kwargs)
                 finally:
                     running.discard(id(module))
-                results = {place: keep(_array(value)) for place, value in _results(output).items()}
-                calls.append(Call(names[id(module)], type(module).__name__, given, results))
+                held = _results(output) if wanted else {}
+                results = {place: keep(_array(value)) for place, value in held.items()}
+                calls.append(Call(name, type(module).__name__, given, results))
                 return output
 
             return wrapped

@@ -71,8 +71,8 @@ PLAN: tuple[Planned, ...] = (
     ),
     Planned(
         "Sampling",
-        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws",
-        ("llm.sampling",),
+        "nucleus and repetition-aware stage, replayed from torch seeds and recorded draws; on the device as on the host",
+        ("llm.sampling", "fast.sampling"),
     ),
     Planned(
         "Time embedding",
@@ -135,6 +135,11 @@ PLAN: tuple[Planned, ...] = (
         "Streaming",
         "any cut of the input against whole recomputation by the reference; memory, kept prompts, overlapping requests",
         ("stream", "walk.flow.stream", "walk.vocoder.stream"),
+    ),
+    Planned(
+        "Batches",
+        "rows of unlike length against each alone by the reference; equal, exchanged and broken neighbours",
+        ("batched", "walk.batched"),
     ),
     Planned("Causal padding", "left, right, down, up, caches, both back ends, drawn shapes", ("vocoder.convolution",)),
     Planned("Snake", "alpha on a linear scale", (f"{_VOCODER}.Snake",)),

@@ -43,12 +43,14 @@ class Run:
         outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
         inputs: golden input -> argument where the names differ; `out.NAME` is a recorded result.
         without: golden inputs that this call does not get.
+        dead: as of a case.
     """
 
     path: str
     outputs: Mapping[str, str | Tap] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    dead: Mapping[str, str] = field(default_factory=dict)
 
     def wanted(self, names: Iterable[str]) -> Iterator[tuple[str, str | Tap]]:
         """Those of a file's outputs that this call gives, each with its place."""
@@ -120,6 +122,7 @@ TABLE: dict[str, tuple[Run, ...]] = {
                 r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
                 r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
             },
+            dead=dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here"),
         ),
     ),
     "CausalHiFTGenerator.inference": (

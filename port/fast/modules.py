@@ -1,4 +1,4 @@
-"""Putting one module in the place of another."""
+"""Replace modules of a model."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def replace(
     forms: Mapping[type[nn.Module], Callable[[Any], nn.Module]],
     leave: tuple[type[nn.Module], ...] = (),
 ) -> nn.Module:
-    """`root` with other modules in the place of those whose class is exactly one of `forms`, the innermost first.
+    """Replace modules of `root` whose class is exactly one of `forms`, innermost first.
 
-    The modules around them stay the objects they are; `root` itself may be exchanged. What is within a module of a
-    class in `leave` is left as it is.
+    Surrounding modules stay the same objects; `root` itself may be replaced. Modules inside one of a class in `leave`
+    are not touched.
     """
 
     def put(value: Any) -> Any:

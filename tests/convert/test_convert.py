@@ -81,7 +81,7 @@ def test_runs_as_a_script_and_as_a_module(tmp_path, how):
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("convert: ")
-    assert "exists already" in done.stderr
+    assert "already exists" in done.stderr
     assert subprocess.run(call[:-2], cwd=ROOT, capture_output=True).returncode == 2
 
 

@@ -185,7 +185,7 @@ def test_a_converted_folder_is_no_source(source, tmp_path, conversion):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (folder / "model.safetensors").write_bytes(b"")
-    assert "is converted already: give it to --model" in conversion(folder)[1]
+    assert "is already converted: --model takes it" in conversion(folder)[1]
 
 
 @pytest.mark.parametrize("settings", [{"group_size": 0, "bits": 4}, {"group_size": 32, "bits": 0}])

@@ -202,7 +202,7 @@ def test_existing_output_is_kept(source, conversion, tmp_path):
     (out / "mine.txt").write_text("keep")
     code, line = conversion(source, out, expect_left=["out"])
     assert code == 2
-    assert "exists already" in line
+    assert "already exists" in line
     assert (out / "mine.txt").read_text() == "keep"
 
 

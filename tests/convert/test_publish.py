@@ -196,7 +196,7 @@ def test_a_readme_of_the_users_own_is_neither_lost_nor_sent(hub, converted, comm
 def test_a_readme_on_the_hub_is_not_replaced_without_a_word(hub, converted, command):
     hub.repos[NAME] = Repo()
     hub.repos[NAME].commit({"README.md": b"mine"})
-    assert f"note: {NAME} has a README.md of its own" in command()[2]
+    assert f"note: {NAME} has its own README.md" in command()[2]
     assert "note:" not in command()[2]
 
 
@@ -223,8 +223,8 @@ def test_uploading_again_changes_nothing(hub, converted, command):
         (lambda audit: audit["parity"][0].update(status="SKIP"), "nothing was compared"),
         (lambda audit: audit["parity"].clear(), "nothing was compared"),
         (lambda audit: audit["parity"].append(3), "1 of 3 checkpoints failed"),
-        (lambda audit: audit.pop("parity"), "does not say what was verified"),
-        (lambda audit: audit.pop("written"), "does not say what was verified"),
+        (lambda audit: audit.pop("parity"), "does not record what was verified"),
+        (lambda audit: audit.pop("written"), "does not record what was verified"),
         (lambda audit: audit["written"].update({"../mlx/config.json": "0"}), "changed since"),
     ],
 )

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...batched.decoder import Decoder
 from ...cosyvoice3 import CosyVoice3
 from .asked import Asked, Upload, read_body, read_upload
 from .errors import JSON, Problem
@@ -60,6 +61,9 @@ class Server:
         self.name = name
         self.limits = settings.limits
         self.worker = Worker(settings.limits)
+        # A row each for all that may be under way; one whose client does not take its answer keeps nobody waiting.
+        rows = self.limits.active + self.limits.waiting
+        self.decoder = Decoder(voice.model.llm, rows) if self.limits.active > 1 else None
         self.started = int(time.time())
         self.app = self._app(settings)
 
@@ -130,7 +134,7 @@ class Server:
     async def _speech(self, asked: Asked, send: Send) -> None:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         headers = {"X-Seed": str(seed), "X-Sample-Rate": str(self.voice.sample_rate)}
-        async with self.worker.results(partial(spoken, self.voice, asked, seed)) as made:
+        async with self.worker.results(partial(spoken, self.voice, self.decoder, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
                 await self._send(send, Response(whole, headers=headers, media_type=media_type(asked.response_format)))
