@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -10,19 +13,26 @@ import numpy as np
 
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
+from benchmarks.waits import watched
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.decoder import Decoder
+from port.batched.flow import flow_row, mels
+from port.batched.spoken import Piece, Spoken
+from port.batched.together import together
+from port.batched.vocoder import waves
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.request import Stream
+from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
+WATCHED = 4  # tokens over which the host's waits are counted
 FIRST_TIME = np.float32(0)  # of every schedule
 # Ways to stream: the port's; with a voice that it has streamed before; the original's (everything again for each
 # chunk); without the original's last chunk.
@@ -114,7 +124,8 @@ class Side:
             arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
         else:
             return None
-        return count(run, *arguments)
+        found = count(run, *arguments)
+        return replace(found, idle_waits=self._idle_waits(model, inputs)) if kind == "decode" else found
 
     @staticmethod
     def to_numpy(value: Any) -> np.ndarray:
@@ -147,18 +158,30 @@ class Side:
                 self.model[root] = speed_up(self.model[root])
                 self._fast.add(root)
             return self.model
-        off = options.get("off", [])
+        off, on = options.get("off", []), options.get("on", [])
         dtype, bits = options.get("dtype"), options.get("bits")
-        key = str((off, dtype, bits))
+        key = str((off, on, dtype, bits))
         if key not in self.variants:
             made = in_precision(self.model, self.roots, dtype, bits)
             for root in self.roots:
-                only = () if off == "all" else set(chosen()) - set(off)
+                only = () if off == "all" else set(chosen()) - set(off) | set(on)
                 made[root] = speed_up(made[root], only)
             if dtype or bits:  # keep one at a time: they share no weights
                 self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
             self.variants[key] = made
         return self.variants[key]
+
+    @staticmethod
+    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, np.ndarray]) -> float:
+        """How often the host waits for a token with nothing queued behind it, per token, after the first."""
+        job = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
+        with watched() as waits:
+            next(job)
+            waits.idle = 0
+            tokens = len([*islice(job, WATCHED)])
+            found = waits.idle / tokens
+        job.close()
+        return found
 
     def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
         return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}
@@ -169,6 +192,22 @@ class Side:
         sampling = greedy_sampling if options.get("check") else ras_sampling
         job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
+
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """Tokens from one request alone, or from `rows` that decode together: the same one and shorter texts."""
+        rows = options.get("rows")
+        if rows is None:
+            return self._decode(model, x, size, options)
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        decoder, given = Decoder(model.llm, rows), [{**x, "text": x["text"][:, i:]} for i in range(rows)]
+        together = [
+            decoder.inference(**of, draws=SeededDraws(0), sampling=sampling, strict_min_length=True) for of in given
+        ]
+        return take_tokens_together(
+            decoder, together, size["tokens"] if options.get("check") else size["tokens"] // rows
+        )
 
     def _dit(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
@@ -190,6 +229,39 @@ class Side:
         return lambda: {
             "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
+
+    def _networks(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        tokens = mx.split(x["token"], x["token"].shape[0])
+        if options.get("way") == "one_by_one":
+            runs = [self._token2wav(model, {**x, "token": token}) for token in tokens]
+            return lambda: {"wav": mx.concatenate([run()["wav"] for run in runs])}
+        prompt, chance = voice_conversion(x)
+
+        def run() -> Outputs:
+            rows = [flow_row(model.flow, token, prompt, chance.noise) for token in tokens]
+            found = waves(model.vocoder, mels(model.flow, rows), [chance.sine_waves] * len(rows))
+            return {"wav": mx.concatenate(found)}
+
+        return run
+
+    def _manifest(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), rows = voice_conversion(x), options.get("rows", 1)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+        texts = texts_of(size)
+
+        def spoken(line: int) -> Spoken:
+            chosen = Options(seed=line, noise=chance.noise, sine_waves=chance.sine_waves, strict_min_length=True)
+            return Spoken(model, prompt, [Piece({"text": mx.array(texts[line])})], chosen, lambda: None)
+
+        def run() -> Outputs:
+            made = dict(together(model, ((line, partial(spoken, line)) for line in range(len(texts))), rows))
+            return {"samples": [made[line][0]["tts_speech"].shape[1] for line in range(len(texts))]}
+
+        return run
 
     def _first(
         self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]

@@ -23,8 +23,8 @@ from ..llm.sampling import Draws, SeededDraws, ras_sampling
 from ..llm.speech_lm import CosyVoice3LM, Sampling, Tokens
 from .modules import recast, replace
 
-# Sums and logarithms that are nearer to each other may compare otherwise on the host. Worst case of float32: 1.2e-5
-# for two logarithms up to 64, 5e-5 for a sum of 6761 terms in eight lanes.
+# Sums and logarithms that are nearer to each other may compare otherwise on the host. Float32 is off by at most 1.2e-5
+# for two logarithms up to 64 and by 5e-5 for 6761 probabilities added up in eight lanes.
 NEAR = 2.0**-14
 # Two scores this far apart have different float32 probabilities, whose steps are at most 2^-23 of their value ...
 APART = 2.0**-22
@@ -165,46 +165,47 @@ class QueuedLM(CosyVoice3LM):
             yield from super().inference(text, prompt_text, prompt_speech_token, draws, sampling, strict_min_length)
             return
         config, size = self.config, self.config.num_speech_embeddings
+        most, window = config.sampling.top_k + size, config.sampling.win_size
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len, max_len = (
-            int(text.shape[1] * ratio) for ratio in (config.min_token_text_ratio, config.max_token_text_ratio)
-        )
-        cache, tokens = self.qwen2.make_cache(), []
+        min_len = int(text.shape[1] * config.min_token_text_ratio)
+        max_len = int(text.shape[1] * config.max_token_text_ratio)
         held_back = np.zeros(size, np.float32)
         held_back[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
         held_back = mx.array(held_back)
+        cache, tokens = self.qwen2.make_cache(), []
 
         def queue(i: int, lm_input: mx.array, past: Past) -> Step | None:
-            if i >= max_len:
+            if i == max_len:
                 return None
             ahead.reach(drawn)
             scores = self.step(lm_input, cache)
-            answer, past = choose(scores + held_back if i < min_len else scores, past, ahead, config.sampling)
+            allowed = scores + held_back if i < min_len else scores
+            answer, past = choose(allowed, past, ahead, config.sampling)
             # All that the next step needs, since another thread may ask for it.
             mx.async_eval(scores, answer, past.window, past.drawn)
             return Step(scores, answer, past)
 
-        ahead, drawn = Ahead(draws, config.sampling.top_k + size), 0
-        queued = queue(0, lm_input, Past.of(tokens, config.sampling.win_size))
+        ahead, drawn = Ahead(draws, most), 0
+        queued = queue(0, lm_input, Past.of(tokens, window))
         try:
             for i in range(max_len):
                 step = queued
                 queued = queue(i + 1, self.speech_embedding(step.answer[None, :1]), step.past)
                 token, kept, repeated, certain = step.answer.tolist()
                 if certain:
-                    drawn += len(draws.exponential(kept)) + (len(draws.exponential(size)) if repeated else 0)
+                    for count in (kept, size)[: 1 + repeated]:
+                        drawn += len(draws.exponential(count))
                 else:
-                    token = self.sampling_ids(
-                        np.array(step.scores), tokens, draws, sampling, i < min_len, strict_min_length
-                    )
+                    held = i < min_len, strict_min_length
+                    token = self.sampling_ids(np.array(step.scores), tokens, draws, sampling, *held)
                 if token >= config.speech_token_size:
                     break
                 tokens.append(token)
                 if not certain and queued is not None:
                     for layer in cache:
                         layer.offset -= 1  # the next step writes over what the queued one did
-                    ahead, drawn = Ahead(draws, config.sampling.top_k + size), 0
-                    queued = queue(i + 1, self._special(token), Past.of(tokens, config.sampling.win_size))
+                    ahead, drawn = Ahead(draws, most), 0
+                    queued = queue(i + 1, self._special(token), Past.of(tokens, window))
                 yield token
         finally:
             if queued is not None:
