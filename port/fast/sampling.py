@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -124,7 +125,7 @@ def choose(scores: mx.array, past: Past, ahead: Ahead, config: SamplingConfig) -
     token = mx.where(repeated, again, token)
     answer = mx.stack([part.astype(mx.int32) for part in (token, kept, repeated, certain)])
     drawn = past.drawn + kept + mx.where(repeated, size, 0)
-    return answer, Past(mx.concatenate((past.window, answer[:1]))[1:], drawn.astype(mx.int32))
+    return answer, Past(mx.concatenate([past.window, answer[:1]])[1:], drawn.astype(mx.int32))
 
 
 def _best(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
@@ -169,10 +170,10 @@ class QueuedLM(CosyVoice3LM):
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
         min_len = int(text.shape[1] * config.min_token_text_ratio)
         max_len = int(text.shape[1] * config.max_token_text_ratio)
-        held_back = np.zeros(size, np.float32)
-        held_back[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
-        held_back = mx.array(held_back)
-        cache, tokens = self.qwen2.make_cache(), []
+        forbidden = np.zeros(size, np.float32)
+        forbidden[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
+        held_back = mx.array(forbidden)
+        cache, tokens = self.qwen2.make_cache(), list[int]()
 
         def queue(i: int, lm_input: mx.array, past: Past) -> Step | None:
             if i == max_len:
@@ -189,9 +190,9 @@ class QueuedLM(CosyVoice3LM):
         queued = queue(0, lm_input, Past.of(tokens, window))
         try:
             for i in range(max_len):
-                step = queued
+                step = cast(Step, queued)
                 queued = queue(i + 1, self.speech_embedding(step.answer[None, :1]), step.past)
-                token, kept, repeated, certain = step.answer.tolist()
+                token, kept, repeated, certain = cast(list[int], step.answer.tolist())
                 if certain:
                     for count in (kept, size)[: 1 + repeated]:
                         drawn += len(draws.exponential(count))
