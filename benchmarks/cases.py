@@ -16,7 +16,7 @@ from port.noise import rand_noise, sine_waves
 
 # The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
     "decode": ("queued",),

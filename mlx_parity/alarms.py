@@ -1,4 +1,4 @@
-"""How often would a sound port fail on another machine? A comparison's specificity, as score.py is its sensitivity."""
+"""How often would a correct port fail on another machine? A comparison's specificity; score.py: its sensitivity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import mlx.nn
     import torch
 
-WORST = 10  # rows that are printed
+WORST = 10  # number of rows to print
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Alarms:
     """The result of `false_alarms`.
 
     Args:
-        ratios: by row, one a machine; inf where a row could not be compared.
+        ratios: by row, one per machine; inf if a row could not be compared.
     """
 
     ratios: Mapping[str, Sequence[float]]
@@ -75,7 +75,7 @@ def false_alarms(
     names: Names | None = None,
     channels_last: Collection[str] = (),
 ) -> Alarms:
-    """Compare two models that are equal on virtual machines, where the sums of both go in orders of their own.
+    """Compare two equal models on simulated machines, each of which adds the terms of sums in its own order.
 
     Args:
         torch_model, mlx_model, inputs, mlx_inputs, names, channels_last: as for `compare_models`.
