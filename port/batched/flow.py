@@ -71,7 +71,7 @@ def flow_row(
         raise ValueError(f"noise holds {noise.shape[1]} frames, the mel needs {n}")
     return FlowRow(
         mu=flow.encode(np.concatenate((before, token), axis=1)),
-        cond=mx.pad(feat, ((0, 0), (0, n - feat.shape[1]), (0, 0))),
+        cond=mx.pad(feat, [(0, 0), (0, n - feat.shape[1]), (0, 0)]),
         noise=noise[:, :n],
         spks=flow.speaker(prompt.flow_embedding),
         prompt_frames=feat.shape[1],
