@@ -1,6 +1,6 @@
 """Small benchmarks of the port for pytest-benchmark: `pytest benchmarks`, or with `--benchmark-compare` two states.
 
-Tiny sizes, in this process, on whatever BLAS it has: they tell one state of the port from another, on one machine.
+Tiny sizes, in this process, with its own BLAS: they compare two states of the port on one machine.
 """
 
 import pytest

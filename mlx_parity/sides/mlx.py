@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import mlx.core as mx
@@ -34,9 +34,8 @@ class MlxSide:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        kinds = {
-            value.dtype for _, value in tree_flatten(model.parameters()) if mx.issubdtype(value.dtype, mx.floating)
-        }
+        values = dict(tree_flatten(model.parameters())).values()
+        kinds = {value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating)}
         if found := kinds - {mx.float32}:
             names = ", ".join(sorted(str(kind).rpartition(".")[2] for kind in found))
             raise ValueError(f"the MLX model has {names} weights: compare it in float32 (model.set_dtype(mx.float32))")
@@ -47,14 +46,18 @@ class MlxSide:
         """The class of a module; of the model itself for ''."""
         return type(self.names[name] if name else self.model)
 
-    def record(self, inputs: Arguments, keep: Keep) -> list[Call]:
-        """The calls of one run. What `mx.compile` hides is run without it."""
+    def record(self, inputs: Arguments, keep: Keep, only: Collection[str] | None = None) -> list[Call]:
+        """The calls of one run. If `mx.compile` hides some, it runs again without compilation.
+
+        Args:
+            only: names of the modules whose arrays are wanted; calls of others are without. None for all.
+        """
         try:
-            return self._run(inputs, keep)
+            return self._run(inputs, keep, only)
         except _Traced:
             mx.disable_compile()
             try:
-                return self._run(inputs, keep)
+                return self._run(inputs, keep, only)
             finally:
                 mx.enable_compile()
 
@@ -64,7 +67,7 @@ class MlxSide:
         with _evaluating(self.model):
             return {k: _array(v) for k, v in _results(_call(module, given)).items()}
 
-    def _run(self, inputs: Arguments, keep: Keep) -> list[Call]:
+    def _run(self, inputs: Arguments, keep: Keep, only: Collection[str] | None) -> list[Call]:
         calls: list[Call] = []
         names = {id(module): name for name, module in [*self.names.items(), ("", self.model)]}
         running: set[int] = set()
@@ -74,14 +77,17 @@ class MlxSide:
             def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
                 if id(module) in running or id(module) not in names:
                     return call(module, *args, **kwargs)
-                given = _frozen((args, kwargs), keep)
+                name = names[id(module)]
+                wanted = only is None or name in only
+                given = _frozen((args, kwargs), keep) if wanted else ((), {})
                 running.add(id(module))
                 try:
                     output = call(module, *args, **kwargs)
                 finally:
                     running.discard(id(module))
-                results = {place: keep(_array(value)) for place, value in _results(output).items()}
-                calls.append(Call(names[id(module)], type(module).__name__, given, results))
+                held = _results(output) if wanted else {}
+                results = {place: keep(_array(value)) for place, value in held.items()}
+                calls.append(Call(name, type(module).__name__, given, results))
                 return output
 
             return wrapped
@@ -93,7 +99,7 @@ class MlxSide:
 
 @contextlib.contextmanager
 def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, each class of a model's modules is called through what `wrap` makes of its `__call__`."""
+    """A context in which `wrap` replaces `__call__` of each class of a model's modules."""
     kinds = {type(module) for module in model.modules() if callable(module)}
     own = {kind: kind.__dict__.get("__call__") for kind in kinds}
     made = {kind: wrap(kind.__call__) for kind in kinds}
@@ -102,11 +108,11 @@ def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callabl
             kind.__call__ = call
         yield
     finally:
-        for kind, call in own.items():
-            if call is None:
+        for kind, usual in own.items():
+            if usual is None:
                 del kind.__call__
             else:
-                kind.__call__ = call
+                kind.__call__ = usual
 
 
 @contextlib.contextmanager
@@ -121,7 +127,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Traced(Exception):
-    """A module was called inside a compiled function, where values cannot be looked at."""
+    """A module was called inside a compiled function, where its values are not available."""
 
 
 def _call(module: nn.Module, given: Arguments) -> Any:

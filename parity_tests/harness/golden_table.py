@@ -43,12 +43,14 @@ class Run:
         outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
         inputs: golden input -> argument where the names differ; `out.NAME` is a recorded result.
         without: golden inputs that this call does not get.
+        dead: as of a case.
     """
 
     path: str
     outputs: Mapping[str, str | Tap] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    dead: Mapping[str, str] = field(default_factory=dict)
 
     def wanted(self, names: Iterable[str]) -> Iterator[tuple[str, str | Tap]]:
         """Those of a file's outputs that this call gives, each with its place."""
@@ -120,6 +122,7 @@ TABLE: dict[str, tuple[Run, ...]] = {
                 r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
                 r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
             },
+            dead=dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here"),
         ),
     ),
     "CausalHiFTGenerator.inference": (
@@ -161,27 +164,18 @@ def runs(part: str) -> tuple[Run, ...]:
 NAMES = frozenset({*TABLE, *(path.split(".", 2)[2] for path in PARTS)})
 
 
-# What a file with a function of its own speaks of, by the beginning of its name.
+# What files with a function of their own speak of, where that is not the twin of their name.
 SPECIAL = {
-    "llm_bistream": "llm.speech_lm.CosyVoice3LM",
-    "llm_greedy": "llm.speech_lm.CosyVoice3LM",
-    "masks": "flow.masks.add_optional_chunk_mask",
-    "model_tts_vc": "model.CosyVoice3Model",
-    "sampling": "llm.sampling",
-    "silent": "model.drop_silence",
-    "upstream_noise": "noise",
+    **dict.fromkeys(("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream"), "llm.speech_lm.CosyVoice3LM"),
+    **dict.fromkeys(("ras_sampling", "nucleus_sampling"), "llm.sampling"),
+    **dict.fromkeys(("CausalConditionalCFM.rand_noise", "CausalHiFTGenerator.m_source"), "noise"),
+    "utils.mask": "flow.masks.add_optional_chunk_mask",
+    "CosyVoice3Model.tts": "model.CosyVoice3Model",
+    "CosyVoice3Model.llm_job": "model.drop_silence",
 }
 
 
-def named_by(file: str, upstream: str) -> str | None:
-    """The part that a failing golden file speaks of; None where it is not known.
-
-    Args:
-        file: its name without suffix.
-        upstream: what of the original it was recorded from.
-    """
-    for beginning, path in SPECIAL.items():
-        if file.startswith(beginning):
-            return path
-    part = part_of(upstream, NAMES)
-    return runs(part)[0].path if part else None
+def named_by(upstream: str) -> str | None:
+    """The part that a failing golden file speaks of, by what of the original it was recorded from; None if unknown."""
+    part = part_of(upstream, SPECIAL.keys() | NAMES)
+    return SPECIAL.get(part or "") or (runs(part)[0].path if part else None)

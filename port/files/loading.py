@@ -1,4 +1,4 @@
-"""A model from a folder, whoever converted it: read, made fast, and in memory unless it may stay on disk."""
+"""Load a model from a folder of any supported layout, and replace its layers by fast forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLX's own streams and the threads of this process: what a thread made, another may use."""
+"""MLX's streams and the threads of this process: arrays made in one thread can be used in another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 
 
 class _Streams:
-    """Lives as long as its thread, and takes the thread's MLX streams along."""
+    """Ends the thread's MLX streams when the thread ends."""
 
     def __del__(self) -> None:
         mx.clear_streams()
@@ -30,7 +30,7 @@ def end_streams_with_thread() -> None:
 
 @contextmanager
 def for_any_thread() -> Iterator[None]:
-    """What is made within can be evaluated by another thread later, by one at a time. The default device stays."""
+    """Arrays made inside can later be evaluated by another thread, one thread at a time. The default device stays."""
     with ExitStack() as streams:
         if hasattr(mx, "new_thread_unsafe_stream"):
             # Weights files are read by the CPU; a stream makes its device the default, so the default one comes last.

@@ -224,16 +224,13 @@ def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys)
         ("flow.pt", "generator.x.weight", "unknown tensor"),
     ],
 )
-def test_tensors_of_other_training(source, conversion, file, key, said):
+def test_tensors_of_other_training(source, refuses, file, key, said):
     resave(source / file, lambda s: s | {key: torch.ones(2, 2)})
-    code, line = conversion(source)
-    assert code == 1
-    assert said in line
-    assert key in line
+    refuses(source, said, key)
 
 
 @pytest.mark.parametrize("wrapper", ["net_g", "net", "ema", "params", "llm", "model_state", "training.model"])
-def test_a_wrapper_of_another_name(source, conversion, wrapper):
+def test_a_wrapper_of_another_name(source, refuses, wrapper):
     """A name that some trainer has: it holds the tensors, the file itself a loss at most."""
 
     def wrap(state):
@@ -242,9 +239,7 @@ def test_a_wrapper_of_another_name(source, conversion, wrapper):
         return state | {"step": torch.tensor(3), "lr": 1e-4}
 
     resave(source / "flow.pt", wrap)
-    code, line = conversion(source)
-    assert code == 1
-    assert f"holds no tensors itself; its entry '{wrapper}' does: save that alone" in line
+    refuses(source, f"holds no tensors itself; its entry '{wrapper}' does: save that alone")
 
 
 def test_a_file_without_tensors(source, conversion):
@@ -254,8 +249,6 @@ def test_a_file_without_tensors(source, conversion):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("prefix", ["model.", "ema_model.", "vocoder.", "base_model.model."])
-def test_a_prefix_of_every_name(source, conversion, file, prefix):
+def test_a_prefix_of_every_name(source, refuses, file, prefix):
     resave(source / file, lambda s: before(prefix, s))
-    code, line = conversion(source)
-    assert code == 1
-    assert f"every name begins with '{prefix}'; save the tensors under their names without it" in line
+    refuses(source, f"every name begins with '{prefix}'; save the tensors under their names without it")

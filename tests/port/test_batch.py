@@ -15,7 +15,7 @@ import pytest
 
 from parity_tests.speech_support import SYSTEM, write_voice
 from port.app import batch, cli
-from port.app.batch import Utterance, read_manifest
+from port.app.manifest import MODES, Utterance, read_manifest
 from port.files.errors import Refused
 
 pytestmark = pytest.mark.robust
@@ -284,7 +284,7 @@ def test_lines_that_are_refused(line, said):
 
 
 def test_a_line_of_each_mode_is_understood():
-    for mode, ways in batch.MODES.items():
+    for mode, ways in MODES.items():
         for way in ways:
             line = dict.fromkeys(way, "x")
             assert Utterance.from_line({"id": "x", **line}, Path("/f")).voice == line.get("voice")

@@ -180,7 +180,7 @@ def test_voices_travel_as_files(run, parity, model, tmp_path, no_voices_left):
         assert load_voices(model, config)[name].text == "Hello."
     assert_one_line(run("voice", "import", file, *here, "--name", "me"), 1, "'me' is there already; give --name")
     assert_one_line(run("voice", "import", file, *here, "--name", "../me"), 1, "voice name '../me'")
-    assert_one_line(run("voice", "import", file, *here, "--name", "ME"), 1, "many disks take it for 'me'")
+    assert_one_line(run("voice", "import", file, *here, "--name", "ME"), 1, "many file systems treat it as 'me'")
     assert_one_line(run("voice", "export", "me", *here, "-o", tmp_path / "no" / "x"), 1, "cannot be written")
     assert run("voice", "list", *here)[1] == "alt\nme\n安娜\n"
 

@@ -127,7 +127,7 @@ def test_the_report_counts_folded_rows_and_names_the_part_in_its_first_line():
     for folded in cause.folded:
         assert f"<code>{folded.name}</code>" in html
     assert len(summary) < 2500 and "| flow | FAIL |" in summary and "| vocoder |" not in summary
-    (line,) = page.annotations(report, WORDING)
+    (line,) = page.annotation_lines(report, WORDING)
     assert line.startswith("::error file=port/flow/layers.py,line=11,title=flow.attention::")
     assert len(page.render_markdown(make(), WORDING, summary=True).splitlines()) <= 5
 

@@ -159,7 +159,7 @@ def test_resume_keeps_what_is_there_and_refuses_another_run(measured, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--only", "nothing"], "no case has such a name"),
+        (["--only", "nothing"], "no case has this name"),
         (["--against", "them"], "--against them: not known"),
         (["--dtype", "float8"], "--dtype float8"),
         (["--quantize", "3"], "--quantize 3"),
