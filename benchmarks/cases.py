@@ -16,7 +16,7 @@ from port.noise import rand_noise, sine_waves
 
 # The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
     "decode": ("queued",),
@@ -25,7 +25,7 @@ TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
 VARIED = "varied"  # the port also keeps its plain layers, to build other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
-TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
+TO_SAMPLES = ("token2wav", "stream", "first", "networks")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Case:
         """Seconds of audio that the case makes, without the prompt; None if it makes none."""
         if self.kind in ("flow", "token2wav", "stream"):
             return self.size["tokens"] / TOKEN_RATE
+        if self.kind == "networks":
+            return self.size["rows"] * self.size["tokens"] / TOKEN_RATE
         return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
 
 
@@ -94,6 +96,8 @@ BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
+FOUR, EIGHT = (Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (4, 8))
+TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
 def ablation(kind: str) -> tuple[Variant, ...]:
@@ -143,6 +147,16 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
             (*sides, QUEUED, *ablation("decode"), *reduced),
+        ),
+        Case(
+            "llm.batch",
+            "language model, as many speech tokens from one request and from several together",
+            "batch",
+            llm,
+            {"text": 60, "prompt": 50, "tokens": 32 if full else 16},
+            {"text": 20, "prompt": 5, "tokens": 6},
+            (TORCH, PORT, *TOGETHER),
+            repeats=3,
         ),
     ]
     for frames in (250, 500, 1000) if full else (60,):
@@ -209,6 +223,18 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=False,
         ),
         Case(
+            "token2wav.4",
+            "tokens to samples, utterances one by one and up to 4 together",
+            "networks",
+            wave,
+            {"prompt": second if full else 5, "tokens": second, "rows": 4 if full else 2},
+            {"prompt": 5, "tokens": 10, "rows": 2},
+            (TORCH, PORT, FOUR),
+            repeats=2,
+            limit_s=30.0,
+            warm=False,
+        ),
+        Case(
             "stream.first",
             "time to the first audio of a stream",
             "first",
@@ -238,6 +264,20 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 warm=False,
             )
         )
+    cases.append(
+        Case(
+            "manifest",
+            "32 lines of 2 to 5 s, prompt of 2 s, everything included" if full else "32 lines, everything included",
+            "manifest",
+            ("llm", *wave),
+            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1, 2)},
+            {"prompt": 5, "lines": 3, "text": (1, 2)},
+            (TORCH, PORT, EIGHT),
+            repeats=1 if full else 3,
+            limit_s=600.0,
+            warm=False,
+        )
+    )
     return cases
 
 
@@ -249,12 +289,12 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    def tokens(limit: int, count: int) -> np.ndarray:
-        return rng.integers(0, limit, (1, count)).astype(np.int32)
+    def tokens(limit: int, count: int, rows: int = 1) -> np.ndarray:
+        return rng.integers(0, limit, (rows, count)).astype(np.int32)
 
     if kind == "prefill":
         return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
-    if kind == "decode":
+    if kind in ("decode", "batch"):
         return {
             "text": tokens(min(config.llm.qwen2.vocab_size, config.llm.end_of_prompt), size["text"]),
             "prompt_text": np.array([[config.llm.end_of_prompt]], np.int32),
@@ -269,14 +309,18 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
         n = size["frames"]
         return {"speech_feat": normal(1, mels, n), "sine_waves": _sine_waves(config, n)}
     ratio = config.flow.token_mel_ratio
+    if kind == "manifest":  # at most as long as the language model may make them
+        size = {**size, "tokens": int(config.llm.max_token_text_ratio * max(size["text"]))}
     frames = ratio * (size["prompt"] + size["tokens"])
     found = {
-        "token": tokens(config.flow.vocab_size, size["tokens"]),
+        "token": tokens(config.flow.vocab_size, size["tokens"], size.get("rows", 1)),  # of one voice
         "prompt_token": tokens(config.flow.vocab_size, size["prompt"]),
         "prompt_feat": normal(1, ratio * size["prompt"], mels),
         "embedding": normal(1, config.flow.spk_embed_dim),
         "noise": rand_noise(frames),
     }
+    if kind == "manifest":
+        found["prompt_text"] = np.array([[config.llm.end_of_prompt]], np.int32)
     return found if kind == "flow" else found | {"sine_waves": _sine_waves(config, ratio * size["tokens"])}
 
 

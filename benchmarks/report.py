@@ -68,12 +68,15 @@ def notes(case: Mapping[str, Any]) -> list[str]:
     for name, row in case["variants"].items():
         if row["message"] and row["seconds"]:
             found.append(f"{name}: {row['message']}")
-    for name in ("torch", "port", "mlx_audio_plus"):
+    names = ("torch", "port", "mlx_audio_plus")
+    for name in case["variants"] if case["kind"] in ("batch", "manifest") else names:
         row = case["variants"].get(name, {})
         if not row.get("seconds"):
             continue
-        if case["kind"] == "decode":
+        if case["kind"] in ("decode", "batch"):
             found.append(f"{name}: {case['size']['tokens'] / row['median']:.1f} tokens a second")
+        elif case["kind"] == "manifest":
+            found.append(f"{name}: {60 * case['size']['lines'] / row['median']:.1f} utterances a minute")
         elif case["kind"] == "prefill":
             found.append(f"{name}: {case['size']['positions'] / row['median']:.0f} positions a second")
         elif case["audio_seconds"]:

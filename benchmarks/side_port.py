@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,17 +13,22 @@ import numpy as np
 
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
 from benchmarks.waits import watched
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.decoder import Decoder
+from port.batched.flow import flow_row, mels
+from port.batched.spoken import Piece, Spoken
+from port.batched.together import together
+from port.batched.vocoder import waves
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.request import Stream
+from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
@@ -187,6 +193,22 @@ class Side:
         job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
 
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """Tokens from one request alone, or from `rows` that decode together: the same one and shorter texts."""
+        rows = options.get("rows")
+        if rows is None:
+            return self._decode(model, x, size, options)
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        decoder, given = Decoder(model.llm, rows), [{**x, "text": x["text"][:, i:]} for i in range(rows)]
+        together = [
+            decoder.inference(**of, draws=SeededDraws(0), sampling=sampling, strict_min_length=True) for of in given
+        ]
+        return take_tokens_together(
+            decoder, together, size["tokens"] if options.get("check") else size["tokens"] // rows
+        )
+
     def _dit(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
@@ -207,6 +229,37 @@ class Side:
         return lambda: {
             "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
+
+    def _networks(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), step = voice_conversion(x), options.get("rows", 1)
+
+        def run() -> Outputs:
+            rows, found = [flow_row(model.flow, token[None], prompt, chance.noise) for token in x["token"]], []
+            for start in range(0, len(rows), step):
+                made = mels(model.flow, rows[start : start + step])
+                found += waves(model.vocoder, made, [chance.sine_waves] * len(made))
+            return {"wav": mx.concatenate(found)}
+
+        return run
+
+    def _manifest(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), rows = voice_conversion(x), options.get("rows", 1)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+        texts = texts_of(size)
+
+        def spoken(line: int) -> Spoken:
+            chosen = Options(seed=line, noise=chance.noise, sine_waves=chance.sine_waves, strict_min_length=True)
+            return Spoken(model, prompt, [Piece({"text": mx.array(texts[line])})], chosen, lambda: None)
+
+        def run() -> Outputs:
+            made = dict(together(model, ((line, partial(spoken, line)) for line in range(len(texts))), rows))
+            return {"samples": [made[line][0]["tts_speech"].shape[1] for line in range(len(texts))]}
+
+        return run
 
     def _first(
         self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]

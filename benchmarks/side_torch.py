@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.cases import TO_SAMPLES
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, texts_of, voice_conversion
 from benchmarks.weights import State
 from port.config import CosyVoice3Config
 from port.request import Stream
@@ -119,6 +120,8 @@ class Side:
         job = self.model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
 
+    _batch = _decode  # the original decodes one request at a time
+
     def _dit(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
         t = cosine_schedule(10, x["x"].dtype)[0]
         mask = torch.ones(1, 1, x["x"].shape[2])
@@ -134,6 +137,21 @@ class Side:
         prompt, chance = voice_conversion(x)
         cut = {"stream": False, "finalize": True, "chance": chance}
         return lambda: {"wav": self.model.token2wav(x["token"], prompt, 0, SynthesisCache(), **cut)}
+
+    def _networks(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
+        runs = [self._token2wav({**x, "token": token}) for token in x["token"].split(1)]
+        return lambda: {"wav": torch.cat([run()["wav"] for run in runs])}
+
+    def _manifest(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], *_: Any) -> Run:
+        prompt, chance = voice_conversion(x)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+
+        def say(line: int, text: np.ndarray) -> int:
+            drawn = replace(chance, draws=SeededDraws(line))
+            made = self.model.tts(prompt, torch.from_numpy(text), chance=drawn, strict_min_length=True)
+            return sum(result["tts_speech"].shape[1] for result in made)
+
+        return lambda: {"samples": [say(line, text) for line, text in enumerate(texts_of(size))]}
 
     def _first(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         return self._stream(x, size, {**options, "chunks": 1})

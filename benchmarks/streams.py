@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from port.request import Chance, Prompt
+
+if TYPE_CHECKING:  # for the port's worker alone
+    from port.batched.decoder import Decoder, Row
 
 Outputs = dict[str, Any]
 
@@ -27,6 +32,26 @@ def take_tokens(job: Iterator[int], count: int) -> Callable[[], Outputs]:
         return {"tokens": [first, *tokens]}
 
     return run
+
+
+def take_tokens_together(decoder: Decoder, rows: Sequence[Row], count: int) -> Callable[[], Outputs]:
+    """As `take_tokens` for rows of one decoder, `count` of each; gives those of the first row."""
+    decoder.step()
+
+    def run() -> Outputs:
+        for _ in range(count):
+            decoder.step()
+        if short := [row for row in rows if len(row.tokens) != count + 1]:
+            raise RuntimeError(f"a row of the language model ended after {len(short[0].tokens) - 1} of {count} tokens")
+        return {"tokens": rows[0].tokens}
+
+    return run
+
+
+def texts_of(size: Mapping[str, Any]) -> list[np.ndarray]:
+    """Texts (1, L) of the lines of a manifest, of each length in `size["text"]` in turn."""
+    lengths = size["text"]
+    return [np.full((1, lengths[line % len(lengths)]), 5, np.int32) for line in range(size["lines"])]
 
 
 def voice_conversion(x: Mapping[str, Any]) -> tuple[Prompt, Chance]:

@@ -46,6 +46,9 @@ def judge(cases: Cases) -> list[Target]:
         _ratio(cases, "DiT step, 500 frames, against torch", "flow.dit.500", "port/torch", at_most=1.2),
         _faster(cases, "DiT step, 250 frames, mlx-audio-plus against the port", "flow.dit.250", 1.5),
         _faster(cases, "DiT step, 500 frames, mlx-audio-plus against the port", "flow.dit.500", 1.5),
+        _ratio(cases, "speech tokens of 4 requests together, over one alone", "llm.batch", "port.rows_4/port", 1 / 2.5),
+        _ratio(cases, "speech tokens of 8 requests together, over one alone", "llm.batch", "port.rows_8/port", 1 / 4),
+        _ratio(cases, "a manifest of 32 lines, 8 at once, over one by one", "manifest", "port.rows_8/port", 1 / 1.8),
         _ratio(cases, "vocoder, 3 s, against torch", "vocoder.3s", "port/torch", at_most=1.2),
         _faster(cases, "vocoder, 3 s, mlx-audio-plus against the port", "vocoder.3s", 10.0),
         _value(

@@ -204,7 +204,7 @@ def cases_of(path: Path) -> list[Case]:
 def report_rows(path: Path) -> list[Row]:
     """The port on an embedded file, as rows of the report."""
     file = Recorded.read(path)
-    module = named_by(file.name, file.upstream) or file.name
+    module = named_by(file.upstream) or file.name
     package = module.split(".")[0]
     stage = PARTS[module].stage if module in PARTS else {"model": "whole"}.get(package, package)
     folder = os.path.relpath(path.parent, Path(__file__).parents[1])

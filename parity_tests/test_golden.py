@@ -18,7 +18,7 @@ from parity_tests.harness.golden_table import named_by
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))
-PARTS = {path.stem: named_by(path.stem, describe(path)[0]) for path in FILES}
+PARTS = {path.stem: named_by(describe(path)[0]) for path in FILES}
 CASES = [path for path in FILES if cases_of(path)]
 
 

@@ -37,6 +37,8 @@ NOT_RUN = {
     "flow.attention.long": "an example of a case to write",
     "-m port serve": "it does not end; test_server_command.py runs it",
     "curl": "a running server; test_server_command.py runs it",
+    "cp -r reports/out": "the results of another run",
+    "reports.picture": "a browser; test_picture.py",
     "mlx.launch": "test_batch.py runs two ranks",
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",
@@ -63,6 +65,7 @@ def desk(parity, tmp_path_factory):
         "reports",
         "tests",
         "benchmarks",
+        "examples",
         "conftest.py",
         "pyproject.toml",
     ):
