@@ -78,10 +78,10 @@ def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
             tensor.copy_(kept)
 
 
-def summarised(rows: Iterable[LivenessRow]) -> list[LivenessRow]:
-    """Rows for the report; where they are too many, the least moved tensor of a case stands for those that pass."""
+def summarised(rows: Iterable[LivenessRow], most: int = MAX_ROWS) -> list[LivenessRow]:
+    """Rows for the report; of more than `most`, the least moved tensor of a case stands for those that pass."""
     rows = list(rows)
-    if len(rows) <= MAX_ROWS:
+    if len(rows) <= most:
         return rows
     kept = [row for row in rows if row.status != "PASS"]
     passed: dict[str, list[LivenessRow]] = {}
