@@ -270,10 +270,10 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             "32 lines of 2 to 5 s, prompt of 2 s, everything included" if full else "32 lines, everything included",
             "manifest",
             ("llm", *wave),
-            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1, 2)},
-            {"prompt": 5, "lines": 3, "text": (1, 2)},
+            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1,)},
+            {"prompt": 5, "lines": 3, "text": (1,)},
             (TORCH, PORT, EIGHT),
-            repeats=1 if full else 3,
+            repeats=1,
             limit_s=600.0,
             warm=False,
         )
