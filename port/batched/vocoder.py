@@ -18,7 +18,7 @@ from ..vocoder.generator import CausalHiFTGenerator
 from ..vocoder.stft import istft, stft
 from .rows import Limits, limits_by_device, padded
 
-FRAME_BYTES = 460_000  # at the official size in float32
+FRAME_BYTES = 460_000  # at the official size in float32, measured on a CPU
 # Its 120 spectra a frame fill a CPU by themselves: rows side by side took as long as one by one. Of a GPU: a second,
 # not measured.
 CPU_LIMITS, GPU_PADDING = Limits(0, 0), 50
