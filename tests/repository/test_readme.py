@@ -129,6 +129,17 @@ def test_links_lead_somewhere():
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
 
 
+def test_python_files_that_pages_name_exist():
+    """By their path, or by its end; but for NAME.py, and the file that porting.md lets its reader write."""
+    done = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = [f"/{file}" for file in done.stdout.splitlines()]
+    for page in {*PAGES, "mlx_parity/README.md"} - {"docs/findings.md"}:  # which names files of other ports
+        named = set(re.findall(r"`([\w./-]+\.py)(?::[\w.]+)?`", (ROOT / page).read_text("utf-8"))) - {"toy.py"}
+        named -= {name for name in named if Path(name).stem.isupper()}
+        missing = [name for name in named if not any(file.endswith(f"/{name}") for file in tracked)]
+        assert missing == [], page
+
+
 def test_bash_reads_every_block():
     for page, language, code in BLOCKS:
         if language == "sh" and shutil.which("bash"):
