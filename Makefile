@@ -46,7 +46,7 @@ test: lint types
 
 # After each change: one case of every part, the rules of the house, the linter.
 quick: lint
-	$(BIN)/python -m pytest --quiet --quick parity_tests/test_parts.py tests/repository/test_house.py -m "not meta or house" --numprocesses auto
+	$(BIN)/python -m pytest --quiet --quick parity_tests/test_parts.py tests/repository/test_house.py tests/repository/test_architecture.py tests/repository/test_prose.py -m "not meta or house" --numprocesses auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -95,9 +95,8 @@ CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
 BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
-ONE_BY_ONE = Variant("port.one_by_one", "port", {"way": "one_by_one"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
-EIGHT = Variant("port.rows_8", "port", {"rows": 8})
+FOUR, EIGHT = (Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (4, 8))
 TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
@@ -224,13 +223,13 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=False,
         ),
         Case(
-            "batch.4",
-            "tokens to samples, 4 utterances of 1 s, prompt of 1 s" if full else "tokens to samples, 4 utterances",
+            "token2wav.4",
+            "tokens to samples, utterances one by one and up to 4 together",
             "networks",
             wave,
-            {"prompt": second if full else 5, "tokens": second, "rows": 4},
-            {"prompt": 5, "tokens": 10, "rows": 3},
-            (TORCH, PORT, ONE_BY_ONE),
+            {"prompt": second if full else 5, "tokens": second, "rows": 4 if full else 2},
+            {"prompt": 5, "tokens": 10, "rows": 2},
+            (TORCH, PORT, FOUR),
             repeats=2,
             limit_s=30.0,
             warm=False,

@@ -239,15 +239,13 @@ class Side:
     def _networks(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
-        tokens = mx.split(x["token"], x["token"].shape[0])
-        if options.get("way") == "one_by_one":
-            runs = [self._token2wav(model, {**x, "token": token}) for token in tokens]
-            return lambda: {"wav": mx.concatenate([run()["wav"] for run in runs])}
-        prompt, chance = voice_conversion(x)
+        (prompt, chance), step = voice_conversion(x), options.get("rows", 1)
 
         def run() -> Outputs:
-            rows = [flow_row(model.flow, token, prompt, chance.noise) for token in tokens]
-            found = waves(model.vocoder, mels(model.flow, rows), [chance.sine_waves] * len(rows))
+            rows, found = [flow_row(model.flow, token[None], prompt, chance.noise) for token in x["token"]], []
+            for start in range(0, len(rows), step):
+                made = mels(model.flow, rows[start : start + step])
+                found += waves(model.vocoder, made, [chance.sine_waves] * len(made))
             return {"wav": mx.concatenate(found)}
 
         return run

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,10 @@ class Alone:
             )
         single, double, further = self._made[key]
         for i, (r32, r64) in enumerate(zip(single, double, strict=True)):
-            yield *self._spool.load((r32, r64)), Lazily(lambda i=i: [self._spool.load(run[i]) for run in further])
+            yield *self._spool.load((r32, r64)), Lazily(partial(self._loaded, further, i))
+
+    def _loaded(self, runs: Sequence[Any], i: int) -> list[Any]:
+        return [self._spool.load(run[i]) for run in runs]
 
     def _in_order(self, call: Call, seed: int) -> list[Any]:
         return self._kept(self._side.again_in_order(call.name, self._spool.load(call.arguments), seed))

@@ -26,7 +26,7 @@ from mlx_parity.sides import regime
 
 T = TypeVar("T")
 REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
-ENDED = {  # exit codes of pytest with which tests are missing
+ENDED: dict[int, str] = {  # exit codes of pytest with which tests are missing
     pytest.ExitCode.INTERRUPTED: "interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "internal error",
     pytest.ExitCode.USAGE_ERROR: "usage error",

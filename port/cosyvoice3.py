@@ -106,9 +106,10 @@ class CosyVoice3:
         end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
         model = load_model(folder, lazy, bake_timesteps, plain)
-        tokenizer = partial(CosyVoice3Tokenizer.from_folder, folder)
+        read = partial(CosyVoice3Tokenizer.from_folder, folder)
+        tokenizer: Any = Later(read) if lazy else read()
         frontend = CosyVoiceFrontEnd(
-            Later(tokenizer) if lazy else tokenizer(),
+            tokenizer,
             model.speech_tokenizer,
             model.speaker,
             model.config,

@@ -142,7 +142,7 @@ def first_divergence(rows: list[Row]) -> Row | None:
     """The first row over budget in order of execution; where its isolated twin fails too, that twin."""
     broken = [row for row in rows if row.reading.status in ABOVE]
     isolated = [row for row in broken if row.kind == "isolated"]
-    return (isolated or broken or [None])[0]
+    return next(iter(isolated or broken), None)
 
 
 def run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype, spool: Spool) -> Taken:
@@ -189,7 +189,7 @@ def compare(
             replace(side[key], results=spool.load(side[key].results)) for side in (calls, double_calls, port_calls)
         )
         results = {k: call.part.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
-        others = Lazily(lambda key=key: [spool.load(side[key].results) for side in further])
+        others = Lazily(partial(_of_each, spool, further, key))
         readings = compare_all(results, call.results, truth.results, others, follow=call.part.follows)
         _keep_worst(rows, plan, key, "chained", readings)
         if isolated and path in without:
@@ -198,12 +198,17 @@ def compare(
         elif isolated:
             call = replace(call, arguments=spool.load(call.arguments))
             _keep_worst(rows, plan, key, "isolated", _isolated(call, truth, mine))
-    results = Lazily(lambda: [side.results for side in sides.further])
-    whole = compare_all(sides.port.results, sides.single.results, sides.double.results, results)
+    runs = Lazily(lambda: [side.results for side in sides.further])
+    whole = compare_all(sides.port.results, sides.single.results, sides.double.results, runs)
     return [
         *rows.values(),
         *(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading) for name, reading in whole.items()),
     ]
+
+
+def _of_each(spool: Spool, runs: Sequence[Mapping[Key, Any]], key: Key) -> list[dict[str, np.ndarray]]:
+    """Results of one call in each further run of the reference."""
+    return [spool.load(run[key].results) for run in runs]
 
 
 def _keep_worst(

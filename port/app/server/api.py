@@ -60,10 +60,9 @@ class Server:
         self.voice = voice
         self.name = name
         self.limits = settings.limits
-        self.worker = Worker(settings.limits)
-        # A row each for all that may be under way; one whose client does not take its answer keeps nobody waiting.
-        rows = self.limits.active + self.limits.waiting
-        self.decoder = Decoder(voice.model.llm, rows) if self.limits.active > 1 else None
+        # A row for each request that may be under way: one whose client does not take its answer keeps nobody waiting.
+        self.decoder = Decoder(voice.model.llm, self.limits.active + self.limits.waiting)
+        self.worker = Worker(settings.limits, self.decoder.release)
         self.started = int(time.time())
         self.app = self._app(settings)
 
@@ -134,7 +133,8 @@ class Server:
     async def _speech(self, asked: Asked, send: Send) -> None:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         headers = {"X-Seed": str(seed), "X-Sample-Rate": str(self.voice.sample_rate)}
-        async with self.worker.results(partial(spoken, self.voice, self.decoder, asked, seed)) as made:
+        decoder = self.decoder if self.limits.active > 1 else None
+        async with self.worker.results(partial(spoken, self.voice, decoder, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
                 await self._send(send, Response(whole, headers=headers, media_type=media_type(asked.response_format)))

@@ -103,10 +103,12 @@ class Worker:
 
     Args:
         limits: `active`, `waiting` and `ahead` count here.
+        ended: called when a request has ended and its work is closed.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, ended: Callable[[], None]) -> None:
         self.limits = limits
+        self._tidy = ended
         self._places = 0
         self._waiting: deque[Job[Any]] = deque()
         self._active: deque[Job[Any]] = deque()  # whose turn is next stands first
@@ -175,7 +177,6 @@ class Worker:
         with self._changed:
             gone = [job for job in self._active if job.left and job is not but]
         for job in gone:
-            job.close()
             self._drop(job)
 
     def _run(self) -> None:
@@ -189,12 +190,13 @@ class Worker:
                 self._waiting = deque(job for job in self._waiting if not job.left)
                 job = self._next()
             if job is not None and not job.step():
-                job.close()
                 self._drop(job)
 
     def _drop(self, job: Job[Any]) -> None:
+        job.close()
         with self._changed:
             self._active.remove(job)
+        self._tidy()
 
     def _something(self) -> bool:
         everybody = (*self._active, *self._waiting)
