@@ -31,9 +31,11 @@ def environment(folder: Path, pins: Path) -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     shutil.rmtree(folder, ignore_errors=True)
+    pip = [str(python), "-m", "pip"]
     steps = (
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(pins)],
+        # Compiled when imported: of most packages only few files are.
+        [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "-r", str(pins)],
     )
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
