@@ -12,6 +12,7 @@ import torch
 
 from mlx_parity.case import Case
 from parity_tests.harness.session import Session
+from parity_tests.parts import PARTS
 from port.app.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
@@ -55,9 +56,10 @@ def pytest_configure(config):
 
 
 def pytest_itemcollected(item):
-    """`-k` finds a case by the words of its part as well."""
-    if case := _case(item):
-        item.extra_keyword_matches.update(case.part.words)
+    """`-k` finds a test by the words of its part as well."""
+    mark = item.get_closest_marker("part")
+    if mark and mark.args[0] in PARTS:
+        item.extra_keyword_matches.update(PARTS[mark.args[0]].words)
 
 
 def pytest_collection_modifyitems(config, items):

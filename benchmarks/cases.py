@@ -1,6 +1,6 @@
-"""What is measured: one row a case, with its size, the sides that run it and the small size at which they are checked.
+"""What is measured: one row per case, with its size, the sides that run it and the small size at which we check them.
 
-Only numbers and numpy: the parent and every worker read this file, whatever framework they have.
+Only numbers and numpy: the parent and every worker import this file, whatever framework they have.
 """
 
 from __future__ import annotations
@@ -14,30 +14,31 @@ import numpy as np
 from port.config import CosyVoice3Config
 from port.noise import rand_noise, sine_waves
 
-# Which fast forms (port/fast) a kind of case meets; a form that no row has would never be measured (a test says so).
+# The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
+    "decode": ("queued",),
 }
 TOKEN_RATE = 25  # speech tokens a second
-BAKED = "baked"  # the port lets go of the weights that only make the fixed times' modulations
-VARIED = "varied"  # the port keeps its plain layers too, to make other forms or precisions from them
+BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
+VARIED = "varied"  # the port also keeps its plain layers, to build other forms or precisions from them
 SIDES = ("torch", "port", "mlx_audio_plus")
-TO_SAMPLES = ("token2wav", "stream", "first")  # kinds that run both networks, one after the other
+TO_SAMPLES = ("token2wav", "stream", "first", "networks")  # kinds that run both networks, one after the other
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a case: a side, and what is changed about it.
+    """One way to run a case: a side, and its options.
 
     Args:
         name: of the column, such as `port.no_activations`.
         side: worker that runs it: torch, port or mlx_audio_plus.
-        options: `off` (fast forms left out, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
-        repeats: at most so many, and none untimed, for a side known to be slow.
-        reduced: of less precision, so that its distance is told and judges nothing.
-        further: asked of the worker after the parts of the case: `BAKED`, `VARIED`; it is one of its own then.
+        options: `off` (fast forms left out, or "all"), `on` (added), `guidance`, `dtype`, `bits`, `way` (of a stream).
+        repeats: most repeats for a side known to be slow, which then gets no untimed run.
+        reduced: of lower precision: its error is reported but not judged.
+        further: requested from the worker after the parts: `BAKED` or `VARIED`; such a variant has its own worker.
     """
 
     name: str
@@ -54,14 +55,14 @@ class Case:
 
     Args:
         name: dotted, the stage first.
-        what: in words, for the table.
+        what: description for the table.
         kind: function of the sides that runs it.
         parts: weights that it needs, by the names of convert/mapping.py.
         size: what is timed.
-        check: the smaller size at which every variant is judged by the suite's rule before anything is timed.
+        check: smaller size, at which the suite's rule judges every variant before we time it.
         variants: columns, in the order of running.
         repeats: timed runs of each variant.
-        limit_s: after so many seconds a variant is not repeated again.
+        limit_s: no further repeat of a variant after so many seconds.
         warm: one untimed run of the full size first.
     """
 
@@ -78,9 +79,11 @@ class Case:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of audio that the case makes, prompt left out; None where it makes none."""
+        """Seconds of audio that the case makes, without the prompt; None if it makes none."""
         if self.kind in ("flow", "token2wav", "stream"):
             return self.size["tokens"] / TOKEN_RATE
+        if self.kind == "networks":
+            return self.size["rows"] * self.size["tokens"] / TOKEN_RATE
         return self.size["frames"] / (2 * TOKEN_RATE) if self.kind == "vocoder" else None
 
 
@@ -93,6 +96,8 @@ BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
+FOUR, EIGHT = (Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (4, 8))
+TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
 def ablation(kind: str) -> tuple[Variant, ...]:
@@ -111,8 +116,11 @@ def _varied(name: str, reduced: bool = False, **options: Any) -> Variant:
     return Variant(name, "port", options, reduced=reduced, further=(VARIED,))
 
 
+QUEUED = _varied("port.queued", on=["queued"])  # on every device; a GPU has it by default
+
+
 def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
-    """Every case of a size, `tiny` or `full`, in the order of running: cases with the same parts stand together.
+    """Every case of a size, `tiny` or `full`, in running order: cases with the same parts are adjacent.
 
     Args:
         dtypes, bits: further precisions of the port, for devices on which they make sense.
@@ -138,7 +146,17 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             llm,
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
-            (*sides, *ablation("decode"), *reduced),
+            (*sides, QUEUED, *ablation("decode"), *reduced),
+        ),
+        Case(
+            "llm.batch",
+            "language model, as many speech tokens from one request and from several together",
+            "batch",
+            llm,
+            {"text": 60, "prompt": 50, "tokens": 32 if full else 16},
+            {"text": 20, "prompt": 5, "tokens": 6},
+            (TORCH, PORT, *TOGETHER),
+            repeats=3,
         ),
     ]
     for frames in (250, 500, 1000) if full else (60,):
@@ -205,6 +223,18 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=False,
         ),
         Case(
+            "token2wav.4",
+            "tokens to samples, utterances one by one and up to 4 together",
+            "networks",
+            wave,
+            {"prompt": second if full else 5, "tokens": second, "rows": 4 if full else 2},
+            {"prompt": 5, "tokens": 10, "rows": 2},
+            (TORCH, PORT, FOUR),
+            repeats=2,
+            limit_s=30.0,
+            warm=False,
+        ),
+        Case(
             "stream.first",
             "time to the first audio of a stream",
             "first",
@@ -217,8 +247,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=not full,
         ),
     ]
-    # Streams cost most of a full run: each further way is measured at one length, and once.
-    streams = {5: (OFFLINE, TORCH), 10: (OFFLINE, RECOMPUTE, CAUSAL), 20: (), 30: (OFFLINE,)}
+    # Streams cost most of a full run: each further way is measured once, the longest for the plot of cost by length.
+    streams = {5: (OFFLINE, TORCH), 10: (OFFLINE, RECOMPUTE, CAUSAL), 20: (), 30: (OFFLINE,), 60: (OFFLINE,)}
     for length, further in streams.items() if full else [(2, (OFFLINE, TORCH, RECOMPUTE, CAUSAL))]:
         cases.append(
             Case(
@@ -234,6 +264,20 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
                 warm=False,
             )
         )
+    cases.append(
+        Case(
+            "manifest",
+            "32 lines of 2 to 5 s, prompt of 2 s, everything included" if full else "32 lines, everything included",
+            "manifest",
+            ("llm", *wave),
+            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1,)},
+            {"prompt": 5, "lines": 3, "text": (1,)},
+            (TORCH, PORT, EIGHT),
+            repeats=1,
+            limit_s=600.0,
+            warm=False,
+        )
+    )
     return cases
 
 
@@ -245,12 +289,12 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
     def normal(*shape: int, scale: float = 1.0) -> np.ndarray:
         return (scale * rng.standard_normal(shape)).astype(np.float32)
 
-    def tokens(limit: int, count: int) -> np.ndarray:
-        return rng.integers(0, limit, (1, count)).astype(np.int32)
+    def tokens(limit: int, count: int, rows: int = 1) -> np.ndarray:
+        return rng.integers(0, limit, (rows, count)).astype(np.int32)
 
     if kind == "prefill":
         return {"inputs_embeds": normal(1, size["positions"], config.llm.qwen2.hidden_size)}
-    if kind == "decode":
+    if kind in ("decode", "batch"):
         return {
             "text": tokens(min(config.llm.qwen2.vocab_size, config.llm.end_of_prompt), size["text"]),
             "prompt_text": np.array([[config.llm.end_of_prompt]], np.int32),
@@ -265,14 +309,18 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
         n = size["frames"]
         return {"speech_feat": normal(1, mels, n), "sine_waves": _sine_waves(config, n)}
     ratio = config.flow.token_mel_ratio
+    if kind == "manifest":  # at most as long as the language model may make them
+        size = {**size, "tokens": int(config.llm.max_token_text_ratio * max(size["text"]))}
     frames = ratio * (size["prompt"] + size["tokens"])
     found = {
-        "token": tokens(config.flow.vocab_size, size["tokens"]),
+        "token": tokens(config.flow.vocab_size, size["tokens"], size.get("rows", 1)),  # of one voice
         "prompt_token": tokens(config.flow.vocab_size, size["prompt"]),
         "prompt_feat": normal(1, ratio * size["prompt"], mels),
         "embedding": normal(1, config.flow.spk_embed_dim),
         "noise": rand_noise(frames),
     }
+    if kind == "manifest":
+        found["prompt_text"] = np.array([[config.llm.end_of_prompt]], np.int32)
     return found if kind == "flow" else found | {"sine_waves": _sine_waves(config, ratio * size["tokens"])}
 
 

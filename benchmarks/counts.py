@@ -1,4 +1,4 @@
-"""Counts that hold on every device, from the graph that MLX traces: nothing is timed and little is computed.
+"""Counts that are the same on every device, from the graph that MLX traces: nothing is timed, little is computed.
 
 The graph is exported through `mx.export_function`, which names each primitive with the shapes of its inputs. Kernels
 that MLX fuses on one device and not on another appear as this device's.
@@ -14,21 +14,22 @@ from typing import Any
 
 import mlx.core as mx
 
-# Moving and reshaping costs no arithmetic; the rest of the primitives do something to each element.
+# These only move or reshape data; the other primitives compute something for each element.
 LAYOUT = {"Broadcast", "ExpandDims", "Squeeze", "Reshape", "Flatten", "Unflatten", "Transpose", "Slice", "Split"}
 LAYOUT |= {"Contiguous", "AsStrided", "Copy"}
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one run of a graph takes.
+    """The cost of one run of a graph.
 
     Attributes:
         matmul_flops: floating-point operations of matrix products and convolutions, two a multiplication.
-        weight_bytes: what the graph reads beside its inputs: weights, and the rows that it takes from tables.
-        primitives: operations of the graph, those that only change the layout left out.
-        layout_primitives: those.
+        weight_bytes: bytes read besides the inputs: weights, and rows taken from tables.
+        primitives: operations of the graph, without those that only change the layout.
+        layout_primitives: operations that only change the layout.
         by_name: operations by the name of their primitive.
+        idle_waits: host waits per token with nothing queued; None if the graph is no step of a loop.
     """
 
     matmul_flops: int
@@ -36,19 +37,20 @@ class Counts:
     primitives: int
     layout_primitives: int
     by_name: dict[str, int]
+    idle_waits: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
-    """Trace `function` and count; inside it nothing may be evaluated.
+    """Trace `function` and count; it must not evaluate anything.
 
     Raises:
-        ValueError: a primitive that multiplies matrices and is not known here.
+        ValueError: a primitive that multiplies matrices has no counting rule.
     """
     events: list[dict[str, Any]] = []
-    mx.disable_compile()  # a compiled piece would be one primitive that tells nothing, and cannot be exported
+    mx.disable_compile()  # a compiled function would count as one primitive, and cannot be exported
     contiguous, mx.contiguous = mx.contiguous, lambda x: x  # a change of layout that cannot be exported either
     try:
         mx.export_function(events.append, function, *arguments)
@@ -69,7 +71,7 @@ def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
 
 
 def _read(name: str, array: mx.array, steps: list[dict[str, Any]]) -> int:
-    """Bytes of an array that the steps read: where they only take rows or a piece of it, those."""
+    """Bytes of an array that the steps read: all of it, or the rows or slice that they take."""
     readers = [step for step in steps if name in (given for given, *_ in step["inputs"])]
     taken = [math.prod(step["outputs"][0][1]) * array.itemsize for step in readers]
     if {step["name"] for step in readers} <= {"Gather", "Slice"}:
@@ -90,5 +92,5 @@ def _flops(step: dict[str, Any]) -> int:
     if name == "ScaledDotProductAttention":
         return 2 * math.prod(out) * shapes[1][-2] * 2
     if "matmul" in name.lower() or "mm" in name.lower().split("_"):
-        raise ValueError(f"counts: the primitive {name} multiplies matrices in a way that is not known here")
+        raise ValueError(f"counts: the primitive {name} multiplies matrices and has no counting rule; add one")
     return 0

@@ -1,7 +1,7 @@
-"""The machine: which BLAS the workers get, how many threads, and what is written down about it.
+"""The machine: the workers' BLAS and threads, and the description that goes into the results.
 
-MLX's Linux wheel for the CPU brings netlib's reference BLAS, some 20 times slower than torch's. An OpenBLAS of the
-system is put before it for the MLX workers alone: torch would take it up too, and its attention becomes slower by it.
+MLX's Linux wheel for the CPU brings netlib's reference BLAS, some 20 times slower than torch's. We preload the
+system's OpenBLAS for the MLX workers only: torch would use it too, and torch's attention becomes slower with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 OWN_KERNEL, FORCED_KERNEL = "the wheel's own", "OPENBLAS_CORETYPE"
 SONAME = "libopenblas.so.0"
 PLACES = ("/usr/lib/*/openblas*/libopenblas.so.0", "/usr/lib*/libopenblas*.so.0", "/usr/local/lib/libopenblas.so.0")
-# Below this share of torch's matrix products MLX's own are so slow that no ratio says anything about either port.
+# Below this share of torch's matrix product rate, MLX's BLAS is so slow that ratios say nothing about the ports.
 USABLE_SHARE = 0.5
 MEANINGLESS = (
     "MLX runs on a slow BLAS here ({mlx:.0f} GFLOP/s in a matrix product, torch {torch:.0f}): its numbers below mean "
@@ -27,7 +27,7 @@ MEANINGLESS = (
 
 
 class BenchmarkError(ValueError):
-    """What the command line tells in one line."""
+    """A wrong argument or a failed worker, in one line."""
 
 
 def find_blas(wanted: str | None = None) -> str | None:
@@ -69,7 +69,7 @@ def worker_environment(threads: int, blas: str | None, given: Mapping[str, str] 
 
 
 def loaded_blas() -> list[str]:
-    """Names of the BLAS libraries that this process has in memory (Linux), as found, not as hoped."""
+    """Names of the BLAS libraries that are mapped into this process (Linux)."""
     try:
         maps = Path("/proc/self/maps").read_text(encoding="utf-8")
     except OSError:
@@ -79,9 +79,9 @@ def loaded_blas() -> list[str]:
 
 
 def blas_kernel() -> str:
-    """Kernel that the OpenBLAS put before all others chose for this processor, and whether it was made to.
+    """The kernel that the preloaded OpenBLAS chose for this processor, and whether the environment forced it.
 
-    The library of one machine runs at half its speed under another machine's kernel.
+    OpenBLAS runs at half its speed with the kernel of another processor.
     """
     try:
         name = ctypes.CDLL(None).openblas_get_corename
@@ -92,7 +92,7 @@ def blas_kernel() -> str:
 
 
 def peak_rss() -> int | None:
-    """Largest resident size of this process in bytes since `reset_peak_rss`; since its start where that cannot be."""
+    """Largest resident size of this process in bytes since `reset_peak_rss`; or since its start."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
@@ -104,7 +104,7 @@ def peak_rss() -> int | None:
 
 
 def reset_peak_rss() -> None:
-    """Begin a new peak where the system can (Linux)."""
+    """Reset the peak, where the system can (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -112,7 +112,7 @@ def reset_peak_rss() -> None:
 
 
 def has_gpu() -> bool:
-    """Whether MLX's default device is a GPU, asked of a process of its own, since the parent runs no model."""
+    """Whether MLX's default device is a GPU; a separate process finds out, because the parent never loads MLX."""
     import subprocess
 
     script = "import mlx.core as mx; print(mx.default_device().type.name)"

@@ -1,4 +1,4 @@
-"""Measuring: a process for each side, the check before the timing, and repeats that alternate between the sides."""
+"""Measure: a process per side, a check before timing, and repeats that alternate between the sides."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from benchmarks.cases import BAKED, TO_SAMPLES, VARIED, Case, Variant
 from benchmarks.process import Settings, WorkerError, WorkerProcess
 from mlx_parity.compare import Reading, compare
 
-# Longer than a BLAS or OpenMP thread spins for new work, so that none of another side's is awake when one is timed.
+# Longer than BLAS and OpenMP threads spin for new work, so that no other side's thread is awake during timing.
 PAUSE_S = 0.1
 # Further float32 runs of the reference (mlx_parity/compare.py): of inputs moved by an ulp, and, from tokens to
 # samples, of a mel as near to the truth as its own: the pitch integrates to a phase, so one run may be right by luck.
 NUDGES, NUDGES_OF_MEL = 2, 6
+LIMITS = {"matrix_flops": "square", "memory_bytes": "sweep"}  # of a machine, and what a worker is asked for them
 # What changes the result, and not only the way to it; the reference is run the same way.
 MEANING = {"offline": "offline", "causal_final": "causal_final"}
 
 
 @dataclass
 class Bench:
-    """The workers of the moment and what has been measured with them.
+    """The running workers, and what was measured with them.
 
     Args:
         settings: how to start workers.
-        sides: those to time; torch runs for the check in any case.
-        tell: called with each step's name, for the progress bar.
+        sides: the sides to time; torch always runs, for the check.
+        tell: called with the name of each step, for the progress bar.
 
     Attributes:
         workers: the running ones, by name.
-        references: what the reference gave for the checks.
+        references: the reference's outputs for the checks.
     """
 
     settings: Settings
@@ -45,10 +46,10 @@ class Bench:
     references: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def worker(self, side: str, parts: Sequence[str]) -> WorkerProcess:
-        """The side's worker with these parts; one that holds others is ended first, so that they take no memory.
+        """The side's worker with these parts; a worker with other parts is stopped first, to free memory.
 
-        A model with its timesteps baked is another model, and one that keeps its plain layers holds them twice: each
-        has a worker of its own.
+        A model with baked timesteps is a different model, and one that keeps its plain layers holds them twice: each
+        has its own worker.
         """
         name = ".".join((side, *(part for part in parts if part in (BAKED, VARIED))))
         found = self.workers.get(name)
@@ -78,11 +79,11 @@ class Bench:
         return found
 
     def measure(self, case: Case, repeats: int | None = None) -> dict[str, Any]:
-        """Check and time one case; what fails is marked in its row and stops nothing else."""
+        """Check and time one case; a failure is marked in its row and does not stop the others."""
         variants = [v for v in case.variants if v.side in self.sides]
         rows: dict[str, dict[str, Any]] = {v.name: self._checked(case, v) for v in variants}
         running = [v for v in variants if rows[v.name]["status"] not in ("refused", "failed")]
-        limits = self._limits(case, running)
+        limits = self._limits(case, running, {})
         if case.warm:
             self._round(case, [v for v in running if v.repeats is None], rows, timed=False)
         for turn in range(repeats or case.repeats):
@@ -90,8 +91,7 @@ class Bench:
             if not due:
                 break
             self._round(case, due, rows)
-        again = self._limits(case, running)
-        limits = {side: max(speed, again.get(side, 0.0)) for side, speed in limits.items()}
+        limits = self._limits(case, running, limits)
         for row in rows.values():
             if row["seconds"]:
                 row |= {"median": statistics.median(row["seconds"]), "low": min(row["seconds"])}
@@ -104,7 +104,7 @@ class Bench:
             "audio_seconds": case.seconds,
             "variants": rows,
             "ratios": ratios(rows),
-            "matrix_flops": limits,
+            **limits,
             "counts": self._counts(case, running),
         }
 
@@ -140,7 +140,7 @@ class Bench:
         return worker.ask("run", kind=case.kind, size=dict(size), options=options, **further)
 
     def _checked(self, case: Case, variant: Variant) -> dict[str, Any]:
-        """A fresh row with the verdict of the suite's rule on the small size."""
+        """A new row with the verdict of the suite's rule on the small size."""
         row: dict[str, Any] = {"side": variant.side, "status": "measured", "message": "", "seconds": [], "check": None}
         if variant.side == "torch":
             return row
@@ -174,7 +174,7 @@ class Bench:
         return [compare(own[k], single[k], double[k], further=[run[k] for run in further]) for k in double]
 
     def _reference(self, case: Case, way: str | None, nudge: int = 0, **options: Any) -> dict[str, np.ndarray]:
-        """Outputs of the reference on the small size, made once for all that is judged by them."""
+        """Outputs of the reference on the small size, computed once per check."""
         key = str((case.kind, case.check, way, nudge, options))
         if key not in self.references:
             reference = Variant("reference", "torch", {"way": way, "check": True})
@@ -183,14 +183,20 @@ class Bench:
             self.references[key] = arrays(path)
         return dict(self.references[key])
 
-    def _limits(self, case: Case, variants: Sequence[Variant]) -> dict[str, float]:
-        found = {}
-        for side in dict.fromkeys(v.side for v in variants):
-            time.sleep(PAUSE_S)
-            try:
-                found[side] = self.worker(side, case.parts).ask("square", n=self.settings.matrix)
-            except WorkerError:
-                continue  # told where it was to be timed
+    def _limits(
+        self, case: Case, variants: Sequence[Variant], before: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """By side, the speed of matrix products and of reading memory; the better of now and `before`."""
+        found: dict[str, dict[str, float]] = {}
+        for name, asked in LIMITS.items():
+            found[name] = dict(before.get(name, {}))
+            for side in dict.fromkeys(v.side for v in variants):
+                time.sleep(PAUSE_S)
+                try:
+                    speed = self.worker(side, case.parts).ask(asked, n=self.settings.matrix)
+                except WorkerError:
+                    continue  # reported where it was to be timed
+                found[name][side] = max(speed, found[name].get(side, 0.0))
         return found
 
     def _counts(self, case: Case, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -208,21 +214,21 @@ class Bench:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
-    """Outputs that a worker saved."""
+    """Read the outputs that a worker saved."""
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
 
 
 def worst(readings: Sequence[Reading]) -> Reading:
-    """The reading that decides: an error before a failure before the largest ratio."""
+    """The reading that decides: first an error, then a failure, then the largest ratio."""
     order = {"ERROR": 3, "VACUOUS": 2, "FAIL": 1}
     return max(readings, key=lambda r: (order.get(r.status, 0), r.ratio or 0.0))
 
 
 def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Time of each variant over torch's and over the port's: the median of the ratios of each turn, and their range.
+    """Time of each variant over torch's and over the port's: median and range of the ratios of all turns.
 
-    Two runs of one turn stand next to each other in time, so a slow spell of the machine hits both.
+    The runs of one turn follow each other directly, so a slow spell of the machine affects both.
     """
     found = {}
     for base in ("torch", "port"):

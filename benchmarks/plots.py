@@ -1,4 +1,4 @@
-"""Plots of a run, as SVG files: ratios with their range, the cost of a stream by its second, what each path brings."""
+"""Plots of a run, as SVG files: ratios with their range, cost over a stream and by length, gain of each fast form."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ COLOURS = {"port": "#1f77b4", "mlx_audio_plus": "#d62728", "torch": "#7f7f7f"}
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
-    """Write the plots that the run has numbers for; returns their file names."""
+    """Write the plots for which the run has numbers; returns their file names."""
     import matplotlib as mpl
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "benchmarks"
-    drawn = {"ratios.svg": _ratios, "streams.svg": _streams, "paths.svg": _paths}
+    drawn = {"ratios.svg": _ratios, "streams.svg": _streams, "lengths.svg": _lengths, "paths.svg": _paths}
     return [name for name, function in drawn.items() if function(result["cases"], folder / name)]
 
 
 def _ratios(cases: list[Mapping[str, Any]], path: Path) -> bool:
-    """Time over torch's, port and mlx-audio-plus, a row each case."""
+    """Time over torch's, of port and mlx-audio-plus, a row per case."""
     rows = [(case, side) for case in cases for side in ("port", "mlx_audio_plus") if f"{side}/torch" in case["ratios"]]
     if not rows:
         return False
@@ -41,7 +41,7 @@ def _ratios(cases: list[Mapping[str, Any]], path: Path) -> bool:
 
 
 def _streams(cases: list[Mapping[str, Any]], path: Path) -> bool:
-    """Cost of each chunk, in seconds for a second of audio, at its place in the stream."""
+    """Cost of each chunk, in seconds per second of audio, at its position in the stream."""
     streams = [case for case in cases if case["kind"] == "stream"]
     styles = {"port": "-", "port.recompute": "--", "torch": ":", "port.causal_final": "-."}
     drawn = [
@@ -57,13 +57,32 @@ def _streams(cases: list[Mapping[str, Any]], path: Path) -> bool:
         axes.step([start for start, _, _ in chunks], [cost for *_, cost in chunks], style, where="post", label=label)
     axes.set_yscale("log")
     axes.set_xlabel("second of the stream")
-    axes.set_ylabel("seconds spent on a second of audio")
+    axes.set_ylabel("seconds of work per second of audio")
+    _finish(figure, axes, None, path)
+    return True
+
+
+def _lengths(cases: list[Mapping[str, Any]], path: Path) -> bool:
+    """Cost per second of audio against the length, of whole requests and of all chunks of a stream."""
+    ways = {"port": "a stream", "port.offline": "whole", "torch": "a stream, torch"}
+    streams = sorted((case for case in cases if case["kind"] == "stream"), key=lambda case: case["audio_seconds"])
+    rows = {name: [case for case in streams if case["variants"].get(name, {}).get("seconds")] for name in ways}
+    if max(map(len, rows.values())) < 2:
+        return False
+    figure, axes = _figure(8)
+    for name, found in rows.items():
+        lengths = [case["audio_seconds"] for case in found]
+        costs = [case["variants"][name]["median"] / case["audio_seconds"] for case in found]
+        axes.plot(lengths, costs, "o-", label=ways[name])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds of audio")
+    axes.set_ylabel("seconds of work per second of audio")
     _finish(figure, axes, None, path)
     return True
 
 
 def _paths(cases: list[Mapping[str, Any]], path: Path) -> bool:
-    """What a stage takes without one path, over what it takes with all."""
+    """Time of a stage without one fast form, over its time with all."""
     rows = [
         (f"{case['name']} {name.partition('/')[0].removeprefix('port.').replace('_', ' ')}", found)
         for case in cases
@@ -77,7 +96,7 @@ def _paths(cases: list[Mapping[str, Any]], path: Path) -> bool:
         bars = [[found["median"] - found["low"]], [found["high"] - found["median"]]]
         axes.barh(y, found["median"] - 1, left=1, xerr=bars, color=COLOURS["port"], capsize=3)
     axes.axvline(1.0, color=COLOURS["torch"])
-    axes.set_xlabel("time without the path, over the port's with all paths")
+    axes.set_xlabel("time without the form, over the time with all forms")
     _finish(figure, axes, [name for name, _ in rows], path)
     return True
 
@@ -97,5 +116,5 @@ def _finish(figure: Any, axes: Any, names: list[str] | None, path: Path) -> None
     if handles:
         axes.legend(handles.values(), handles.keys(), fontsize="small")
     axes.grid(alpha=0.3)
-    # The date would make two drawings of one run differ.
+    # With a date, two drawings of one run would differ.
     figure.savefig(path, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""The port in half precision or quantized, from the float32 model in memory, as the converter would store it."""
+"""The port in half precision or quantized, made from the float32 model in memory as the converter does it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUANTIZED = ("llm", "flow")
 
 
 def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None, bits: int | None) -> CosyVoice3Model:
-    """A copy of the loaded parts `roots` in another precision, or sharing its arrays; the other parts stay lazy.
+    """A copy of the loaded parts `roots` in another precision; float32 shares the arrays. Other parts stay lazy.
 
     Args:
         exact: the model in float32.

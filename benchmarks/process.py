@@ -1,4 +1,4 @@
-"""A worker as its parent sees it: started with its environment and its weights, asked one thing at a time."""
+"""A worker seen from its parent: started with its environment and weights, given one request at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class WorkerError(RuntimeError):
-    """A worker refused, died or took too long; the message is one line."""
+    """A worker refused a request, died or timed out; the message is one line."""
 
 
 @dataclass
@@ -26,13 +26,13 @@ class Settings:
     """How to start workers.
 
     Args:
-        size, seed, checkpoint: whose weights.
+        size, seed, checkpoint: which weights.
         threads: of each worker.
         blas: preloaded by the workers that run MLX.
         plus_python: interpreter of the environment that mlx-audio-plus is installed in.
-        logs: folder for what the workers write.
+        logs: folder for the workers' output.
         timeout_s: for one request.
-        matrix: side of the square matrices for the machine's limit.
+        matrix: width of the square matrices that measure the machine's limit.
     """
 
     size: str
@@ -47,7 +47,7 @@ class Settings:
 
 
 class WorkerProcess:
-    """One worker, started with the parts that it holds.
+    """One worker, started with its parts.
 
     Raises:
         WorkerError: it does not start, or a part cannot be loaded.
@@ -71,7 +71,7 @@ class WorkerProcess:
         self.load(parts)
 
     def load(self, parts: Sequence[str]) -> None:
-        """Load what is missing of `parts`."""
+        """Load those of `parts` that are missing."""
         for part in parts:
             if part not in self.parts:
                 self.ask("load", part=part)
@@ -81,7 +81,7 @@ class WorkerProcess:
         """One request.
 
         Raises:
-            WorkerError: it refused, died or took too long.
+            WorkerError: it refused the request, died or timed out.
         """
         try:
             self.process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())

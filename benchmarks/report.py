@@ -1,4 +1,4 @@
-"""What a run found, as lines for the terminal and as a Markdown file."""
+"""The results of a run, as lines for the terminal and as a Markdown file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HEADER = ("variant", "median", "range", "x torch", "x port", "GFLOP/s", "of limi
 
 
 def describe_blas(about: Mapping[str, Any], preloaded: str | None) -> dict[str, Any]:
-    """Which BLAS the MLX numbers rest on, in a sentence, and whether it is so slow that they mean nothing."""
+    """The BLAS behind the MLX numbers, in a sentence, and whether it is too slow for them to mean anything."""
     port, torch = about["port"], about["torch"]
     kernel = port.get("blas_kernel")
     found = {"preloaded": preloaded, "kernel": kernel, "meaningless": False, "sentence": None}
@@ -27,9 +27,8 @@ def describe_blas(about: Mapping[str, Any], preloaded: str | None) -> dict[str, 
 
 
 def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]]:
-    """Rows of one case under `HEADER`; `marked` puts a query behind MLX times that mean nothing."""
-    flops = flops_of(case)
-    limit = max(case["matrix_flops"].values(), default=0.0)
+    """Rows of one case under `HEADER`; `marked` puts a question mark behind MLX times that mean nothing."""
+    flops, (work, limit) = flops_of(case), limit_of(case)
     rows = []
     for name, row in case["variants"].items():
         if not row["seconds"]:
@@ -45,7 +44,7 @@ def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]
                 _ratio(case, name, "torch") + query if name != "torch" else "",
                 _ratio(case, name, "port") + query if name != "port" else "",
                 f"{rate / 1e9:.3g}" if rate else "",
-                f"{100 * rate / limit:.0f} %" if rate and limit else "",
+                f"{100 * work / row['median'] / limit:.0f} %" if work and limit else "",
                 megabytes(row.get("peak_bytes")),
                 megabytes(row.get("peak_rss_bytes")),
                 _check(row),
@@ -55,33 +54,51 @@ def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]
 
 
 def flops_of(case: Mapping[str, Any]) -> int | None:
-    """Matrix products of the plain path: what the original computes, so that all sides are held against one amount."""
+    """Operations in matrix products of the plain path: the same amount for all sides."""
     counts = case.get("counts", {})
     counted = counts.get("port.plain") or counts.get("port") or {}
     flops = counted.get("matmul_flops")
     return flops * case["size"]["tokens"] if flops and case["kind"] == "decode" else flops
 
 
+def limit_of(case: Mapping[str, Any]) -> tuple[int | None, float]:
+    """Work of the plain path that the machine limits, and the machine's speed at it by its fastest side.
+
+    Matrix products; of tokens one by one, where each weight serves one product, the bytes of weights that are read.
+    """
+    counts = case.get("counts", {})
+    counted = counts.get("port.plain") or counts.get("port") or {}
+    if case["kind"] == "decode" and "weight_bytes" in counted:
+        return counted["weight_bytes"] * case["size"]["tokens"], max(case["memory_bytes"].values(), default=0.0)
+    return flops_of(case), max(case["matrix_flops"].values(), default=0.0)
+
+
 def notes(case: Mapping[str, Any]) -> list[str]:
-    """Speeds in the words of the stage, counts, and what went wrong."""
+    """Speeds in units of the stage, counts, and failures."""
     found = []
     for name, row in case["variants"].items():
         if row["message"] and row["seconds"]:
             found.append(f"{name}: {row['message']}")
-    for name in ("torch", "port", "mlx_audio_plus"):
+    names = ("torch", "port", "mlx_audio_plus")
+    for name in case["variants"] if case["kind"] in ("batch", "manifest") else names:
         row = case["variants"].get(name, {})
         if not row.get("seconds"):
             continue
-        if case["kind"] == "decode":
+        if case["kind"] in ("decode", "batch"):
             found.append(f"{name}: {case['size']['tokens'] / row['median']:.1f} tokens a second")
+        elif case["kind"] == "manifest":
+            found.append(f"{name}: {60 * case['size']['lines'] / row['median']:.1f} utterances a minute")
         elif case["kind"] == "prefill":
             found.append(f"{name}: {case['size']['positions'] / row['median']:.0f} positions a second")
         elif case["audio_seconds"]:
-            found.append(f"{name}: {row['median'] / case['audio_seconds']:.2f} s for a second of audio")
+            found.append(f"{name}: {row['median'] / case['audio_seconds']:.2f} s per second of audio")
     for name, counted in case.get("counts", {}).items():
         if "error" in counted:
             found.append(f"{name}: not counted: {counted['error']}")
-        elif not name.startswith("port.no_"):
+            continue
+        if counted.get("idle_waits") is not None:
+            found.append(f"{name}: {counted['idle_waits']:.2g} host waits per token with nothing queued")
+        if not name.startswith("port.no_"):
             found.append(
                 f"{name}: {counted['matmul_flops'] / 1e9:.3g} GFLOP of matrix products, "
                 f"{counted['weight_bytes'] / 1e6:.1f} MB of weights and tables read, "
@@ -124,7 +141,8 @@ def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
     lines += [f"Command: `{result['command']}`; commit {result['commit'][:12]}; {', '.join(versions)}.", ""]
     lines += [result["blas"]["sentence"], ""] if result["blas"]["sentence"] else []
     lines += [
-        "Times are medians; ratios are medians of the ratios of neighbouring runs. `x torch` is the time over torch's.",
+        "Times are medians; ratios are medians of the ratios of neighbouring runs. `x torch` is the time over torch's. "
+        "`of limit` is the share of the fastest side's matrix product; token by token, of its speed of reading memory.",
         "",
     ]
     lines += ["## Targets", "", *_pipes(target_rows(result["targets"])), ""]

@@ -1,14 +1,14 @@
 """Measure the port against PyTorch and mlx-audio-plus: ratios within one run, never seconds across runs.
 
-Each side runs in a process of its own, holds the same random weights, and waits while another is timed; repeats
-alternate between the sides. Before a case is timed, every side's result is held to the suite's rule on a small size: a
-wrong result is refused. OUT/benchmark.json is written after every case, so that --resume goes on after a break.
+Each side runs in its own process with the same random weights, and waits while another side is timed; repeats
+alternate between the sides. Before timing, the suite's rule judges every side's result at a small size, and a side with
+a wrong result is not timed. OUT/benchmark.json is written after every case; --resume continues an interrupted run.
 
 examples:
   python -m benchmarks.run                                   every case, tiny: does it work here? (a minute)
-  python -m benchmarks.run --size full --against torch,mlx_audio_plus      real sizes (about 25 minutes on 2 cores)
+  python -m benchmarks.run --size full --against torch,mlx_audio_plus      real sizes (about 45 minutes on 2 cores)
   python -m benchmarks.run --size full --only 'flow.dit.*' --repeats 9     some cases, with more repeats
-  python -m benchmarks.run --size full --only 'stream.*' --resume          go on where a run broke off
+  python -m benchmarks.run --size full --only 'stream.*' --resume          continue an interrupted run
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ COMMAND = "python -m benchmarks.run"
 SCHEMA = 1
 FILE = "benchmark.json"
 MATRIX = {"tiny": 256, "full": 2048}
-# What must be the same for a row of an earlier run to stand beside those of this one.
+# What must be equal before a row of an earlier run may be shown beside those of this one.
 SAME = ("size", "seed", "checkpoint", "against", "dtype", "quantize", "threads", "repeats")
 
 
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder to write to (default: reports/out/benchmark)",
     )
-    made.add_argument("--resume", action="store_true", help=f"keep the cases that OUT/{FILE} has already")
+    made.add_argument("--resume", action="store_true", help=f"keep the cases that are already in OUT/{FILE}")
     made.add_argument("--json", action="store_true", help="print the JSON instead of tables")
     made.add_argument("--list", action="store_true", help="name the cases and stop")
     return made
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dtypes, bits = _precisions(options)
         cases = [c for c in all_cases(options.size, dtypes, bits) if fnmatchcase(c.name, options.only)]
         if not cases:
-            raise machine.BenchmarkError(f"--only {options.only!r}: no case has such a name; --list shows them")
+            raise machine.BenchmarkError(f"--only {options.only!r}: no case has this name; --list shows all")
         if options.list:
             for case in cases:
                 print(f"{case.name:18} {case.what}: {', '.join(v.name for v in case.variants)}")
@@ -119,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nbenchmarks: stopped; the same command with --resume goes on after the cases in {options.out / FILE}")
+        print(
+            f"\nbenchmarks: stopped; the same command with --resume continues after the cases in {options.out / FILE}"
+        )
         return 130
     from benchmarks import plots
 

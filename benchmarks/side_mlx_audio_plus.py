@@ -1,4 +1,4 @@
-"""The CosyVoice 3 of mlx-audio-plus as one side of the benchmark; runs in an environment of its own.
+"""The CosyVoice 3 of mlx-audio-plus as one side of the benchmark; it runs in its own environment.
 
 Built and filled by the functions of its adapter (parity_tests/adapters/mlx_audio_plus_parts), with the same noise as
 the other sides. Streams come from its `synthesize_streaming` with the language model's tokens given.
@@ -28,7 +28,7 @@ Run = Callable[[], Outputs]
 
 
 class Side:
-    """The package's three networks, those that are loaded."""
+    """Those of the package's three networks that are loaded."""
 
     name = "mlx_audio_plus"
 
@@ -89,6 +89,12 @@ class Side:
         mx.eval(a, b)
         return lambda: mx.eval(a @ b)
 
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = mx.ones(count)
+        mx.eval(a)
+        return lambda: mx.eval(a.sum())
+
     def reset_peak(self) -> None:
         mx.clear_cache()
         mx.reset_peak_memory()
@@ -124,7 +130,7 @@ class Side:
             return mx.concatenate([value, mx.zeros_like(value) if second is None else second])
 
         def run() -> Outputs:
-            # One turn of the loop in solve_euler.
+            # One iteration of the loop in solve_euler.
             v = solver.estimator(
                 x=doubled(x["x"], x["x"]),
                 mask=mx.ones((2, x["x"].shape[2])),

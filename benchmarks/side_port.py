@@ -1,8 +1,11 @@
-"""The port in MLX as one side of the benchmark, with its fast forms as asked for."""
+"""The MLX port as one side of the benchmark, with the requested fast forms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -10,22 +13,29 @@ import numpy as np
 
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
+from benchmarks.waits import watched
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
+from port.batched.decoder import Decoder
+from port.batched.flow import flow_row, mels
+from port.batched.spoken import Piece, Spoken
+from port.batched.together import together
+from port.batched.vocoder import waves
 from port.config import CosyVoice3Config
 from port.fast import chosen, speed_up
 from port.fast.modulation import bake
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
 from port.model import CosyVoice3Model, SynthesisCache
-from port.request import Stream
+from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
+WATCHED = 4  # tokens over which the host's waits are counted
 FIRST_TIME = np.float32(0)  # of every schedule
-# Ways to make a stream: the port's, with a voice that it has streamed before, the original's (all over again for each
-# chunk), without the original's last chunk.
+# Ways to stream: the port's; with a voice that it has streamed before; the original's (everything again for each
+# chunk); without the original's last chunk.
 WAYS = {
     None: {},
     "known_voice": {},
@@ -39,9 +49,9 @@ class Side:
     """The port with the loaded parts.
 
     Attributes:
-        model: plain until it first runs, then with the forms that suit the device; always plain where it is varied.
+        model: plain until it first runs, then with the forms for the device; always plain if it has variants.
         roots: attributes of the model that hold weights.
-        variants: other forms and precisions of a varied model, by the options that ask for them.
+        variants: other forms and precisions of the model, by their options.
     """
 
     name = "port"
@@ -53,7 +63,7 @@ class Side:
         self._fast: set[str] = set()
 
     def load(self, part: str, config: CosyVoice3Config, state: State) -> None:
-        """Convert one part and fill it; the others stay lazy and take no memory."""
+        """Convert and fill one part; the others stay lazy and take no memory."""
         self.model = self.model or CosyVoice3Model(config)
         root = PORT_ROOT[part]
         fill(self.model, root, convert(part, state, config).tensors)
@@ -62,7 +72,7 @@ class Side:
             self.variants = {}
 
     def baked(self) -> None:
-        """Keep the tables of the fixed times and let go of the weights behind them."""
+        """Keep the tables of the fixed timesteps and drop the weights behind them."""
         bake(self.model.flow.decoder)
 
     def varied(self) -> None:
@@ -91,9 +101,9 @@ class Side:
     def counts(
         self, kind: str, inputs: Mapping[str, np.ndarray], size: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Counts | None:
-        """Counts of the graph of a kind whose graph is one piece; None for the others.
+        """Counts of the graph of a kind that is one graph; None for the others.
 
-        Of decoding one token is counted, of the vocoder the filter: pitch and source run partly on the host.
+        For decoding we count one token; for the vocoder only the filter: pitch and source run partly on the host.
         """
         model, config = self._model(options), self.model.config
         if kind in ("prefill", "decode"):
@@ -114,7 +124,8 @@ class Side:
             arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
         else:
             return None
-        return count(run, *arguments)
+        found = count(run, *arguments)
+        return replace(found, idle_waits=self._idle_waits(model, inputs)) if kind == "decode" else found
 
     @staticmethod
     def to_numpy(value: Any) -> np.ndarray:
@@ -130,6 +141,12 @@ class Side:
         mx.eval(a, b)
         return lambda: mx.eval(a @ b)
 
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = mx.ones(count)
+        mx.eval(a)
+        return lambda: mx.eval(a.sum())
+
     def reset_peak(self) -> None:
         mx.clear_cache()
         mx.reset_peak_memory()
@@ -141,24 +158,36 @@ class Side:
         return {"version": mx.__version__, "device": mx.default_device().type.name}
 
     def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
-        """The model in the forms and the precision that are asked for."""
+        """The model in the requested forms and precision."""
         if self.variants is None:
             for root in set(self.roots) - self._fast:
                 self.model[root] = speed_up(self.model[root])
                 self._fast.add(root)
             return self.model
-        off = options.get("off", [])
+        off, on = options.get("off", []), options.get("on", [])
         dtype, bits = options.get("dtype"), options.get("bits")
-        key = str((off, dtype, bits))
+        key = str((off, on, dtype, bits))
         if key not in self.variants:
             made = in_precision(self.model, self.roots, dtype, bits)
             for root in self.roots:
-                only = () if off == "all" else set(chosen()) - set(off)
+                only = () if off == "all" else set(chosen()) - set(off) | set(on)
                 made[root] = speed_up(made[root], only)
-            if dtype or bits:  # one at a time: these share no weights
+            if dtype or bits:  # keep one at a time: they share no weights
                 self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
             self.variants[key] = made
         return self.variants[key]
+
+    @staticmethod
+    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, np.ndarray]) -> float:
+        """How often the host waits for a token with nothing queued behind it, per token, after the first."""
+        job = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
+        with watched() as waits:
+            next(job)
+            waits.idle = 0
+            tokens = len([*islice(job, WATCHED)])
+            found = waits.idle / tokens
+        job.close()
+        return found
 
     def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
         return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}
@@ -169,6 +198,22 @@ class Side:
         sampling = greedy_sampling if options.get("check") else ras_sampling
         job = model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
+
+    def _batch(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        """Tokens from one request alone, or from `rows` that decode together: the same one and shorter texts."""
+        rows = options.get("rows")
+        if rows is None:
+            return self._decode(model, x, size, options)
+        sampling = greedy_sampling if options.get("check") else ras_sampling
+        decoder, given = Decoder(model.llm, rows), [{**x, "text": x["text"][:, i:]} for i in range(rows)]
+        together = [
+            decoder.inference(**of, draws=SeededDraws(0), sampling=sampling, strict_min_length=True) for of in given
+        ]
+        return take_tokens_together(
+            decoder, together, size["tokens"] if options.get("check") else size["tokens"] // rows
+        )
 
     def _dit(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
@@ -191,12 +236,43 @@ class Side:
             "wav": model.token2wav(x["token"], prompt, 0, SynthesisCache(), stream=False, finalize=True, chance=chance)
         }
 
+    def _networks(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), step = voice_conversion(x), options.get("rows", 1)
+
+        def run() -> Outputs:
+            rows, found = [flow_row(model.flow, token[None], prompt, chance.noise) for token in x["token"]], []
+            for start in range(0, len(rows), step):
+                made = mels(model.flow, rows[start : start + step])
+                found += waves(model.vocoder, made, [chance.sine_waves] * len(made))
+            return {"wav": mx.concatenate(found)}
+
+        return run
+
+    def _manifest(
+        self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> Run:
+        (prompt, chance), rows = voice_conversion(x), options.get("rows", 1)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+        texts = texts_of(size)
+
+        def spoken(line: int) -> Spoken:
+            chosen = Options(seed=line, noise=chance.noise, sine_waves=chance.sine_waves, strict_min_length=True)
+            return Spoken(model, prompt, [Piece({"text": mx.array(texts[line])})], chosen, lambda: None)
+
+        def run() -> Outputs:
+            made = dict(together(model, ((line, partial(spoken, line)) for line in range(len(texts))), rows))
+            return {"samples": [made[line][0]["tts_speech"].shape[1] for line in range(len(texts))]}
+
+        return run
+
     def _first(
         self, model: CosyVoice3Model, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
         if options.get("way") != "hop":
             return self._stream(model, x, size, {**options, "chunks": 1})
-        # What the first chunk needs and no more: one hop through both networks, by their plain calls.
+        # Exactly the work of the first chunk: one hop through both networks, by their plain calls.
         config = model.config
         hop = config.streaming.token_hop_len
         tokens = hop + -size["prompt"] % hop + config.flow.pre_lookahead_len
@@ -217,7 +293,7 @@ class Side:
             return self._token2wav(model, x)
         further, (prompt, chance) = WAYS[way], voice_conversion(x)
         frames = x["noise"].shape[1]
-        # Room for the whole stream and its prompt, whatever the machine's default is: the paths are compared.
+        # Memory for the whole stream and its prompt, whatever the default: we compare the ways, not the limit.
         limit = 2 * state_bytes(model.config.flow, frames)
 
         def stream(count: int | None) -> Outputs:
@@ -231,7 +307,7 @@ class Side:
             return stream(options.get("chunks"))
 
         if way == "known_voice" and not model.stream_memory.prompts:
-            stream(2)  # the second chunk finds time to keep the prompt
+            stream(2)  # the second chunk stores the prompt
         return run
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.cases import TO_SAMPLES
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, take_tokens, texts_of, voice_conversion
 from benchmarks.weights import State
 from port.config import CosyVoice3Config
 from port.request import Stream
@@ -44,7 +45,7 @@ class Side:
         if part == "llm":
             module.llm["model"]["lm_head"].weight = module.qwen2.embed_tokens.weight  # `assign` undid the tie
             rotary, qwen2 = module.qwen2.rotary_emb, config.llm.qwen2
-            # A buffer outside the state dict has no storage yet.
+            # Buffers outside the state dict have no storage yet.
             module.qwen2.rotary_emb = type(rotary)(qwen2.head_dim, qwen2.rope_theta)
         setattr(self.model, ATTRIBUTES.get(part, part), module.eval())
 
@@ -53,8 +54,8 @@ class Side:
     ) -> Run:
         """What is timed, as a function without arguments; its results are complete when it returns.
 
-        `options["double"]` runs in float64, `options["check"]` leaves out what is drawn and adds the mel to the samples
-        of a kind that makes them, `options["mel_error"]` is what happens to that mel: see `_with_mel`.
+        `options["double"]` runs in float64. `options["check"]` leaves out random outputs and adds the mel to the
+        samples. `options["mel_error"]` changes that mel: see `_with_mel`.
         """
         dtype = torch.float64 if options.get("double") else torch.float32
         self.model.to(dtype)
@@ -80,6 +81,11 @@ class Side:
         a, b = (torch.randn(n, n) for _ in range(2))
         return lambda: a @ b
 
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = torch.ones(count)
+        return lambda: a.sum()
+
     def reset_peak(self) -> None:
         """Torch counts no memory on a CPU."""
 
@@ -98,7 +104,7 @@ class Side:
 
             def inference(*given: Any, **named: Any) -> torch.Tensor:
                 found["mel"] = mel = type(flow).inference(flow, *given, **named)
-                # Frames first: a stream's longer mel gets the noise of the shorter one and more.
+                # Frames first: a longer mel of a stream begins with the noise of the shorter one.
                 noise = np.random.default_rng(seed).standard_normal((mel.shape[2], mel.shape[1]))
                 return mel + torch.from_numpy(spread * noise.T).to(mel.dtype)
 
@@ -119,6 +125,8 @@ class Side:
         job = self.model.llm.inference(**x, draws=SeededDraws(0), sampling=sampling, strict_min_length=True)
         return take_tokens(job, size["tokens"])
 
+    _batch = _decode  # the original decodes one request at a time
+
     def _dit(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
         t = cosine_schedule(10, x["x"].dtype)[0]
         mask = torch.ones(1, 1, x["x"].shape[2])
@@ -134,6 +142,21 @@ class Side:
         prompt, chance = voice_conversion(x)
         cut = {"stream": False, "finalize": True, "chance": chance}
         return lambda: {"wav": self.model.token2wav(x["token"], prompt, 0, SynthesisCache(), **cut)}
+
+    def _networks(self, x: dict[str, torch.Tensor], *_: Any) -> Run:
+        runs = [self._token2wav({**x, "token": token}) for token in x["token"].split(1)]
+        return lambda: {"wav": torch.cat([run()["wav"] for run in runs])}
+
+    def _manifest(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], *_: Any) -> Run:
+        prompt, chance = voice_conversion(x)
+        prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+
+        def say(line: int, text: np.ndarray) -> int:
+            drawn = replace(chance, draws=SeededDraws(line))
+            made = self.model.tts(prompt, torch.from_numpy(text), chance=drawn, strict_min_length=True)
+            return sum(result["tts_speech"].shape[1] for result in made)
+
+        return lambda: {"samples": [say(line, text) for line, text in enumerate(texts_of(size))]}
 
     def _first(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         return self._stream(x, size, {**options, "chunks": 1})

@@ -1,6 +1,6 @@
-"""The targets: what was promised, the number that was measured, and whether it is met.
+"""The targets: what is promised, what was measured, and whether the target is met.
 
-Each is read from the rows of one run, so a row that failed or was left out makes its target "not measured".
+Each target reads the rows of one run. If a row failed or was left out, its target is "not measured".
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Target:
     """One target with its result.
 
     Args:
-        what: in words.
-        limit: that is promised.
-        value: that was measured; None when it was not.
+        what: description.
+        limit: promised value.
+        value: measured value; None if not measured.
         low, high: range of the turns, where there is one.
         status: of this run.
-        note: what the number is made of.
+        note: what the number consists of.
     """
 
     what: str
@@ -46,6 +46,9 @@ def judge(cases: Cases) -> list[Target]:
         _ratio(cases, "DiT step, 500 frames, against torch", "flow.dit.500", "port/torch", at_most=1.2),
         _faster(cases, "DiT step, 250 frames, mlx-audio-plus against the port", "flow.dit.250", 1.5),
         _faster(cases, "DiT step, 500 frames, mlx-audio-plus against the port", "flow.dit.500", 1.5),
+        _ratio(cases, "speech tokens of 4 requests together, over one alone", "llm.batch", "port.rows_4/port", 1 / 2.5),
+        _ratio(cases, "speech tokens of 8 requests together, over one alone", "llm.batch", "port.rows_8/port", 1 / 4),
+        _ratio(cases, "a manifest of 32 lines, 8 at once, over one by one", "manifest", "port.rows_8/port", 1 / 1.8),
         _ratio(cases, "vocoder, 3 s, against torch", "vocoder.3s", "port/torch", at_most=1.2),
         _faster(cases, "vocoder, 3 s, mlx-audio-plus against the port", "vocoder.3s", 10.0),
         _value(
@@ -72,7 +75,7 @@ def judge(cases: Cases) -> list[Target]:
         _value(
             "the original's way at 10 s, over one offline pass (for comparison)",
             lambda: _median(cases, "stream.10s", "port.recompute") / _median(cases, "stream.10s", "port.offline"),
-            note="the port with every chunk made anew; 5.7 by work at 30 s",
+            note="the port recomputing everything for each chunk; 5.7 by work at 30 s",
         ),
         _growth(cases["stream.30s"]) if "stream.30s" in cases else _growth({}),
         _ratio(
@@ -97,10 +100,10 @@ def seconds_of_chunks(marks: list[list[float]]) -> list[tuple[float, float, floa
 
 
 def _growth(case: Mapping[str, Any]) -> Target:
-    """How the cost of a second grows from the first chunk of full length to the last but the very last one."""
+    """Growth of the cost per second, from the first chunk of full length to the second to last chunk."""
     what = "growth of the n-th second's cost over attention's own growth, 30 s"
     marks = case.get("variants", {}).get("port", {}).get("marks") or []
-    chunks = seconds_of_chunks(marks)[:-1]  # the very last is the original's whole pass
+    chunks = seconds_of_chunks(marks)[:-1]  # the last chunk is a full pass over everything, as in the original
     if len(chunks) < 3:
         return Target(what, "<= 1", None, None, None, "not measured", "")
     longest = max(length for _, length, _ in chunks)
@@ -129,7 +132,7 @@ def _ratio(cases: Cases, what: str, case: str, name: str, at_most: float) -> Tar
         found = _inverse(cases.get(case, {}).get("ratios", {}).get("port.one_hop/port"))
     if found is None:
         return Target(what, f"<= {at_most:g}", None, None, None, "not measured", "")
-    # Two runs that do the same differ by noise alone, so a limit of no difference is met when its range reaches it.
+    # Two equal runs differ by noise, so a limit of "no difference" is met if the range includes it.
     measured = found["low"] if name == "port/one_hop" else found["median"]
     status = "met" if measured <= at_most else "missed"
     return Target(what, f"<= {at_most:g}", found["median"], found["low"], found["high"], status, "ratio of times")

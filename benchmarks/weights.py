@@ -1,7 +1,7 @@
-"""Weights of real size for every worker, without a file: a process of its own makes them and writes them to a pipe.
+"""Weights of real size for every worker, without a file: a separate process makes them and writes them to a pipe.
 
 `python -m benchmarks.weights PART --size full --seed 0` writes the configuration and the tensors of one official file;
-`receive` reads them. So a worker that runs MLX never imports torch, and all workers hold the same numbers.
+`receive` reads them. MLX workers thus never import torch, and all workers hold the same numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ State = dict[str, np.ndarray]
 
 
 def receive(command: Sequence[str], environment: dict[str, str]) -> tuple[CosyVoice3Config, State]:
-    """Run a sender and read what it writes: the configuration, and tensors under their official names.
+    """Run a sender and read its output: the configuration, and tensors under their official names.
 
     Raises:
         RuntimeError: the sender failed; its last line says why.
@@ -44,7 +44,7 @@ def receive(command: Sequence[str], environment: dict[str, str]) -> tuple[CosyVo
 
 
 def send(part: str, options: argparse.Namespace, out: IO[bytes]) -> None:
-    """Write the configuration as one line of JSON, then for each tensor such a line with name and shape, and values."""
+    """Write the configuration as a line of JSON; then for each tensor a line with name and shape, and its values."""
     config, state = _official(part, options)
     out.write(json.dumps(config.to_dict()).encode() + b"\n")
     for key, value in state.items():

@@ -1,7 +1,7 @@
-"""One side in a process of its own: `python -m benchmarks.worker SIDE ...`, one line of JSON in, one out.
+"""One side in its own process: `python -m benchmarks.worker SIDE ...`, one line of JSON in, one line out.
 
-It loads its weights once and then does as it is told; between two orders it waits for its standard input and nothing
-in it runs. Requests: `load`, `run`, `counts`, `square`, `about`.
+It loads its weights once and then answers requests; between two requests it waits for standard input and nothing
+runs. Requests: `load`, `run`, `counts`, `square`, `about`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rs
 from benchmarks.weights import receive
 
 MATRIX_RUNS = 5
+MATRICES_READ = 16  # of the full size together more than any cache holds
 
 
 class Worker:
-    """The side, and what it was last asked to prepare.
+    """The side, and the case that it prepared last.
 
     Args:
         options: of the command line.
@@ -41,7 +42,7 @@ class Worker:
         self.squares: dict[int, Callable[[], Any]] = {}
 
     def about(self) -> dict[str, Any]:
-        """Versions, device and the BLAS that is really in memory."""
+        """Versions, device and the BLAS that is loaded."""
         return {
             **self.side.about(),
             "python": sys.version.split()[0],
@@ -50,7 +51,7 @@ class Worker:
         }
 
     def load(self, part: str) -> dict[str, Any]:
-        """Fetch and fill one part, or change what is loaded."""
+        """Load one part, or change the loaded model."""
         if part in (BAKED, VARIED):
             getattr(self.side, part)()
             return {}
@@ -73,7 +74,7 @@ class Worker:
     ) -> dict[str, Any]:
         """Run a kind of case; seconds of each repeat, peaks of memory, and its outputs in the file `save`.
 
-        `nudge` moves each float input up or down by one ulp, by a seed.
+        `nudge` is a seed that moves each float input up or down by one ulp.
         """
         inputs = make_inputs(kind, size, self.config)
         if nudge:
@@ -103,15 +104,23 @@ class Worker:
 
     def square(self, n: int) -> float:
         """FLOP/s of a matrix product of `n` by `n`, the best of a few."""
-        run = self.squares.setdefault(n, self.side.square(n))
-        best = float("inf")
-        for _ in range(MATRIX_RUNS):
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-            if best > 1:
-                break
-        return 2 * n**3 / best
+        return 2 * n**3 / fastest(self.squares.setdefault(n, self.side.square(n)))
+
+    def sweep(self, n: int) -> float:
+        """Bytes a second at which MATRICES_READ matrices of `n` by `n` are read and summed, the best of a few."""
+        return 4 * MATRICES_READ * n * n / fastest(self.side.sweep(MATRICES_READ * n * n))
+
+
+def fastest(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of a few runs."""
+    best = float("inf")
+    for _ in range(MATRIX_RUNS):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+        if best > 1:
+            break
+    return best
 
 
 def nudged(inputs: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -133,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--python", default=sys.executable, help="interpreter that makes the weights")
     options = parser.parse_args(argv)
-    # What a library writes to standard output must not get between the answers.
+    # Libraries that write to standard output must not corrupt the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     worker: Worker | None = None

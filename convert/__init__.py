@@ -1,4 +1,4 @@
-"""An official checkpoint to a folder for the port, with the proof that nothing was lost."""
+"""Convert an official checkpoint to a folder for the port, and prove that nothing was lost."""
 
 import os
 

@@ -18,10 +18,10 @@ FOREIGN = "truncated, or not a file written by torch.save (1.6 or newer)"
 
 
 def open_records(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
-    """Where each record's bytes begin and how many they are, after every record has passed its checksum.
+    """Start and size in bytes of each record; every record has passed its checksum.
 
     Raises:
-        Refused: no zip archive, or one that is truncated, damaged, compressed or ambiguous.
+        Refused: not a zip archive, or a truncated, damaged, compressed or ambiguous one.
     """
     directory = _directory(path, file)
     try:
@@ -33,7 +33,7 @@ def open_records(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
         raise Refused(f"{path}: {len(found)} records, more than {MAX_RECORDS}")
     records: dict[str, tuple[int, int]] = {}
     for info in found:
-        # Weights are stored as they are, so a record that unpacks to more than it takes is no checkpoint.
+        # torch.save stores records without compression, so a record that would grow when unpacked is an attack.
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size or info.flag_bits & 1:
             raise Refused(f"{path}: record {info.filename!r} is compressed; torch.save stores records plainly")
         file.seek(info.header_offset)
@@ -51,7 +51,7 @@ def open_records(path: Path, file: BinaryIO) -> dict[str, tuple[int, int]]:
 
 
 def _directory(path: Path, file: BinaryIO) -> int:
-    """Where the archive's directory begins; it must be the only one: readers differ in which of two they take."""
+    """Start of the archive's directory. There must be only one: with two, readers differ in which one they use."""
     size = file.seek(0, 2)
     file.seek(max(size - 98, 0))
     tail = file.read().rjust(98, b"\0")
@@ -59,7 +59,7 @@ def _directory(path: Path, file: BinaryIO) -> int:
     if mark != b"PK\5\6" or comment:
         raise Refused(f"{path}: {FOREIGN}")
     end = size - 22
-    if tail[-42:-38] == b"PK\6\7":  # sizes of 64 bits stand in a record of their own, before its locator
+    if tail[-42:-38] == b"PK\6\7":  # 64-bit sizes have their own record, before its locator
         end -= 76
         mark, wide_entries, wide_length, wide_begin = struct.unpack("<4s28x3Q", tail[:56])
         pairs = ((entries, wide_entries, 0xFFFF), (length, wide_length, 0xFFFFFFFF), (begin, wide_begin, 0xFFFFFFFF))

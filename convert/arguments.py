@@ -8,7 +8,7 @@ from port.files.errors import Refused, brief
 
 
 class Arguments:
-    """Constructor arguments taken one by one, so that whatever is left over is unknown.
+    """Constructor arguments, taken one by one: whatever is left at the end is unknown.
 
     Args:
         where: their place, for messages.
@@ -25,7 +25,7 @@ class Arguments:
         self.complete = complete
 
     def take(self, *names: str) -> dict[str, Any]:
-        """Arguments that configure the model; without `complete` those that are there."""
+        """Arguments that configure the model; without `complete`, only those that are present."""
         if self.complete and (absent := [name for name in names if name not in self.values]):
             raise Refused(f"{self.where}.{min(absent)}: missing")
         return {name: self.values.pop(name) for name in names if name in self.values}
@@ -36,17 +36,17 @@ class Arguments:
         return self.values.pop(name)
 
     def expect(self, **known: Any) -> None:
-        """Arguments for which the model knows one value only."""
+        """Arguments for which the model supports a single value."""
         if self.complete and (absent := [name for name in known if name not in self.values]):
             raise Refused(f"{self.where}.{min(absent)}: missing")
         self.allow(**known)
 
     def allow(self, **known: Any) -> None:
-        """Arguments with one known value that may be missing, for it is the original's default or nobody reads it."""
+        """Arguments with one supported value that may be missing: it is the original's default, or nothing reads it."""
         for name, wanted in known.items():
             value = self.values.pop(name, wanted)
             if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-                raise Refused(f"{self.where}.{name}: {brief(value)} is not supported, the model knows {wanted!r} only")
+                raise Refused(f"{self.where}.{name}: {brief(value)} is not supported; use {wanted!r}")
 
     def ignore(self, *names: str) -> None:
         """Arguments that only training reads."""

@@ -1,4 +1,4 @@
-"""The proof that a conversion is whole: every source tensor consumed once, every port parameter filled once.
+"""Proof that a conversion is complete: every source tensor is used once, every port parameter is filled once.
 
 It is made from names and shapes before any weight is read, and again from the headers of the written files.
 """
@@ -22,7 +22,7 @@ from port.model import CosyVoice3Model
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file of the source and how it enters the sums."""
+    """One file of the source, and what the audit counts in it."""
 
     name: str
     sha256: str
@@ -72,7 +72,9 @@ def port_shapes(config: CosyVoice3Config, parts: Iterable[str] | None = None) ->
     Args:
         parts: names of the `PORT_ROOT` table; all parameters of the model when None.
     """
-    shapes = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(config).parameters())}
+    shapes = {
+        name: tuple(value.shape) for name, value in dict(tree_flatten(CosyVoice3Model(config).parameters())).items()
+    }
     if parts is None:
         return shapes
     roots = {PORT_ROOT[part] for part in parts}
@@ -85,18 +87,18 @@ def prove(
     parameters: Mapping[str, Shape],
     may_lack: Container[str] = (),
 ) -> Audit:
-    """Check plans against what the files hold and what the port needs.
+    """Check that the plans use all tensors of the files and fill all parameters of the port.
 
     Args:
         shapes: by part, shape of every tensor of the file.
         plans: by part, the steps of `mapping.plan` for all tensors of the file.
         parameters: what must be filled, from `port_shapes`.
-        may_lack: source tensors that may be missing, of those that are only looked at.
+        may_lack: source tensors that may be missing, among those that are only checked.
 
     Raises:
-        Refused: a source tensor used twice or not at all, one missing that is only looked at, a parameter unknown,
-            missing, filled twice or of another shape than the port's.
-        Refused: source shapes that do not fit their transform.
+        Refused: a source tensor is used twice or never, or one that is only checked is missing; a parameter is unknown,
+            missing, filled twice or has the wrong shape.
+        Refused: source shapes do not fit their transform.
     """
     filled: dict[str, str] = {}
     dropped: dict[str, str] = {}
@@ -108,7 +110,7 @@ def prove(
         for source in shapes[part]:
             if uses[source] != 1:
                 raise Refused(f"{part}: {source} is consumed {uses[source]} times")
-        # What goes into no parameter is evidence, of the width of a head for one; the original refuses its absence too.
+        # A tensor that fills no parameter is still checked (one shows the head width); the original needs it too.
         looked_at = {row for row in TABLE if row.part == part and row.target is None and row.transform is not UNUSED}
         for row in looked_at - {step.row for step in steps}:
             if row.sources[0] not in may_lack:

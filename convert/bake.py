@@ -1,6 +1,6 @@
-"""`--bake-timesteps`: what the flow decoder makes of its fixed timesteps, in place of the weights that make it.
+"""`--bake-timesteps`: store what the flow decoder computes from its fixed timesteps, in place of the weights for it.
 
-The port's own layers make the tables, in float32 whatever is stored of the rest.
+The port's own layers compute the tables, in float32 whatever the dtype of the other weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIME_EMBED = BAKED_TIMES.rpartition(".")[0]
 
 
 class Bake:
-    """Takes converted parameters one by one and gives tables, holding one layer at a time.
+    """Turns converted parameters into tables, one layer in memory at a time.
 
     Args:
         config: of the model, which also says how many steps the flow takes.
@@ -56,7 +56,7 @@ class Bake:
         return sorted(steps, key=lambda step: not (step.target or "").startswith(TIME_EMBED))
 
     def stored(self, name: str, array: np.ndarray) -> Iterator[tuple[str, mx.array]]:
-        """The tensors of the folder that take the place of a layer, once its last parameter has come.
+        """The tensors that replace a layer, once its last parameter has arrived.
 
         Args:
             name: one of `replaced`.
@@ -79,9 +79,9 @@ class Bake:
 
 
 def _layer(name: str) -> str:
-    """The layer whose parameters are needed together with this one."""
+    """The layer that this parameter belongs to; its parameters are needed together."""
     return TIME_EMBED if name.startswith(TIME_EMBED) else name.rpartition(".")[0]
 
 
 def _shapes(dit: DiT) -> dict[str, Shape]:
-    return {f"{ROOT}.{name}": tuple(value.shape) for name, value in tree_flatten(dit.parameters())}
+    return {f"{ROOT}.{name}": tuple(value.shape) for name, value in dict(tree_flatten(dit.parameters())).items()}

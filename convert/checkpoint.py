@@ -1,6 +1,6 @@
 """Safe reading of official files: weights without running pickled code, yaml without following tags, hashes.
 
-Whatever is wrong with a file ends in one `Refused` line that names the file.
+Any fault of a file raises `Refused`, one line that names the file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ from port.files.storage import read_header
 MAX_TENSORS = 20_000
 MAX_ELEMENTS = 1 << 31
 MAX_DIMENSIONS = 8
-# What trainers put a state dict into: DeepSpeed `module`, Lightning `state_dict`, vocoder trainers `generator`, ...
+# Keys of a trainer's state dict: DeepSpeed `module`, Lightning `state_dict`, vocoder trainers `generator`, ...
 WRAPPERS = ("state_dict", "model_state_dict", "module", "model", "generator")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-# By their names in safetensors files: weights, and what trainers count in.
+# Their names in safetensors files: dtypes of weights, and dtypes of training counters.
 _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _SAFETENSORS |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool}
 _SAFETENSORS |= {"U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8}
@@ -44,7 +44,7 @@ MAX_YAML_BYTES = 1 << 18
 class StateDict(Mapping[str, np.ndarray]):
     """Tensors of one file, read from disk one at a time when asked for.
 
-    `shapes` holds all shapes without reading data; `ignored` names what stood beside the weights (training counters,
+    `shapes` holds all shapes and needs no data; `ignored` names the entries beside the weights (training counters,
     entries around a wrapped state dict).
     """
 
@@ -62,7 +62,7 @@ class StateDict(Mapping[str, np.ndarray]):
 
     @property
     def shared(self) -> int:
-        """Numbers that stand in `shapes` more often than in the file, under a further name."""
+        """How many numbers `shapes` counts more than once, because two names share one tensor."""
         held = [(tensor.untyped_storage().data_ptr(), tensor.numel()) for tensor in self._tensors.values()]
         return sum(count for _, count in held) - sum(dict(held).values())
 
@@ -88,9 +88,9 @@ def sha256(path: Path) -> str:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Open the weights of a `.pt` file as torch.save writes it, or of a safetensors file; nothing in it is executed.
+    """Open the weights of a `.pt` file written by torch.save, or of a safetensors file; nothing in it is executed.
 
-    Accepted around the weights: `WRAPPERS`, one inside another, and beside the weights whatever is none (`ignored`).
+    The weights may be inside `WRAPPERS`, also nested ones. Entries that are not weights are listed in `ignored`.
 
     Raises:
         Refused: missing, truncated, damaged, compressed or not such a file, code in the pickle, not a state
@@ -104,11 +104,12 @@ def read_state_dict(path: Path) -> StateDict:
     except OSError as error:
         raise Refused(f"{path}: {error.strerror or error}") from None
     if path.suffix == ".safetensors" or start[8:9] == b"{":
-        content, data, kept = *_read_safetensors(path), ()
+        kept: list[str] = []
+        content, data = _read_safetensors(path)
     else:
         content, data = read_torch_file(path)
         content, kept = _unwrap(path, content)
-    ignored, tensors = list(kept), {}
+    ignored, tensors = kept, {}
     for key, value in content.items():
         beside = isinstance(key, str) and "." not in key and not _is_tensor(value)
         if beside or (key in COUNTERS and isinstance(value, Stored) and math.prod(value.shape) == 1):
@@ -141,7 +142,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], mmap]:
 
 
 def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
-    """The state dict in whatever a trainer put it into, and the names of what stands beside it."""
+    """The state dict inside a trainer's wrappers, and the names of the entries beside it."""
     ignored: list[str] = []
     for _ in WRAPPERS:
         if not isinstance(content, dict):
@@ -150,7 +151,7 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
         if wrapper is None:
             break
         for key, value in content.items():
-            # A norm of gradients or a loss may be a tensor too; more numbers than one are weights.
+            # A gradient norm or a loss is a tensor of one number; a tensor with more numbers is a weight.
             if isinstance(value, Stored) and math.prod(value.shape) != 1:
                 raise Refused(f"{path}: tensor {key!r:.80} stands outside {wrapper!r}")
         ignored += [str(key) for key in content if key != wrapper]
@@ -159,7 +160,7 @@ def _unwrap(path: Path, content: Any) -> tuple[dict[Any, Any], list[str]]:
 
 
 def _fullest(content: dict[Any, Any]) -> str:
-    """Which entry, or entry of an entry, holds the most tensors under names; empty where none holds any."""
+    """The path of keys to the dict with the most named tensors; empty if there is none."""
     counts, level = {"": 0}, [("", content)]
     for _ in range(3):
         inner = ((f"{path}.{key!s:.60}", value) for path, held in level for key, value in held.items())
@@ -180,7 +181,7 @@ def _what(value: Any) -> str:
 
 
 def _tensor(path: Path, key: str, value: Any, data: mmap) -> torch.Tensor:
-    """The tensor that `value` describes, on the mapped file."""
+    """The tensor that `value` describes, a view of the mapped file."""
     if isinstance(value, Foreign) and _is_tensor(value):
         raise Refused(f"{path}: {key} is not a plain dense tensor ({value.name})")
     if not isinstance(value, Stored):
@@ -195,9 +196,9 @@ def _tensor(path: Path, key: str, value: Any, data: mmap) -> torch.Tensor:
         raise Refused(f"{path}: {key} is empty, shape {list(shape)}")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     # A stride of 0 lets a few stored bytes claim any size.
-    if count > min(MAX_ELEMENTS, storage.count) or last >= storage.count:
+    if count > min(MAX_ELEMENTS, storage.size) or last >= storage.size:
         raise Refused(f"{path}: {key} claims shape {list(shape)}, more than the file holds")
-    numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.count, offset=storage.begin)
+    numbers = torch.frombuffer(data, dtype=storage.dtype, count=storage.size, offset=storage.begin)
     return numbers.as_strided(shape, strides, offset)
 
 
@@ -214,7 +215,7 @@ class Tagged:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """SafeLoader that keeps `!new`, `!name`, `!ref` and the four seed calls as data and refuses every other tag."""
+    """SafeLoader that reads `!new`, `!name`, `!ref` and the four seed calls as data and refuses every other tag."""
 
 
 def _tagged(kind: str) -> Any:
@@ -237,10 +238,10 @@ def _plain(loader: _PlainLoader, node: yaml.Node) -> Any:
         return loader.construct_mapping(node, deep=True)
     if isinstance(node, yaml.SequenceNode):
         return loader.construct_sequence(node, deep=True)
-    return loader.construct_scalar(node) or None
+    return loader.construct_scalar(cast(yaml.ScalarNode, node)) or None
 
 
-def _refuse(_: _PlainLoader, node: yaml.Node) -> None:
+def _refuse(_: _PlainLoader, node: yaml.Node) -> NoReturn:
     raise Refused(f"line {node.start_mark.line + 1}: tag '{node.tag}' would run code; refused")
 
 
@@ -276,7 +277,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise Refused(f"{path}: {where}not valid yaml ({problem})") from None
-    except Exception as error:  # PyYAML makes numbers, dates and truth values of text without looking at it
+    except Exception as error:  # PyYAML converts text to numbers, dates and booleans without validating it
         raise Refused(f"{path}: not valid yaml ({type(error).__name__})") from None
     if not isinstance(data, dict):
         raise Refused(f"{path}: expected a mapping at the top")

@@ -1,6 +1,6 @@
-"""A conversion: reads and converts tensor by tensor, writes beside its place, proves it, and lets it be compared.
+"""A conversion: read and convert tensor by tensor, write to a temporary folder, audit, compare, rename.
 
-`convert_folder` is the library's door; the command is run.py.
+`convert_folder` is the function to call from Python; the command is run.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from convert.layout import describe_files, require_checkpoint
 from convert.mapping import Step, plan
 from convert.names import MAY_LACK
 from convert.official import TOKENIZER_FOLDER, text_config, with_front_end
+from convert.onnx_weights import OnnxWeights
 from convert.partial import MARK, beside, refuse_existing
 from convert.parts import Weights, official_parts
 from convert.quantize import FLOAT32, Precision
@@ -47,24 +48,24 @@ def convert_folder(
     precision: Precision = FLOAT32,
     bake_timesteps: bool = False,
 ) -> tuple[Audit, Sequence[Row]]:
-    """Convert, prove by counts and compare; `out` appears complete or not at all.
+    """Convert, audit and compare; `out` appears complete or not at all.
 
     Args:
         source: see `find_source`.
         out: must not exist; its parents are made.
-        compare: called with the source's folder and the written one before that gets its name; returns a mapping for
-            each comparison with at least `checkpoint` and `status`. None: the folder is written and proved, and its
+        compare: called with the source folder and the written folder, before the rename. Returns a mapping for each
+            comparison, with at least `checkpoint` and `status`. None: the folder is written and audited, and its
             audit says that nothing was compared.
-        max_shard_bytes: data in one weights file.
+        max_shard_bytes: most bytes of data in one weights file.
         precision: dtype and quantization of what is written.
-        bake_timesteps: write tables of the flow's timesteps instead of the weights that make them, see bake.py.
+        bake_timesteps: write tables for the flow's timesteps in place of the weights behind them, see bake.py.
 
     Raises:
         Misused: `out` exists, or quantization that no layer can take.
-        Refused: one line; a comparison that failed, too.
+        Refused: a file or value that cannot be converted, or a comparison that failed.
 
     Returns:
-        the proof, and the rows of the comparison.
+        the audit, and the rows of the comparison.
     """
     refuse_existing(out)
     names = names_in(source.folder)
@@ -78,7 +79,8 @@ def convert_folder(
         )
     parts = official_parts(source.llm, names)
     opened = {part.name: part.read(source.folder / part.file) for part in parts}
-    config = with_front_end(config, opened["speech_tokenizer"].config, opened["speaker"].config)
+    sizes = {name: held.config for name, held in opened.items() if isinstance(held, OnnxWeights)}
+    config = with_front_end(config, sizes["speech_tokenizer"], sizes["speaker"])
     plans = {part: plan(part, held) for part, held in opened.items()}
     parameters = port_shapes(config)
     bake = Bake(config) if bake_timesteps else None
@@ -119,7 +121,7 @@ def _write(
     total = sum(len(steps) for steps in plans.values())
     with tqdm(total=total, desc="convert", unit="tensor", file=sys.stderr, disable=None) as progress:
         for part, steps in plans.items():
-            held = opened.pop(part)  # the pages of a finished file are given back
+            held = opened.pop(part)  # release the memory of a finished file
             for step in bake.order(steps) if bake else steps:
                 result = step.apply(held, config)
                 if step.target is not None and result is not None:
@@ -133,7 +135,7 @@ def _compared(compare: Compare, source: Path, folder: Path) -> Sequence[Row]:
     """The rows of a comparison that passed."""
     try:
         rows = compare(source, folder)
-    except Exception as error:  # whatever stops the comparison, unverified files must not stay
+    except Exception as error:  # whatever error stops the comparison, unverified files must not remain
         raise Refused(f"parity: not comparable ({type(error).__name__}: {error})") from error
     failed = [row for row in rows if row["status"] not in PASSED]
     if failed:

@@ -1,4 +1,4 @@
-"""Flags of the commands, and what they choose from; nothing here loads MLX or torch, so that help comes at once."""
+"""Flags of the commands and their choices. Nothing here loads MLX or torch, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXAMPLE = f"""example, with the language model in 4 bits:
 
 
 def parser(program: str = RUN) -> argparse.ArgumentParser:
-    """Of convert/run.py, called as `program` says."""
+    """Parser of convert/run.py; `program` is its name in the help."""
     parser = argparse.ArgumentParser(
         prog=program,
         description="Convert an official CosyVoice 3 checkpoint to a verified MLX folder.",
@@ -44,7 +44,7 @@ def parser(program: str = RUN) -> argparse.ArgumentParser:
     parser.add_argument(
         "--bake-timesteps",
         action="store_true",
-        help="write what the flow decoder makes of its fixed timesteps instead of the weights that make it: 0.56 GB "
+        help="store what the flow decoder computes from its fixed timesteps in place of the weights for it: 0.56 GB "
         "less in float32, the same speech; the model then takes no other number of steps",
     )
     parser.add_argument(

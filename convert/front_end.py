@@ -1,4 +1,4 @@
-"""The official text files' word on the front end: mel, tokenizer and the id that closes an instruction."""
+"""Front-end settings in the official text files: mel, tokenizer, and the id that ends an instruction."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from port.frontend.special_tokens import END_OF_PROMPT
 
 
 def end_of_prompt(tokenizer: dict[str, Any]) -> int:
-    """Id of <|endofprompt|>: its own where the file lists it, else the first after the tokens that the file adds.
+    """Id of <|endofprompt|>: as the file lists it, otherwise the first id after the tokens that the file adds.
 
     Raises:
         Refused: no added tokens by id.
@@ -25,10 +25,10 @@ def end_of_prompt(tokenizer: dict[str, Any]) -> int:
 
 
 def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
-    """What cosyvoice3.yaml says of the front end, of which the port knows one form.
+    """Check the front end in cosyvoice3.yaml; the port supports exactly one.
 
     Raises:
-        Refused: another value, or one that does not fit the networks.
+        Refused: a value that is not supported, or that does not fit the networks.
     """
     codes = config.llm.speech_token_size
     if config.flow.vocab_size != codes:
@@ -39,7 +39,7 @@ def check_front_end(document: dict[str, Any], config: CosyVoice3Config) -> None:
     top.expect(sample_rate=config.sample_rate)
     top.allow(token_frame_rate=25)
     if config.vocoder.sampling_rate != config.sample_rate:
-        raise Refused(f"hift.sampling_rate: {config.vocoder.sampling_rate}, the model knows {config.sample_rate} only")
+        raise Refused(f"hift.sampling_rate: {config.vocoder.sampling_rate}; use {config.sample_rate}")
     mel = Arguments("feat_extractor", resolve(document, part_of(document, "feat_extractor"), "feat_extractor"), True)
     if (fmax := mel.values.get("fmax")) is not None:
         raise Refused(

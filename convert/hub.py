@@ -1,4 +1,4 @@
-"""The official checkpoint: how it gets from the hub to this machine, and whether its files are the published ones."""
+"""The official checkpoint: download it from the hub, and check that its files are the published ones."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ TEXT_FILES = (YAML_FILE, QWEN_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
 
 @dataclass(frozen=True)
 class Source:
-    """An official checkpoint folder on this machine, and how it was asked for.
+    """An official checkpoint folder on this machine, and how the user named it.
 
     Args:
         folder: where the files are.
         name: folder or hub id as given.
         revision: commit on the hub.
         llm: `base` for llm.pt, `rl` for llm.rl.pt.
-        digests: of files that must have them; see `Known`.
+        digests: expected digest by file; see `Known`.
     """
 
     folder: Path
@@ -52,19 +52,19 @@ def names_in(folder: Path) -> frozenset[str]:
 def find_source(
     hf_path: str, revision: str | None = None, llm: str = "base", out: Path | None = None, share: float = 1.0
 ) -> Source:
-    """A local folder as it is; otherwise a hub id, of which just the needed files are fetched.
+    """Use a local folder as it is, or download the needed files of a hub id.
 
     Args:
         hf_path: folder or hub id.
         revision: branch, tag or commit of a hub id; `RELEASE.revision` of the official one and `main` of others when
             None.
         llm: see `Source`.
-        out: where the conversion will go; the disk must have room for both. None checks the download's alone.
+        out: where the conversion will go; the disk must have room for both. None: check room for the download only.
         share: bytes that the conversion will write for each byte of the checkpoint, see `output_share`.
 
     Raises:
         Misused: neither a folder nor a hub id, or a revision of a folder.
-        Refused: files that the hub does not give, that are not the known ones, or too little disk.
+        Refused: files that the hub does not deliver, files that are not the published ones, or too little disk space.
     """
     folder = Path(hf_path)
     if folder.is_dir():
@@ -95,7 +95,7 @@ def _download(
     except hub.UnreachableError as error:
         if held := hub.in_cache(repo, revision, files):
             return held
-        raise Refused(f"{error}, and the cache does not hold all that a conversion needs") from None
+        raise Refused(f"{error}, and the cache lacks files that a conversion needs") from None
     files = [held_as(name, listing.sizes) for name in files]
     if missing := [name for name in files if name not in listing.sizes]:
         raise Refused(f"{repo}: has no {missing[0]} at {listing.commit}; not an official CosyVoice 3 checkpoint")
@@ -112,7 +112,7 @@ def _download(
 
 
 def _bytes_to_come(repo: str, listing: hub.Listing, files: Iterable[str]) -> int:
-    """Bytes that neither the cache nor an interrupted download holds."""
+    """Bytes still to download: neither in the cache nor in an interrupted download."""
     from huggingface_hub import file_download, try_to_load_from_cache
 
     blobs = _cache_folder() / file_download.repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
@@ -141,20 +141,20 @@ def _compare_sizes(where: str, found: int, wanted: int) -> None:
 
 
 def _cached_digest(path: Path) -> str | None:
-    """What the hub said a file's digest is: the cache names its files after it."""
+    """The digest that the hub gave for a file; the cache uses it as the file name."""
     name = path.resolve().name
     return name if len(name) in (40, 64) and set(name) <= set("0123456789abcdef") else None
 
 
 def check_digests(source: Source, hashes: Mapping[str, str]) -> None:
-    """Hold the files that were read against what is known of them.
+    """Compare the digests of the files that were read with the published ones.
 
     Args:
         source: with its `digests`.
         hashes: sha256 by file.
 
     Raises:
-        Refused: a file that is another one than the published.
+        Refused: a file differs from the published one.
     """
     for name, wanted in source.digests.items():
         path = source.folder / name
@@ -166,20 +166,20 @@ def check_digests(source: Source, hashes: Mapping[str, str]) -> None:
 
 
 def digest_like(known: str, path: Path, sha256: str) -> str:
-    """Digest of a file, of the kind that `known` is; see `Known`."""
+    """Digest of a file, of the same kind as `known`; see `Known`."""
     return sha256 if len(known) == len(sha256) else git_blob_id(path)
 
 
 def git_blob_id(path: Path) -> str:
-    """SHA-1 under which git, and the hub, keep a small file."""
+    """SHA-1 of a git blob, which the hub gives for small files."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def identity(source: Source, hashes: Mapping[str, str]) -> tuple[str, str | None]:
-    """Name and commit of what was converted: a folder that holds the release's files is the release.
+    """Name and commit of the converted checkpoint; a folder with exactly the release's files counts as the release.
 
-    A folder's path is nobody's business but its owner's: of any other folder only its name is kept.
+    For any other folder only its name is recorded, never its full path, to avoid leaking private paths.
     """
     if source.revision is None and not differing(source, hashes):
         return RELEASE.repo, RELEASE.revision
@@ -187,7 +187,7 @@ def identity(source: Source, hashes: Mapping[str, str]) -> tuple[str, str | None
 
 
 def differing(source: Source, hashes: Mapping[str, str]) -> list[str]:
-    """The files of a source that are not `RELEASE`'s."""
+    """The files of a source that differ from those of `RELEASE`."""
     return [
         name
         for name, found in hashes.items()
@@ -197,7 +197,7 @@ def differing(source: Source, hashes: Mapping[str, str]) -> list[str]:
 
 
 def differences(source: Source, hashes: Mapping[str, str]) -> list[str]:
-    """For a checkpoint from the hub: one line for each file that is not `RELEASE`'s, with the sha256 that was found."""
+    """For a checkpoint from the hub: a line for each file that differs from `RELEASE`, with its sha256."""
     if source.revision is None:
         return []
     return [

@@ -1,4 +1,4 @@
-"""Whether a folder is an official checkpoint, what it is if not, and what its files are."""
+"""Recognise an official checkpoint folder, say what another folder is, and list its files."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from port.files.errors import Refused
 
 OTHERS = ("cosyvoice2.yaml", "cosyvoice.yaml")
 BATCHED = "speech_tokenizer_v3.batch.onnx"
-MAX_ENTRIES = 2000  # of folders that are looked through
+MAX_ENTRIES = 2000  # most entries read in one folder
 LEVELS = 3  # from the top of a hub cache to a snapshot: models--NAME/snapshots/COMMIT
 
 
 def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
-    """Every file that a conversion reads is there, and is the file itself.
+    """Check that every file that a conversion reads exists and is a regular file.
 
     Raises:
-        Refused: otherwise.
+        Refused: one is missing or is not a file.
     """
     missing = [name for name in files if not (folder / name).is_file()]
     if YAML_FILE in missing and len(missing) > 1 and (told := _what_it_is(folder)):
@@ -47,10 +47,10 @@ def require_checkpoint(folder: Path, files: Sequence[str]) -> None:
 
 
 def describe_files(source: Source, parts: Sequence[Part], opened: Mapping[str, Weights]) -> dict[str, SourceFile]:
-    """Sizes and hashes of everything that was read, weights by part and text files by name.
+    """Sizes and hashes of all files that were read: weights by part, text files by name.
 
     Raises:
-        Refused: a file that is not the published one.
+        Refused: a file differs from the published one.
     """
     folder, files = source.folder, {}
     for part in tqdm(parts, desc="sha256", unit="file", file=sys.stderr, disable=None):
@@ -73,14 +73,14 @@ def _what_it_is(folder: Path) -> str | None:
         return f"holds {other}, an earlier generation; only CosyVoice 3 is converted"
     try:
         if read_json(folder / "config.json").get("model_type") == MODEL_TYPE:
-            return "is converted already: give it to --model, and an official checkpoint to --hf-path"
+            return "is already converted: --model takes it; --hf-path takes an official checkpoint"
     except Refused:
         pass
     return None
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Folders some levels below; the first `MAX_ENTRIES` entries of each level."""
+    """Folders up to some levels below; of each level the first `MAX_ENTRIES` entries."""
     level = [folder]
     for _ in range(LEVELS):
         entries = islice((entry for parent in level for entry in _entries(parent)), MAX_ENTRIES)

@@ -1,8 +1,8 @@
-"""ONE table from the tensors of the official files to the parameters of the port, and the code that follows it.
+"""The one table from tensors of the official files to parameters of the port, and the code that applies it.
 
-A row says which source tensors make one port parameter and how. In a pattern `#` is an index, `(a|b)` a choice and
-`(.*)` anything; every group may be used as `$1`, `$2`, ... in the target. A part is one source file, so a further file
-is a further part: rows in `TABLE` and a line in `PORT_ROOT`.
+A row says which source tensors make one port parameter, and how. In a pattern `#` is an index, `(a|b)` a choice and
+`(.*)` anything; every group may be used as `$1`, `$2`, ... in the target. A part is one source file, so a new file
+means a new part: rows in `TABLE` and a line in `PORT_ROOT`.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ PORT_ROOT = {
 class Row:
     part: str
     sources: tuple[str, ...]
-    target: str | None  # None: nothing of it goes into the port
+    target: str | None  # None: it fills no parameter of the port
     transform: Transform
-    witness: str | None = None  # a further source tensor that the transform looks at and another row consumes
+    witness: str | None = None  # a second source tensor that the transform checks and another row uses
     reason: str = ""  # why it is dropped
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row applied to the tensors at hand: `sources` and `witness` are source keys as they stand in the file."""
+    """One row applied to the tensors at hand: `sources` and `witness` are source keys as spelled in the file."""
 
     row: Row
     sources: tuple[str, ...]
@@ -88,7 +88,7 @@ class Step:
             array = np.asarray(tensors[key])
             if array.dtype.kind != "f":
                 raise Refused(f"{self.row.part}: {key} holds {array.dtype}, expected floating point")
-            with np.errstate(over="ignore"):  # told below, by name
+            with np.errstate(over="ignore"):  # reported below, by name
                 array = array.astype(np.float32, copy=False)
             if not np.isfinite(array).all():
                 raise Refused(f"{self.row.part}: {key} holds values that are not finite in float32")
@@ -107,7 +107,7 @@ class Step:
 
 @dataclass
 class Conversion:
-    """Port parameters, and what became of each source key: `used[key]` is its target, or why it was dropped."""
+    """Port parameters, and the use of each source key: `used[key]` is its target, or the reason why it was dropped."""
 
     tensors: dict[str, np.ndarray] = field(default_factory=dict)
     used: dict[str, str] = field(default_factory=dict)
@@ -152,7 +152,7 @@ TABLE: tuple[Row, ...] = (
         None,
         TIED,
         witness=f"{_QWEN}.embed_tokens.weight",
-        reason="tied to embed_tokens and never used: speech tokens come from llm_decoder",
+        reason="tied to embed_tokens and never used: llm_decoder predicts the speech tokens",
     ),
     _row("llm", "(llm_decoder|speech_embedding).weight", "llm.$1.weight"),
     # flow.pt
@@ -177,7 +177,7 @@ TABLE: tuple[Row, ...] = (
     *_weight_normed("(conv_pre|conv_post)", "vocoder.$1"),
     *_weight_normed("ups.#", "vocoder.ups.$1"),
     *_weight_normed("(resblocks|source_resblocks).#.(convs1|convs2).#", "vocoder.$1.$2.$3.$4"),
-    # Activations take the odd places of the original's nn.Sequential.
+    # The original's nn.Sequential has activations at the odd indices.
     *chain.from_iterable(
         _weight_normed(
             f"f0_predictor.condnet.{2 * i}", f"vocoder.f0_predictor.condnet.{i}", FOLD_EXACTLY, CONV_AND_NOTHING
@@ -189,8 +189,8 @@ TABLE: tuple[Row, ...] = (
     _row("hift", "source_downs.#.bias", "vocoder.source_downs.$1.bias"),
     _row("hift", "m_source.l_linear.(weight|bias)", "vocoder.m_source.l_linear.$1"),
     _row("hift", "f0_predictor.classifier.(weight|bias)", "vocoder.f0_predictor.classifier.$1"),
-    _row("hift", "discriminator.(.*)", None, UNUSED, reason="the other side of the vocoder's training"),
-    # Modules of the original that no official file carries; parity tests bring weights of their own.
+    _row("hift", "discriminator.(.*)", None, UNUSED, reason="the discriminator, used only in training"),
+    # Modules of the original without weights in the official files; parity tests make their own.
     _row("unit", "(.*)(gamma|beta)", "unit.$1$2"),
     _row("unit", "(.*)dwconv.weight", "unit.$1dwconv.weight", CONV),
     _row("unit", "(.*)dwconv.bias", "unit.$1dwconv.bias"),
@@ -218,13 +218,13 @@ def _patterns(part: str) -> tuple[tuple[re.Pattern[str], Row, int], ...]:
 
 
 def plan(part: str, keys: Iterable[str]) -> list[Step]:
-    """Match source keys against the table; `epoch` and `step` are passed over. A subset of a file's keys will do.
+    """Match source keys against the table; `epoch` and `step` are skipped. A subset of a file's keys is allowed.
 
     Returns:
         Steps in the order of their targets, dropped tensors first.
 
     Raises:
-        Refused: a key that no row knows, a half of a pair without its partner, or a parameter filled twice.
+        Refused: a key without a row, half of a pair without the other half, or a parameter filled twice.
     """
     if part not in PORT_ROOT:
         raise Refused(f"unknown part {part!r}; known parts: {', '.join(PORT_ROOT)}")
@@ -240,15 +240,16 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
     for plain in spelled:
         row, index, captured = _find(part, plain, spelled)
         groups.setdefault((row, captured), [None] * len(row.sources))[index] = plain
-    steps, filled = [], {}
+    steps: list[Step] = []
+    filled: dict[str, str] = {}
     for (row, captured), members in groups.items():
         for member, pattern in zip(members, row.sources, strict=True):
             if member is None:
                 partner = next(m for m in members if m)
                 raise Refused(f"{part}: {spelled[partner]} lacks its partner {_fill(pattern, captured)}")
         if row.witness and row.witness not in spelled:
-            raise Refused(f"{part}: {spelled[members[0]]} is tied to {row.witness}, which is missing")
-        target = None if row.target is None else re.sub(r"\$(\d)", lambda m, c=captured: c[int(m[1]) - 1], row.target)
+            raise Refused(f"{part}: {spelled[members[0] or '']} is tied to {row.witness}, which is missing")
+        target = None if row.target is None else _filled(row.target, captured)
         sources = tuple(spelled[m] for m in members if m)
         if target is not None:
             if target in filled:
@@ -259,12 +260,12 @@ def plan(part: str, keys: Iterable[str]) -> list[Step]:
 
 
 def convert(part: str, tensors: Mapping[str, np.ndarray], config: CosyVoice3Config) -> Conversion:
-    """Carry source tensors to port parameters in float32.
+    """Convert source tensors to port parameters in float32.
 
     Args:
-        part: `llm`, `flow`, `hift`, or `unit` for modules that no official file carries.
+        part: `llm`, `flow`, `hift`, or `unit` for modules without weights in the official files.
         tensors: source key to array; all of a file or any subset of it, under full keys. Values are read one at a time.
-        config: the model, for constants that are checked rather than stored.
+        config: of the model, for constants that are checked and not stored.
 
     Raises:
         Refused: see `plan` and `Step.apply`.
@@ -295,6 +296,11 @@ def _known(part: str, plain: str) -> tuple[Row, int, tuple[str, ...]] | None:
         if match := regex.fullmatch(plain):
             return row, index, match.groups()
     return None
+
+
+def _filled(target: str, captured: tuple[str, ...]) -> str:
+    """A target with what its pattern captured in the place of `$1`, `$2`."""
+    return re.sub(r"\$(\d)", lambda match: captured[int(match[1]) - 1], target)
 
 
 def _fill(pattern: str, captured: tuple[str, ...]) -> str:

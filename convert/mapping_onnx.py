@@ -1,6 +1,6 @@
 """Rows of the one table (`convert.mapping`) for the two ONNX files, as plain data.
 
-The source keys are those that `convert.onnx_graph` gives the weights: names of the PyTorch modules behind the graph, in
+`convert.onnx_graph` names the weights: source keys are the names of the PyTorch modules behind the graph, in
 PyTorch's layouts. Patterns are written as in `convert.mapping`; `conv` moves the input channels to the end.
 """
 
@@ -31,7 +31,7 @@ ONNX_ROWS: tuple[OnnxRow, ...] = (
     ),
     ("speech_tokenizer", f"{_BLOCK}.attn.key.weight", f"{_TOKENIZER}.blocks.$1.attn.key.weight", "identity"),
     ("speech_tokenizer", f"{_BLOCK}.attn.fsmn_block.weight", f"{_TOKENIZER}.blocks.$1.attn.fsmn_block.weight", "conv"),
-    # The activation takes place 1 of the original's nn.Sequential, and of MLX's.
+    # The activation has index 1 in the original's nn.Sequential, and in MLX's.
     ("speech_tokenizer", f"{_BLOCK}.mlp.(0|2).(weight|bias)", f"{_TOKENIZER}.blocks.$1.mlp.layers.$2.$3", "identity"),
     ("speech_tokenizer", "quantizer.project_in.(weight|bias)", f"{_TOKENIZER}.quantizer.project_in.$1", "identity"),
     # campplus.onnx

@@ -1,4 +1,4 @@
-"""Names of tensors as training code leaves them, and the official file's."""
+"""Names of tensors as training code writes them, mapped to those of the official file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import re
 from collections.abc import Collection
 from itertools import accumulate, takewhile
 
-# What training code puts beside a state dict, and into its names: in front (the original strips `generator.` itself:
+# What training code adds to a state dict and to its names: a prefix (the original strips `generator.` itself:
 # cosyvoice/cli/model.py, load), or wherever a wrapped module stands.
 COUNTERS = frozenset({"epoch", "step", "grad_norm"})
-# Tensors without which people's files come, and what that costs.
+# Tensors that users' files often lack, and why they are not needed.
 MAY_LACK = {
     "llm.model.lm_head.weight": "it is tied to embed_tokens and never used",
     "decoder.estimator.rotary_embed.inv_freq": "only cosyvoice3.yaml shows how wide a head is",
@@ -22,7 +22,7 @@ ADAPTER = re.compile(rf"(^|\.)(({_ADAPTERS}|trainable_tokens)_\w+|lora|base_laye
 
 
 def strip_prefixes(part: str, key: str) -> str:
-    """The key as the official file spells it, without the names of wrapped modules."""
+    """The key as the official file spells it, without the prefixes of wrappers."""
     key = WRAPPED.sub("", key) if part in PREFIXES else key
     while prefix := next((prefix for prefix in PREFIXES.get(part, ()) if key.startswith(prefix)), ""):
         key = key.removeprefix(prefix)
@@ -30,6 +30,6 @@ def strip_prefixes(part: str, key: str) -> str:
 
 
 def shared_prefixes(keys: Collection[str]) -> list[str]:
-    """What all keys begin with, up to each of its dots."""
-    pairs = zip(min(keys).split(".")[:-1], max(keys).split("."), strict=False)  # what these share is shared by all
+    """Common prefixes of all keys, each up to a dot."""
+    pairs = zip(min(keys).split(".")[:-1], max(keys).split("."), strict=False)  # all share what these two share
     return list(accumulate(f"{name}." for name, other in takewhile(lambda pair: pair[0] == pair[1], pairs)))

@@ -1,7 +1,7 @@
-"""The official configuration files, and the original's constructor arguments, as the port's configuration.
+"""Convert the official configuration files and the original's constructor arguments to the port's configuration.
 
-Strict: a value, key or class path that the model does not know is an error that names it, because a silent default
-would give a model that loads and speaks nonsense.
+Strict: an unknown value, key or class path raises an error that names it. A silent default would give a model that
+loads and speaks nonsense.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def dit_config(arguments: dict[str, Any], where: str = "flow.decoder.estimator",
     given = Arguments(where, arguments, complete)
     values = given.take("dim", "depth", "heads", "dim_head", "ff_mult", "mel_dim", "mu_dim", "spk_dim", "out_channels")
     values |= given.take("static_chunk_size")
-    # The original takes a number of left chunks and then ignores it; -1 is what it really does.
+    # The original accepts a number of left chunks and ignores it; it always behaves as with -1.
     given.allow(num_decoding_left_chunks=-1, long_skip_connection=False)
     given.ignore("dropout")
     given.done()
@@ -112,7 +112,7 @@ def _decoder_config(arguments: Any, where: str, complete: bool) -> tuple[CFMConf
     cfm.expect(solver="euler", t_scheduler="cosine")
     cfm.ignore("sigma_min", "training_cfg_rate", "reg_loss_type")
     cfm.done()
-    given.ignore("in_channels", "n_spks", "spk_emb_dim")  # the original stores them and never reads them
+    given.ignore("in_channels", "n_spks", "spk_emb_dim")  # stored by the original, never read
     given.done()
     return from_dict(CFMConfig, values, f".{where}.cfm_params"), dit
 

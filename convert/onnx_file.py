@@ -1,7 +1,7 @@
-"""An ONNX file parsed where it lies: the graph as a protobuf message, the data of its initializers left on disk.
+"""Parse an ONNX file and leave the data of its initializers on disk.
 
-Protobuf's own parser copies the file twice over. A message is a row of fields, each a tag (number and wire type) and a
-value; the few that hold the weights are stepped over, everything else goes to the parser.
+Protobuf's own parser would copy the file twice. A message is a list of fields, each a tag (number and wire type) and a
+value. We skip the few fields that hold weights and give the rest to the parser.
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ OPSETS = onnx.ModelProto.OPSET_IMPORT_FIELD_NUMBER
 NODE = GraphProto.NODE_FIELD_NUMBER
 INITIALIZER = GraphProto.INITIALIZER_FIELD_NUMBER
 # What else of a graph is read; its descriptions of values are not.
-KEPT = (GraphProto.NAME_FIELD_NUMBER, GraphProto.INPUT_FIELD_NUMBER, GraphProto.OUTPUT_FIELD_NUMBER)
-KEPT += (NODE, GraphProto.SPARSE_INITIALIZER_FIELD_NUMBER)
+KEPT = (
+    GraphProto.NAME_FIELD_NUMBER,
+    GraphProto.INPUT_FIELD_NUMBER,
+    GraphProto.OUTPUT_FIELD_NUMBER,
+    GraphProto.SPARSE_INITIALIZER_FIELD_NUMBER,
+    NODE,
+)
 RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
 ATTRIBUTE = onnx.NodeProto.ATTRIBUTE_FIELD_NUMBER
 VALUE = onnx.AttributeProto.T_FIELD_NUMBER
@@ -75,8 +80,8 @@ def read_graph(path: Path) -> OnnxFile:
     """Parse a file.
 
     Raises:
-        Refused: unreadable, damaged, too large, a graph without nodes or with more of anything than a model
-            has, or names that cannot be printed on a line.
+        Refused: unreadable, damaged or too large; a graph without nodes, or with more nodes, fields or dimensions than
+            a model has; a name that cannot be printed on one line.
     """
     try:
         require_regular(path)
@@ -95,7 +100,7 @@ def read_graph(path: Path) -> OnnxFile:
             raise
         raise Refused(f"{path}: not readable as an ONNX file ({type(error).__name__})") from None
     for text in _texts(found.graph):
-        if not isinstance(text, str):  # protobuf gives bytes for what is no UTF-8
+        if not isinstance(text, str):  # protobuf returns bytes where a text is not UTF-8
             raise Refused(f"{path}: not readable as an ONNX file (a name is not UTF-8)")
         if len(text) > MAX_NAME or not text.isprintable():
             raise Refused(f"{path}: a name of {len(text)} characters, {text[:40]!a}, is too long or not plain")
@@ -118,7 +123,7 @@ def _texts(graph: GraphProto) -> Iterator[str]:
 
 
 def _parse(data: memoryview) -> OnnxFile:
-    """Everything is counted before protobuf makes objects of it."""
+    """Count everything before protobuf makes objects of it."""
     graph, raw, opset = GraphProto(), {}, 1
     rest, nodes = bytearray(), 0
     room = Room()
@@ -149,7 +154,7 @@ def _parse(data: memoryview) -> OnnxFile:
 
 
 def _count(data: memoryview, place: Field, room: Room) -> None:
-    """Count the fields of a node, of its attributes and of their tensors; other messages are small or none of ours."""
+    """Count the fields of a node, of its attributes and of their tensors; other messages are small or not used."""
     if place.number != NODE:
         _small(place)
         return
@@ -181,8 +186,8 @@ def _fields(data: memoryview, start: int, stop: int, room: Room) -> Iterator[Fie
     """The fields of the message in `start:stop`.
 
     Raises:
-        DecodeError: it does not end where it should, or is no message.
-        TooMuchError: no room for so many.
+        DecodeError: the message is malformed, or ends at another place than `stop`.
+        TooMuchError: more fields than the limit.
     """
     while start < stop:
         room.take()

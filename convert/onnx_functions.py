@@ -1,5 +1,5 @@
-"""ONNX's operators as functions in float64, those that the two official files may have; onnxruntime 1.18 where it and
-its successors differ.
+"""The ONNX operators of the two official files as float64 functions. Where versions of onnxruntime differ, they follow
+1.18.
 
 A function takes a node's attributes and inputs. It checks the sizes of what it makes before it takes memory.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,16 +27,16 @@ TYPES = {
     onnx.TensorProto.BOOL: torch.bool,
 }
 
-Values = Sequence[Tensor | None]
+Values = Sequence[Any]  # tensors; None where an optional input is left out
 Op = Callable[[Attributes, Values], Tensor | list[Tensor]]
 
 
 class RoomError(ValueError):
-    """A tensor larger than any of a model's."""
+    """A tensor larger than any that a model has."""
 
 
 def room(*sizes: int) -> None:
-    """Refuse sizes that no tensor here has, before it is made.
+    """Refuse a tensor that is too large, before it is made.
 
     Raises:
         RoomError: more than `MAX_VALUES` values.
@@ -53,7 +54,7 @@ def _axes(a: Attributes, v: Values, place: int = 1) -> list[int]:
     return list(a["axes"]) if "axes" in a else _ints(v[place]) if len(v) > place else []
 
 
-def _reduce(function: Callable[..., Tensor]) -> Op:
+def _reduce(function: Callable[..., Any]) -> Op:
     def reduce(a: Attributes, v: Values) -> Tensor:
         (x, *_), axes = v, _axes(a, v)
         if not axes and a.get("noop_with_empty_axes", 0):
@@ -223,7 +224,7 @@ def as_tensor(array: np.ndarray) -> Tensor:
         NodeError: of another type, or too large.
     """
     if array.size > MAX_VALUES or array.dtype.name not in ("float32", "float64", "int32", "int64", "bool"):
-        raise NodeError(f"a constant of {array.size} values of type {array.dtype} is none of the models'")
+        raise NodeError(f"a constant of {array.size} values of type {array.dtype} occurs in neither model")
     array = array.astype(np.float64) if array.dtype == np.float32 else array.copy()
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)
 

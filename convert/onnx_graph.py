@@ -1,6 +1,6 @@
-"""A parsed ONNX file: the weights at its nodes, named after the modules they come from.
+"""The weights of a parsed ONNX file, named after the modules that they come from.
 
-PyTorch's exporter writes most weights under numbers, which change with every export; a node's name tells its module,
+PyTorch's exporter gives most weights numbers as names, which change with every export. A node's name tells its module:
 `/blocks.3/attn/query/MatMul` for `blocks.3.attn.query`. Weights come out under the names and in the layouts of those
 modules (a `MatMul` holds the transpose of a Linear's weight). Nothing in a file is executed, and no other file is read.
 """
@@ -37,7 +37,7 @@ OPERANDS = ("weight", "bias", "running_mean", "running_var")  # inputs 1 to 4 of
 class OnnxWeights(Mapping[str, np.ndarray]):
     """Weights of one file under their modules' names, made into arrays one at a time when asked for.
 
-    `shapes` holds all shapes; `config` is read off the graph; `ignored` is empty, as everything must be accounted for.
+    `shapes` holds all shapes; `config` is derived from the graph; `ignored` is empty, as every weight must be used.
     """
 
     ignored: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Graph:
     """One file. `found` maps a weight's key to where it is stored and whether it lies there transposed.
 
     Raises:
-        Refused: unreadable, external data, sizes that the file does not hold, a weight that is computed or
+        Refused: an unreadable file, external data, sizes that do not match the file, or a weight that is computed or
             given twice.
     """
 
@@ -78,7 +78,7 @@ class Graph:
             raise self.error("a node has no output")
         self.stored = {tensor.name: tensor for tensor in graph.initializer}
         if len(self.stored) != len(graph.initializer):
-            raise self.error("two initializers bear one name")
+            raise self.error("two initializers have the same name")
         given = sum(bool(output) for node in self.nodes for output in node.output)
         if len(self.producers) != given or self.producers.keys() & self.stored.keys():
             raise self.error("two nodes give one value")
@@ -161,8 +161,8 @@ class Graph:
         return int(next(found, {}).get("dilations", [1])[0])
 
     def segments(self) -> tuple[int, bool]:
-        """Frames that the averages over segments take, and whether the last one is divided by as many although it
-        holds fewer: `count_include_pad` of `AveragePool`, as onnxruntime 1.18 computes it.
+        """Frames in each averaged segment, and whether the last sum is divided by that number even if it has
+        fewer frames: `count_include_pad` of `AveragePool`, as onnxruntime 1.18 computes it.
 
         Raises:
             Refused: no such node, nodes that differ, or an average that is not one over segments.
@@ -179,16 +179,16 @@ class Graph:
         return int(first["kernel_shape"][0]), bool(first["count_include_pad"])
 
     def check_convolutions(self, layer: Callable[[str], Attributes]) -> None:
-        """Compare each convolution with the arguments of the `layer` that takes its weight, by the weight's key.
+        """Compare each convolution with the arguments of the `layer` that uses its weight, by the weight's key.
 
         Raises:
-            Refused: a convolution that its layer does not compute.
+            Refused: a convolution with other arguments than its layer.
         """
         shapes = self.shapes()
         for node, values in self.of("Conv"):
             key = f"{module_path(node.name)}.weight"
             if key not in shapes:
-                raise self.error(f"{node.name or node.output[0]}: a convolution that is no module's")
+                raise self.error(f"{node.name or node.output[0]}: a convolution that belongs to no module")
             with self._wrapped():
                 check_conv(node, values, shapes[key][2:], layer(key))
 
@@ -197,7 +197,7 @@ class Graph:
         return [(node, self.attributes[node.output[0]]) for node in self.nodes if node.op_type == op]
 
     def loose_tables(self) -> dict[str, np.ndarray]:
-        """Stored float matrices that are no weights, by name; they count as used from here on."""
+        """Stored float matrices that are not weights, by name; this marks them as used."""
         names = [
             name
             for name, tensor in self.stored.items()
@@ -246,7 +246,7 @@ class Graph:
         return name is not None and self.stored[name].data_type == TensorProto.FLOAT
 
     def _op_before(self, node: NodeProto, module: str) -> str:
-        """The operator, in the same module, that makes the input of `node` which is not stored."""
+        """The operator in the same module that computes the input of `node` that is not stored."""
         makers = [self.producers[name] for name in node.input if name in self.producers and not self._resolve(name)]
         return makers[0].op_type if len(makers) == 1 and module_path(makers[0].name) == module else ""
 
@@ -261,7 +261,7 @@ class Graph:
         self.found[key] = (name, transposed)
 
     def _resolve(self, name: str) -> str | None:
-        """Where a value is stored, through Identity nodes (the exporter shares equal weights through them)."""
+        """Where a value is stored; follows Identity nodes, through which the exporter shares equal weights."""
         root = self._roots.get(name, name)
         return root if root in self.stored else None
 
@@ -280,7 +280,7 @@ class Graph:
         return roots
 
     def _check_storage(self, name: str, key: str) -> None:
-        """What the file says about a tensor's size against the bytes that it really holds."""
+        """Check that the bytes in the file match the shape that it claims for a tensor."""
         tensor = self.stored[name]
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             raise self.error(f"{key} lies in another file; external data is not read")

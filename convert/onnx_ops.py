@@ -1,8 +1,8 @@
-"""The attributes of ONNX nodes: what the file says or ONNX's default, and which values a model can have.
+"""The attributes of ONNX nodes: the value in the file or ONNX's default, and the values that a model supports.
 
-ONNX's own schemas say which attributes an operator has, of which types and with which defaults. An attribute that can
-only have one value here is refused with any other; all others are followed by `convert.onnx_run`, whose result is
-compared with the model's.
+ONNX's schemas define the attributes of an operator, their types and defaults. If only one value of an attribute is
+supported, any other is refused. `convert.onnx_run` executes all other attributes, and its result is compared with the
+model's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from onnx import AttributeProto, NodeProto, defs
 from convert.onnx_file import OnnxFile
 
 Attributes = dict[str, Any]
-MAX_SHOWN = 60  # characters of a value in a message
+MAX_SHOWN = 60  # longest value in a message, in characters
 CASTS = tuple(getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT32", "INT64", "BOOL", "DOUBLE"))
 
 # Operator -> attribute -> the values that the models can express.
@@ -40,7 +40,7 @@ class NodeError(ValueError):
 
 
 def read_attributes(node: NodeProto, opset: int) -> Attributes:
-    """Every attribute of a node by name, ONNX's defaults included; an operator that ONNX does not know has its own.
+    """Every attribute of a node by name, with ONNX's defaults; for an operator outside ONNX, just those in the file.
 
     Raises:
         NodeError: an attribute that the operator does not have, of another type or given twice, a value that the
@@ -54,11 +54,12 @@ def read_attributes(node: NodeProto, opset: int) -> Attributes:
     except defs.SchemaError:
         return {name: _value(node, attribute) for name, attribute in given.items()}
     if not schema.min_input <= len(node.input) <= schema.max_input:
-        raise NodeError(f"{label(node)}: {len(node.input)} inputs, {node.op_type} takes another number")
+        raise NodeError(f"{label(node)}: {len(node.input)} inputs, which {node.op_type} does not take")
     values: Attributes = {}
     for name, known in schema.attributes.items():
+        kind: Any = known.type  # an enumeration, of which onnx's own types know nothing
         if name in given:
-            if int(given[name].type) != int(known.type.value) or given[name].ref_attr_name:
+            if int(given[name].type) != int(kind.value) or given[name].ref_attr_name:
                 raise NodeError(f"{label(node)}: {name} is of type {given[name].type}, expected {known.type}")
             values[name] = _value(node, given[name])
         elif known.required:
@@ -68,14 +69,14 @@ def read_attributes(node: NodeProto, opset: int) -> Attributes:
     if unknown := sorted(given.keys() - values.keys()):
         supported = f"{node.op_type} of operator set {opset} has {', '.join(sorted(schema.attributes)) or 'none'}"
         raise NodeError(f"{label(node)}: unknown attribute {unknown[0]!a}; {supported}")
-    for name, supported in SUPPORTED.get(node.op_type, {}).items():
-        if name in values and values[name] not in supported:
-            require(node, name, values[name], " or ".join(map(str, supported)), False)
+    for name, allowed in SUPPORTED.get(node.op_type, {}).items():
+        if name in values and values[name] not in allowed:
+            require(node, name, values[name], " or ".join(map(str, allowed)), False)
     return values
 
 
 def require(node: NodeProto, name: str, value: Any, supported: Any, holds: bool | None = None) -> None:
-    """Raise, with all that a reader of the line needs, unless `value` is `supported`.
+    """Raise an error that names node, attribute and values, unless `value` is `supported`.
 
     Raises:
         NodeError: it is not.
@@ -85,7 +86,7 @@ def require(node: NodeProto, name: str, value: Any, supported: Any, holds: bool 
 
 
 def check_conv(node: NodeProto, values: Attributes, kernel: tuple[int, ...], wanted: Attributes) -> None:
-    """A convolution against the layer that will compute it.
+    """Compare a convolution with the layer that will compute it.
 
     Args:
         values: of `read_attributes`.
@@ -93,7 +94,7 @@ def check_conv(node: NodeProto, values: Attributes, kernel: tuple[int, ...], wan
         wanted: `strides`, `pads` (of one side), `dilations` and `group` of the layer.
 
     Raises:
-        NodeError: it is another convolution.
+        NodeError: they differ.
     """
     ones = [1] * len(kernel)
     require(node, "kernel_shape", values.get("kernel_shape", list(kernel)), list(kernel))
@@ -104,10 +105,10 @@ def check_conv(node: NodeProto, values: Attributes, kernel: tuple[int, ...], wan
 
 
 def check_pool(node: NodeProto, values: Attributes) -> None:
-    """An average over segments: side by side, none of them padded.
+    """Check an average over segments: they must be adjacent and not padded.
 
     Raises:
-        NodeError: it is another average.
+        NodeError: they are not.
     """
     kernel = values["kernel_shape"]
     require(node, "kernel_shape", kernel, "one size above 0", len(kernel) == 1 and kernel[0] > 0)
@@ -146,7 +147,7 @@ def module_path(node_name: str) -> str:
 
 
 def label(node: NodeProto) -> str:
-    """How a message calls a node."""
+    """The name of a node in messages."""
     return f"{node.op_type} {node.name or (node.output[0] if node.output else '')}".rstrip()
 
 

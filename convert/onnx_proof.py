@@ -1,17 +1,17 @@
-"""The proof that an ONNX graph computes what the model computes that its weights are carried to.
+"""Prove that an ONNX graph computes the same as the model that receives its weights.
 
-Weights are found by the names of nodes, and the rest of the graph is the model's by assumption: its order, axes,
-constants. So the graph is computed on two short inputs (`convert.onnx_run`) and compared with the reference, both in
-float64, which leaves the rounding of the constants that the file stores in float32.
+We find weights by the names of nodes and only assume the rest of the graph: its order, axes and constants. So we run
+the graph on two short inputs (`convert.onnx_run`) and compare it with the reference, both in float64. What remains is
+the rounding of the constants that the file stores in float32.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -27,17 +27,17 @@ from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import MAX_POSITIONS, S3TokenizerV3, rotary_tables
 
 logger = logging.getLogger(__name__)
-LIMIT = 1e-5  # relative rms; rounded constants cost 5e-9, the smallest change of an attribute that acts 1e-4
-TIE = 1e-4  # a digit this near to the next may round to it
+LIMIT = 1e-5  # relative rms; rounded constants cause 5e-9, the smallest effective change of an attribute 1e-4
+TIE = 1e-4  # this close to a rounding boundary, either digit is right
 SPEAKER_FRAMES = (203, 57)  # 203 leave 102 after the stride: a segment and 2 frames
-TOKENIZER_FRAMES = ((57, 57), (22, 22), (57, 41))  # with the length: the last is padded, as a row of a batch is
+TOKENIZER_FRAMES = ((57, 57), (22, 22), (57, 41))  # with the length: the last one has padding, like a row of a batch
 
 
 def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
     """Compare embeddings.
 
     Raises:
-        Refused: the graph computes something else; the message names the likely node.
+        Refused: the graph computes something different; the message names the likely node.
     """
     config: SpeakerConfig = weights.config
     for frames in SPEAKER_FRAMES:
@@ -51,7 +51,7 @@ def prove_speaker(graph: Graph, weights: OnnxWeights) -> None:
 
 
 def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
-    """Compare what is rounded to digits, and the tokens.
+    """Compare the values before rounding to digits, and the tokens.
 
     Raises:
         Refused: as `prove_speaker`.
@@ -62,7 +62,7 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
         with _reference(partial(S3TokenizerV3, config), weights) as model:
             tables = rotary_tables(MAX_POSITIONS, config.dim // config.heads, config.rope_theta)
             model.cos, model.sin = (table.double() for table in tables)
-            wanted, _ = model.activations(mel, length)
+            wanted, _ = cast(Callable[..., tuple[Tensor, Tensor]], model.activations)(mel, length)
             tokens, lengths = model(mel, length)
         results = _computed(graph, [mel, length], "Round")
         if results is None:
@@ -70,7 +70,7 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
         (found, rounded), what = results, f"the tokens of {valid} of {frames} frames"
         if found.numel() != tokens.numel():
             raise _another(graph, f"{what} are {found.numel()}, expected {tokens.numel()}")
-        kept = slice(int(lengths))  # nothing reads what comes of padding
+        kept = slice(int(lengths))  # the results for padding are never read
         wanted, tokens, found = wanted[:, kept], tokens[:, kept], found.reshape(tokens.shape)[:, kept]
         if rounded is not None:
             _require_equal(graph, f"what is rounded to {what}", rounded[:, kept], wanted)
@@ -80,14 +80,14 @@ def prove_speech_tokenizer(graph: Graph, weights: OnnxWeights) -> None:
 
 
 def _computed(graph: Graph, inputs: list[Tensor], before: str = "") -> tuple[Tensor, Tensor | None] | None:
-    """The graph's first output, and what its one node `before` reads; None where an operator is not known here."""
+    """The graph's first output, and the input of its one node `before`; None if an operator is not supported here."""
     own = [value for value in graph.file.graph.input if value.name not in graph.initializers]
     if len(own) != len(inputs) or not graph.file.graph.output:
         raise graph.error(f"the graph has {len(own)} inputs, expected {len(inputs)}")
-    given = {}
+    given: dict[str, Tensor] = {}
     for value, x in zip(own, inputs, strict=True):
         kind = value.type.tensor_type.elem_type
-        whole = {onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64}
+        whole: dict[int, torch.dtype] = {onnx.TensorProto.INT32: torch.int32, onnx.TensorProto.INT64: torch.int64}
         given[value.name] = x if x.is_floating_point() else x.to(whole.get(kind, torch.int32))
     output, between = graph.file.graph.output[0].name, []
 
@@ -122,8 +122,8 @@ def _require_equal(graph: Graph, what: str, found: Tensor, wanted: Tensor) -> No
 
 
 def _another(graph: Graph, what: str) -> Exception:
-    reason = odd_one(graph.file) or "an edge, an axis or a constant is another one than in the official files"
-    return graph.error(f"the graph computes something else than the model: {what}; {reason}")
+    reason = odd_one(graph.file) or "an edge, an axis or a constant differs from the official files"
+    return graph.error(f"the graph and the model compute different things: {what}; {reason}")
 
 
 def _noise(seed: int, *shape: int) -> Tensor:
@@ -132,7 +132,7 @@ def _noise(seed: int, *shape: int) -> Tensor:
 
 @contextmanager
 def _reference(build: Any, weights: Mapping[str, np.ndarray]) -> Iterator[nn.Module]:
-    """The model in float64, each layer's weights in memory while it runs: all of them would take 2 GB."""
+    """The model in float64. Only the running layer's weights are in memory: all of them would take 2 GB."""
     with torch.device("meta"):
         model = build().eval()
 

@@ -1,7 +1,7 @@
-"""What an ONNX graph computes, node by node in float64, as onnxruntime 1.18 reads the attributes.
+"""Run an ONNX graph node by node in float64, with attributes read as onnxruntime 1.18 reads them.
 
-Nothing in a file is code: a node names one of the operators of onnx_functions.py or none. Sizes are checked before
-memory is taken, and the work of all nodes together has a limit.
+Nothing in a file is executed as code: a node names an operator of onnx_functions.py or is refused. Sizes are checked
+before allocation, and the total work of all nodes is limited.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_WORK = 1 << 37  # multiplications, and values, of all nodes; the full tokeni
 
 
 class UnknownOpError(Exception):
-    """An operator that is not among the functions."""
+    """An operator that has no function here."""
 
 
 def run(
@@ -34,14 +34,14 @@ def run(
     """Compute what `outputs` need, in the order of the file.
 
     Args:
-        stored: a constant or weight by name; None for what is neither.
+        stored: a constant or weight by name; None for other names.
         inputs: by name, float64 where the graph has float32.
 
     Yields:
         Each node with its inputs and its outputs.
 
     Raises:
-        UnknownOpError: an operator that is not known here.
+        UnknownOpError: an operator that is not supported here.
         NodeError: a node that cannot be computed, in one line.
     """
     needed = _needed(nodes, outputs)
@@ -98,18 +98,19 @@ def _branch(
     attributes: Callable[[NodeProto], Attributes],
     find: Callable[[str], Tensor | None],
 ) -> list[Tensor]:
-    """What the chosen branch gives; the exporter writes one where a size of 1 is not sure."""
+    """The result of the chosen branch; the exporter writes an If where it cannot tell whether a size is 1."""
     graph = a["then_branch" if v[0].item() else "else_branch"]
     if any(node.op_type == "If" for node in graph.node):
-        raise NodeError("an If inside an If is none of the models'")
+        raise NodeError("an If inside an If occurs in neither model")
     own = {tensor.name: as_tensor(tensor_value(tensor)) for tensor in graph.initializer}
     outputs = [output.name for output in graph.output]
     found: dict[str, Tensor] = {}
     for node, _, results in run(graph.node, attributes, lambda name: own.get(name, find(name)), {}, outputs):
         found.update(zip(node.output, results, strict=False))
-    results = [found[name] if name in found else find(name) for name in outputs]
-    if any(result is None for result in results):
-        raise NodeError("a branch does not give what it should")
+    given = [found[name] if name in found else find(name) for name in outputs]
+    results = [result for result in given if result is not None]
+    if len(results) < len(outputs):
+        raise NodeError("a branch has other outputs than its If")
     return results
 
 
@@ -131,7 +132,7 @@ def _needed(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProt
 
 
 def _work(node: NodeProto, given: Values) -> int:
-    """Multiplications of the dear operators; checks the room that broadcasting needs."""
+    """Multiplications of the costly operators; also checks the size of broadcast results."""
     shapes = [value.shape for value in given if value is not None]
     if node.op_type in ("MatMul", "Gemm", "Conv") and len(shapes) > 1:
         x, w = shapes[:2]

@@ -32,11 +32,11 @@ def read_speech_tokenizer(path: Path, config: SpeechTokenizerConfig | None = Non
     """Weights of `speech_tokenizer_v3.onnx`, 198 at full size; rotary tables and norm epsilons are checked.
 
     Args:
-        config: what the file must be; None takes the sizes as they come.
+        config: the sizes that the file must have; None accepts any.
 
     Raises:
-        Refused: unreadable, external data, a tensor missing, superfluous or of a wrong shape, a constant that
-            is not the model's, or sizes other than `config`.
+        Refused: an unreadable file, external data, a tensor that is missing, unknown or of a wrong shape, a wrong
+            constant, or sizes other than `config`.
     """
     graph = Graph(path)
     shapes = graph.shapes()
@@ -60,7 +60,7 @@ def read_speech_tokenizer(path: Path, config: SpeechTokenizerConfig | None = Non
 
 
 def read_speaker(path: Path, config: SpeakerConfig | None = None) -> OnnxWeights:
-    """Weights of `campplus.onnx`, 617 at full size, batch norms folded where the file has them folded.
+    """Weights of `campplus.onnx`, 617 at full size, with batch norms folded where the file has them folded.
 
     Args and Raises as in `read_speech_tokenizer`.
     """
@@ -98,7 +98,7 @@ def check_rotary_tables(graph: Graph, theta: float) -> int:
     """Compare the stored cosines and sines with the port's own.
 
     Returns:
-        Their width, which is that of a head.
+        Their width, which is the head width.
 
     Raises:
         Refused: not two tables of one shape, or other values.
@@ -107,7 +107,7 @@ def check_rotary_tables(graph: Graph, theta: float) -> int:
     if len(tables) != 2 or tables[0].shape != tables[1].shape or tables[0].shape[1] % 2:
         raise graph.error(f"expected two rotary tables of one shape, found {[list(table.shape) for table in tables]}")
     positions, width = tables[0].shape
-    # Machines may round the frequency (two operations), the angle and the result differently, by a last place each.
+    # Machines may round the frequency (two operations), the angle and the result differently, by one ulp each.
     angles = np.arange(positions)[:, None] * np.tile(theta ** (-np.arange(0, width, 2) / width), 2)
     allowed = (3 * angles + 1) * np.finfo(np.float32).eps
     for stored, own in zip(tables, rotary_tables(positions, width, theta), strict=True):
@@ -125,17 +125,17 @@ def _require(path: Path, shapes: dict[str, Shape], what: str, *keys: str) -> Non
 def _check(
     graph: Graph, part: str, shapes: dict[str, Shape], found: C, wanted: C | None, build: Callable[[C], nn.Module]
 ) -> None:
-    """The file is of the wanted sizes, fills every parameter of the port's module once, and holds nothing else; its
-    convolutions are the module's."""
+    """Check that the file has the expected sizes, fills every parameter of the port's module once, holds nothing else,
+    and has the module's convolutions."""
     for field in fields(found) if wanted is not None else ():
         if getattr(found, field.name) != getattr(wanted, field.name):
             values = f"{getattr(found, field.name)}, expected {getattr(wanted, field.name)}"
             raise graph.error(f"{part}.{field.name} is {values}")
     try:
         model = build(from_dict(type(found), asdict(found), f".{part}"))
-        expected = {f"{part}.{name}": array.shape for name, array in tree_flatten(model.parameters())}
+        expected = {f"{part}.{name}": array.shape for name, array in dict(tree_flatten(model.parameters())).items()}
         steps = plan(part, shapes)
-        given = {step.target: step.shape(shapes) for step in steps}
+        given = {step.target or "": step.shape(shapes) for step in steps}
     except (Refused, ValueError, ZeroDivisionError) as error:
         raise graph.error(str(error)) from None
     if missing := sorted(expected.keys() - given.keys()):
@@ -144,14 +144,14 @@ def _check(
         raise graph.error(f"the model has no place for {extra[0]}")
     for name, shape in expected.items():
         if given[name] != shape:
-            raise graph.error(f"{name} has shape {list(given[name])}, expected {list(shape)}")
+            raise graph.error(f"{name} has shape {list(given[name] or ())}, expected {list(shape)}")
     layers = dict(tree_flatten(model.leaf_modules(), is_leaf=lambda value: isinstance(value, nn.Module)))
-    targets = {step.sources[0]: step.target.removeprefix(f"{part}.").removesuffix(".weight") for step in steps}
+    targets = {step.sources[0]: (step.target or "").removeprefix(f"{part}.").removesuffix(".weight") for step in steps}
     graph.check_convolutions(lambda key: _convolution(layers[targets[key]]))
 
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d) -> Attributes:
-    """What ONNX calls the arguments of a layer."""
+    """A layer's arguments under their ONNX names."""
     one = isinstance(layer, nn.Conv1d)
     names = {"strides": "stride", "pads": "padding", "dilations": "dilation"}
     values = {name: getattr(layer, argument) for name, argument in names.items()}

@@ -13,11 +13,11 @@ from convert.official import YAML_FILE
 from port.files.disk import take_lock
 from port.files.errors import Misused
 
-MARK = ".converting"  # in a folder that is being written, locked as long as its writer lives
+MARK = ".converting"  # in a folder that is being written; its writer holds the lock
 
 
 def partial_folder(out: Path) -> Path:
-    """Where `out` is written until it is complete."""
+    """The folder in which `out` is written until it is complete."""
     return out.with_name(f"{out.name}.partial")
 
 
@@ -26,22 +26,22 @@ def refuse_existing(out: Path) -> None:
     Misused: `out` exists.
     """
     if (out / YAML_FILE).exists() or (out / "llm.pt").exists():
-        raise Misused(f"{out}: is a checkpoint; --hf-path takes it, and --mlx-path a folder that does not exist yet")
+        raise Misused(f"{out}: is a checkpoint; give it to --hf-path, and a new folder to --mlx-path")
     if out.exists() or out.is_symlink():
-        raise Misused(f"{out}: exists already and is left as it is; choose another --mlx-path")
+        raise Misused(f"{out}: already exists; choose another --mlx-path")
 
 
 def clear_leftover(out: Path) -> None:
     """Remove what a killed conversion to `out` left behind.
 
     Raises:
-        Misused: another conversion is writing it, or it is no leftover.
+        Misused: another conversion is writing it, or it is not a leftover.
     """
     partial = partial_folder(out)
     if not partial.exists() and not partial.is_symlink():
         return
     if partial.is_symlink() or not partial.is_dir() or (any(partial.iterdir()) and not (partial / MARK).is_file()):
-        raise Misused(f"{partial}: is in the way and not left by a conversion; move it or choose another --mlx-path")
+        raise Misused(f"{partial}: exists and is no leftover of a conversion; move it or choose another --mlx-path")
     if (partial / MARK).exists():
         with (partial / MARK).open("rb") as mark:
             _lock(mark, partial)
@@ -57,7 +57,7 @@ def _lock(mark: IO[Any], partial: Path) -> None:
 
 @contextmanager
 def beside(out: Path) -> Iterator[Path]:
-    """A fresh folder beside `out` that takes its name at the end, or goes away with the parents made for it.
+    """A new folder beside `out`: renamed to `out` at the end, or removed on failure with the parents made for it.
 
     Raises:
         Misused: `out` exists, or nothing can be written there.
@@ -88,7 +88,7 @@ def beside(out: Path) -> Iterator[Path]:
 
 
 def _to_disk(folder: Path) -> None:
-    """Write out what the system still holds in memory: after a power cut the name must stand for whole files."""
+    """Flush to disk before the rename, so that after a power cut the name never refers to partial files."""
     for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -24,7 +24,7 @@ class Part(NamedTuple):
     read: Callable[[Path], Weights]
 
 
-# In the order of writing: ONNX files are in memory while they are open, so they go first.
+# In writing order: an open ONNX file occupies memory, so they come first.
 PARTS = (
     Part("speech_tokenizer", SPEECH_TOKENIZER_FILE, read_speech_tokenizer),
     Part("speaker", SPEAKER_FILE, read_speaker),
@@ -41,7 +41,7 @@ def held_as(file: str, names: Container[str]) -> str:
 
 
 def official_parts(llm: str = "base", names: Container[str] = ()) -> tuple[Part, ...]:
-    """`PARTS` with one of the two language models, by the names that a folder has for them."""
+    """`PARTS` with one of the two language models, under the file names that a folder has."""
     files = {part.name: LLM_FILES[llm] if part.name == "llm" else part.file for part in PARTS}
     return tuple(part._replace(file=held_as(files[part.name], names)) for part in PARTS)
 

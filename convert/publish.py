@@ -1,7 +1,7 @@
 """Upload a converted folder to the hub: `python -m convert.publish --mlx-path DIR --upload-repo NAME [--report JSON]`.
 
-Only what the conversion wrote and verified goes there, with a model card; a folder that was changed since, or that did
-not pass, is refused. Exit codes: 0 done, 1 refused by us or by the hub, 2 wrong arguments.
+Only files that the conversion wrote and verified are uploaded, with a model card. A folder that did not pass, or that
+was changed since, is refused. Exit codes: 0 done, 1 refused by us or by the hub, 2 wrong arguments.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def publish(
 
     Args:
         folder: written by convert/run.py.
-        repo: hub id, made where it does not exist.
+        repo: hub id; created if it does not exist.
         report: report.json of a run of the suite on this folder, for the card.
-        private: of a repository that is made.
+        private: make a new repository private.
         base_model, licence: for the card, see `card`.
 
     Returns:
         Address on the hub.
 
     Raises:
-        Refused: the folder or the report must not be published; the hub refuses.
+        Refused: the folder or the report did not pass, or the hub refuses.
     """
     audit = require_verified(folder)
     run = require_report(report, audit) if report else None
@@ -75,7 +75,7 @@ def publish(
 
 
 def _say_if_replaced(repo: str) -> None:
-    """Say that a README.md on the hub, which is no card of this command, will be replaced."""
+    """Warn that a README.md on the hub that this command did not write will be replaced."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
@@ -83,11 +83,11 @@ def _say_if_replaced(repo: str) -> None:
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         return
     if not is_card(held):
-        print(f"note: {repo} has a {CARD_FILE} of its own; the card replaces it, the history of {repo} keeps it")
+        print(f"note: {repo} has its own {CARD_FILE}; the model card replaces it, and the history of {repo} keeps it")
 
 
 def require_verified(folder: Path) -> dict[str, Any]:
-    """The folder's audit, if it passed and every file is still the one that it speaks of.
+    """The folder's audit, if it passed and no file changed since.
 
     Raises:
         Refused: otherwise.
@@ -95,7 +95,7 @@ def require_verified(folder: Path) -> dict[str, Any]:
     audit = read_json(folder / AUDIT_FILE)
     rows, written = audit.get("parity"), audit.get("written")
     if not isinstance(rows, list) or not isinstance(written, dict) or not written:
-        raise Refused(f"{folder / AUDIT_FILE}: does not say what was verified; convert again")
+        raise Refused(f"{folder / AUDIT_FILE}: does not record what was verified; convert again")
     statuses = [row.get("status") if isinstance(row, dict) else None for row in rows]
     if (failed := [status for status in statuses if status not in SETTLED]) or "PASS" not in statuses:
         said = f"{len(failed)} of {len(rows)} checkpoints failed" if failed else "nothing was compared"
@@ -107,10 +107,10 @@ def require_verified(folder: Path) -> dict[str, Any]:
 
 
 def require_report(path: Path, audit: Mapping[str, Any]) -> Report:
-    """A passed report on the same source files.
+    """A report on the same source files that passed.
 
     Raises:
-        Refused: another verdict, or of other weights.
+        Refused: another verdict, or other weights.
     """
     try:
         report = load(path)
@@ -118,7 +118,7 @@ def require_report(path: Path, audit: Mapping[str, Any]) -> Report:
     except ReportError as error:
         raise Refused(str(error)) from None
     except (KeyError, TypeError, AttributeError):
-        raise Refused(f"{path}: cannot be compared, {AUDIT_FILE} does not tell the source files") from None
+        raise Refused(f"{path}: cannot be compared, {AUDIT_FILE} does not list the source files") from None
     if report.verdict.status != "PASS":
         raise Refused(f"{path}: its verdict is {report.verdict.status}; it is not published")
     if {file.file: file.sha256 for file in report.provenance.weights} != known:

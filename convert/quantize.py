@@ -1,7 +1,7 @@
 """Precision of a converted folder: what is float16, bfloat16 or quantized, and what stays float32.
 
-Half precision and quantization are for the big matrix products: the language model's layers and tables and the blocks
-of the diffusion transformer, 95 % of what speaking reads. Whatever is small, sums over many terms or feeds a phase
+Half precision and quantization apply to the big matrix products: the language model's layers and tables and the blocks
+of the diffusion transformer, 95 % of what speaking reads. Whatever is small, sums many terms or feeds a phase
 stays float32: norms, time and input embedding, the head over speech tokens, the pitch and the source of the vocoder.
 """
 
@@ -36,10 +36,10 @@ class Precision:
         dtype: `float32`, `float16` or `bfloat16`: of the weights of `parts`, and of their scales where quantized.
         parts: names of `PARTS` that take it; everything else is float32.
         bits: names of `QUANTIZED_PARTS` -> bits of their layers.
-        group_size: columns that share a scale. A layer whose width it does not divide stays as it is.
+        group_size: columns that share a scale. A layer stays as it is if this does not divide its width.
 
     Raises:
-        Misused: a name or number that is not known.
+        Misused: an unknown name or number.
     """
 
     dtype: str = "float32"
@@ -60,7 +60,7 @@ class Precision:
             )
 
     def tag(self, name: str) -> str:
-        """Dtype of a parameter in the files, before quantization."""
+        """Dtype of a parameter in the written files, before quantization."""
         return TAGS[self.dtype] if any(re.fullmatch(PARTS[part], name) for part in self.parts) else "F32"
 
     def bits_of(self, name: str, shape: Shape) -> int | None:
@@ -93,7 +93,7 @@ class Precision:
         return found
 
     def stored(self, name: str, array: np.ndarray) -> Iterator[tuple[str, mx.array | np.ndarray]]:
-        """The tensors of the folder that one parameter (float32, finite) becomes.
+        """The tensors written for one parameter (float32, finite).
 
         Raises:
             Refused: a value that the dtype cannot hold.
@@ -111,12 +111,12 @@ class Precision:
         for piece in pieces.values():
             if piece.dtype != mx.uint32 and not mx.isfinite(piece).all().item():
                 raise Refused(
-                    f"{name}: {np.abs(array).max():g} leaves the range of {self.dtype}; choose bfloat16 or float32"
+                    f"{name}: {np.abs(array).max():g} exceeds the range of {self.dtype}; choose bfloat16 or float32"
                 )
         yield from pieces.items()
 
     def quantization(self, parameters: Mapping[str, Shape]) -> dict[str, Any] | None:
-        """The entry of `config.json` as mlx_lm writes it, layers of other bits than the first part's by their path."""
+        """The entry of `config.json` as mlx_lm writes it; layers with other bits are listed by path."""
         if not self.bits:
             return None
         first = next(iter(self.bits.values()))
@@ -134,7 +134,7 @@ FLOAT32 = Precision()
 
 @dataclass(frozen=True)
 class Found:
-    """Precision of a folder as its files have it, whoever wrote them.
+    """Precision of a folder, from its files alone.
 
     Args:
         tags: dtype of every tensor by name.
@@ -157,7 +157,7 @@ class Found:
 
 
 def precision_of(folder: Path) -> Found:
-    """Look at the headers of a converted folder.
+    """Read the precision from the headers of a converted folder.
 
     Raises:
         Refused: files that cannot be read.
@@ -171,10 +171,10 @@ def precision_of(folder: Path) -> Found:
 
 
 def from_flags(options: argparse.Namespace) -> Precision:
-    """What the command line asks for.
+    """The precision that the command line asks for.
 
     Raises:
-        Misused: parts without a dtype or `-q` to take, or a part that is unknown.
+        Misused: parts without a dtype or `-q`, or an unknown part.
     """
     for name in ("q_bits", "q_group_size", "q_parts"):
         if not options.quantize and getattr(options, name) is not None:

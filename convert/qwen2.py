@@ -8,7 +8,7 @@ from convert.arguments import Arguments
 from port.config import Qwen2Config, from_dict
 from port.files.errors import Refused, brief
 
-# Of every model of transformers; nothing in a decoder reads them.
+# Written for every transformers model; decoders do not read them.
 SAVED_BESIDE = (
     "_name_or_path",
     "_attn_implementation",
@@ -54,7 +54,7 @@ def qwen2_config(content: dict[str, Any], where: str = "qwen2", complete: bool =
     if config.num_attention_heads % config.num_key_value_heads:
         raise Refused(f"{where}.num_key_value_heads: {config.num_key_value_heads} does not divide the heads")
     if layers is not None and layers != ["full_attention"] * config.num_hidden_layers:
-        raise Refused(f"{where}.layer_types: the model knows full_attention in each of its layers only")
+        raise Refused(f"{where}.layer_types: only full_attention is supported, in every layer")
     if head not in (None, config.head_dim):
         raise Refused(f"{where}.head_dim: {brief(head)} is not hidden_size / num_attention_heads")
     return config

@@ -1,4 +1,4 @@
-"""References and class paths in the official yaml, followed as data."""
+"""Resolve references and class paths of the official yaml as data; nothing is imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from convert.checkpoint import Tagged
 from port.files.errors import Refused
 
-# What each place of the yaml must build.
+# The class that each place of the yaml must name.
 CLASSES = {
     "llm": "cosyvoice.llm.llm.CosyVoice3LM",
     "llm.llm": "cosyvoice.llm.llm.Qwen2Encoder",
@@ -26,7 +26,7 @@ CLASSES = {
     "get_tokenizer": "cosyvoice.tokenizer.tokenizer.get_qwen_tokenizer",
 }
 
-# What HyperPyYAML computes, but for powers.
+# The arithmetic of HyperPyYAML, without powers.
 OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -35,9 +35,9 @@ OPERATORS = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
 }
-MAX_TEXT = 200  # characters of a reference
+MAX_TEXT = 200  # longest reference, in characters
 LARGEST = 1 << 62
-MAX_REFERENCES = 8  # that name one another
+MAX_REFERENCES = 8  # longest chain of references
 
 
 def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
@@ -49,10 +49,10 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
         where: its place, as in `CLASSES`.
 
     Returns:
-        The same structure of plain values.
+        The same structure with plain values.
 
     Raises:
-        Refused: a class that does not belong there, or a reference to nothing.
+        Refused: a wrong class, or a reference without a target.
     """
     if isinstance(value, Tagged) and value.kind == "ref":
         return _reference(document, value.target, where)
@@ -70,7 +70,7 @@ def resolve(document: dict[str, Any], value: Any, where: str) -> Any:
 
 
 def _reference(document: dict[str, Any], text: str, where: str, followed: int = 0) -> Any:
-    """`<name>`, a product or another sum of numbers and names, or a text with names in it."""
+    """Resolve `<name>`, a formula of numbers and names, or a text with names in it."""
     if len(text) > MAX_TEXT or followed > MAX_REFERENCES:
         raise Refused(f"{where}: reference {text!r:.60} is too long, or refers to itself")
     values = {name: _named(document, name, where, followed) for name in re.findall(r"<(\w+)>", text)}
@@ -101,7 +101,7 @@ def _named(document: dict[str, Any], name: str, where: str, followed: int) -> in
 
 
 def _computed(node: ast.expr | None) -> int | float:
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return node.value
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_computed(node.operand)

@@ -1,4 +1,4 @@
-"""The official release: its repository, the commit that is known, and its files with their sizes and digests."""
+"""The official release: its repository, commit, and files with sizes and digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Known(NamedTuple):
 
 @dataclass(frozen=True)
 class Release:
-    """One commit of a repository whose files are known."""
+    """One commit of a repository, with its files."""
 
     repo: str
     revision: str

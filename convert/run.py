@@ -1,7 +1,7 @@
-"""The command: an official checkpoint, in a folder or on the hub, to a verified MLX folder.
+"""Convert an official checkpoint, in a folder or on the hub, to a verified MLX folder.
 
-`python convert/run.py --hf-path ID_OR_DIR --mlx-path OUT` reads and converts tensor by tensor, writes beside OUT,
-audits, compares the written files with the reference, and only then gives the folder its name. Exit codes: 0 done,
+`python convert/run.py --hf-path ID_OR_DIR --mlx-path OUT` reads and converts tensor by tensor, writes to a folder
+beside OUT, audits it, compares it with the reference, and only then renames it to OUT. Exit codes: 0 done,
 1 the checkpoint or the result was refused, 2 wrong arguments. A refusal is one line and leaves nothing behind.
 """
 
@@ -26,7 +26,7 @@ Row = Mapping[str, Any]
 
 
 def parity_check(source: Path, folder: Path) -> Sequence[Row]:
-    """Load the port from `folder` and the reference from `source`, and compare them: see parity_tests/verify.py."""
+    """Compare the port loaded from `folder` with the reference loaded from `source`: see parity_tests/verify.py."""
     from parity_tests.verify import verify_folder
 
     return verify_folder(source, folder)
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None, program: str = RUN) -> int:
         return _say(error, 2)
     except Refused as error:
         return _say(error, 1)
-    except OSError as error:  # one of writing, as when the disk is full, names no file
+    except OSError as error:  # an error while writing, such as a full disk, names no file
         return _say(error if error.filename else f"{options.mlx_path}: {error.strerror or error}", 1)
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 1)
@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None, program: str = RUN) -> int:
 
 
 def _converted(options: argparse.Namespace) -> list[str]:
-    """Convert; the lines to say of it, the verdict last."""
-    # Here, so that help and mistyped flags are answered before torch is loaded.
+    """Convert; returns the lines to print, the verdict last."""
+    # Imported here: help and wrong flags are answered without loading torch.
     from convert.conversion import convert_folder
     from convert.hub import differences, find_source
     from convert.names import MAY_LACK
@@ -80,14 +80,14 @@ def _converted(options: argparse.Namespace) -> list[str]:
 
 
 def parity_verdict(rows: Sequence[Row]) -> str:
-    """One line for people: how many comparisons came out how, and what the reduced ones are judged by."""
+    """One line for people: how many comparisons passed, and how those in reduced precision are judged."""
     counts = Counter(row["status"] for row in rows)
     if set(counts) == {"PASS"}:
         return f"parity {len(rows)} of {len(rows)} checkpoints pass"
     said = f"parity {counts['PASS']} of {len(rows)} checkpoints pass"
     said += "".join(f", {count} {status}" for status, count in sorted(counts.items()) if status != "PASS")
     if counts["REDUCED"]:
-        said += " (not float32, so not judged one by one: quality.json has what they are judged by)"
+        said += " (reduced precision is not judged per checkpoint: see quality.json)"
     return said
 
 

@@ -1,4 +1,4 @@
-"""What a conversion writes, and whether the disks have room for it."""
+"""The size of what a conversion writes, and whether the disks have room for it."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def output_layout(parameters: Mapping[str, Shape], precision: Precision, bake: B
 
 
 def output_bytes(layout: Iterable[TensorInfo]) -> int:
-    """Of the weights of a folder."""
+    """Bytes of the weights of a folder."""
     return sum(info.nbytes for info in layout)
 
 
 def output_share(precision: Precision, bake_timesteps: bool = False) -> float:
-    """Bytes written for each byte of a float32 checkpoint at the official sizes: what is known before a download.
+    """Bytes written for each byte of a float32 checkpoint of the official size; known before a download.
 
     Raises:
         Misused: quantization that no layer can take.
@@ -44,13 +44,13 @@ def output_share(precision: Precision, bake_timesteps: bool = False) -> float:
 
 
 def require_space(needs: Mapping[str, tuple[Path | None, int]]) -> None:
-    """Refuse before anything is written what the disks cannot hold.
+    """Refuse, before anything is written, a conversion that does not fit the disks.
 
     Args:
-        needs: for each purpose a folder that need not exist yet, and bytes.
+        needs: for each purpose a folder (which may not exist yet) and bytes.
 
     Raises:
-        Refused: naming what is needed and what is free.
+        Refused: too little space; says what is needed and what is free.
     """
     disks: dict[int, list[tuple[str, Path, int]]] = {}
     for purpose, (folder, count) in needs.items():

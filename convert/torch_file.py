@@ -1,7 +1,7 @@
-"""A `.pt` file as torch.save writes it, read without torch's unpickler: tensors and plain data, and nothing is called.
+"""Read a `.pt` file written by torch.save without torch's unpickler: tensors and plain data only; nothing is called.
 
 The file is a zip archive of uncompressed records: a pickle with the names and shapes, and the bytes of each storage.
-There is one reader for all of it, so no second one can see another content, and it has limits of its own.
+One reader handles all of it, so no second reader can see different content; it has its own limits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DTYPES = {
     "torch.ComplexFloatStorage": torch.complex64,
     "torch.ComplexDoubleStorage": torch.complex128,
 }
-# What trainers leave beside the weights. It is not called either: it stays a name (`Foreign`).
+# Objects that trainers store beside the weights. They are not called either, only named (`Foreign`).
 HARMLESS = frozenset(
     {
         "_codecs.encode",
@@ -56,11 +56,11 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
 class Storage(NamedTuple):
-    """`count` numbers of one dtype in a record of the archive, which begins at byte `begin` of the file."""
+    """`size` numbers of one dtype in a record of the archive, which begins at byte `begin` of the file."""
 
     dtype: torch.dtype
     begin: int
-    count: int
+    size: int
 
 
 class Stored(NamedTuple):
@@ -73,13 +73,13 @@ class Stored(NamedTuple):
 
 
 class Foreign(NamedTuple):
-    """What the pickle would have had made by a call; the call's name is all that is kept."""
+    """An object that the pickle would have made by a call; only the name of the callable is kept."""
 
     name: str
 
 
 class TorchFile(NamedTuple):
-    """Content of a `.pt` file, and its bytes for `Stored` tensors: a private map, nothing is written back."""
+    """Content of a `.pt` file, and its bytes for `Stored` tensors: a private map that never writes to the file."""
 
     content: Any
     data: mmap.mmap
@@ -121,7 +121,7 @@ def read_torch_file(path: Path) -> TorchFile:
 
 
 class _Reader:
-    """The few instructions that torch.save writes, carried out on plain data."""
+    """Executes the few instructions that torch.save writes, on plain data."""
 
     def __init__(self, path: Path, storages: Mapping[str, tuple[int, int]]) -> None:
         self.path = path
@@ -190,7 +190,7 @@ class _Reader:
             return
         target = _as(dict, self.stack[-1])
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # A key is hashed: nested tuples of a few bytes would take for ever.
+            # Keys are hashed, and hashing nested tuples of a few bytes could take forever.
             if not isinstance(key, str | int | float | None):
                 raise Refused(f"{self.path}: a {type(key).__name__} is a key in it, expected names")
             target[key] = value
@@ -224,12 +224,12 @@ def _as(kind: type, value: Any) -> Any:
 
 
 def _made(name: str, arguments: tuple[Any, ...]) -> Any:
-    """What a call would have given, where that is plain data or a dense tensor."""
+    """The result of a call, if it is plain data or a dense tensor."""
     if name == "collections.OrderedDict" and not arguments:
         return {}
     if name in ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"):
         return arguments[0]
-    # A last argument says that the numbers are to be negated or conjugated: no plain tensor.
+    # A last argument marks negated or conjugated numbers: not a plain tensor.
     if name == "torch._utils._rebuild_tensor_v2" and isinstance(arguments[0], Storage) and not any(arguments[6:]):
         storage, offset, shape, strides = arguments[:4]
         if len(_as(tuple, shape)) != len(_as(tuple, strides)):

@@ -1,4 +1,4 @@
-"""What may happen to a source tensor on its way into the port, for shapes and for values.
+"""The transforms from source tensors to parameters of the port, for shapes and for values.
 
 O output channels, I input channels, g groups, K taps (or H, W)
 """
@@ -18,8 +18,8 @@ ROTARY_THETA = 10000.0
 
 @dataclass(frozen=True)
 class Transform:
-    """How arrays become one array: `apply(arrays, config)`, and the same for shapes alone, so that a wrong shape is
-    found before any data is read. Both return None where the tensor is checked and dropped."""
+    """How arrays become one array: `apply(arrays, config)`, and the same for shapes alone, which finds a wrong shape
+    before any data is read. Both return None for a tensor that is checked and dropped."""
 
     name: str
     shape: Callable[..., Shape | None]
@@ -60,10 +60,10 @@ def fold_weight_norm(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def fold_exactly(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """The same in float64, (2, O, I/g, K) float32: the weight rounded to float32, and what the rounding left out.
+    """The same in float64, (2, O, I/g, K) float32: the weight rounded to float32, and the rounding error.
 
-    For the pitch predictor, which the original folds and runs in float64: a weight rounded once turns the phase of
-    every later sample.
+    For the pitch predictor, which the original folds and runs in float64: one rounded weight would change the phase
+    of every later sample.
 
     Raises:
         ValueError: an output channel of norm zero.
@@ -92,15 +92,16 @@ def _rotary_constant(arrays: list[np.ndarray], config: CosyVoice3Config) -> None
     (inv_freq,) = arrays
     dim = config.flow.dit.dim_head
     expected = ROTARY_THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-    # Machines disagree in the last bits of float32 pow: 4 ulp allow for that and for nothing else. A file saved in half
-    # precision holds the rounded numbers (11 bits, bfloat16 8), which are dropped all the same.
-    tolerances = [4 * np.finfo(np.float32).eps, *(2.0**-bits for bits in (11, 8) if _has_bits(inv_freq, bits))]
+    # Machines differ in the last bits of float32 pow; 4 ulp allow just that. A file saved in half precision holds
+    # rounded numbers (11 bits, bfloat16 8), which are dropped all the same.
+    eps = float(np.finfo(np.float32).eps)
+    tolerances = [4 * eps, *(2.0**-bits for bits in (11, 8) if _has_bits(inv_freq, bits))]
     if inv_freq.shape != expected.shape or np.abs(inv_freq / expected - 1).max() > max(tolerances):
         raise ValueError(f"is not {ROTARY_THETA:g}^(-2j/{dim}), the rotary frequencies that the port computes")
 
 
 def _has_bits(values: np.ndarray, bits: int) -> bool:
-    """Whether so many bits of precision hold all values exactly."""
+    """Whether all values fit exactly into so many bits of precision."""
     fraction = np.frexp(values)[0] * 2.0**bits
     return bool(np.array_equal(fraction, np.round(fraction)))
 

@@ -1,4 +1,4 @@
-"""What a yaml file may ask for, looked at while it is parsed and before anything is made of it."""
+"""Limits of a yaml file, checked while it is parsed and before any object is made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_SCALAR = 1024  # characters
 
 @dataclass
 class _Open:
-    """A list or mapping that is not closed yet: its anchor, the events before it, the deepest place in it."""
+    """An open list or mapping: its anchor, the number of events before it, and its greatest depth."""
 
     anchor: str | None
     before: int
@@ -24,20 +24,21 @@ class _Open:
 
 
 def check_events(text: str) -> None:
-    """Refuse depth, long values, and aliases that unfold to more than a file could spell out.
+    """Refuse deep nesting, long values, and aliases that expand to more than a file could contain.
 
     Raises:
-        Refused: with the line.
-        YAMLError: no yaml.
+        Refused: a limit is exceeded; the message has the line.
+        YAMLError: the file is not yaml.
     """
     within = [_Open(None, 0, 0)]
-    anchors: dict[str, tuple[int, int]] = {}  # events and levels of what an alias stands for
+    anchors: dict[str, tuple[int, int]] = {}  # events and levels of the target of an alias
     total = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line, size, depth = f"line {event.start_mark.line + 1}", 1, len(within)
+        mark, size, depth = event.start_mark, 1, len(within)
+        line = f"line {mark.line + 1 if mark else '?'}"
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
-                raise Refused(f"{line}: alias *{event.anchor} stands for nothing, or for what it stands in")
+                raise Refused(f"{line}: alias *{event.anchor} has no target, or contains itself")
             size, levels = anchors[event.anchor]
             depth += levels
         elif isinstance(event, yaml.ScalarEvent):
@@ -56,6 +57,6 @@ def check_events(text: str) -> None:
             if closed.anchor:
                 anchors[closed.anchor] = total - closed.before, closed.deepest - len(within)
         if total > MAX_EVENTS:
-            raise Refused(f"{line}: more than {MAX_EVENTS} values, those of its aliases included")
+            raise Refused(f"{line}: more than {MAX_EVENTS} values, counting those of aliases")
         if depth > MAX_DEPTH:
             raise Refused(f"{line}: nested more than {MAX_DEPTH} deep")

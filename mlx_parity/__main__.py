@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run",
         help="judge a subject and write the results",
         description="Judge a subject, a program that defines subject(seed). Packages that PROGRAM.requirements.txt "
-        "beside it pins are installed into an environment of their own below build/. Exit 0 when all conforms, "
+        "beside it pins are installed into a separate environment below build/. Exit 0 when everything conforms, "
         "1 when something diverges, 2 when it cannot run.",
         epilog=f"example: {COMMAND} run examples/ports/qwen2_mlx_lm.py --out results --faults",
     )
@@ -44,10 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--only", default="*", metavar="GLOB", help="parts to run (default: all)")
     run.add_argument("--faults", action="store_true", help="measure how many generic faults the comparison sees")
     run.add_argument(
-        "--as-shipped", action="store_true", help="judge it once more without MLX_ENABLE_TF32=0, as users have it"
+        "--as-shipped", action="store_true", help="judge it again without MLX_ENABLE_TF32=0, as users run it"
     )
-    run.add_argument("--declared", action="store_true", help="exit 0 when what diverges is what the findings say")
-    run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for what diverges")
+    run.add_argument("--declared", action="store_true", help="exit 0 when exactly the known findings diverge")
+    run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for divergences")
     run.add_argument(
         "--jobs", type=_jobs, default=1, metavar="N", help="programs that run at once (default: %(default)s)"
     )
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> tuple[int, str]:
-    """Judge one program, in an environment of its own where it has one; the exit code and the last line."""
+    """Judge one program, in its own environment if it has one; returns the exit code and the last line."""
     if not program.is_file() or program.suffix != ".py":
-        raise SubjectError(f"{program}: is no Python program; name a file that ends in .py")
+        raise SubjectError(f"{program}: is not a Python program; name a file that ends in .py")
     pins = program.with_suffix(".requirements.txt")
     own = pins.is_file() and not options.here
     if not own and not apart:
@@ -95,7 +95,7 @@ def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> 
 
 def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[int, str]:
     os.environ.setdefault("MLX_ENABLE_TF32", "0")  # MLX reads it when it is imported
-    from mlx_parity.report.page import annotations
+    from mlx_parity.report.page import annotation_lines
     from mlx_parity.report.words import Wording
     from mlx_parity.results import About, verdict, write_results
     from mlx_parity.run import judge
@@ -113,7 +113,7 @@ def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[in
     said = printing(verdict(outcome)) + ("; as declared" if options.declared and outcome.as_declared else "")
     fine = outcome.as_declared if options.declared else outcome.conforms
     if options.annotations and not fine:
-        print("\n".join(annotations(report, Wording(outcome.subject.name))))
+        print("\n".join(annotation_lines(report, Wording(outcome.subject.name))))
     if shipped:
         print(f"as shipped: {shipped.status}, MLX computes in {shipped.regime}")
     print(f"results: {out}")

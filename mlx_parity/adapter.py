@@ -6,6 +6,7 @@ checkpoint, float32), the inputs as numpy arrays, and returns numpy arrays.
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from mlx_parity.part import Part
 
 
 class NotOffered(Exception):
-    """The port has no such part; the report lists it as not checked, it never counts as passed."""
+    """The port has no such part. The report lists it as not checked; it never counts as passed."""
 
 
 class AdapterError(ValueError):
@@ -45,7 +46,7 @@ class Adapter(ABC):
             config: the part's sizes, named as in the reference's constructor.
             state: the part's weights, keys relative to the part, official names and layouts.
             inputs: float32, integer or bool arrays by argument name, in the reference's layout.
-            call: further arguments that are no arrays (`streaming`, `finalize`, ...).
+            call: other arguments, such as `streaming` or `finalize`.
 
         Returns:
             output name -> array in the reference's layout.
@@ -55,11 +56,11 @@ class Adapter(ABC):
         """
 
     def also(self, part: Part, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
-        """Further forms of a part that are judged beside the one that `run` runs, by a word for their rows."""
+        """Other forms of a part that are judged too, by a word for their rows."""
         return {}
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The numbers that the port takes when its caller gives none, float32.
+        """The noise that the port uses if its caller gives none, float32.
 
         Args:
             name: `rand_noise`, the flow's start (1, 80, frames); `sine_waves`, the source's noise (1, samples, 9)
@@ -67,12 +68,12 @@ class Adapter(ABC):
             shape: of the result.
 
         Raises:
-            NotOffered: the port always has to be given them.
+            NotOffered: the port's caller must always give it.
         """
         raise NotOffered(f"{self.name} does not say what noise it takes by itself")
 
     def place(self, path: str) -> str | None:
-        """Where a part stands in the port, as `file:line` below the repository; None where nothing says it."""
+        """Place of a part in the port, as `file:line` below the repository; None if unknown."""
         return None
 
     def versions(self) -> dict[str, str]:
@@ -80,8 +81,54 @@ class Adapter(ABC):
         return {}
 
 
+class Side(Adapter):
+    """A side whose parts are objects in this process: built once, called any number of times.
+
+    Attributes:
+        package: where its parts stand.
+    """
+
+    package: str
+
+    @abstractmethod
+    def build(self, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
+        """The part's class with the official weights in it, or the part's function; arguments as of `run`."""
+
+    @abstractmethod
+    def tensor(self, array: np.ndarray) -> Any:
+        """Convert an array to a tensor of this side; floats in its precision, integers and masks unchanged."""
+
+    @abstractmethod
+    def array(self, tensor: Any) -> np.ndarray:
+        """Convert a tensor to an array; a list of tensors of one shape becomes one array."""
+
+    def get(self, path: str) -> Any:
+        """Look up a name below the package: `flow.masks.make_pad_mask`."""
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(f"{self.package}.{module}"), name)
+
+    def call(
+        self, part: Part, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        """Run a part that `build` made; arrays in the reference's layout on both ends."""
+        to, back = ({}, {}) if self.package == "reference" else (part.to_port, part.from_port)
+        tensors = {k: self.tensor(to.get(k, np.asarray)(v)) for k, v in inputs.items()}
+        results = part.call(self.package, built, {**tensors, **call})
+        return {k: back.get(k, np.asarray)(self.array(v)) for k, v in results.items()}
+
+    def run(
+        self,
+        part: Part,
+        config: Mapping[str, Any],
+        state: Mapping[str, np.ndarray],
+        inputs: Mapping[str, np.ndarray],
+        call: Mapping[str, Any],
+    ) -> dict[str, np.ndarray]:
+        return self.call(part, self.build(part, config, state), inputs, call)
+
+
 def show_tracebacks(adapter: Adapter) -> None:
-    """Make an adapter print where its port raised, before the comparison takes the exception for its result."""
+    """Make an adapter print the traceback when its port raises; the comparison only records the exception."""
     run = adapter.run
 
     def shown(*arguments: Any) -> dict[str, np.ndarray]:
@@ -93,10 +140,10 @@ def show_tracebacks(adapter: Adapter) -> None:
             traceback.print_exc()
             raise
 
-    adapter.run = shown  # type: ignore[method-assign]
+    vars(adapter)["run"] = shown
 
 
 def described(error: BaseException) -> str:
-    """An exception in one line: type and message; of an `AdapterError`, which is one line already, the message."""
+    """An exception in one line: type and message; of an `AdapterError` only its message, which is one line already."""
     message = " ".join(str(error).split())
     return message if type(error) is AdapterError else f"{type(error).__name__}: {message}".removesuffix(": ")

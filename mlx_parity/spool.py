@@ -1,4 +1,4 @@
-"""Arrays on disk: what a run of a whole model leaves at each of its parts is too much to hold at once."""
+"""Arrays on disk: all intermediate results of a whole model are too large for memory."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Spool:
 
     def store(self, array: np.ndarray) -> Stored:
         """Write an array unless one of the same bytes is there."""
-        content = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else memoryview(b"")
+        content = np.ascontiguousarray(array).data.cast("B") if array.size else memoryview(b"")
         digest = hashlib.blake2b(content, digest_size=16).digest()
         if digest not in self._starts:
             self._starts[digest] = self._file.seek(self.size)
@@ -56,5 +56,5 @@ class Spool:
         array = np.empty(value.shape, value.dtype)
         self._file.seek(value.start)
         if array.size:
-            self._file.readinto(memoryview(array).cast("B"))
+            self._file.readinto(array.data.cast("B"))
         return array

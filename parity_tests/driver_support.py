@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.harness.golden_file import Kit
+from parity_tests.adapters.own import SIDES as BY_NAME
 from parity_tests.speech_support import SMALL
 from port.llm.sampling import SeededDraws
 from port.request import Chance, Prompt, Stream
@@ -21,7 +21,7 @@ class Speaker:
     """One side, a fixed prompt, and requests in numpy."""
 
     def __init__(self, side: str, model: Any, prompt_tokens: int = 10) -> None:
-        self.kit, self.model = Kit(side), model
+        self.kit, self.model = BY_NAME[side](), model
         model.token_hop_len = SMALL.streaming.token_hop_len  # what a fresh object has
         rng = np.random.default_rng(prompt_tokens)
         prompt = {

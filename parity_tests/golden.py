@@ -17,37 +17,34 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 
 import numpy as np
 
+from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
+from mlx_parity.judge import Row
+from mlx_parity.record import MANIFEST, Entry, Recorded, RecordError, differences, read_manifest
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.golden_file import (
-    MANIFEST,
-    Entry,
-    GoldenError,
-    GoldenFile,
-    GoldenRow,
-    Side,
-    differences,
-    read_manifest,
-)
 from parity_tests.harness.golden_onnx import judge_onnx
-from parity_tests.harness.golden_replay import Replays
+from parity_tests.harness.golden_replay import GoldenRow, Replays, cases
 from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
-from parity_tests.harness.golden_table import NAMES, OMITTED, part_of
+from parity_tests.harness.golden_table import NAMES, OMITTED, named_by, part_of
+from parity_tests.parts import PARTS
 from port.files.disk import beside
 
 DOUBLE_LIMIT = 1e-12
+EMBEDDED = Path(__file__).parent / "data" / "golden"
 
 
-def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
+def judge_file(file: Recorded, *sides: str) -> list[GoldenRow]:
     """Every tensor of one file on each side."""
     part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     if part is None:
@@ -57,7 +54,7 @@ def judge_file(file: GoldenFile, *sides: Side) -> list[GoldenRow]:
     return judge_replays(Replays(file, part), *sides)
 
 
-def judge_replays(replays: Replays, *sides: Side) -> list[GoldenRow]:
+def judge_replays(replays: Replays, *sides: str) -> list[GoldenRow]:
     """Every tensor of one file on each side, by runs that are made or given."""
     file, part, rows = replays.file, replays.part, []
     names = dict.fromkeys([*file.out, *file.out64])
@@ -69,16 +66,16 @@ def judge_replays(replays: Replays, *sides: Side) -> list[GoldenRow]:
                 else:
                     rows += Judge(replays, name).rows(side)
         except Exception as error:
-            kind = "" if isinstance(error, GoldenError) else f"{type(error).__name__}: "
+            kind = "" if isinstance(error, RecordError) else f"{type(error).__name__}: "
             rows.append(_error(file.name, side, " ".join(f"{kind}{error}".split())))
     return rows
 
 
-def _error(file: str, side: Side, note: str, tensor: str = "") -> GoldenRow:
+def _error(file: str, side: str, note: str, tensor: str = "") -> GoldenRow:
     return GoldenRow(file, tensor, side, "", None, None, "ERROR", note)
 
 
-def _omitted(part: str, name: str, side: Side) -> str | None:
+def _omitted(part: str, name: str, side: str) -> str | None:
     reasons = OMITTED.get(part, {}).items()
     return next((why for like, (on, why) in reasons if on in ("both", side) and re.fullmatch(like, name)), None)
 
@@ -93,7 +90,7 @@ class Judge:
         self.exact = self.out is not None and self.out.dtype.kind in "biu"
         self.truth = self.out if self.exact else self.double
 
-    def rows(self, side: Side) -> list[GoldenRow]:
+    def rows(self, side: str) -> list[GoldenRow]:
         reference = self._reference()
         if side == "reference":
             return reference
@@ -106,11 +103,11 @@ class Judge:
             return [self._row("port", "", status="ERROR", note="the port did not compute this tensor")]
         return [self._judged("port", "ratio", self._compare(port, self.out, self.single))]
 
-    def _row(self, side: Side, measure: str, **rest: object) -> GoldenRow:
+    def _row(self, side: str, measure: str, **rest: object) -> GoldenRow:
         values = {"value": None, "limit": None} | rest
         return GoldenRow(self.replays.file.name, self.name, side, measure, **values)  # type: ignore[arg-type]
 
-    def _judged(self, side: Side, measure: str, reading: Reading, note: str = "") -> GoldenRow:
+    def _judged(self, side: str, measure: str, reading: Reading, note: str = "") -> GoldenRow:
         measure, limit = ("equal", None) if reading.ratio is None else (measure, BUDGET)
         note = "; ".join(filter(None, (reading.message, note)))
         return self._row(
@@ -161,27 +158,27 @@ class Judge:
         return self._row("reference", "float64", value=distance, limit=limit, status=status, note=note)
 
 
-def judge_folder(folder: Path, sides: Sequence[Side], only: str = "*") -> list[GoldenRow]:
+def judge_folder(folder: Path, sides: Sequence[str], only: str = "*") -> list[GoldenRow]:
     """Every file of a folder and every entry of its manifest.
 
     Raises:
-        GoldenError: no folder, nothing in it that matches, or a manifest that cannot be read.
+        RecordError: no folder, nothing in it that matches, or a manifest that cannot be read.
     """
     if not folder.is_dir():
-        raise GoldenError(f"{folder} is no folder")
+        raise RecordError(f"{folder} is no folder")
     manifest = read_manifest(folder)
     pairs = {path.with_suffix(".safetensors").name for path in folder.glob("*.onnx")}
     names = {path.name for path in folder.glob("*.safetensors")} | pairs | {*(manifest or ())}
     names = {name for name in names if fnmatchcase(Path(name).stem, only)}
     if not names:
-        raise GoldenError(f"{folder} holds no golden file that matches {only}")
+        raise RecordError(f"{folder} holds no golden file that matches {only}")
     rows = []
     for name in sorted(names):
         rows += _judge_path(folder / name, manifest, sides)
     return rows
 
 
-def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[Side]) -> list[GoldenRow]:
+def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[str]) -> list[GoldenRow]:
     entry, rows = (manifest or {}).get(path.name), []
     if not path.is_file() and not path.with_suffix(".onnx").is_file():
         return [_error(path.stem, sides[0], f"{MANIFEST} lists this file, the folder lacks it")]
@@ -190,11 +187,38 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[S
     if path.with_suffix(".onnx").is_file():
         return rows + [row for side in sides for row in judge_onnx(path, side)]
     try:
-        file = GoldenFile.read(path, entry)
+        file = Recorded.read(path, entry)
         rows += [_error(path.stem, sides[0], what, name) for name, what in differences(path, entry or {})]
-    except GoldenError as error:
+    except RecordError as error:
         return [*rows, _error(path.stem, sides[0], str(error))]
     return rows + judge_file(file, *sides)
+
+
+def cases_of(path: Path) -> list[Case]:
+    """An embedded file as cases: one for each call that reproduces it, none where it has a function of its own."""
+    file = Recorded.read(path)
+    return [case for case, _ in cases(file, part_of(file.upstream, FUNCTIONS.keys() | NAMES) or "")]
+
+
+def report_rows(path: Path) -> list[Row]:
+    """The port on an embedded file, as rows of the report."""
+    file = Recorded.read(path)
+    module, folder = named_by(file.upstream) or file.name, path.parent.relative_to(Path(__file__).parents[1])
+    return [report_row(row, module, folder) for row in judge_file(file, "port")]
+
+
+def report_row(row: GoldenRow, module: str, folder: Path) -> Row:
+    """A row of the report; `folder` as the command that repeats it names it."""
+    package = module.split(".")[0]
+    stage = PARTS[module].stage if module in PARTS else {"model": "whole"}.get(package, package)
+    reading = row.reading or Reading(row.status, row.note or numbers(row))
+    words = ["python", "-m", "parity_tests.golden", str(folder), "--side", "port", "--only", escape(row.file)]
+    return Row(f"golden.{row.file}.{row.tensor}", stage, "golden", module, row.file, reading, shlex.join(words))
+
+
+def numbers(row: GoldenRow) -> str:
+    """Value and limit of a row, where it has them."""
+    return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -212,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--plain", action="store_true", help="the port without its fast forms")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     options = parser.parse_args(argv)
-    sides: tuple[Side, ...] = ("reference", "port") if options.side == "both" else (options.side,)
+    sides: tuple[str, ...] = ("reference", "port") if options.side == "both" else (options.side,)
     OwnPort.usual = () if options.plain else None
     try:
         require_float32()
@@ -221,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.json:
             with beside(options.json) as partial:
                 partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    except (GoldenError, NotFloat32, OSError) as error:
+    except (RecordError, NotFloat32, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     statuses = {row.status for row in rows}

@@ -13,43 +13,38 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
+from mlx_parity import record
+from mlx_parity.record import Recorded
+from mlx_parity.sides.truth import Reference
+from parity_tests.golden import EMBEDDED
 from parity_tests.harness.golden_driver import requests
-from parity_tests.harness.golden_file import MANIFEST, Arrays, GoldenFile, Kit
 from parity_tests.harness.golden_replay import CONFIGS, Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import NAMES, part_of, runs
 from parity_tests.harness.live import live_state
 from parity_tests.parts import PARTS
 
-EMBEDDED = Path(__file__).parent / "data" / "golden"
+
+def golden(name: str) -> Recorded:
+    return Recorded.read(EMBEDDED / f"{name}.safetensors")
 
 
-def golden(name: str) -> GoldenFile:
-    return GoldenFile.read(EMBEDDED / f"{name}.safetensors")
-
-
-def tensors(file: GoldenFile) -> Arrays:
-    groups = {"w": file.weights, "in": file.inputs, "out": file.out, "out64": file.out64}
-    return {f"{group}.{name}": np.ascontiguousarray(v) for group, held in groups.items() for name, v in held.items()}
-
-
-def write(files: Iterable[GoldenFile], folder: Path, manifest: bool = True, metadata: bool = True) -> None:
+def write(files: Iterable[Recorded], folder: Path, manifest: bool = True, metadata: bool = True) -> None:
     """Write files under numbers, described by a manifest like the original's, by metadata, or by both."""
-    cases = []
-    for number, file in enumerate(files):
-        path = folder / f"n{number:03}.safetensors"
-        about = {"upstream": file.upstream, "config": json.dumps(file.config), "call": json.dumps(file.call)}
-        held = tensors(file)
-        save_file(held, path, about if metadata else None)
-        listed = {k: {"shape": list(v.shape), "dtype": str(v.dtype)} for k, v in held.items()}
-        words = {"upstream": file.upstream, "config": file.config, "call": file.call}
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        cases.append({"file": path.name, "case": path.stem, **words, "sha256": sha256, "tensors": listed})
-    if manifest:
-        (folder / MANIFEST).write_text(json.dumps({"upstream": "made in a test", "cases": cases}))
+    record.write((replace(f, path=Path(f"n{i:03}.safetensors")) for i, f in enumerate(files)), folder, "made in a test")
+    listed = folder / record.MANIFEST
+    if not metadata:
+        content = json.loads(listed.read_text())
+        for entry in content["cases"]:
+            place = folder / entry["file"]
+            save_file(record.read_tensors(place), place)
+            entry["sha256"] = hashlib.sha256(place.read_bytes()).hexdigest()
+        listed.write_text(json.dumps(content))
+    if not manifest:
+        listed.unlink()
 
 
-def made(file: GoldenFile, *names: str, then: Iterable[str] = (), double: bool = True) -> GoldenFile:
+def made(file: Recorded, *names: str, then: Iterable[str] = (), double: bool = True) -> Recorded:
     """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
     of `out64` too when `double`."""
     part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
@@ -67,7 +62,7 @@ def _plain(value: np.ndarray) -> np.ndarray:
     return value.astype({"b": np.uint8, "f": np.float32}.get(value.dtype.kind, value.dtype))
 
 
-def resized(file: GoldenFile, config: Mapping[str, Any], inputs: Mapping[str, Any], seed: int = 0) -> GoldenFile:
+def resized(file: Recorded, config: Mapping[str, Any], inputs: Mapping[str, Any], seed: int = 0) -> Recorded:
     """The file's part in another size: live weights, and inputs drawn by shape; arrays are taken as they are."""
     rng = np.random.default_rng(seed)
     config = _merged(file.config, config)
@@ -81,14 +76,14 @@ def resized(file: GoldenFile, config: Mapping[str, Any], inputs: Mapping[str, An
     return replace(file, config=config, weights=state, inputs=drawn)
 
 
-def shorter(file: GoldenFile, call: Mapping[str, Any], steps: int) -> GoldenFile:
+def shorter(file: Recorded, call: Mapping[str, Any], steps: int) -> Recorded:
     """The language model's file as if it had ended after `steps` tokens; the numbers are still the original's."""
     per_step = ("logits", "scores_given_to_sampling", "tokens")
     cut = [{k: v[:steps] if k in per_step else v for k, v in group.items()} for group in (file.out, file.out64)]
     return replace(file, call=file.call | call, out=cut[0], out64=cut[1])
 
 
-def driver(flow: GoldenFile, vocoder: GoldenFile) -> GoldenFile:
+def driver(flow: Recorded, vocoder: Recorded) -> Recorded:
     """A file of the model driver with the weights of two others, and other requests than the original's."""
     rng = np.random.default_rng(5)
     weights = {f"{k}.{name}": v for k, f in (("flow", flow), ("hift", vocoder)) for name, v in f.weights.items()}
@@ -101,9 +96,9 @@ def driver(flow: GoldenFile, vocoder: GoldenFile) -> GoldenFile:
     }
     config, words = {"flow": flow.config, "hift": vocoder.config}, ["offline speed=0.8", "stream, shortest hop"]
     upstream = "cosyvoice.cli.model.CosyVoice3Model.tts"
-    file = GoldenFile(Path(), upstream, config, {"rounds": words}, weights, inputs, {}, {})
+    file = Recorded(Path(), upstream, config, {"rounds": words}, weights, inputs, {}, {})
     with torch.inference_mode():
-        found, seen = requests(file, Kit("reference"))
+        found, seen = requests(file, Reference())
     return replace(file, call={"rounds": words, **seen}, out=found)
 
 
@@ -116,7 +111,7 @@ def rotary(n: int, dim: int) -> np.ndarray:
     return np.repeat(np.arange(n)[:, None] * speeds, 2, axis=1)[None].astype(np.float32)
 
 
-def variants() -> dict[str, GoldenFile]:
+def variants() -> dict[str, Recorded]:
     """One file or more of each kind, with other sizes, lengths, chunks, windows, seeds, steps and requests."""
     rng = np.random.default_rng(7)
 

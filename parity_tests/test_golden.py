@@ -4,71 +4,50 @@ The files here cover every module and travel with the project; the whole set run
 """
 
 import os
-import shlex
-from glob import escape
 from pathlib import Path
 
 import pytest
 
-from mlx_parity.compare import Reading
-from mlx_parity.judge import Row
+from mlx_parity.record import Recorded, describe
+from mlx_parity.report.codec import plain
+from mlx_parity.sides.liveness import liveness, summarised
 from parity_tests import golden
-from parity_tests.golden import GoldenRow, judge_file
-from parity_tests.harness.golden_file import EMBEDDED, GoldenFile, describe
+from parity_tests.golden import EMBEDDED, GoldenRow, cases_of, judge_file, numbers, report_rows
 from parity_tests.harness.golden_table import named_by
 
-ROOT = Path(__file__).parents[1]
-COMMAND = ("python", "-m", "parity_tests.golden")
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))
-PARTS = {path.stem: named_by(path.stem, describe(path)[0]) for path in FILES}
-STAGES = {"llm": "llm", "sampling": "llm", "mel": "frontend", "resample": "frontend", "upstream": "noise"}
-VOCODER = ("causal", "snake", "resblock", "f0", "sinegen2", "source", "stft", "istft", "hift")
-
-
-def stage_of(name: str) -> str:
-    if name.startswith(("model", "silent")):
-        return "whole"
-    if name.startswith("causal_conv_pos"):
-        return "flow"
-    return STAGES.get(name.split("_")[0], "vocoder" if name.startswith(VOCODER) else "flow")
-
-
-def report_row(row: GoldenRow, folder: Path) -> Row:
-    reading = row.reading or Reading(row.status, row.note or _numbers(row))
-    return Row(
-        name=f"golden.{row.file}.{row.tensor}",
-        stage=stage_of(row.file),
-        kind="golden",
-        module=PARTS.get(row.file) or row.file,
-        case=row.file,
-        reading=reading,
-        reproduce=shlex.join([*COMMAND, str(folder), "--side", "port", "--only", escape(row.file)]),
-    )
-
-
-def _numbers(row: GoldenRow) -> str:
-    return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"
+PARTS = {path.stem: named_by(describe(path)[0]) for path in FILES}
+CASES = [path for path in FILES if cases_of(path)]
 
 
 def lines(rows: list[GoldenRow]) -> list[str]:
-    return [
-        f"{r.file}.{r.tensor}: {r.status} {r.note or _numbers(r)}" for r in rows if r.status not in ("PASS", "SKIP")
-    ]
+    return [f"{r.file}.{r.tensor}: {r.status} {r.note or numbers(r)}" for r in rows if r.status not in ("PASS", "SKIP")]
 
 
 @pytest.mark.part("reference")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_reference_is_the_original(path):
-    rows = judge_file(GoldenFile.read(path), "reference")
+    rows = judge_file(Recorded.read(path), "reference")
     assert rows
     assert not (broken := lines(rows)), broken
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=pytest.mark.part(PARTS[p.stem])) for p in FILES])
 def test_the_port_is_the_original(parity, path):
-    parity.add(report_row(row, EMBEDDED.relative_to(ROOT)) for row in judge_file(GoldenFile.read(path), "port"))
+    parity.add(report_rows(path))
+
+
+@pytest.mark.part("liveness")
+@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
+def test_every_tensor_of_a_recorded_case_matters(parity, path):
+    """In one of the calls that the file records: weights and inputs are the original's, drawn by nobody here."""
+    rows = [row for case in cases_of(path) for row in liveness(case)]
+    found = {row.tensor: row for row in sorted(rows, key=lambda row: row.status == "PASS")}
+    parity.keep("liveness", map(plain, summarised(found.values(), most=0)))
+    dead = [f"{row.tensor} moved {row.moved_budgets:.3g}" for row in found.values() if row.status == "VACUOUS"]
+    assert not dead, dead
 
 
 @pytest.mark.meta

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mlx_parity.record import MANIFEST, Recorded
 from parity_tests import golden as runner
 from parity_tests.degraded import KINDS, degraded
-from parity_tests.golden import judge_file
-from parity_tests.golden_support import EMBEDDED, golden, tensors, variants, write
-from parity_tests.harness.golden_file import MANIFEST, GoldenFile
+from parity_tests.golden import EMBEDDED, judge_file
+from parity_tests.golden_support import golden, variants, write
 from parity_tests.harness.golden_replay import Replays
 
 pytestmark = pytest.mark.meta
@@ -19,7 +19,7 @@ SIDES = ("reference", "port")
 
 
 @pytest.fixture(scope="module")
-def others() -> dict[str, GoldenFile]:
+def others() -> dict[str, Recorded]:
     return variants()
 
 
@@ -43,7 +43,7 @@ def said(capsys, *argv) -> tuple[int, str]:
 
 @pytest.mark.parametrize("described", ["manifest", "metadata"])
 def test_names_of_files_mean_nothing(tmp_path, capsys, described):
-    files = [GoldenFile.read(path) for path in sorted(EMBEDDED.glob("*.safetensors"), reverse=True)]
+    files = [Recorded.read(path) for path in sorted(EMBEDDED.glob("*.safetensors"), reverse=True)]
     write(files, tmp_path, manifest=described != "metadata", metadata=described != "manifest")
     code, text = said(capsys, tmp_path)
     assert code == 0, [line for line in text.splitlines() if line.startswith(("FAIL", "ERROR", "VACUOUS"))]
@@ -70,7 +70,7 @@ SPOILED = [
 ]  # fmt: skip
 
 
-def spoil(file: GoldenFile, tensor: str) -> GoldenFile:
+def spoil(file: Recorded, tensor: str) -> Recorded:
     """The file with its largest number changed by a thousandth, or an integer by one."""
     group, _, name = tensor.partition(".")
     where = {"w": "weights", "in": "inputs"}.get(group, group)
@@ -236,7 +236,7 @@ def test_rows_that_cannot_be_written_are_one_line(tmp_path, capsys):
 def test_a_broken_file_is_an_error(tmp_path, capsys, content):
     (tmp_path / "snake.safetensors").write_bytes(content)
     code, text = said(capsys, tmp_path)
-    assert code == 1 and "not a golden file" in text
+    assert code == 1 and "no file of recorded tensors" in text
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_broken_file_is_an_error(tmp_path, capsys, content):
         (None, "neither manifest.json nor the metadata has upstream and config and call"),
         ({"config": "{}", "call": "{}"}, "has upstream: nothing to replay"),
         ({"upstream": "x.Snake", "config": "{}"}, "has call: nothing to replay"),
-        ({"upstream": "x.Snake", "config": "{", "call": "{}"}, "not a golden file"),
+        ({"upstream": "x.Snake", "config": "{", "call": "{}"}, "no file of recorded tensors"),
         ({"upstream": "x.Snake", "config": "[]", "call": "{}"}, "config is [], not a dict"),
         ({"upstream": "a.new.Module", "config": "{}", "call": "{}"}, "'a.new.Module' names no part"),
         ({"upstream": "", "config": "{}", "call": "{}"}, "'' names no part"),
@@ -255,7 +255,7 @@ def test_a_broken_file_is_an_error(tmp_path, capsys, content):
     ],
 )
 def test_what_is_missing_is_said_in_one_line(tmp_path, capsys, metadata, message):
-    save_file(tensors(golden("snake")), tmp_path / "snake.safetensors", metadata)
+    save_file(golden("snake").tensors, tmp_path / "snake.safetensors", metadata)
     code, text = said(capsys, tmp_path, "--side", "reference")
     assert code == 1
     first, total = text.splitlines()

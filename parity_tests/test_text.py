@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import types
+from importlib.machinery import ModuleSpec
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def test_a_piece_is_measured_as_it_will_be_tokenized():
 
 def fake_wetext(monkeypatch, normalize):
     module = types.ModuleType("wetext")
+    module.__spec__ = ModuleSpec("wetext", None)
     module.Normalizer = lambda **_: types.SimpleNamespace(normalize=normalize)
     monkeypatch.setitem(sys.modules, "wetext", module)
     return wetext_side.WeTextNormalizer()
@@ -179,10 +181,20 @@ def test_a_missing_or_broken_wetext_means_plain_rules(monkeypatch, caplog):
         assert wetext_side.load_normalizer() is None
     assert "wetext is not installed, so plain rules read numbers" in caplog.text
     wetext_side.load_normalizer.cache_clear()
-    monkeypatch.setitem(sys.modules, "wetext", types.ModuleType("wetext"))
-    assert wetext_side.load_normalizer() is None
-    assert "cannot be used" in caplog.text
-    wetext_side.load_normalizer.cache_clear()
+    broken = fake_wetext(monkeypatch, str.upper)
+    del sys.modules["wetext"].Normalizer
+    for text in ("five cats", "5 cats", "6 cats"):
+        assert broken(text) == text
+    assert caplog.text.count("wetext cannot be used (module 'wetext' has no attribute 'Normalizer')") == 1
+
+
+def test_wetext_is_loaded_by_the_first_digit(monkeypatch):
+    normalizer = fake_wetext(monkeypatch, str.upper)
+    monkeypatch.setitem(sys.modules, "wetext", None)  # importing it fails from here on
+    assert normalizer(" no  digit [AH0] ") == "no digit [AH0]" and normalizer("没有 ") == "没有"
+    assert "_normalizers" not in vars(normalizer)
+    normalizer("5")
+    assert vars(normalizer)["_normalizers"] == {}
 
 
 MIXED = "今天好ab 12.。！?;：、，,\"”'()（）【】`—-²³₂①\n\t<|>[]오я😀"

@@ -2,8 +2,8 @@
 
     python -m parity_tests.trace CASE [--adapter NAME] [--checkpoint DIR] [--mlx-path DIR]
 
-CASE is an isolated case (`flow.attention`) or a walk through the model (`walk.flow.full`, see `walks.py`); `list`
-prints all names. Exit code 1 when a checkpoint is over budget.
+CASE is an isolated case (`flow.attention`), numbers of the original (`golden.attention_nomask`), or a walk through the
+model (`walk.flow.full`, see `walks.py`); `list` prints all names. Exit code 1 when a checkpoint is over budget.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from mlx_parity.adapter import AdapterError, show_tracebacks
 from mlx_parity.judge import Row, judge
 from mlx_parity.report.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 from mlx_parity.sides.regime import NotFloat32, require_float32
+from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.harness.chain import first_divergence, walk
+from parity_tests.golden import EMBEDDED, report_rows
 from parity_tests.harness.folders import check_folders
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Run both sides of one case, compare every named part, and say where they first part.",
         epilog="example: python -m parity_tests.trace walk.flow.full",
     )
-    parser.add_argument("case", metavar="CASE", help="an isolated case or a walk; 'list' prints all names")
+    parser.add_argument("case", metavar="CASE", help="case, golden file or walk; 'list' prints all names")
     parser.add_argument(
         "--adapter", default="own", metavar="NAME", help="which port: a module of parity_tests/adapters (default: own)"
     )
@@ -51,31 +52,33 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--traceback", action="store_true", help="print where the port raised what it raised")
     options = parser.parse_args(argv)
     cases = {case.name: case for case in all_cases()}
+    files = {f"golden.{path.stem}": path for path in sorted(EMBEDDED.glob("*.safetensors"))}
     planned = walks(CosyVoice3Config())
     if options.case == "list":
-        print("\n".join([*cases, *planned]))
+        print("\n".join([*cases, *files, *planned]))
         return 0
     OwnPort.usual = () if options.plain else None
     try:
         use_device(options.device)
         check_folders(options.checkpoint, options.mlx_path)
-    except ValueError as error:
+        require_float32()
+    except (ValueError, NotFloat32) as error:
         return _say(str(error))
     if options.case in cases:
         try:
-            require_float32()
             adapter = load_adapter(options.adapter, options.dtype)
-        except (AdapterError, NotFloat32) as error:
+        except AdapterError as error:
             return _say(str(error))
         if options.traceback:
             show_tracebacks(adapter)
         rows = judge(cases[options.case], adapter)
+    elif options.adapter != "own" and options.case in (*files, *planned):
+        return _say(f"{options.case} runs this repository's port; other adapters run isolated cases")
+    elif options.case in files:
+        rows = report_rows(files[options.case])
     elif options.case in planned:
-        if options.adapter != "own":
-            return _say(f"{options.case} walks through this repository's port; other adapters run isolated cases")
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                require_float32()
                 precision = Precision(options.dtype)
                 folders = options.checkpoint, options.mlx_path, Path(scratch)
                 models = prepare_models(*folders, options.seed, precision)

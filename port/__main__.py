@@ -4,8 +4,8 @@ import sys
 
 
 def main() -> int:
-    """Parse first: help and mistakes are answered before MLX is loaded."""
-    try:  # from the first import on, which may take seconds
+    """Parse first: help and wrong arguments are answered without loading MLX."""
+    try:  # from the first import on, because imports may take seconds
         from .app.arguments import parser
 
         options = parser().parse_args()

@@ -1,4 +1,4 @@
-"""Every number of CosyVoice 3 that has a meaning, as frozen dataclasses with a strict `config.json` round trip.
+"""All parameters of CosyVoice 3, as frozen dataclasses with a strict `config.json` round trip.
 
 Defaults are Fun-CosyVoice3-0.5B-2512 (cosyvoice3.yaml and CosyVoice-BlankEN/config.json of the official checkpoint).
 """

@@ -4,8 +4,8 @@ s samples
 
 Each `inference_*` method yields `{"tts_speech": (1, s) float32}`, samples within +-1 at `sample_rate`: one for each
 piece of the text, or with `stream=True` one for each chunk of each piece; "piece" counts the pieces, "text" is what is
-said in it, if it is known. Prompt and text are checked when the method
-is called, the speech is made while the result is iterated; to break off is safe at any time.
+said in it, if it is known. Prompt and text are checked when the method is called, the speech is made while the result
+is iterated; to break off is safe at any time.
 
 What the networks get of a prompt (LM: language model, flow: flow decoder):
 
@@ -22,7 +22,6 @@ Unlike its twin, which keeps the original's law, this class puts the model's pre
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,28 +31,22 @@ from typing import Any
 
 import mlx.core as mx
 
+from .batched.spoken import Piece, Spoken
 from .files.errors import Refused
 from .files.hub import find_folder
-from .files.loading import load_model
+from .files.loading import Later, load_model
 from .files.recording import Recording
 from .files.voices import Voice, check_name, load_voices, save_voice
 from .frontend.frontend import CosyVoiceFrontEnd
 from .frontend.normalizer import load_normalizer
-from .frontend.special_tokens import (
-    END_OF_PROMPT,
-    as_instruction,
-    require_end_of_prompt,
-    with_preamble,
-)
+from .frontend.special_tokens import END_OF_PROMPT, as_instruction, require_end_of_prompt, with_preamble
 from .frontend.tokenizer import CosyVoice3Tokenizer
 from .frontend.transcript import warn_of_transcript
 from .frontend.written import cut, require_string
-from .llm.sampling import SeededDraws
 from .model import CosyVoice3Model
 from .request import Options, Prompt, Stream
 from .stream.threads import end_streams_with_thread
 
-Speech = Iterator[dict[str, mx.array]]
 Wav = Recording
 
 logger = logging.getLogger(__name__)
@@ -69,12 +62,12 @@ class CosyVoice3:
 
     Common arguments of the `inference_*` methods:
 
-        tts_text: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
-            (neither split nor normalised).
-        zero_shot_spk_id: a saved voice instead of the prompt.
-        stream, speed: as in `Options`.
-        text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
-        options: the other fields of `Options`: `seed`, `split_long`, `raw_prompt`, ...
+    - `tts_text`: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
+      (neither split nor normalised).
+    - `zero_shot_spk_id`: a saved voice instead of the prompt.
+    - `stream`, `speed`: as in `Options`.
+    - `text_frontend`: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
+    - `options`: the other fields of `Options`: `seed`, `split_long`, `raw_prompt`, ...
 
     They raise `Refused`, a ValueError of one line.
     """
@@ -101,8 +94,8 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
                 (see community.py).
             revision: branch, tag or commit of a hub id.
-            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes,
-                but only when it comes through the methods of this class.
+            lazy: leave weights and tokenizer on disk until they are used; another thread reads all weights that are
+                left before it computes, but only when it comes through the methods of this class.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
             plain: leave the plain layers, whose steps are those of the original; slower.
@@ -113,8 +106,10 @@ class CosyVoice3:
         end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
         model = load_model(folder, lazy, bake_timesteps, plain)
+        read = partial(CosyVoice3Tokenizer.from_folder, folder)
+        tokenizer: Any = Later(read) if lazy else read()
         frontend = CosyVoiceFrontEnd(
-            CosyVoice3Tokenizer.from_folder(folder),
+            tokenizer,
             model.speech_tokenizer,
             model.speaker,
             model.config,
@@ -165,10 +160,11 @@ class CosyVoice3:
         Raises:
             Refused: nowhere to write, or not possible.
         """
-        if path is None and self.folder is None:
+        folder = path or self.folder
+        if folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
         for name, voice in self.frontend.spk2info.items():
-            save_voice(path or self.folder, name, voice, self.model.config)
+            save_voice(folder, name, voice, self.model.config)
 
     def inference_sft(
         self,
@@ -178,7 +174,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         **options: Any,
-    ) -> Speech:
+    ) -> Spoken:
         """Speak with a saved voice by its embedding alone; an instruction may stand before the text."""
         chosen = Options(stream=stream, speed=speed, **options)
         pieces = self._pieces(tts_text, "", text_frontend, chosen)
@@ -194,7 +190,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         **options: Any,
-    ) -> Speech:
+    ) -> Spoken:
         """Speak with the voice of a recording.
 
         Args:
@@ -214,14 +210,14 @@ class CosyVoice3:
 
     def inference_cross_lingual(
         self,
-        tts_text: str,
+        tts_text: str | Iterator[str],
         prompt_wav: Wav,
         zero_shot_spk_id: str = "",
         stream: bool | Stream = False,
         speed: float = 1.0,
         text_frontend: bool = True,
         **options: Any,
-    ) -> Speech:
+    ) -> Spoken:
         """Speak with the voice of a recording in whatever language.
 
         Args:
@@ -242,7 +238,7 @@ class CosyVoice3:
         speed: float = 1.0,
         text_frontend: bool = True,
         **options: Any,
-    ) -> Speech:
+    ) -> Spoken:
         """Speak with the voice of a recording as an instruction says.
 
         Args:
@@ -270,7 +266,7 @@ class CosyVoice3:
         speed: float = 1.0,
         align_prompt: bool = False,
         **options: Any,
-    ) -> Speech:
+    ) -> Spoken:
         """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; nothing is random here.
 
         Args:
@@ -279,7 +275,7 @@ class CosyVoice3:
         chosen = Options(stream=stream, speed=speed, **options)
         self._enter_thread()
         source, prompt = self.frontend.frontend_vc(source_wav, prompt_wav, align_prompt)
-        return self._results(self.model.tts(prompt, source_speech_token=source, **chosen.of_model()))
+        return Spoken(self.model, prompt, [Piece({"source_speech_token": source})], chosen, self._enter_thread)
 
     def _pieces(
         self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, chosen: Options
@@ -289,29 +285,10 @@ class CosyVoice3:
         normalize = partial(self.frontend.text_normalize, text_frontend=text_frontend, split_long=chosen.split_long)
         return cut(tts_text, prompt_text, normalize, chosen)
 
-    def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Speech:
-        draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
-
-        def pieces_spoken() -> Speech:
-            pause = mx.zeros((1, round(chosen.pause * self.sample_rate)))
-            mx.eval(pause)  # a lazy array could be evaluated by this thread only
-            for i, piece in enumerate(pieces):
-                results = iter([{"tts_speech": pause}])
-                if piece is not None:
-                    text = self.frontend.extract_text_token(piece)
-                    results = self._results(self.model.tts(prompt, text, **chosen.of_model(draws)))
-                said = piece.rpartition(END_OF_PROMPT)[2] if isinstance(piece, str) else ""
-                for result in results:
-                    yield result | {"piece": i, "text": said}
-
-        return pieces_spoken()
-
-    def _results(self, results: Speech) -> Speech:
-        """The same results; each may be asked for by another thread."""
-        self._enter_thread()
-        for result in results:
-            yield result
-            self._enter_thread()
+    def _speak(self, pieces: list[Any], prompt: Prompt, chosen: Options) -> Spoken:
+        said = [piece.rpartition(END_OF_PROMPT)[2] if isinstance(piece, str) else "" for piece in pieces]
+        texts = [None if piece is None else {"text": self.frontend.extract_text_token(piece)} for piece in pieces]
+        return Spoken(self.model, prompt, [*map(Piece, texts, said)], chosen, self._enter_thread)
 
     def _enter_thread(self) -> None:
         """Before this thread computes."""

@@ -12,7 +12,8 @@ import mlx.core as mx
 
 from .app.speaking import speak
 from .app.subtitles import clock
-from .cosyvoice3 import CosyVoice3, Speech
+from .batched.spoken import Speech
+from .cosyvoice3 import CosyVoice3
 from .files.recording import Recording
 from .request import Stream
 

@@ -6,20 +6,21 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from .batched.decoder import Decoder
 from .config import CosyVoice3Config, StreamingConfig
 from .flow.decoder import CausalMaskedDiffWithDiT
 from .frontend.speaker import CAMPPlus
 from .frontend.speech_tokenizer import S3TokenizerV3
 from .llm.sampling import Draws, ras_sampling
 from .llm.speech_lm import CosyVoice3LM, Sampling, Tokens
-from .request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
+from .request import NO_DRAWS, NO_TOKENS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from .stream.flow import StreamingFlow, Work
 from .stream.memory import Memory
 from .stream.threads import end_streams_with_thread
@@ -103,9 +104,11 @@ class CosyVoice3Model(nn.Module):
         draws: Draws | None,
         sampling: Sampling = ras_sampling,
         strict_min_length: bool = False,
+        decoder: Decoder | None = None,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        whole: Callable[..., Iterator[int]] = (decoder or self.llm).inference
+        job = self.llm.inference_bistream if isinstance(text, Iterator) else whole
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -145,9 +148,9 @@ class CosyVoice3Model(nn.Module):
         """
         end_streams_with_thread()  # each chunk may be asked for by another
         voice = prompt.flow_prompt_speech_token, prompt.prompt_speech_feat, prompt.flow_embedding
-        incremental = cache.stream is not None and cache.stream.incremental
-        if incremental and stream and not finalize and cache.flow is None:
-            memory, limit = self.stream_memory, cache.stream.max_cache_bytes
+        chosen = cache.stream
+        if chosen is not None and chosen.incremental and stream and not finalize and cache.flow is None:
+            memory, limit = self.stream_memory, chosen.max_cache_bytes
             cache.flow = StreamingFlow(self.flow, *voice, chance.noise, memory, limit, cache.work)
             cache.vocoder = StreamingVocoder(self.vocoder, chance.sine_waves)
         if cache.flow is not None and stream:
@@ -162,7 +165,7 @@ class CosyVoice3Model(nn.Module):
         if speed != 1.0:
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
-            mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[1], speed))
+            mel = interpolate(mel, frames_at_speed(self.config, mel.shape[1], speed))
         if cache.vocoder is not None:
             speech = cache.vocoder.push(new, finalize)
         else:
@@ -184,6 +187,7 @@ class CosyVoice3Model(nn.Module):
         sampling: Sampling | None = None,
         strict_min_length: bool = False,
         progress: Callable[[int], None] | None = None,
+        decoder: Decoder | None = None,
     ) -> Iterator[dict[str, mx.array]]:
         """Speak a text, or say source tokens with another voice; yields `{"tts_speech": (1, s) float32}`.
 
@@ -197,6 +201,7 @@ class CosyVoice3Model(nn.Module):
             sampling: as for `CosyVoice3LM.inference`; None is the original's.
             strict_min_length: as for `CosyVoice3LM.inference`.
             progress: called with the number of speech tokens so far, after each that the language model gives.
+            decoder: decodes a whole text together with those of other requests, from this call on.
 
         Raises:
             ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
@@ -207,26 +212,29 @@ class CosyVoice3Model(nn.Module):
         nothing = np.zeros((1, 0), np.int32)
         ended = source_speech_token is not None and source_speech_token.shape[1] > 0
         tokens: list[int] = np.array(source_speech_token).reshape(-1).tolist() if ended else []
-        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, mx.zeros((1, 0, self.config.flow.output_size)))
-        prompt = replace(empty, **prompt.given())
+        prompt = prompt.filled(nothing, mx.array(np.zeros((1, 0, self.config.flow.output_size), np.float32)))
         arriving: Iterator[int] = iter(())
         if not ended:
-            before = prompt.prompt_text, prompt.llm_prompt_speech_token
+            before = prompt.prompt_text, prompt.llm_prompt_speech_token, chance.draws
             text = nothing if text is None else text
-            arriving = self.llm_job(text, *before, chance.draws, sampling or ras_sampling, strict_min_length)
+            arriving = self.llm_job(text, *before, sampling or ras_sampling, strict_min_length, decoder)
         if progress is not None:
             arriving = _told(arriving, progress)
         speak = partial(self.token2wav, prompt=prompt, cache=SynthesisCache(stream=stream), chance=chance)
-        token_offset = 0
-        if stream is not None:
-            told = prompt.flow_prompt_speech_token.shape[1]
-            token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
-        tokens += arriving
-        if not tokens:
-            raise ValueError("the language model ended at once: no speech tokens; try another seed or a longer text")
-        last = np.array([tokens], np.int32)
-        full = stream is None or not stream.causal_final
-        yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
+
+        def spoken() -> Iterator[dict[str, mx.array]]:
+            token_offset = 0
+            if stream is not None:
+                told = prompt.flow_prompt_speech_token.shape[1]
+                token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
+            tokens.extend(arriving)
+            if not tokens:
+                raise ValueError(NO_TOKENS)
+            last = np.array([tokens], np.int32)
+            full = stream is None or not stream.causal_final
+            yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
+
+        return spoken()
 
     def _chunks(
         self,
@@ -271,7 +279,7 @@ def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[in
         yield token
 
 
-def _frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
+def frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
     """Mel frames at another tempo, within what the vocoder's fixed noise covers."""
     limit = config.flow.cfm.max_frames
     if not speed > 0 or not 1 <= frames / speed <= limit:

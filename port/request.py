@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
 LONGEST_PAUSE = 60  # seconds
+MOST_ROWS = {"cpu": 8, "gpu": 32}  # requests that decode together by default
+NO_TOKENS = "the language model ended at once: no speech tokens; try another seed or a longer text"
 SPEED_IN_STREAM = "speed {:g}: only a whole utterance can change its tempo; leave out stream or speed"
 
 
@@ -36,6 +38,10 @@ class Prompt:
     def given(self) -> dict[str, Any]:
         """The arrays that are there, by name."""
         return {f.name: value for f in fields(Prompt) if (value := getattr(self, f.name)) is not None}
+
+    def filled(self, tokens: Any, frames: Any) -> Prompt:
+        """The same with `tokens` (1, 0) in the place of None, as `prompt_speech_feat` with `frames` (1, 0, C)."""
+        return replace(Prompt(self.flow_embedding, tokens, tokens, tokens, frames), **self.given())
 
 
 def _is_whole(value: Any) -> bool:
@@ -109,6 +115,7 @@ class Options:
         sampling, strict_min_length: as for `CosyVoice3LM.inference`; None is the original's sampling.
         noise, sine_waves: as for `Chance`.
         progress: called with the number of speech tokens so far, after each.
+        decoder: decodes whole texts together with those of other requests (`batched.decoder.Decoder`). Of the port.
 
     Raises:
         ValueError: a tempo that is no number above 0, or not 1 in a stream; a seed or a pause out of its range; another
@@ -126,6 +133,7 @@ class Options:
     noise: Any = None
     sine_waves: Any = None
     progress: Callable[[int], None] | None = None
+    decoder: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.stream, bool | Stream | None):
@@ -151,7 +159,8 @@ class Options:
 
     def of_model(self, draws: Any = None) -> dict[str, Any]:
         """Arguments of `CosyVoice3Model.tts`, with these draws."""
-        return {
+        shared = {} if self.decoder is None else {"decoder": self.decoder}
+        return shared | {
             "stream": Stream() if self.stream is True else self.stream or None,
             "speed": self.speed,
             "chance": Chance(draws, self.noise, self.sine_waves),

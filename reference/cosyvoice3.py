@@ -142,10 +142,11 @@ class CosyVoice3:
         Raises:
             Refused: nowhere to write, or not possible.
         """
-        if path is None and self.folder is None:
+        folder = path or self.folder
+        if folder is None:
             raise Refused("the model has no folder of its own; give save_spkinfo a path")
         for name, voice in self.frontend.spk2info.items():
-            save_voice(path or self.folder, name, voice, self.model.config)
+            save_voice(folder, name, voice, self.model.config)
 
     def inference_sft(
         self,

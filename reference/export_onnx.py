@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -98,6 +98,7 @@ def _export(
 @contextmanager
 def _anonymous_weights(model: S3TokenizerV3) -> Iterator[None]:
     """Cast weights to the dtype of the input, as Whisper's layers do; the memory and the quantizer are plain layers."""
+    casting: dict[type[nn.Module], Callable[..., Tensor]]
     casting = {nn.Linear: _cast_linear, nn.Conv1d: _cast_conv, nn.LayerNorm: _cast_norm}
     changed = [
         module
@@ -107,7 +108,7 @@ def _anonymous_weights(model: S3TokenizerV3) -> Iterator[None]:
     for module in changed:
         module.forward = partial(casting[type(module)], module)
     whole = model.forward
-    model.forward = lambda mel, mel_len: whole(mel, mel_len)[0]
+    vars(model)["forward"] = lambda mel, mel_len: whole(mel, mel_len)[0]
     try:
         yield
     finally:
@@ -120,7 +121,8 @@ def _cast_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _cast_conv(layer: nn.Conv1d, x: Tensor) -> Tensor:
-    return F.conv1d(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype), layer.stride, layer.padding)
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.conv1d(x, layer.weight.to(x.dtype), bias, layer.stride, layer.padding)
 
 
 def _cast_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -138,7 +140,10 @@ class _ConvThenNorm(nn.Module):
         self.gain = nn.Parameter(torch.rand(channels, generator=generator) + 0.5)
         scale = self.gain.detach() / torch.sqrt(variance + eps)
         self.weight = nn.Parameter(conv.weight.detach() / scale.view(-1, *[1] * (conv.weight.dim() - 1)))
-        self.bias = nn.Parameter(conv.bias.detach() + mean * scale)
+        bias = torch.zeros(channels) if conv.bias is None else conv.bias.detach()
+        self.bias = nn.Parameter(bias + mean * scale)
+        self.running_mean: Tensor
+        self.running_var: Tensor
         self.register_buffer("running_mean", mean)
         self.register_buffer("running_var", variance)
 

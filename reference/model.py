@@ -6,7 +6,7 @@ b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from port.config import CosyVoice3Config, StreamingConfig
-from port.request import NO_DRAWS, SPEED_IN_STREAM, Chance, Prompt, Stream
+from port.request import NO_DRAWS, NO_TOKENS, SPEED_IN_STREAM, Chance, Prompt, Stream
 from reference.flow.decoder import CausalMaskedDiffWithDiT
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3
@@ -81,7 +81,9 @@ class CosyVoice3Model(nn.Module):
         strict_min_length: bool = False,
     ) -> Iterator[int]:
         """Speech tokens of a text, or of a text that still arrives, without long silences; arguments as for `tts`."""
-        job = self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        job: Callable[..., Iterator[int]] = (
+            self.llm.inference_bistream if isinstance(text, Iterator) else self.llm.inference
+        )
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
         # The language model goes on from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
@@ -127,7 +129,7 @@ class CosyVoice3Model(nn.Module):
         if speed != 1.0:
             if token_offset or not finalize:
                 raise ValueError(SPEED_IN_STREAM.format(speed))
-            mel = interpolate(mel, _frames_at_speed(self.config, mel.shape[2], speed))
+            mel = interpolate(mel, frames_at_speed(self.config, mel.shape[2], speed))
         speech, _ = self.vocoder.inference(mel, finalize=finalize, sine_waves=chance.sine_waves)
         speech = speech[:, cache.speech_offset :]
         cache.speech_offset += speech.shape[1]
@@ -164,10 +166,9 @@ class CosyVoice3Model(nn.Module):
         if stream is not None and speed != 1.0:
             raise ValueError(SPEED_IN_STREAM.format(speed))
         nothing = torch.zeros(1, 0, dtype=torch.int32)
-        ended = source_speech_token is not None and source_speech_token.shape[1] > 0
-        tokens: list[int] = source_speech_token.flatten().tolist() if ended else []
-        empty = Prompt(prompt.flow_embedding, *[nothing] * 3, torch.zeros(1, 0, self.config.flow.output_size))
-        prompt = replace(empty, **prompt.given())
+        source = nothing if source_speech_token is None else source_speech_token
+        ended, tokens = source.shape[1] > 0, source.flatten().tolist()
+        prompt = prompt.filled(nothing, torch.zeros(1, 0, self.config.flow.output_size))
         arriving: Iterator[int] = iter(())
         if not ended:
             before = prompt.prompt_text, prompt.llm_prompt_speech_token
@@ -182,7 +183,7 @@ class CosyVoice3Model(nn.Module):
             token_offset = yield from self._chunks(tokens, arriving, ended, speak, told, stream.reset_hop)
         tokens += arriving
         if not tokens:
-            raise ValueError("the language model ended at once: no speech tokens; try another seed or a longer text")
+            raise ValueError(NO_TOKENS)
         last = torch.tensor([tokens], dtype=torch.int32)
         full = stream is None or not stream.causal_final
         yield {"tts_speech": speak(last, token_offset=token_offset, stream=not full, finalize=True, speed=speed)}
@@ -230,7 +231,7 @@ def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[in
         yield token
 
 
-def _frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
+def frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
     """Mel frames at another tempo, within what the vocoder's fixed noise covers."""
     limit = config.flow.cfm.max_frames
     if not speed > 0 or not 1 <= frames / speed <= limit:

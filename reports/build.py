@@ -1,4 +1,4 @@
-"""The report page from a run of the suite, for people and for GitHub.
+"""Build the report pages from a run of the suite, for people and for GitHub.
 
     python -m reports.build RUN.json [--out DIR] [--against OLD.json | --last OLD.json] [--ledger FILE] [--annotations]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mlx_parity.report import drift
 from mlx_parity.report.model import Report, ReportError, load
-from mlx_parity.report.page import annotations, write_pages
+from mlx_parity.report.page import annotation_lines, write_pages
 from reports.cosyvoice3 import WORDING
 
 OUT = Path(__file__).with_name("out")
@@ -67,11 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.run is None and options.card is None:
         parser.error("give the suite's JSON file, or --card with a converted folder")
     try:
-        report = load(options.run) if options.run else None
         if options.card:
-            return _write_card(options.card, report)
-        earlier = _earlier(options)
-        shown = replace(report, drift=drift.compare(earlier, report)) if earlier else report
+            return _write_card(options.card, load(options.run) if options.run else None)
+        report, before = load(options.run), _earlier(options)
+        shown = replace(report, drift=drift.compare(before, report)) if before else report
         paths = write_pages(shown, options.out, WORDING)
         if options.ledger:
             drift.enter(options.ledger, [report])
@@ -79,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"build: {error}", file=sys.stderr)
         return 1
     if options.annotations:
-        print("\n".join(annotations(report, WORDING)))
+        print("\n".join(annotation_lines(report, WORDING)))
     print(f"report: {paths['report.html']}")
     print(report.verdict.sentence)
     if report.fault_catalogue and not report.fault_catalogue.fresh:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from mlx_parity.report.codec import ReportError
@@ -19,6 +20,7 @@ from mlx_parity.report.rows import BAD
 from mlx_parity.report.words import markdown, ratio_text
 
 COMMAND = "python -m reports.findings"
+WIDTH = 120  # of a line of text
 FOLLOWS = "Follows from: "  # of a part that another one's cause explains
 HEAD = """# Ports that were audited
 
@@ -106,13 +108,19 @@ def _section(audit: Audit) -> Iterator[str]:
     about = audit.report.provenance
     versions = ", ".join(f"{name} {version}" for name, version in about.versions.items())
     yield f"## {markdown(str(about.adapter))}\n"
-    yield f"`{about.command}` on {markdown(about.machine)}, {markdown(about.device)}: {markdown(versions)}.\n"
+    yield f"```text\n{about.command}\n```\n"
+    yield _wrapped(f"On {markdown(about.machine)}, {markdown(about.device)}: {markdown(versions)}.") + "\n"
     for cause, parts in audit.causes.items():
-        yield f"- {markdown(cause)} In: {', '.join(map(markdown, parts))}."
+        yield _wrapped(f"- {markdown(cause)} In: {', '.join(map(markdown, parts))}.", "  ")
     if not audit.causes:
         yield "Nothing diverges."
     for gap in audit.report.not_checked:
         yield f"- Not judged: {markdown(gap.what)}: {markdown(gap.why)}"
+
+
+def _wrapped(text: str, further: str = "") -> str:
+    """In lines that fit on a screen, `further` before each but the first."""
+    return fill(text, WIDTH, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Work in processes of its own: what a fault breaks, makes endless or crashes ends with its process.
+"""Run work in separate processes: a fault that breaks, hangs or crashes something ends with its process.
 
-Where it can, a worker is a fork, which has the imports and truths of this process at once. MLX computes in threads,
-which no fork has: this process must not have evaluated anything. Elsewhere a worker is a fresh interpreter.
+If possible a worker is a fork, which starts with the imports and truths of this process. MLX computes in threads, which
+a fork does not inherit: this process must not have evaluated anything. Otherwise a worker is a new interpreter.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 
 from mlx_parity.faults.patch import FaultError
 
-Say = Callable[[Any], None]  # tells that a check begins, and which; the time limit starts anew
+Say = Callable[[Any], None]  # announces the check that begins; restarts the time limit
 
 
 @dataclass
 class Outcome:
-    """What became of one piece of work.
+    """The outcome of one piece of work.
 
     Attributes:
-        result: what it returned; None where it did not.
-        said: what it told before.
+        result: its return value; None if it did not return.
+        said: what it announced.
         seconds: of wall clock.
-        endless: a check did not end within the time limit.
+        endless: a check exceeded the time limit.
         crashed: the process ended by itself.
-        problem: why there is no result; "" where there is one.
+        problem: why there is no result; "" if there is one.
     """
 
     result: Any = None
@@ -59,7 +59,7 @@ class Workers:
     Args:
         jobs: how many.
         limit: seconds that may pass between two calls of `say`; a process that takes longer is killed.
-        folder: for their temporary files; MLX keeps compiled kernels there, which the next process finds.
+        folder: for temporary files; MLX stores compiled kernels there, and the next process reuses them.
     """
 
     jobs: int
@@ -69,7 +69,8 @@ class Workers:
     def run(self, work: Callable[[Any, Say], Any], items: Iterable[Any]) -> Iterator[tuple[Any, Outcome]]:
         """Run `work(item, say)` for each item, each in a process of its own; gives each outcome as it is known."""
         context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        left, running = deque(items), {}
+        left = deque(items)
+        running: dict[Any, _Worker] = {}
         free = [self.folder / str(n) for n in range(self.jobs)]
         try:
             while left or running:
@@ -103,7 +104,7 @@ class _Worker:
 
     def goes_on(self, ready: bool) -> bool:
         """Take what the process sent; whether it still runs. One that took too long is killed."""
-        kind, value = "", None
+        kind, value = "", (None, "")
         try:
             while ready and kind != "end" and self.pipe.poll():
                 kind, value = self.pipe.recv()

@@ -16,11 +16,11 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a wrong value
+SHOWN = 60  # longest quote of a wrong value, in characters
 
 
 class ReportError(ValueError):
-    """A report that cannot be read or that contradicts itself; the message is one line."""
+    """A report that is unreadable or inconsistent; the message is one line."""
 
 
 class derived(cached_property):
@@ -70,7 +70,8 @@ def _optional(kind: Any) -> Any:
 def plain(value: Any) -> Any:
     """Values as JSON has them; what a dataclass derives comes first."""
     if is_dataclass(value):
-        found, follows, _ = _parts(type(value))
+        of: Any = type(value)
+        found, follows, _ = _parts(of)
         return {name: plain(getattr(value, name)) for name in (*follows, *found)}
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
@@ -83,9 +84,14 @@ def read(kind: type[T], value: Any, place: str = "report") -> T:
     Raises:
         ReportError: what is wrong and where.
     """
+    made: Any = _read(kind, value, place)
+    return made
+
+
+def _read(kind: Any, value: Any, place: str) -> Any:
     kind, limits, _ = _bare(kind)
     if (inner := _optional(kind)) is not None:
-        return None if value is None else read(inner, value, place)
+        return None if value is None else _read(inner, value, place)
     if is_dataclass(kind):
         return _read_object(kind, value, place)
     origin, of = get_origin(kind), get_args(kind)
@@ -96,27 +102,27 @@ def read(kind: type[T], value: Any, place: str = "report") -> T:
     if origin is tuple:
         _require(type(value) is list, place, value, "a list")
         _check(limits, len(value), place, value, " entries")
-        return tuple(read(of[0], inner, f"{place}[{i}]") for i, inner in enumerate(value))
+        return tuple(_read(of[0], inner, f"{place}[{i}]") for i, inner in enumerate(value))
     if origin is Mapping:
         _require(type(value) is dict, place, value, "an object")
         if missing := [key for key in limits.keys if key not in value]:
             raise ReportError(f"{place}: {missing[0]} is missing")
-        return {read(of[0], k, f"a key of {place}"): read(of[1], v, f"{place}.{_shown(k)}") for k, v in value.items()}
+        return {_read(of[0], k, f"a key of {place}"): _read(of[1], v, f"{place}.{_shown(k)}") for k, v in value.items()}
     return _read_scalar(kind, limits, value, place)
 
 
-def _read_object(kind: type[T], value: Any, place: str) -> T:
+def _read_object(kind: Any, value: Any, place: str) -> Any:
     _require(type(value) is dict, place, value, "an object")
     found, follows, needed = _parts(kind)
     if unknown := [name for name in value if name not in found and name not in follows]:
         raise ReportError(f"{place}: unknown field {_shown(unknown[0])}")
     if missing := [name for name in found if name in needed and name not in value]:
         raise ReportError(f"{place}: {missing[0]} is missing")
-    made = kind(**{n: read(of, value[n], f"{place}.{n}") for n, of in found.items() if n in value})
+    made = kind(**{n: _read(of, value[n], f"{place}.{n}") for n, of in found.items() if n in value})
     for problem in made.problems() if hasattr(made, "problems") else ():
         raise ReportError(f"{place}: {problem}")
     for name, of in follows.items():
-        if name in value and (stated := read(of, value[name], f"{place}.{name}")) != getattr(made, name):
+        if name in value and (stated := _read(of, value[name], f"{place}.{name}")) != getattr(made, name):
             raise ReportError(_difference(stated, getattr(made, name), f"{place}.{name}"))
     return made
 
@@ -137,7 +143,7 @@ def _read_scalar(kind: type, limits: Limits, value: Any, place: str) -> Any:
 
 
 def printing(text: str) -> str:
-    """In one line, what does not print escaped: it could rewrite a terminal, forge a line of a log or command CI."""
+    """One line with unprintable characters escaped: they could rewrite a terminal, forge a log line or command CI."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
@@ -159,7 +165,7 @@ def _wrong(place: str, value: Any, words: str) -> ReportError:
 
 
 def _shown(value: Any) -> str:
-    """A value or key in one short line, whatever stands in it."""
+    """A value or key in one short line, whatever it contains."""
     text = value if isinstance(value, str) and re.fullmatch(r"[\w.@/ -]+", value, re.A) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
 
@@ -182,8 +188,8 @@ def schema(kind: type) -> dict[str, Any]:
 def _schema(kind: Any, found: dict[str, Any]) -> dict[str, Any]:
     kind, limits, said = _bare(kind)
     if (inner := _optional(kind)) is not None:
-        node = {"anyOf": [_schema(inner, found), {"type": "null"}]}
-    elif is_dataclass(kind):
+        node: dict[str, Any] = {"anyOf": [_schema(inner, found), {"type": "null"}]}
+    elif isinstance(kind, type) and is_dataclass(kind):
         if kind.__name__ not in found:
             found[kind.__name__] = {}
             found[kind.__name__] |= _object_schema(kind, found)
@@ -213,6 +219,6 @@ def _object_schema(kind: type, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bounds(limits: Limits, of: str) -> dict[str, Any]:
-    found = {f"min{of}": limits.least, f"max{of}": limits.most, "exclusiveMinimum": limits.above}
+    found: dict[str, Any] = {f"min{of}": limits.least, f"max{of}": limits.most, "exclusiveMinimum": limits.above}
     found["pattern"] = limits.pattern and f"^(?:{limits.pattern})$"
     return {key: value for key, value in found.items() if value is not None}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Final, Literal, get_args
 
 from mlx_parity.report import sections
 from mlx_parity.report.causes import Cause, causes_of
@@ -20,7 +20,7 @@ from mlx_parity.report.words import ratio_text
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-VERSION = 2
+VERSION: Final = 2
 MAX_DIGITS = 19  # of a whole number
 
 
@@ -44,7 +44,7 @@ class Report:
     liveness: tuple[sections.LivenessRow, ...] = ()
     coverage: sections.Coverage | None = None
     drift: sections.Drift | None = None
-    schema_version: Literal[2] = VERSION
+    schema_version: Literal[2] = 2
 
     @derived
     def verdict(self) -> Verdict:
@@ -61,14 +61,14 @@ class Report:
         return causes_of(self.rows, self.modules, self.stages)
 
     def problems(self) -> Iterator[str]:
-        """What the report says against itself."""
+        """The inconsistencies of the report."""
         seen: set[tuple[str, str, str]] = set()
         for i, row in enumerate(self.rows):
             if (key := (row.name, row.kind, row.case)) in seen:
                 yield f"rows[{i}]: {row.name} ({row.kind}, case {row.case}) stands there twice"
             seen.add(key)
             yield from (f"rows[{i}] ({row.name}): {what}" for what in _row_problems(row, self.stages, self.budget))
-        states = {row.name: row.status for row in self.rows if row.status in BAD}
+        states: dict[str, str] = {row.name: row.status for row in self.rows if row.status in BAD}
         states |= {t.nodeid: t.outcome for t in self.tests if t.outcome in ("failed", "error")}
         for part in self.components:
             if part.status == "PASS" and (bad := [name for name in part.evidence if name in states]):
@@ -115,7 +115,11 @@ def _verdict(report: Report) -> Verdict:
         "component* not comparable": parts["ERROR"],
     }
     nothing = not any(counts[status] for status in ("PASS", "FAIL", "ERROR", "VACUOUS"))
-    status = "FAIL" if any(failing.values()) else "ERROR" if nothing or any(broken.values()) else "PASS"
+    status: Literal["PASS", "FAIL", "ERROR"] = "PASS"
+    if any(failing.values()):
+        status = "FAIL"
+    elif nothing or any(broken.values()):
+        status = "ERROR"
     over = next((row for cause in report.causes for row in cause.rows() if row.status == "FAIL"), None)
     worst = worst_of(rows)
     problems = [f"{n} {what.replace('*', 's' * (n != 1))}" for what, n in (failing | broken).items() if n]
@@ -125,8 +129,8 @@ def _verdict(report: Report) -> Verdict:
         counts=counts,
         test_counts=test_counts,
         worst=Worst(worst.name, worst.ratio) if worst and worst.ratio is not None else None,
-        first_over_budget=over and over.name,
-        fault_score=faults and faults.score,
+        first_over_budget=over.name if over else None,
+        fault_score=faults.score if faults else None,
     )
     return replace(verdict, sentence=_sentence(verdict, report, problems + ["no tensor was compared"] * nothing))
 
@@ -218,7 +222,7 @@ def save(report: Report, path: str | Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename, so that no half-written file is ever seen; what a killed run left beside goes."""
+    """Write a temporary file, then rename: no half-written file is ever seen; removes leftovers of killed runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     try:

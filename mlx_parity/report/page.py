@@ -60,7 +60,7 @@ _MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|`*\\"})
 
 
 def _markdown(value: object) -> object:
-    """Text that Markdown shows as it is, in a table too, without tags and links; what is marked safe stays."""
+    """Text escaped for Markdown, also in a table, without tags and links; text marked safe is unchanged."""
     if value is None or isinstance(value, Markup):
         return value or ""
     return re.sub(r"\s+", " ", str(value)).translate(_MARKDOWN).replace("](", "]&#40;")
@@ -97,7 +97,7 @@ def render_markdown(report: Report, wording: Wording, *, summary: bool = False) 
     return text
 
 
-def annotations(report: Report, wording: Wording) -> list[str]:
+def annotation_lines(report: Report, wording: Wording) -> list[str]:
     """GitHub workflow commands that show each cause at the part's line of the port, and failed tests at their file."""
     view = view_of(report, wording)
     found = []
@@ -110,8 +110,8 @@ def annotations(report: Report, wording: Wording) -> list[str]:
         found = [("", "", "verdict", report.verdict.sentence)]
     lines = []
     for path, line, name, text in found[:ANNOTATIONS]:
-        place = f"file={_property(path)},line={line}," if path else ""
-        lines.append(f"::error {place}title={_property(name)}::{_data(text)}")
+        at = f"file={_property(path)},line={line}," if path else ""
+        lines.append(f"::error {at}title={_property(name)}::{_data(text)}")
     left = view["failing_total"] + len(view["failed_tests"]) - len(lines)
     return lines + ([f"::notice::{left} more failures are in report.html"] if left > 0 else [])
 

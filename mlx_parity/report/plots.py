@@ -61,7 +61,7 @@ class LogAxis:
         return _join(parts)
 
 
-def _bands(groups: Sequence[tuple[str, int]], axis: LogAxis, names: Mapping[str, str]) -> tuple[list[float], Markup]:
+def _bands(groups: Mapping[str, int], axis: LogAxis, names: Mapping[str, str]) -> tuple[list[float], Markup]:
     """x of every point, stage after stage, and the stages' backgrounds with their names below the axis."""
     free = WIDTH - LEFT - RIGHT - BAND * len(groups)
     total = sum(groups.values())

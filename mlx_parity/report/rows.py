@@ -1,4 +1,4 @@
-"""What follows from rows alone: their order, the status of a group, the worst, the isolated run of a chained one."""
+"""Functions of rows alone: order, status of a group, worst row, the isolated run of a chained row."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Stage:
 
     @property
     def ratio(self) -> float | None:
-        return self.worst and self.worst.ratio
+        return self.worst.ratio if self.worst else None
 
 
 def by_stage(rows: Sequence[Row], stages: Sequence[str]) -> dict[str, Stage]:

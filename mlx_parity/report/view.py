@@ -1,4 +1,4 @@
-"""What the templates of the report show: failures first, in the order of the pipeline."""
+"""Data for the report's templates: failures first, in the order of the pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlx_parity.report.rows import by_stage, in_pipeline_order, isolated_of, sta
 from mlx_parity.report.sections import Faults
 from mlx_parity.report.words import RESTATED, Wording, budget_unit, failure_sentence, with_it
 
-PANELS, OPEN_PANELS = 100, 5  # causes with a panel of their own; those that are open at first
+PANELS, OPEN_PANELS = 100, 5  # causes with their own panel; panels that are open at first
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _panel(cause: Cause, report: Report, first: bool) -> Panel:
         sentence=sentence,
         message=None if said else row.message,
         other=isolated or max(chained, key=lambda r: r.ratio or 0, default=None),
-        histogram=row.histogram and plots.histogram_plot(row.histogram),
-        map=row.error_map and plots.error_map(row.error_map, unit),
+        histogram=plots.histogram_plot(row.histogram) if row.histogram else None,
+        map=plots.error_map(row.error_map, unit) if row.error_map else None,
     )
 
 
@@ -116,7 +116,7 @@ def _modules(rows: Sequence[Row], stages: Sequence[str]) -> Iterator[Mapping[str
 def _faults(faults: Faults) -> dict[str, Any]:
     """Fault rows with survivors first, and the count of each family."""
     rows = sorted(faults.rows, key=lambda row: _FATE.index(row.state))
-    families = {row.family: Counter() for row in rows}
+    families: dict[str, Counter[str]] = {row.family: Counter() for row in rows}
     for row in rows:
         families[row.family].update([row.state, *["right"] * (row.caught and row.right_module is True)])
     return {"score": faults.score, "rows": rows, "families": families}

@@ -1,4 +1,4 @@
-"""Record what every twin of one side received and returned, in the order in which the calls ended.
+"""Record arguments and results of every twin of one side, in the order in which the calls ended.
 
 MLX modules have no hooks, so both sides are recorded the same way: the classes and functions of its parts are
 wrapped while a `Recorder` is open. The k-th call of a twin on one side corresponds to its k-th call on the other.
@@ -44,7 +44,7 @@ class Recorder:
         parts: what is recorded.
         package: of the side.
         root: module whose sub-modules give the calls their names; a call of anything else is named by its twin.
-        keep: what to hold of each array instead of the array, such as its place in a file.
+        keep: function of each array whose result is kept instead, such as its place in a file.
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class Recorder:
                 for kind in (found, *_extending(found)):
                     self._wrap(kind, method or call, part)
             else:
+                name: str = found.__name__
                 for module in [m for n, m in sys.modules.items() if n.split(".")[0] == self.package]:
-                    if module.__dict__.get(found.__name__) is found:
-                        self._wrap(module, found.__name__, part)
+                    if module.__dict__.get(name) is found:
+                        self._wrap(module, name, part)
         return self
 
     def __exit__(
@@ -100,7 +101,7 @@ class Recorder:
             running = id(args[0]), attribute
             running = id(args[0]) if has_self else 0, attribute
             if has_self and running in self._running:
-                return original(*args, **kwargs)  # what a fast form takes from the plain one
+                return original(*args, **kwargs)  # what a fast form inherits from the plain one
             self._running.add(running)
             try:
                 result = original(*args, **kwargs)
@@ -130,7 +131,8 @@ class Recorder:
 
 def _extending(kind: type) -> list[type]:
     """All classes that extend one: fast forms of a plain layer."""
-    return [c for direct in kind.__subclasses__() for c in (direct, *_extending(direct))]
+    directly: list[type] = kind.__subclasses__()
+    return [c for direct in directly for c in (direct, *_extending(direct))]
 
 
 def freeze(value: Any, keep: Callable[[np.ndarray], Any] = np.asarray) -> Any:

@@ -1,4 +1,4 @@
-"""Is a case alive: would it notice if one of its weights or inputs were wrong?
+"""Is a case alive: would it detect that one of its weights or inputs is wrong?
 
 Every float tensor is multiplied by 1 + 0.1 n (n standard normal), one tensor at a time; the first of several tokens or
 lengths is mirrored within their range, masks lose a fifth of their valid entries. The float64 reference's output must
@@ -10,8 +10,9 @@ tensor that moves no output of its case is VACUOUS, or DEAD where the case lists
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR
 from mlx_parity.report.sections import LivenessRow
-from mlx_parity.sides.truth import Arrays, Truth, to_numpy, to_torch, truth_of
+from mlx_parity.sides.truth import Arrays, Reference, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
 DOUBT = 100.0  # budgets below which they are measured by further float32 runs too
@@ -32,12 +33,8 @@ MAX_ROWS = 2000  # of the report; above it the passing tensors of a case share o
 def liveness(case: Case) -> list[LivenessRow]:
     """One row for each weight tensor and each input of a case."""
     given = truth_of(case)
-    built = case.part.build("reference", case.config)
-    weights: dict[str, torch.Tensor] = {}
-    if isinstance(built, torch.nn.Module):
-        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in given.state.items()}, strict=True)
-        built.to(torch.float64).eval()
-        weights = built.state_dict(keep_vars=False)
+    built = Reference(torch.float64).build(case.part, case.config, given.state)
+    weights = built.state_dict(keep_vars=False) if isinstance(built, torch.nn.Module) else {}
     tensors = {k: to_torch(v, torch.float64) for k, v in given.inputs.items()}
 
     def run() -> Arrays:
@@ -46,8 +43,11 @@ def liveness(case: Case) -> list[LivenessRow]:
             found = case.part.call("reference", built, {**arguments, **case.call})
         return {k: np.array(to_numpy(v)) for k, v in found.items()}
 
+    def change(name: str, tensor: torch.Tensor) -> AbstractContextManager[None]:
+        return changed(tensor, case.rng(f"change/{name}"))
+
     rows = [
-        _row(case, name, lambda t=tensor, n=name: changed(t, case.rng(f"change/{n}")), run, given)
+        _row(case, name, partial(change, name, tensor), run, given)
         for name, tensor in {**weights, **tensors}.items()
         if tensor.numel()
     ]
@@ -67,7 +67,7 @@ def moved(truth: Arrays, singles: Sequence[Arrays], found: Arrays) -> float:
 
 @contextmanager
 def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
-    """Change a tensor in place for a while; it stays of the same kind and within its range."""
+    """Change a tensor in place temporarily; it keeps its kind and range."""
     kept = tensor.clone()
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(_other(kept.numpy(), rng)))
@@ -78,10 +78,10 @@ def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
             tensor.copy_(kept)
 
 
-def summarised(rows: Iterable[LivenessRow]) -> list[LivenessRow]:
-    """Rows for the report; where they are too many, the least moved tensor of a case stands for those that pass."""
+def summarised(rows: Iterable[LivenessRow], most: int = MAX_ROWS) -> list[LivenessRow]:
+    """Rows for the report; of more than `most`, the least moved tensor of a case stands for those that pass."""
     rows = list(rows)
-    if len(rows) <= MAX_ROWS:
+    if len(rows) <= most:
         return rows
     kept = [row for row in rows if row.status != "PASS"]
     passed: dict[str, list[LivenessRow]] = {}

@@ -34,9 +34,8 @@ class MlxSide:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        kinds = {
-            value.dtype for _, value in tree_flatten(model.parameters()) if mx.issubdtype(value.dtype, mx.floating)
-        }
+        values = dict(tree_flatten(model.parameters())).values()
+        kinds = {value.dtype for value in values if mx.issubdtype(value.dtype, mx.floating)}
         if found := kinds - {mx.float32}:
             names = ", ".join(sorted(str(kind).rpartition(".")[2] for kind in found))
             raise ValueError(f"the MLX model has {names} weights: compare it in float32 (model.set_dtype(mx.float32))")
@@ -48,7 +47,7 @@ class MlxSide:
         return type(self.names[name] if name else self.model)
 
     def record(self, inputs: Arguments, keep: Keep, only: Collection[str] | None = None) -> list[Call]:
-        """The calls of one run. What `mx.compile` hides is run without it.
+        """The calls of one run. If `mx.compile` hides some, it runs again without compilation.
 
         Args:
             only: names of the modules whose arrays are wanted; calls of others are without. None for all.
@@ -100,7 +99,7 @@ class MlxSide:
 
 @contextlib.contextmanager
 def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, each class of a model's modules is called through what `wrap` makes of its `__call__`."""
+    """A context in which `wrap` replaces `__call__` of each class of a model's modules."""
     kinds = {type(module) for module in model.modules() if callable(module)}
     own = {kind: kind.__dict__.get("__call__") for kind in kinds}
     made = {kind: wrap(kind.__call__) for kind in kinds}
@@ -109,11 +108,11 @@ def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callabl
             kind.__call__ = call
         yield
     finally:
-        for kind, call in own.items():
-            if call is None:
+        for kind, usual in own.items():
+            if usual is None:
                 del kind.__call__
             else:
-                kind.__call__ = call
+                kind.__call__ = usual
 
 
 @contextlib.contextmanager
@@ -128,7 +127,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Traced(Exception):
-    """A module was called inside a compiled function, where values cannot be looked at."""
+    """A module was called inside a compiled function, where its values are not available."""
 
 
 def _call(module: nn.Module, given: Arguments) -> Any:

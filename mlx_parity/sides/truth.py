@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mlx_parity.adapter import Side
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading, compare
 from mlx_parity.part import Part
@@ -23,7 +24,7 @@ Runs = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a port is judged by.
+    """The truth of a case, by which a port is judged.
 
     Args:
         state, inputs: of the case, float32.
@@ -42,7 +43,7 @@ class Truth:
 
 
 def truth_of(case: Case) -> Truth:
-    """Run the reference on a case in all the ways that a verdict needs."""
+    """Run the reference on a case in all forms that a verdict needs."""
     state, inputs = reference_state(case), case.draw()
 
     def run(dtype: torch.dtype, state: Arrays = state, inputs: Arrays = inputs) -> Arrays:
@@ -79,6 +80,34 @@ def reference_state(case: Case) -> Arrays:
     return case.part.live({k: v.numpy() for k, v in module.state_dict().items()}, case.rng("weights"))
 
 
+class Reference(Side):
+    """The PyTorch side in one precision: float64 is the oracle."""
+
+    name = package = "reference"
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+
+    def build(self, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
+        built = part.build(self.package, config)
+        if isinstance(built, torch.nn.Module):
+            built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
+            built.to(self.dtype).eval()
+        return built
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        return to_torch(array, self.dtype)
+
+    def array(self, tensor: Any) -> np.ndarray:
+        return to_numpy(tensor)
+
+    @torch.inference_mode()
+    def call(
+        self, part: Part, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
+    ) -> dict[str, np.ndarray]:
+        return super().call(part, built, inputs, call)
+
+
 def run_reference(
     part: Part,
     config: Mapping[str, Any],
@@ -87,14 +116,8 @@ def run_reference(
     call: Mapping[str, Any],
     dtype: torch.dtype,
 ) -> Arrays:
-    """Run the reference in `dtype`; float inputs and weights are cast, integers and masks stay as they are."""
-    built = part.build("reference", config)
-    if isinstance(built, torch.nn.Module):
-        built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
-        built.to(dtype).eval()
-    tensors = {k: to_torch(v, dtype) for k, v in inputs.items()}
-    with torch.inference_mode():
-        return {k: to_numpy(v) for k, v in part.call("reference", built, {**tensors, **call}).items()}
+    """Run a part of the reference in `dtype`; the other arguments are those of `Adapter.run`."""
+    return Reference(dtype).run(part, config, state, inputs, call)
 
 
 def to_torch(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:

@@ -12,9 +12,10 @@ from mlx.utils import tree_flatten
 
 from convert.mapping import convert
 from convert.quantize import FLOAT32, Precision
-from mlx_parity.adapter import Adapter
+from mlx_parity.adapter import Adapter, Side
 from mlx_parity.part import Part
 from mlx_parity.sides.mlx import to_mlx, to_numpy
+from mlx_parity.sides.truth import Reference
 from parity_tests.harness.places import find
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
@@ -22,7 +23,7 @@ from port.fast import replaced, speed_up
 from port.files.storage import DTYPES
 
 
-class OwnPort(Adapter):
+class OwnPort(Side):
     """`port/` on the device that MLX chose.
 
     Args:
@@ -33,7 +34,7 @@ class OwnPort(Adapter):
         usual: forms where none are named: None for those that suit the device, () for the plain port (`--plain`).
     """
 
-    name = "own"
+    name, package = "own", "port"
     usual: ClassVar[Collection[str] | None] = None
 
     def __init__(self, precision: Precision = FLOAT32, forms: Collection[str] | None = None) -> None:
@@ -48,7 +49,6 @@ class OwnPort(Adapter):
         return {"plain": type(self)(self.precision, ())}
 
     def build(self, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> Any:
-        """The port's class with the official weights in it, or the port's function."""
         built = part.build("port", config)
         if isinstance(built, nn.Module) and part.at:
             root = load_part(built, part, config, state)
@@ -62,23 +62,11 @@ class OwnPort(Adapter):
     def _stored(self, name: str, value: mx.array) -> mx.array:
         return value.astype(DTYPES[self.precision.tag(name)][0])
 
-    def run(
-        self,
-        part: Part,
-        config: Mapping[str, Any],
-        state: Mapping[str, np.ndarray],
-        inputs: Mapping[str, np.ndarray],
-        call: Mapping[str, Any],
-    ) -> dict[str, np.ndarray]:
-        return self.call(part, self.build(part, config, state), inputs, call)
+    def tensor(self, array: np.ndarray) -> mx.array:
+        return to_mlx(array)
 
-    def call(
-        self, part: Part, built: Any, inputs: Mapping[str, np.ndarray], call: Mapping[str, Any]
-    ) -> dict[str, np.ndarray]:
-        """Run a part that `build` made; arrays in the reference's layout on both ends."""
-        arguments = {k: to_mlx(part.to_port.get(k, np.asarray)(v)) for k, v in inputs.items()}
-        results = part.call("port", built, {**arguments, **call})
-        return {k: part.from_port.get(k, np.asarray)(to_numpy(v)) for k, v in results.items()}
+    def array(self, tensor: Any) -> np.ndarray:
+        return to_numpy(tensor)
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         draw = {
@@ -93,6 +81,10 @@ class OwnPort(Adapter):
 
     def versions(self) -> dict[str, str]:
         return {"mlx": mx.__version__}
+
+
+# The two sides by name; the reference takes a dtype.
+SIDES: dict[str, type[Side]] = {"reference": Reference, "port": OwnPort}
 
 
 def make(dtype: str = "float32") -> OwnPort:

@@ -28,7 +28,7 @@ PARTS = Parts()
 #      job.official()  the same under their full names in the official file, if your converter wants those
 #      job.inputs    arrays by argument name, in the reference's layout: channels first, (b, C, n)
 #      job.call      further arguments: streaming, finalize, n_timesteps ...
-#    and returns the outputs by name (`python -m parity_tests.harness.record --list` and parts.py name the
+#    and returns the outputs by name (`python -m parity_tests.record --list` and parts.py name the
 #    parts, their arguments and their outputs), in the reference's layout again. Change layouts here, nothing else:
 #    whatever you repair in the adapter is hidden from the report.
 

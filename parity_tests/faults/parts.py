@@ -20,6 +20,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "frontend.frontend": ("cosyvoice3",),
     "llm.sampling": ("llm",),
     "llm": ("llm.sampling",),
+    "batched.cache": (),
+    "batched.decoder": (),
+    "fast.sampling": ("llm.sampling",),
     "fast.precision": (),
     "fast.convolution": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
@@ -31,6 +34,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "stream.flow": (),
     "stream.vocoder": (),
     "stream.threads": (),
+    "batched.rows": (),
+    "batched.flow": (),
+    "batched.vocoder": (),
+    "batched.together": (),
     "files.weights": (),
     "files.community": (),
     "config": ("convert",),
@@ -53,8 +60,10 @@ CASES: dict[str, tuple[str, ...]] = {
     "convert": ("",),
     "flow": ("flow.", "fast."),
     "fast": ("fast.", "flow.", "llm.", "vocoder."),
+    "fast.sampling": ("llm.",),
     "stream.flow": ("flow.", "fast."),
     "stream.vocoder": ("vocoder.",),
+    "batched": (),
 }
 # Groups whose tests run before any isolated case, which all depend on them.
 BEFORE = {"convert": ("convert.transforms",)}
@@ -63,8 +72,9 @@ WITHOUT_CASES = frozenset(
     {
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
-        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision"),
+        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision", "fast.sampling"),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
+        *("batched.cache", "batched.decoder", "batched.rows", "batched.flow", "batched.vocoder", "batched.together"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
         *("convert.run", "convert.transforms", "files", "files.community", "files.weights", "app"),
         *("noise", "model.CosyVoice3Model", "model.drop_silence", "model.interpolate", "cosyvoice3"),

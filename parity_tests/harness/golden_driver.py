@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 
-from convert.mapping import convert
 from convert.official import flow_config, vocoder_config
-from parity_tests.adapters import own
-from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
-from parity_tests.parts import recorded, swap
+from mlx_parity.adapter import Side
+from mlx_parity.record import Arrays, Recorded, RecordError
+from parity_tests.parts import PARTS, recorded, swap
 from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig, SpeechTokenizerConfig, StreamingConfig
 from port.request import Chance, Prompt, Stream
 
@@ -32,48 +31,51 @@ UNUSED = {
 }  # fmt: skip
 
 
-def model_tts_vc(file: GoldenFile, kit: Kit) -> Arrays:
+def model_tts_vc(file: Recorded, side: Side) -> Arrays:
     """The requests of `call.rounds` in turn on one object, tokens given.
 
     Raises:
-        GoldenError: chunk lengths, runs of the networks or the hop differ from the original's.
+        RecordError: chunk lengths, runs of the networks or the hop differ from the original's.
     """
-    found, seen = requests(file, kit)
+    found, seen = requests(file, side)
     for what, value in seen.items():
         if value != file.call.get(what):
-            raise GoldenError(f"{what}: {value}, the original has {file.call.get(what)}")
+            raise RecordError(f"{what}: {value}, the original has {file.call.get(what)}")
     return found
 
 
-def requests(file: GoldenFile, kit: Kit) -> tuple[Arrays, dict[str, list[Any]]]:
+def requests(file: Recorded, side: Side) -> tuple[Arrays, dict[str, list[Any]]]:
     """Chunks and mels by golden name; and what `call` records of the way: chunks, runs of the networks, the hop."""
     config = CosyVoice3Config(
         flow=flow_config(file.config["flow"]), vocoder=vocoder_config(file.config["hift"]), **UNUSED
     )
-    model = kit.get("model.CosyVoice3Model")(config)
-    _load(model, file, config, kit)
+    model = side.get("model.CosyVoice3Model")(config)
+    for attribute, (part, path) in {"flow": ("flow", FLOW), "vocoder": ("hift", VOCODER)}.items():
+        state = {k.removeprefix(f"{part}."): v for k, v in file.weights.items() if k.startswith(f"{part}.")}
+        setattr(model, attribute, side.build(PARTS[path], asdict(getattr(config, attribute)), state))
+    model.eval()
     given = {
         "flow_embedding": "embedding",
         "flow_prompt_speech_token": "prompt_token",
         "prompt_speech_feat": "prompt_feat",
     }
-    voice = {field: kit.tensor(file.inputs[name]) for field, name in given.items() if name in file.inputs}
-    inputs = {"prompt": Prompt(**voice), "source_speech_token": kit.tensor(file.inputs["source_speech_token"])}
+    voice = {field: side.tensor(file.inputs[name]) for field, name in given.items() if name in file.inputs}
+    inputs = {"prompt": Prompt(**voice), "source_speech_token": side.tensor(file.inputs["source_speech_token"])}
     tile = file.inputs["sine_waves_tile"]
     slowest = min([1.0, *(options.get("speed", 1.0) for options in map(request, file.call["rounds"]))])
     tokens = file.inputs["source_speech_token"].shape[1] / slowest
     samples = math.ceil(config.vocoder.hop_samples * config.flow.token_mel_ratio * tokens)
-    inputs["chance"] = Chance(sine_waves=kit.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1))))
-    with recorded(kit.package, model) as recorder:  # the port's other way computes less
-        found, seen = _rounds(model, file, kit, inputs, incremental=False)
-    if kit.package == "port":
+    inputs["chance"] = Chance(sine_waves=side.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1))))
+    with recorded(side.package, model) as recorder:  # the port's other way computes less
+        found, seen = _rounds(model, file, side, inputs, incremental=False)
+    if side.package == "port":
         model.token_hop_len = config.streaming.token_hop_len
-        streamed, chunks = _rounds(model, file, kit, inputs, incremental=True)
+        streamed, chunks = _rounds(model, file, side, inputs, incremental=True)
         if chunks != seen:
-            raise GoldenError(f"incremental streams differ in hops or chunks: {chunks}, {seen}")
+            raise RecordError(f"incremental streams differ in hops or chunks: {chunks}, {seen}")
         found = {name: _further(found[name], streamed[name], file.out[name]) for name in found.keys() & file.out.keys()}
     flow, vocoder = recorder.of(FLOW), recorder.of(VOCODER)
-    frames = 1 if kit.package == "port" else 2
+    frames = 1 if side.package == "port" else 2
     seen["flow_calls"] = [
         {"tokens": c.arguments["token"].shape[1], **{k: c.arguments[k] for k in ("streaming", "finalize")}}
         for c in flow
@@ -81,7 +83,7 @@ def requests(file: GoldenFile, kit: Kit) -> tuple[Arrays, dict[str, list[Any]]]:
     seen["hift_calls"] = [
         {"mel_frames": c.arguments["speech_feat"].shape[frames], "finalize": c.arguments["finalize"]} for c in vocoder
     ]
-    mels = (swap(c.results["feat"]) if kit.package == "port" else c.results["feat"] for c in flow)
+    mels = (swap(c.results["feat"]) if side.package == "port" else c.results["feat"] for c in flow)
     return {**{f"mel_{number}": mel for number, mel in enumerate(mels)}, **found}, seen
 
 
@@ -89,17 +91,17 @@ def request(words: str) -> dict[str, Any]:
     """Options of a request from what `call.rounds` says: "stream ..." or "offline ...", and "speed=1.25".
 
     Raises:
-        GoldenError: it says neither.
+        RecordError: it says neither.
     """
     way = re.match(r"(stream|offline)\b", words)
     if way is None:
-        raise GoldenError(f"call.rounds: {words!r} begins with neither 'stream' nor 'offline'")
+        raise RecordError(f"call.rounds: {words!r} begins with neither 'stream' nor 'offline'")
     speed = re.search(r"\bspeed=(\d+(?:\.\d+)?)", words)
     return {"stream": way[1] == "stream"} | ({"speed": float(speed[1])} if speed else {})
 
 
 def _rounds(
-    model: Any, file: GoldenFile, kit: Kit, inputs: dict[str, Any], incremental: bool
+    model: Any, file: Recorded, side: Side, inputs: dict[str, Any], incremental: bool
 ) -> tuple[Arrays, dict[str, list[Any]]]:
     """All requests in turn: their chunks by golden name, and the hops and lengths on the way."""
     found: Arrays = {}
@@ -108,7 +110,7 @@ def _rounds(
         seen["hop_before"].append(model.token_hop_len)
         asked = request(words)
         asked["stream"] = Stream(incremental=incremental) if asked.get("stream") else None
-        results = [kit.array(result["tts_speech"]) for result in model.tts(**inputs, **asked)]
+        results = [side.array(result["tts_speech"]) for result in model.tts(**inputs, **asked)]
         seen["hop_after"].append(model.token_hop_len)
         seen["chunks"].append([speech.shape[1] for speech in results])
         found |= {f"call{number}_speech_{chunk}": speech for chunk, speech in enumerate(results)}
@@ -120,26 +122,10 @@ def _further(one: np.ndarray, other: np.ndarray, original: np.ndarray) -> np.nda
     return max(one, other, key=lambda found: np.abs(found - original).max())
 
 
-def silent_filter(file: GoldenFile, kit: Kit) -> Arrays:
+def silent_filter(file: Recorded, side: Side) -> Arrays:
     """The tokens that are left of what a language model gave."""
     config = StreamingConfig(
         silent_tokens=tuple(file.config["silent_tokens"]), max_silent_tokens=file.config["max_silent_token_num"]
     )
-    kept = kit.get("model.drop_silence")(file.inputs["tokens"].tolist(), config)
+    kept = side.get("model.drop_silence")(file.inputs["tokens"].tolist(), config)
     return {"tokens": np.array(list(kept))}
-
-
-def _load(model: Any, file: GoldenFile, config: CosyVoice3Config, kit: Kit) -> None:
-    for part, attribute in (("flow", "flow"), ("hift", "vocoder")):
-        state = {k.removeprefix(f"{part}."): v for k, v in file.weights.items() if k.startswith(f"{part}.")}
-        module = getattr(model, attribute)
-        if kit.package == "port":
-            tensors = convert(part, state, config).tensors
-            module.load_weights([(k.removeprefix(f"{attribute}."), kit.tensor(v)) for k, v in tensors.items()])
-        else:
-            module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-    if kit.package == "reference":
-        model.to(kit.dtype)
-    else:
-        own.OwnPort().as_run(model)
-    model.eval()

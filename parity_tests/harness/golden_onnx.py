@@ -7,30 +7,31 @@ segment by another number. The float64 reference is the truth once 1.18 agrees w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from convert.mapping import convert
-from convert.onnx_graph import OnnxWeights
 from convert.onnx_weights import read_speaker
+from mlx_parity.adapter import Side
 from mlx_parity.compare import BUDGET, Reading, compare
+from mlx_parity.record import read_tensors
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.harness.golden_file import GoldenRow, Side
-from port.config import CosyVoice3Config
-from port.frontend import speaker as port_speaker
-from reference.frontend.speaker import CAMPPlus
+from mlx_parity.sides.truth import Reference
+from parity_tests.adapters.own import OwnPort
+from parity_tests.harness.golden_replay import GoldenRow
+from parity_tests.parts import PARTS
 
+PART = PARTS["frontend.speaker.CAMPPlus"]
+Run = Callable[[np.ndarray], np.ndarray]
 GROUPS = ("in", "out", "out132")
 
 
-def judge_onnx(path: Path, side: Side) -> list[GoldenRow]:
+def judge_onnx(path: Path, side: str) -> list[GoldenRow]:
     """Every length of one pair, NAME.safetensors and NAME.onnx, on one side."""
 
     def error(tensor: str, note: object) -> GoldenRow:
@@ -39,9 +40,8 @@ def judge_onnx(path: Path, side: Side) -> list[GoldenRow]:
     try:
         groups = _read(path.with_suffix(".safetensors"))
         weights = read_speaker(path.with_suffix(".onnx"))
-        single = _reference(weights)
-        double = copy.deepcopy(single).double()
-        port = _port(weights) if side == "port" else None
+        sides = [Reference(), Reference(torch.float64), *[OwnPort()] * (side == "port")]
+        single, double, *port = (partial(_embedding, s, s.build(PART, asdict(weights.config), weights)) for s in sides)
     except Exception as problem:
         return [error("", problem)]
     rows: list[GoldenRow] = []
@@ -53,27 +53,26 @@ def judge_onnx(path: Path, side: Side) -> list[GoldenRow]:
         try:
             judge = _judge(single, double, x)
             original = judge(groups["out"][length])
-            if port is None:
+            if side == "reference":
                 rows.append(_row(path, name, side, original))
                 rows += _not_the_other(path, length, groups, judge)
             elif original.status != "PASS":
                 rows.append(error(name, f"no truth: onnxruntime 1.18 against the reference: {original.message}"))
             else:
-                rows.append(_row(path, name, side, judge(np.array(port(mx.array(x))))))
+                rows.append(_row(path, name, side, judge(port[0](x))))
         except Exception as problem:
             rows.append(error(name, problem))
     return rows or [error("", f"{path.with_suffix('.safetensors')} holds no in.T")]
 
 
-def _judge(single: CAMPPlus, double: CAMPPlus, x: np.ndarray) -> Callable[[np.ndarray], Reading]:
+def _embedding(side: Side, built: Any, x: np.ndarray) -> np.ndarray:
+    return side.call(PART, built, {"x": x}, {})["embedding"]
+
+
+def _judge(single: Run, double: Run, x: np.ndarray) -> Callable[[np.ndarray], Reading]:
     """What judges an embedding of `x`."""
-
-    def run(model: CAMPPlus, dtype: torch.dtype) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(x).to(dtype)).numpy()
-
-    further = in_other_orders(lambda: run(single, torch.float32))
-    r32, r64 = run(single, torch.float32), run(double, torch.float64)
+    further = in_other_orders(lambda: single(x))
+    r32, r64 = single(x), double(x)
     return lambda found: compare(found, r32, r64, further=further)
 
 
@@ -97,11 +96,7 @@ def _not_the_other(
 
 def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in GROUPS}
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path}: not readable ({error})") from None
-    for key, array in tensors.items():
+    for key, array in read_tensors(path).items():
         group, _, length = key.partition(".")
         if group not in groups or not length:
             raise ValueError(f"{path}: unknown tensor {key!r:.80}, expected {', '.join(f'{g}.T' for g in GROUPS)}")
@@ -110,17 +105,3 @@ def _read(path: Path) -> dict[str, dict[str, np.ndarray]]:
         if alone := sorted(groups[group].keys() - groups["in"].keys()):
             raise ValueError(f"{path}: {group}.{alone[0]} has no in.{alone[0]}")
     return groups
-
-
-def _reference(weights: OnnxWeights) -> CAMPPlus:
-    model = CAMPPlus(weights.config).eval()
-    model.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.items()}, strict=True)
-    return model
-
-
-def _port(weights: OnnxWeights) -> port_speaker.CAMPPlus:
-    carried = convert("speaker", weights, CosyVoice3Config(speaker=weights.config)).tensors
-    model = port_speaker.CAMPPlus(weights.config)
-    named = [(key.removeprefix("speaker."), mx.array(value)) for key, value in carried.items()]
-    model.load_weights(named, strict=True)
-    return model

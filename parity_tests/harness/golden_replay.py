@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,12 +11,15 @@ import numpy as np
 import torch
 
 from convert.official import dit_config, flow_config, vocoder_config
+from mlx_parity.adapter import Side
+from mlx_parity.case import Case
+from mlx_parity.compare import Reading
 from mlx_parity.part import Part
+from mlx_parity.record import Arrays, Recorded, RecordError
 from mlx_parity.sides.capture import Recorder
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from mlx_parity.sides.truth import one_rounding, to_numpy, to_torch
+from mlx_parity.sides.truth import Reference, one_rounding
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import Run, Tap, runs
 from parity_tests.parts import PARTS, frames_of_samples, recorded
@@ -38,6 +41,21 @@ RENAMED = {"voiced_threshod": "voiced_threshold"}
 CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
 
 
+@dataclass(frozen=True)
+class GoldenRow:
+    """One line of the table: a tensor of a file on one side, `reference` or `port`."""
+
+    file: str
+    tensor: str
+    side: str
+    measure: str
+    value: float | None
+    limit: float | None
+    status: str
+    note: str = ""
+    reading: Reading | None = None
+
+
 class Replays:
     """Results by golden name, each run made when it is first asked for.
 
@@ -49,27 +67,27 @@ class Replays:
             inputs by one of float64.
     """
 
-    def __init__(self, file: GoldenFile, part: str) -> None:
+    def __init__(self, file: Recorded, part: str) -> None:
         self.file, self.part = file, part
 
-    def run(self, kit: Kit, file: GoldenFile | None = None) -> Arrays:
-        return replay(file or self.file, self.part, kit)
+    def run(self, side: Side, file: Recorded | None = None) -> Arrays:
+        return replay(file or self.file, self.part, side)
 
     @cached_property
     def single(self) -> Arrays:
-        return self.run(Kit("reference"))
+        return self.run(Reference())
 
     @cached_property
     def double(self) -> Arrays:
-        return self.run(Kit("reference", torch.float64))
+        return self.run(Reference(torch.float64))
 
     @cached_property
     def port(self) -> Arrays:
-        return self.run(Kit("port"))
+        return self.run(OwnPort())
 
     @cached_property
     def further(self) -> Sequence[Arrays]:
-        return in_other_orders(lambda: self.run(Kit("reference")))
+        return in_other_orders(lambda: self.run(Reference()))
 
     @cached_property
     def rounded(self) -> Arrays:
@@ -84,61 +102,57 @@ class Replays:
         rng, file = np.random.default_rng(0), self.file
         groups = ({k: move(v, rng) for k, v in group.items()} for group in (file.weights, file.inputs, file.out))
         weights, inputs, out = groups
-        return self.run(Kit("reference", torch.float64), replace(file, weights=weights, inputs=inputs, out=out))
+        return self.run(Reference(torch.float64), replace(file, weights=weights, inputs=inputs, out=out))
 
 
 def _one_rounding_of_float64(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return array * (1 + 2.0**-52 * rng.integers(-1, 2, array.shape)) if array.dtype.kind == "f" else array
 
 
-def replay(file: GoldenFile, part: str, kit: Kit) -> Arrays:
+def replay(file: Recorded, part: str, side: Side) -> Arrays:
     """The file's tensors as one side computes them, in the reference's layout."""
     if part in FUNCTIONS:
         with torch.inference_mode():
-            return FUNCTIONS[part](file, kit)
+            return FUNCTIONS[part](file, side)
     found: Arrays = {}
-    for run in runs(part):
-        if wanted := dict(run.wanted(file.out)):
-            found |= _call(file, run, wanted, kit)
+    for case, wanted in cases(file, part):
+        built = side.build(case.part, case.config, file.weights)
+        with recorded(side.package, built) as recorder:
+            results = side.call(case.part, built, case.inputs, case.call)
+        found |= {
+            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place]
+            for name, place in wanted.items()
+        }
     return found
 
 
-def _call(file: GoldenFile, run: Run, wanted: Mapping[str, str | Tap], kit: Kit) -> Arrays:
-    target, config = PARTS[run.path], _config(file)
-    if hop := config.get("upsample_scale"):
-        target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
-    if translate := CONFIGS.get(target.config):
-        config = asdict(translate(config))
-    call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
-    if not isinstance(target.resolve(kit.package)[0], type):
-        call |= config
-    inputs = _inputs(file, run, call)
-    if kit.package == "port":
-        built = OwnPort().build(target, config, file.weights)
-        with recorded("port", built) as recorder:
-            results = OwnPort().call(target, built, inputs, call)
-    else:
-        built = target.build("reference", config)
-        if isinstance(built, torch.nn.Module):
-            built.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
-            built.to(kit.dtype).eval()
-        tensors = {k: to_torch(v, kit.dtype) for k, v in inputs.items()}
-        with torch.inference_mode(), recorded("reference", built) as recorder:
-            results = {k: to_numpy(v) for k, v in target.call("reference", built, {**tensors, **call}).items()}
-    return {
-        name: _tap(place, recorder, results, kit, config) if isinstance(place, Tap) else results[place]
-        for name, place in wanted.items()
-    }
+def cases(file: Recorded, part: str) -> Iterator[tuple[Case, dict[str, str | Tap]]]:
+    """The calls that reproduce a file as cases, each with the file's outputs that it gives and where they are found.
+
+    A file that has a function of its own (`FUNCTIONS`) is no case.
+    """
+    for run in () if part in FUNCTIONS else runs(part):
+        if wanted := dict(run.wanted(file.out)):
+            target, config = PARTS[run.path], _config(file)
+            if hop := config.get("upsample_scale"):
+                target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
+            if translate := CONFIGS.get(target.config):
+                config = asdict(translate(config))
+            call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
+            if not isinstance(target.resolve("reference")[0], type):
+                call |= config
+            inputs = _inputs(file, run, call)
+            yield Case(f"golden.{file.name}", target, config, inputs, call, run.dead, file.weights), wanted
 
 
-def _config(file: GoldenFile) -> dict[str, Any]:
+def _config(file: Recorded) -> dict[str, Any]:
     for key, value in FIXED.items():
         if file.config.get(key, value) != value:
-            raise GoldenError(f"config.{key} is {file.config[key]!r}; CosyVoice 3 and both sides have {value!r} only")
+            raise RecordError(f"config.{key} is {file.config[key]!r}; CosyVoice 3 and both sides have {value!r} only")
     return {RENAMED.get(k, k): v for k, v in file.config.items() if k not in (*FIXED, *DERIVED)}
 
 
-def _inputs(file: GoldenFile, run: Run, call: Mapping[str, Any]) -> Arrays:
+def _inputs(file: Recorded, run: Run, call: Mapping[str, Any]) -> Arrays:
     """All inputs of the file but those that the original ignores; one that the twin does not know is its TypeError."""
     given = {k: v for k, v in file.inputs.items() if k not in (*UNREAD, *run.without)}
     given |= {f"out.{k}": v for k, v in file.out.items() if f"out.{k}" in run.inputs}
@@ -152,15 +166,15 @@ def _inputs(file: GoldenFile, run: Run, call: Mapping[str, Any]) -> Arrays:
 
 
 def _tap(
-    tap: Tap, recorder: Recorder, results: Mapping[str, np.ndarray], kit: Kit, config: Mapping[str, Any]
+    tap: Tap, recorder: Recorder, results: Mapping[str, np.ndarray], side: Side, config: Mapping[str, Any]
 ) -> np.ndarray:
     calls = recorder.of(tap.path, tap.name)
     target: Part = PARTS[tap.path]
     values = [{**c.arguments, **c.results}[tap.tensor] for c in calls]
     if tap.step:  # what the port has once a frame, the reference has once a sample
         value = np.asarray(values[tap.index])
-        return value if kit.package == "port" else value[:, :: config[tap.step]]
-    if kit.package == "port":
+        return value if side.package == "port" else value[:, :: config[tap.step]]
+    if side.package == "port":
         change = {**target.to_port, **target.from_port}.get(tap.tensor, np.asarray)
         values = [change(v) for v in values]
     if not tap.every:

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch.nn.utils.parametrizations import weight_norm
 
+from mlx_parity.adapter import Side
+from mlx_parity.record import Arrays, Recorded, RecordError
 from parity_tests.adapters import own
 from parity_tests.harness import golden_driver, golden_llm
-from parity_tests.harness.golden_file import Arrays, GoldenError, GoldenFile, Kit
 from parity_tests.harness.golden_table import NAMES, part_of, runs
 from parity_tests.parts import PARTS, swap
 from port import noise
@@ -24,34 +25,34 @@ from port.config import CFMConfig, DiTConfig, FlowConfig
 # Numbers that initialising the original's layers draws between the flow's noise and the source's (measured).
 DRAWS_OF_LAYERS = 3_852_961
 
-Replay = Callable[[GoldenFile, Kit], Arrays]
+Replay = Callable[[Recorded, Side], Arrays]
 
 
-def _named(file: GoldenFile, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
+def _named(file: Recorded, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
     """The file's outputs whose whole name fits a pattern."""
     for name in file.out:
         if match := re.fullmatch(pattern, name):
             yield name, match
 
 
-def _weight_norm(file: GoldenFile, kit: Kit) -> Arrays:
+def _weight_norm(file: Recorded, side: Side) -> Arrays:
     part = part_of(file.upstream.partition("(")[2], NAMES)
     if part is None:
-        raise GoldenError(f"no twin of {file.upstream!r}")
+        raise RecordError(f"no twin of {file.upstream!r}")
     target = PARTS[runs(part)[0].path]
     x = file.inputs["x"]
-    if kit.package == "port":
+    if side.package == "port":
         module = own.OwnPort(forms=()).build(target, file.config, file.weights)
-        return {"y": swap(kit.array(module(kit.tensor(swap(x))))), "weight": swap(kit.array(module.weight))}
+        return {"y": swap(side.array(module(side.tensor(swap(x))))), "weight": swap(side.array(module.weight))}
     module = weight_norm(target.build("reference", file.config))
     module.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
-    module.to(kit.dtype)
-    return {"y": kit.array(module(kit.tensor(x))), "weight": kit.array(module.weight)}
+    module.to(side.dtype)
+    return {"y": side.array(module(side.tensor(x))), "weight": side.array(module.weight)}
 
 
-def _masks(file: GoldenFile, kit: Kit) -> Arrays:
+def _masks(file: Recorded, side: Side) -> Arrays:
     pad, chunks, optional = (
-        kit.get(f"flow.masks.{name}") for name in ("make_pad_mask", "subsequent_chunk_mask", "add_optional_chunk_mask")
+        side.get(f"flow.masks.{name}") for name in ("make_pad_mask", "subsequent_chunk_mask", "add_optional_chunk_mask")
     )
     n = file.config["n"]
 
@@ -60,75 +61,72 @@ def _masks(file: GoldenFile, kit: Kit) -> Arrays:
 
     found = {}
     for name, _ in _named(file, "pad_mask"):
-        found[name] = pad(kit.tensor(file.inputs["lengths"]), n)
+        found[name] = pad(side.tensor(file.inputs["lengths"]), n)
     for name, _ in _named(file, "pad_mask_auto"):
-        found[name] = pad(kit.tensor(file.inputs["lengths"]))
+        found[name] = pad(side.tensor(file.inputs["lengths"]))
     for name, match in _named(file, r"subsequent_chunk_mask_c(\d+)(?:_left(\d+))?"):
         found[name] = chunks(n, *(int(size) for size in match.groups() if size))
     for name, match in _named(file, r"chunk_mask_c(\d+)"):
-        found[name] = optional(kit.tensor(mask("mask")), int(match[1]))
+        found[name] = optional(side.tensor(mask("mask")), int(match[1]))
     for name, match in _named(file, r"chunk_mask_zero_len(?:_c(\d+))?"):
         size = file.config["chunk"] if match[1] is None else int(match[1])
-        found[name] = optional(kit.tensor(mask("mask_zero_len")), size)
+        found[name] = optional(side.tensor(mask("mask_zero_len")), size)
     for name, match in _named(file, r"mask_zero_len_mutated_by_c(\d+)"):
-        found[name] = kit.tensor(mask("mask_zero_len"))
+        found[name] = side.tensor(mask("mask_zero_len"))
         optional(found[name], int(match[1]))
-    return {k: kit.array(v) for k, v in found.items()}
+    return {k: side.array(v) for k, v in found.items()}
 
 
-def _rotary(file: GoldenFile, kit: Kit) -> Arrays:
-    embedding = kit.get("flow.layers.RotaryEmbedding")(file.config["dim"])
-    if kit.package == "reference":
-        embedding.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
-        embedding.to(kit.dtype)
+def _rotary(file: Recorded, side: Side) -> Arrays:
+    embedding = side.build(PARTS["flow.layers.RotaryEmbedding"], file.config, file.weights)
     freqs = embedding(file.call["seq_len"])
     freqs = freqs - freqs[:, :1]  # positions may be counted from anywhere, the file's are from 0
-    tables, rotate = kit.get("flow.layers.rotary_tables")(freqs), kit.get("flow.layers.apply_rotary_pos_emb")
+    tables, rotate = side.get("flow.layers.rotary_tables")(freqs), side.get("flow.layers.apply_rotary_pos_emb")
     found = {
         "freqs": freqs,
-        "rotated": rotate(kit.tensor(file.inputs["q"]), tables),
-        "rotated_4d": rotate(kit.tensor(file.inputs["x4"]), tables),
+        "rotated": rotate(side.tensor(file.inputs["q"]), tables),
+        "rotated_4d": rotate(side.tensor(file.inputs["x4"]), tables),
     }
-    if kit.package == "reference":
+    if side.package == "reference":
         found["inv_freq"] = embedding.inv_freq
-    return {k: kit.array(v) for k, v in found.items()}
+    return {k: side.array(v) for k, v in found.items()}
 
 
-def _schedule(file: GoldenFile, kit: Kit) -> Arrays:
+def _schedule(file: Recorded, side: Side) -> Arrays:
     """The times as the solver yields them, around an estimator too small to matter."""
     sizes = DiTConfig(dim=16, depth=1, heads=1, dim_head=16, mel_dim=2, mu_dim=2, spk_dim=2, out_channels=2)
     if file.config.get("t_scheduler", "cosine") != "cosine":
-        raise GoldenError(f"t_scheduler {file.config['t_scheduler']!r}: both sides have the cosine only")
+        raise RecordError(f"t_scheduler {file.config['t_scheduler']!r}: both sides have the cosine only")
     found: Arrays = {}
     for steps in sorted({int(match[1]) for _, match in _named(file, r"(?:t|t_span|t_end|dt)_(\d+)")}):
-        cfm = kit.get("flow.matching.CausalConditionalCFM")(FlowConfig(dit=sizes, cfm=CFMConfig(n_timesteps=steps)))
+        cfm = side.get("flow.matching.CausalConditionalCFM")(FlowConfig(dit=sizes, cfm=CFMConfig(n_timesteps=steps)))
         x, spks, mask = np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 1, 3), bool)
-        if kit.package == "reference":
-            cfm.to(kit.dtype)
-            t_span = kit.get("flow.matching.cosine_schedule")(steps, kit.dtype)
+        if side.package == "reference":
+            cfm.to(side.dtype)
+            t_span = side.get("flow.matching.cosine_schedule")(steps, side.dtype)
         else:
             x, mask = swap(x), mask[:, 0]
-            t_span = kit.get("flow.matching.cosine_schedule")(steps)
-        x, spks, mask = (kit.tensor(v) for v in (x, spks, mask))
-        times = [kit.array(t) for _, t in cfm.solve_euler(x, t_span, x, mask, spks, x)]
-        span = kit.array(t_span)
+            t_span = side.get("flow.matching.cosine_schedule")(steps)
+        x, spks, mask = (side.tensor(v) for v in (x, spks, mask))
+        times = [side.array(t) for _, t in cfm.solve_euler(x, t_span, x, mask, spks, x)]
+        span = side.array(t_span)
         t = np.stack(times[:-1])
         found |= {f"t_span_{steps}": span, f"t_{steps}": t, f"t_end_{steps}": times[-1].reshape(1)}
         found[f"dt_{steps}"] = span[1:] - t
     return found
 
 
-def _noise(file: GoldenFile, kit: Kit) -> Arrays:
+def _noise(file: Recorded, side: Side) -> Arrays:
     """Torch itself on the side of the reference, the port's numpy generator on the other.
 
     `rand_noise_*` and `sine_waves_*` are the windows of `call` in the two buffers; `rand_N_seedS`, `randn_N_seedS` and
     `exponential_N_seedS` the first N numbers of a seed; `rand_after_N` those that follow `randn_N_seedS`.
     """
     found: Arrays = {}
-    ported = kit.package == "port"
+    ported = side.package == "port"
     for name, _ in _named(file, r"rand_noise_\w+"):
         start, end = _window(file, "rand_noise_frames")
-        whole = noise.rand_noise(end) if ported else kit.get("flow.decoder._rand_noise")(80, noise.MAX_FRAMES).numpy()
+        whole = noise.rand_noise(end) if ported else side.get("flow.decoder._rand_noise")(80, noise.MAX_FRAMES).numpy()
         found[name] = np.array(whole[:, :, start:end])
     for name, _ in _named(file, r"sine_waves_\w+"):
         start, end = _window(file, "sine_waves_rows")
@@ -139,22 +137,22 @@ def _noise(file: GoldenFile, kit: Kit) -> Arrays:
         kind, count, seed = match[1], int(match[2]), int(match[3])
         after = [(k, m[1]) for k, m in _named(file, rf"(rand|randn|exponential)_after_{count}") if kind == "randn"]
         draws = [(name, kind, count), *((k, other, file.out[k].size) for k, other in after)]
-        found |= _draw(kit, seed, draws)
+        found |= _draw(side, seed, draws)
     return found
 
 
-def _window(file: GoldenFile, key: str) -> tuple[int, int]:
+def _window(file: Recorded, key: str) -> tuple[int, int]:
     window = file.call.get(key)
     if not (isinstance(window, list) and len(window) == 2 and all(isinstance(v, int) for v in window)):
-        raise GoldenError(f"call.{key} is {window!r}, not [first, last + 1]")
+        raise RecordError(f"call.{key} is {window!r}, not [first, last + 1]")
     if not 0 <= window[0] < window[1]:
-        raise GoldenError(f"call.{key} is {window}: no window")
+        raise RecordError(f"call.{key} is {window}: no window")
     return window[0], window[1]
 
 
-def _draw(kit: Kit, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
+def _draw(side: Side, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
     """Draws in a row from one seed: name, kind and how many."""
-    if kit.package == "port":
+    if side.package == "port":
         source = noise.TorchGenerator(seed)
         calls = {"rand": source.uniform, "randn": source.normal, "exponential": source.exponential}
         return {name: calls[kind](count) for name, kind, count in draws}
@@ -177,35 +175,35 @@ def _source_noise(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return ini.numpy(), torch.rand(rows, 9, generator=generator).numpy()
 
 
-def _mel(file: GoldenFile, kit: Kit) -> Arrays:
+def _mel(file: Recorded, side: Side) -> Arrays:
     sizes = {k: v for k, v in file.config.items() if k != "center"}
     if file.config.get("center"):
-        raise GoldenError("center is true: CosyVoice 3 has it false, and so have both sides")
-    mel = kit.array(kit.get("frontend.audio.mel_spectrogram")(kit.tensor(file.inputs["y"]), **sizes))
+        raise RecordError("center is true: CosyVoice 3 has it false, and so have both sides")
+    mel = side.array(side.get("frontend.audio.mel_spectrogram")(side.tensor(file.inputs["y"]), **sizes))
     rate, top = sizes["sampling_rate"], sizes["fmax"]
-    basis = kit.get("frontend.audio.mel_filterbank")(
+    basis = side.get("frontend.audio.mel_filterbank")(
         rate, sizes["n_fft"], sizes["num_mels"], float(sizes["fmin"]), rate / 2 if top is None else float(top)
     )
-    basis = basis if kit.package == "port" else basis.numpy()
-    return {"mel": mel if kit.package == "reference" else swap(mel), "mel_basis": basis.copy()}
+    basis = basis if side.package == "port" else basis.numpy()
+    return {"mel": mel if side.package == "reference" else swap(mel), "mel_basis": basis.copy()}
 
 
-def _resample_fbank(file: GoldenFile, kit: Kit) -> Arrays:
+def _resample_fbank(file: Recorded, side: Side) -> Arrays:
     """A resampled recording, and energies of what the original resampled, so that each is judged on its own."""
-    resample, fbank = (kit.get(f"frontend.audio.{name}") for name in ("resample", "fbank"))
+    resample, fbank = (side.get(f"frontend.audio.{name}") for name in ("resample", "fbank"))
     (given,) = file.inputs.values()
     rates = re.search(r"Resample\(\s*(?:orig_freq=)?(\d+)\s*,\s*(?:new_freq=)?(\d+)", file.upstream)
-    found, wave = {}, kit.tensor(given)
+    found, wave = {}, side.tensor(given)
     if rates:
         (name,) = (name for name in file.out if not name.startswith("fbank"))
         found[name] = resample(wave, int(rates[1]), int(rates[2]))
-        wave = kit.tensor(file.out[name])
+        wave = side.tensor(file.out[name])
     sizes = {k: file.config[k] for k in ("num_mel_bins", "sample_frequency") if k in file.config}
     if file.config.get("dither"):
-        raise GoldenError(f"dither is {file.config['dither']}: the original has 0, and so have both sides")
+        raise RecordError(f"dither is {file.config['dither']}: the original has 0, and so have both sides")
     for name, _ in _named(file, r"fbank(_norm)?"):
         found[name] = fbank(wave, **sizes, subtract_mean=name == "fbank_norm")
-    return {k: kit.array(v) for k, v in found.items()}
+    return {k: side.array(v) for k, v in found.items()}
 
 
 # By the last words of the original's path, as in `golden_table.TABLE`.

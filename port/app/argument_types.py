@@ -1,4 +1,4 @@
-"""Types of arguments: each reads one word of the command line, or says in one line what it must be."""
+"""Argument types: each parses one word of the command line, or says in one line what is expected."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import math
 import re
 from collections.abc import Callable
 
+from ..request import MOST_ROWS
+
 MAX_DIGITS = 500  # of a whole number: beyond float64; Python refuses to read one of some thousand
 
 
 def text(word: str) -> str:
-    """A text, without the mark of a file that the shell put in."""
+    """A text, without a byte order mark at its start."""
     try:
         word.encode()
     except UnicodeEncodeError as error:
@@ -32,8 +34,8 @@ def whole(least: int, most: int, refused: str, digits: int | None = None) -> Cal
     """A whole number in least..most.
 
     Args:
-        refused: what is said of any other word.
-        digits: it may have, zeros in front included; None takes those of `most`.
+        refused: the message for any other word.
+        digits: most digits, leading zeros included; None: as many as `most` has.
     """
 
     def read(word: str) -> int:
@@ -45,7 +47,7 @@ def whole(least: int, most: int, refused: str, digits: int | None = None) -> Cal
 
 
 def seconds(least: float, most: float, refused: str) -> Callable[[str], float]:
-    """A number in least..most; `refused` is said of any other word."""
+    """A number in least..most; `refused` is the message for any other word."""
 
     def read(word: str) -> float:
         try:
@@ -57,3 +59,7 @@ def seconds(least: float, most: float, refused: str) -> Callable[[str], float]:
         return found
 
     return read
+
+
+BATCH_SIZE = whole(1, 999, "is no number of requests in 1..999")
+BY_DEFAULT = "(default: {cpu} on a CPU, {gpu} on a GPU, fewer where memory is short)".format(**MOST_ROWS)

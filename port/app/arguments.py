@@ -1,4 +1,4 @@
-"""Arguments of the command line; `cli.py` carries the commands out."""
+"""Arguments of the command line; `cli.py` runs the commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .arguments_serve import add_serve
 from .arguments_tools import add_tools
 from .device import DEVICES
 
-# As the checkout runs it, or as the wheel installs it.
+# The name in a checkout, or as installed.
 PROGRAM = "python -m port" if __package__ == "port.app" else "cosyvoice3-mlx"
 SEED = types.whole(0, (1 << 64) - 1, "is no whole number in 0..2^64-1", types.MAX_DIGITS)
 PAUSE = types.seconds(0, LONGEST_PAUSE, f"is no number of seconds in 0..{LONGEST_PAUSE}")
@@ -30,14 +30,14 @@ one example for each mode:
     {PROGRAM} say --model MLX --ref-audio me.wav --instruct 'Please speak very slowly.' --text 'Hello.' -o out.wav
   a saved voice, text from standard input, streamed:
     echo 'Good morning.' | {PROGRAM} say --model MLX --voice me --stream -o out.wav
-  heard while it is made, and while somebody else is still writing:
+  heard while it is made, and while another program is still writing:
     {PROGRAM} say --model MLX --voice me --text 'Good morning.' --stream --play
     LLM 'Tell me a story.' | {PROGRAM} say --model MLX --voice me --play
   a long text, with a pause after each paragraph and subtitles:
     {PROGRAM} say --model MLX --voice me --text-file story.txt --pause 0.8 --subtitles story.srt -o story.mp3
   voice conversion, what one recording says with the voice of another:
     {PROGRAM} vc --model MLX --source-wav you.wav --ref-audio me.wav -o out.wav
-  many utterances, one JSON object a line; run it again to go on where it stopped:
+  many utterances, one JSON object a line; run it again to resume:
     {PROGRAM} batch manifest.jsonl --model MLX --out speech
     mlx.launch -n 4 --backend ring -- {PROGRAM} batch manifest.jsonl --model MLX --out speech
   saved voices:
@@ -52,7 +52,7 @@ one example for each mode:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; `run` of the parsed options names the command."""
+    """The whole command line; `run` in the parsed options is the command."""
     top = argparse.ArgumentParser(
         prog=PROGRAM,
         description=DESCRIPTION,
@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     say = command(commands, "say", "say", "Speak a text: zero-shot, cross-lingual or instruct, by the arguments given.",
                   "clone")  # fmt: skip
     text = say.add_mutually_exclusive_group()
-    # Not given, it must not undo --text, which has the same name.
+    # If not given, it must not overwrite --text, which has the same name.
     text.add_argument("text", nargs="?", default=argparse.SUPPRESS, type=types.text, metavar="TEXT", help="what to say")
     text.add_argument(
         "--text",
@@ -91,14 +91,16 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument(
         "--pause", type=PAUSE, default=0.0, metavar="S", help="seconds of silence between paragraphs (default: 0)"
     )
-    say.add_argument("--subtitles", type=Path, metavar="FILE.srt", help="write what is said when, piece by piece")
+    say.add_argument(
+        "--subtitles", type=Path, metavar="FILE.srt", help="write subtitles: the text and time of each piece"
+    )
     _add_recording(say, required=False)
     how = say.add_mutually_exclusive_group()
     _add_transcript(how, required=False)
     how.add_argument("--instruct", type=types.text, metavar="TEXT", help="how to speak")
     say.add_argument("--voice", "--spk", dest="spk", metavar="NAME", help="a saved voice instead of a recording")
     _add_raw_prompt(say)
-    say.add_argument("--seed", type=SEED, metavar="N", help="of the sampling (default: drawn and told)")
+    say.add_argument("--seed", type=SEED, metavar="N", help="of the sampling (default: random, and printed)")
     say.add_argument(
         "--no-text-frontend", action="store_true", help="speak the text as it is: no spelling out, no cutting"
     )
@@ -109,7 +111,9 @@ def parser() -> argparse.ArgumentParser:
     vc.add_argument("--source-wav", required=True, type=Path, metavar="FILE", help="what to say, 30 s at most")
     _add_recording(vc)
     vc.add_argument(
-        "--align-prompt", action="store_true", help="fix of the original: leave no rest of the prompt in front"
+        "--align-prompt",
+        action="store_true",
+        help="fix of the original: trim the prompt to whole tokens, so that none of it is heard",
     )
     _add_output(vc)
 
@@ -125,6 +129,8 @@ def parser() -> argparse.ArgumentParser:
     batch.add_argument(
         "--seed", type=SEED, default=0, metavar="N", help="with its id, seeds a line that has none (default: 0)"
     )
+    batch.add_argument("--batch-size", type=types.BATCH_SIZE, metavar="N",
+                       help=f"utterances that a rank speaks at once; 1: one by one {types.BY_DEFAULT}")  # fmt: skip
     _add_raw_prompt(batch)
 
     voice = commands.add_parser("voice", help=VOICE, description=VOICE, epilog=EXAMPLES,
@@ -144,11 +150,11 @@ def parser() -> argparse.ArgumentParser:
         "--licence", "--license", default="", type=types.text, metavar="TEXT", help="what it may be used for"
     )
     action("list", "Print the names of the saved voices.")
-    action("show", "Print what is known of a saved voice.")
+    action("show", "Print what a saved voice contains.")
     action("remove", "Forget a saved voice.")
     export = action("export", "Write a saved voice to a file, for another model's folder or another person.")
     export.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help="file to write")
-    import_ = action("import", "Take in the file of a voice; one made by a model of other sizes is refused.")
+    import_ = action("import", "Add a voice from a file; a file made by a model of other sizes is refused.")
     import_.add_argument("file", type=Path, metavar="FILE", help="written by `voice export`")
     import_.add_argument("--name", metavar="NAME", help="name of the voice here (default: the file's)")
     add_tools(commands, command)
@@ -176,7 +182,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "name that is free; none with --play)",
     )
     parser.add_argument("--play", action="store_true", help="play it while it is made; needs the extra [play]")
-    parser.add_argument("--stream", action="store_true", help="make it chunk by chunk, so that the first comes early")
+    parser.add_argument(
+        "--stream", action="store_true", help="make it chunk by chunk, so that playback can start early"
+    )
     parser.add_argument(
         "--format", choices=("wav", "raw"), default="wav",
         help="of standard output: wav, or raw 16-bit little-endian mono samples at 24000 Hz (default: wav)",
@@ -192,10 +200,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         "--causal-final", action="store_true", help="fix of the original: keep the mask in the last chunk"
     )
     parser.add_argument(
-        "--no-incremental", action="store_true", help="compute all speech so far again for each chunk, as the original"
+        "--no-incremental", action="store_true", help="recompute all speech so far for each chunk, as the original does"
     )
     parser.add_argument(
-        "--plain", action="store_true", help="leave the plain layers, step by step those of the original; slower"
+        "--plain", action="store_true", help="keep the plain layers, which follow the original step by step; slower"
     )
     parser.add_argument(
         "--max-cache-bytes",

@@ -1,4 +1,4 @@
-"""Arguments of the commands that judge and prepare models: `benchmark`, `convert`, `verify`."""
+"""Arguments of the commands `benchmark`, `convert` and `verify`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from . import argument_types as types
 
-LENGTHS = (3.0, 10.0, 30.0)  # seconds of speech that are measured
+LENGTHS = (3.0, 10.0, 30.0)  # lengths of speech to measure, seconds
 MAX_SECONDS = 200  # the vocoder's noise covers 300 s, prompt included
 LENGTH = types.seconds(0.2, MAX_SECONDS, f"is no length in 0.2..{MAX_SECONDS} s")
 REPEATS = types.whole(1, 999, "is no whole number in 1..999")
@@ -16,13 +16,13 @@ Command = Callable[[Any, str, str, str], argparse.ArgumentParser]
 
 
 def add_tools(commands: Any, command: Command) -> None:
-    """Add them to the subparsers `commands`; `command` makes one with the arguments that all share."""
+    """Add the commands to the subparsers `commands`; `command` makes one with the arguments that all commands share."""
     benchmark = command(commands, "benchmark", "benchmark", "Measure how fast a model speaks here; prints a table.")
     benchmark.add_argument("--seconds", type=LENGTH, nargs="+", default=LENGTHS, metavar="S",
                            help="lengths of speech (default: 3 10 30)")  # fmt: skip
     benchmark.add_argument("--repeats", type=REPEATS, default=3, metavar="N", help="runs, of which the median counts")
     benchmark.add_argument("--json", action="store_true", help="print the same as data")
-    # No prefix, so that options pass: the converter has a parser of its own, and says its own help.
+    # No prefix, so that options pass through: the converter has its own parser and help.
     convert = commands.add_parser(
         "convert", help="Convert an official checkpoint to a model's folder.", prefix_chars="\0", add_help=False
     )

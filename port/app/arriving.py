@@ -1,4 +1,4 @@
-"""Text from standard input that is spoken while it is still written."""
+"""Text from standard input that is spoken while it is still being written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,23 +23,23 @@ SOURCE = "standard input"
 
 
 def is_pipe() -> bool:
-    """Whether standard input may still be written to, by a program: no terminal, no file."""
+    """Whether a program may still be writing to standard input: it is neither a terminal nor a file."""
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
-    except (AttributeError, io.UnsupportedOperation):  # closed, or no file of the system
+    except (AttributeError, io.UnsupportedOperation):  # closed, or not a file of the system
         return False
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def read() -> Iterator[str]:
-    """Standard input as it comes; a character whose bytes come apart waits for the last.
+    """Standard input as it arrives; a character is passed on when its last byte is there.
 
     Raises:
         Refused: not UTF-8, or endless.
     """
     decoder, size = codecs.getincrementaldecoder("utf-8-sig")(), 0
     while True:
-        data = sys.stdin.buffer.read1(1 << 16)
+        data = cast(io.BufferedReader, sys.stdin.buffer).read1(1 << 16)
         size += len(data)
         if size > MAX_TEXT_BYTES:
             raise Refused(f"{SOURCE}: larger than {MAX_TEXT_BYTES >> 20} MiB; split it")
@@ -52,11 +52,11 @@ def read() -> Iterator[str]:
 
 
 def as_it_comes(voice: CosyVoice3, chunks: Iterator[str]) -> tuple[Iterator[str], dict[str, Any]]:
-    """A text for `inference_zero_shot`, and the options with which it ends well.
+    """A text for `inference_zero_shot`, and the options that make it end well.
 
-    The original knows no longest speech here, ends in the middle of a text when the model says so, and fails at stop
-    tokens that are not the end. These options hold the end back until all text is there, know no other stop tokens, and
-    end at the length that the original allows a whole text.
+    The original has no maximum length here, ends in the middle of a text when the model says so, and fails at stop
+    tokens other than the end. These options suppress the end until all text has arrived, suppress other stop tokens,
+    and end at the length that the original allows for a whole text.
     """
     config, tokens = voice.model.config.llm, 0
 
@@ -68,7 +68,7 @@ def as_it_comes(voice: CosyVoice3, chunks: Iterator[str]) -> tuple[Iterator[str]
 
     def sample(scores: np.ndarray, decoded: Sequence[int], draws: Draws, settings: SamplingConfig) -> int:
         end = scores[config.eos]
-        if end > -np.inf:  # no longer held back
+        if end > -np.inf:  # no longer suppressed
             if len(decoded) >= config.max_token_text_ratio * tokens:
                 return config.eos
             scores[config.speech_token_size :] = -np.inf

@@ -1,10 +1,5 @@
 """Many utterances from a manifest, shared among the ranks of `mlx.launch`, resumed where a run stopped.
 
-A manifest has one JSON object a line: `id` names the sound file; then what `say` or `vc` take (`text`, `prompt_wav`,
-`prompt_text`, `instruct`, `voice`, or `source_wav` and `prompt_wav`; `seed`, `speed`), and `mode` where the line must
-have that one. Paths are relative to the manifest. A line that cannot be spoken fails alone. A line that is not a JSON
-object, or whose id is missing or repeated, refuses the whole manifest: its result would have no name.
-
 Ranks share nothing but the output folder: rank r of n takes the lines r, r + n, ..., and each utterance has a seed of
 its own, so the files do not depend on n. A rank holds a lock while it speaks, which the system frees however it ends:
 so ranks find each other's ends, and two batches do not mix.
@@ -17,9 +12,9 @@ import hashlib
 import json
 import re
 import sys
-import unicodedata
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,137 +23,30 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..batched.spoken import Spoken
+from ..batched.together import Made, default_batch_size, together
 from ..config import read_settings
-from ..cosyvoice3 import CosyVoice3, Speech
-from ..files.disk import beside, read_text, take_lock
+from ..cosyvoice3 import CosyVoice3
+from ..files.disk import beside, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from .argument_types import MAX_DIGITS
-from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file, speak
+from .manifest import MAX_NAME_BYTES, Utterance, read_manifest
+from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
 RECORDS = ".records"  # one file for each utterance, so that ranks never write to the same one
-SAFE_ID = re.compile(r"[\w-][\w.-]{0,199}")
-MAX_NAME_BYTES = 200  # of an id, so that the names beside its place stay within the 255 of a file system
-PATHS = ("prompt_wav", "source_wav")
-# What a line of each mode must have besides `id`; for one of the alternatives.
-MODES: dict[str, tuple[set[str], ...]] = {
-    "zero-shot": ({"text", "prompt_wav", "prompt_text"}, {"text", "voice"}),
-    "cross-lingual": ({"text", "prompt_wav"}, {"text", "voice"}),
-    "instruct": ({"text", "prompt_wav", "instruct"}, {"text", "voice", "instruct"}),
-    "sft": ({"text", "voice"},),
-    "vc": ({"source_wav", "prompt_wav"},),
-}
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """One line of a manifest."""
-
-    id: str
-    text: str | None = None
-    mode: str | None = None
-    prompt_wav: str | None = None
-    prompt_text: str | None = None
-    instruct: str | None = None
-    voice: str | None = None
-    source_wav: str | None = None
-    seed: int | None = None
-    speed: float = 1.0
-
-    @classmethod
-    def from_line(cls, line: dict[str, Any], folder: Path) -> Utterance:
-        """Check a line; paths become those below `folder`, and null stands for nothing.
-
-        Raises:
-            Refused: an unknown field, a value of the wrong type, or fields that do not make a mode.
-        """
-        if "voice" not in line:  # which the original calls spk
-            line = {"voice" if name == "spk" else name: value for name, value in line.items()}
-        if unknown := [name for name in line if name not in FIELDS]:
-            raise Refused(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
-        line = {name: value for name, value in line.items() if value is not None}
-        types = {"seed": int, "speed": (int, float)}
-        for name, value in line.items():
-            if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
-                raise Refused(f"{name}: a {type(value).__name__} cannot stand here")
-        given = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
-        made = cls(**given)
-        made._check(line.keys() - {"id", "mode", "seed", "speed"})
-        return made
-
-    @property
-    def spk(self) -> str | None:
-        """The saved voice, as `speak` asks for it."""
-        return self.voice
-
-    def _check(self, given: set[str]) -> None:
-        if self.mode is not None and self.mode not in MODES:
-            raise Refused(f"mode {self.mode!r:.40} is unknown; choose {', '.join(MODES)}")
-        possible = [self.mode] if self.mode else list(MODES)
-        if not any(given == wanted for mode in possible for wanted in MODES[mode]):
-            said = f"mode {self.mode}" if self.mode else "a line"
-            ways = " or ".join(sorted({", ".join(sorted(way)) for mode in possible for way in MODES[mode]}))
-            raise Refused(f"{said} needs exactly {ways}; found {', '.join(sorted(given)) or 'nothing'}")
-        if self.seed is not None and not 0 <= self.seed < 1 << 64:
-            raise Refused(f"seed {self.seed!s:.40} is not in 0..2^64-1")
-        if not 0 < self.speed <= sys.float_info.max:
-            raise Refused(f"speed {self.speed!s:.40} is no tempo; give a number above 0")
-        if len(self.id.encode()) > MAX_NAME_BYTES:
-            raise Refused(f"the id has more than {MAX_NAME_BYTES} bytes, too many for the name of a file")
-
-    def speak(self, voice: CosyVoice3, seed: int, raw_prompt: bool = False) -> Speech:
-        """Audio of this line; `seed` where the line has none of its own."""
-        if self.source_wav is not None:
-            return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
-        seed = seed if self.seed is None else self.seed
-        law = {"raw_prompt": raw_prompt, "split_long": not raw_prompt}
-        return speak(self, voice, self.text, law | {"speed": self.speed, "seed": seed})
-
-
-FIELDS = tuple(field.name for field in fields(Utterance))
-
-
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Lines of a manifest, each with an `id` that stands once and has no way out of the folder; a whole number will do.
-
-    Ids that differ in case or in how accents are encoded are one id, as they are one file on many disks.
-
-    Raises:
-        Refused: no such file, no JSON object on a line, or no usable id.
-    """
-    text = read_text(path)
-    lines: dict[str, dict[str, Any]] = {}  # by the id as such disks take it
-    for number, row in enumerate(text.split("\n"), 1):  # a string may hold what splitlines takes for an end of line
-        if not row.strip():
-            continue
-        try:
-            line = json.loads(row, parse_int=_whole_number)
-        except (ValueError, RecursionError):
-            raise Refused(f"{path}, line {number}: no JSON; write one object a line") from None
-        name = line.get("id") if isinstance(line, dict) else None
-        if type(name) is int and name >= 0:
-            line["id"] = name = str(name)
-        if not isinstance(name, str) or not SAFE_ID.fullmatch(name):
-            raise Refused(f"{path}, line {number}: needs an id of letters, digits, '_', '-' and '.'")
-        same = unicodedata.normalize("NFC", name).casefold()
-        if same in lines:
-            first = lines[same]["id"]
-            written = "" if first == name else f", first as {first}"
-            raise Refused(f"{path}, line {number}: the id {name} stands twice{written}")
-        lines[same] = line
-    if not lines:
-        raise Refused(f"{path}: holds no utterance")
-    return list(lines.values())
-
-
-def _whole_number(digits: str) -> int | float:
-    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)  # infinite
+Line = dict[str, Any]
 
 
 def run_batch(
-    manifest: Path, out: Path, model: str, seed: int = 0, revision: str | None = None, raw_prompt: bool = False
+    manifest: Path,
+    out: Path,
+    model: str,
+    seed: int = 0,
+    revision: str | None = None,
+    raw_prompt: bool = False,
+    batch_size: int | None = None,
 ) -> tuple[int, int]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
@@ -171,6 +59,7 @@ def run_batch(
         seed: utterances without a seed of their own get one from this and their id.
         revision: of a hub id.
         raw_prompt: as for the command line.
+        batch_size: as for `together`, of each rank; None takes `default_batch_size`.
 
     Returns:
         How many lines failed, of how many, over all ranks.
@@ -199,12 +88,22 @@ def run_batch(
         with logging_redirect_tqdm(), ended_by_signals():
             try:
                 voice = load_voice(str(folder))
-                for line in bar:
-                    record, request = _record(records, line), wanted[line["id"]]
-                    spoken = _result(record, line["id"], request)["status"] == "done"
-                    if not (spoken and (out / f"{line['id']}.wav").is_file()):
-                        found = _speak(line, manifest.parent, out, voice, seed, raw_prompt)
-                        _write_atomically(record, json.dumps({**found, "request": request}))
+
+                def asked() -> Iterator[tuple[Line, Callable[[], Spoken]]]:
+                    for line in left:
+                        result = _result(_record(records, line), line["id"], wanted[line["id"]])
+                        if result["status"] == "done" and (out / f"{line['id']}.wav").is_file():
+                            bar.update()
+                        else:
+                            yield line, partial(_prepared, line, manifest.parent, voice, seed, raw_prompt)
+
+                size = default_batch_size(voice.model.config) if batch_size is None else batch_size
+                for line, made in together(voice.model, asked(), size):
+                    found = {"id": line["id"], **_written(made, out / f"{line['id']}.wav", voice.sample_rate)}
+                    request = wanted[line["id"]]
+                    _write_atomically(_record(records, line), json.dumps({**found, "request": request}))
+                    bar.update()
+                bar.close()
                 own.close()  # and with it the lock
                 for lock in locks:
                     with lock.open() as other:
@@ -221,44 +120,39 @@ def _is_held(lock: Path) -> bool:
         return not take_lock(file, shared=True)  # as all ranks of this run look at once
 
 
-def _request(line: dict[str, Any], seed: int, weights: str, raw_prompt: bool) -> str:
+def _request(line: Line, seed: int, weights: str, raw_prompt: bool) -> str:
     """Everything that determines the sound of a line, as a hash."""
     asked = [line, seed, weights] + ["raw prompt"] * raw_prompt
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _speak(
-    line: dict[str, Any], folder: Path, out: Path, voice: CosyVoice3, seed: int, raw_prompt: bool
-) -> dict[str, Any]:
-    """Write one sound file; the line of the results file that tells of it."""
-    name = line["id"]
-    path = out / f"{name}.wav"
+def _prepared(line: Line, folder: Path, voice: CosyVoice3, seed: int, raw_prompt: bool) -> Spoken:
+    own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{line['id']}".encode()).digest()[:4])
+    return Utterance.from_line(line, folder).speak(voice, own_seed, raw_prompt)
+
+
+def _written(made: Made, path: Path, sample_rate: int) -> dict[str, Any]:
+    """Write one sound file; returns what the results file tells of it."""
     try:
-        utterance = Utterance.from_line(line, folder)
-    except ValueError as error:
+        for left in path.parent.glob(".*.wav"):  # by a run that was killed
+            if re.fullmatch(rf"\.{re.escape(path.stem)}\.\d+\.wav", left.name):
+                left.unlink()
+        if isinstance(made, Exception):
+            raise made
+        waves = [np.array(result["tts_speech"])[0] for result in made]
+        if not (samples := sum(map(len, waves))):
+            raise Refused(NOTHING_SPOKEN)
+        with sound_file(path, sample_rate) as file:
+            for wave in waves:
+                file.write(wave)
+    except Exception as error:  # whatever it is, the other lines go on
         with suppress(OSError):  # a name that no file can have
             path.unlink(missing_ok=True)  # of an earlier request with this id
-        return {"id": name, "status": "failed", "error": " ".join(str(error).split())}
-    for left in out.glob(".*.wav"):  # by a run that was killed
-        if re.fullmatch(rf"\.{re.escape(name)}\.\d+\.wav", left.name):
-            left.unlink()
-    try:
-        own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4])
-        samples = 0
-        with sound_file(path, voice.sample_rate) as file:
-            for result in utterance.speak(voice, own_seed, raw_prompt):
-                wave = np.array(result["tts_speech"])[0]
-                samples += len(wave)
-                file.write(wave)
-            if not samples:
-                raise Refused(NOTHING_SPOKEN)
-    except Exception as error:  # whatever it is, the other lines go on
-        path.unlink(missing_ok=True)  # of an earlier request with this id
-        return {"id": name, "status": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
-    return {"id": name, "status": "done", "file": path.name, "seconds": round(samples / voice.sample_rate, 3)}
+        return {"status": "failed", "error": " ".join(str(error).split()) or type(error).__name__}
+    return {"status": "done", "file": path.name, "seconds": round(samples / sample_rate, 3)}
 
 
-def _record(records: Path, line: dict[str, Any]) -> Path:
+def _record(records: Path, line: Line) -> Path:
     """Where the result of a line is kept; by a hash where no file can have its id as a name."""
     name = line["id"]
     if len(name.encode()) > MAX_NAME_BYTES:

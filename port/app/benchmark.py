@@ -1,8 +1,8 @@
-"""What the command `benchmark` does: time a model where it stands, by speech of given lengths.
+"""The command `benchmark`: time a model on this machine, with speech of given lengths.
 
-Weights may be anything, also random ones: the sampling holds back the stop tokens until a length is reached, so every
-stage does its whole work and the lengths are equal on every machine. Prompt and text are fixed, and the prompt counts
-as known: reading a recording is not timed.
+Weights may be anything, also random: the sampling suppresses the stop tokens until a length is reached, so every stage
+does all its work and the lengths are equal on every machine. Prompt and text are fixed. The prompt is prepared before:
+reading a recording is not timed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def benchmark(options: argparse.Namespace) -> None:
     keep_freed_memory()
     model = voice.model
     made = {"machine": machine(), "model": precision(model)}
-    speak(model, options.seconds[0], Stream(reset_hop=True))  # kernels are made at first use
+    speak(model, options.seconds[0], Stream(reset_hop=True))  # kernels are compiled at first use
     rows = [fixture(model, options.repeats)]
     for seconds in options.seconds:
         rows += [spoken(model, seconds, how, options.repeats) for how in (None, Stream(reset_hop=True))]
@@ -57,7 +57,7 @@ def benchmark(options: argparse.Namespace) -> None:
 
 
 def speak(model: CosyVoice3Model, seconds: float, how: Stream | None) -> list[tuple[float, float]]:
-    """Speak a text for so long; of each chunk when it came and how long it is, both in seconds."""
+    """Speak a text of a given length; returns arrival time and length of each chunk, both in seconds."""
     prompt, count = _prompt(model.config), round(seconds * TOKENS_PER_SECOND)
     text = np.full((1, count // SPEECH_OF_A_TEXT_TOKEN + 1), 1, np.int32)
     model.stream_memory.clear()
@@ -69,7 +69,7 @@ def speak(model: CosyVoice3Model, seconds: float, how: Stream | None) -> list[tu
 
 
 def held(config: CosyVoice3Config, count: int) -> Any:
-    """The original's sampling, which ends after `count` tokens, none of which could be dropped as silence."""
+    """The original's sampling, ended after `count` tokens and without the tokens that are dropped as silence."""
     barred = [token for token in config.streaming.silent_tokens if token < config.llm.speech_token_size]
 
     def sample(scores: np.ndarray, decoded: Sequence[int], draws: Draws, settings: SamplingConfig) -> int:
@@ -94,7 +94,7 @@ def spoken(model: CosyVoice3Model, seconds: float, how: Stream | None, repeats: 
 
 
 def late(marks: Sequence[tuple[float, float]]) -> float:
-    """By how many seconds the worst chunk came after the audio before it had been played; negative: before its end."""
+    """Seconds from the end of the audio before to the arrival of the latest chunk; negative: it was in time."""
     first, out, worst = marks[0][0], 0.0, -float("inf")
     for (_, before), (came, _) in pairwise(marks):
         out += before
@@ -103,7 +103,7 @@ def late(marks: Sequence[tuple[float, float]]) -> float:
 
 
 def fixture(model: CosyVoice3Model, repeats: int) -> dict[str, Any]:
-    """A row: 75 speech tokens behind a prompt of 50, through the flow decoder and the vocoder."""
+    """A row: 75 speech tokens after a prompt of 50, through flow decoder and vocoder."""
     tokens, times, length = np.full((1, FIXTURE_TOKENS), 7, np.int32), [], 0
     for measured in (False, *[True] * repeats):
         mx.reset_peak_memory()
@@ -132,14 +132,14 @@ def _prompt(config: CosyVoice3Config) -> Prompt:
 
 
 def precision(model: CosyVoice3Model) -> str:
-    """What most weights of each stage are stored as."""
+    """The dtype of most weights of each stage."""
     return ", ".join(f"{name} {_stored(getattr(model, name))}" for name in ("llm", "flow", "vocoder"))
 
 
 def _stored(module: nn.Module) -> str:
     bits = {f"{layer.bits} bits" for layer in module.modules() if hasattr(layer, "bits")}
     sizes: dict[str, int] = {}
-    for _, array in tree_flatten(module.parameters()):
+    for array in dict(tree_flatten(module.parameters())).values():
         name = str(array.dtype).rpartition(".")[2]
         sizes[name] = sizes.get(name, 0) + array.nbytes
     return "+".join(sorted(bits)) or max(sizes, key=sizes.__getitem__)
@@ -152,16 +152,17 @@ def machine() -> str:
     except PackageNotFoundError:  # a checkout that was not installed
         own = "checkout"
     device = mx.default_device().type.name
-    chip = getattr(mx, "device_info", dict)().get("device_name") or platform.processor() or platform.machine()
+    info: dict[str, Any] = getattr(mx, "device_info", dict)()
+    chip = info.get("device_name") or platform.processor() or platform.machine()
     system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    return f"{chip} ({device}), {system}, mlx {mx.__version__}, cosyvoice3-mlx {own}"
+    return f"{chip} ({device}), {system}, mlx {version('mlx')}, cosyvoice3-mlx {own}"
 
 
 def table(made: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, to be pasted."""
     lines = [" | ".join(COLUMNS.values()), " | ".join(["---", *["---:"] * (len(COLUMNS) - 1)])]
     lines += [" | ".join(_cell(row.get(name)) for name in COLUMNS) for row in rows]
-    notes = "Latest chunk: by how much a chunk came after the audio before it was played; negative is early."
+    notes = "Latest chunk: delay after the end of the audio before it; negative is in time."
     return "\n".join([f"{made['machine']}; {made['model']}", "", *(f"| {line} |" for line in lines), "", notes])
 
 

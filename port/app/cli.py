@@ -1,9 +1,8 @@
 """What the commands `python -m port say|vc|batch ...` do; `arguments.py` has their arguments.
 
-Speech goes to a file that is written beside its place and renamed at the end; of a run that breaks off, what is there
-stays as NAME.partial.wav. Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1
-something could not be used, 2 wrong arguments, 128 and the number of a signal that ended it (130 for Ctrl-C); one line
-says what.
+Speech goes to a temporary file that is renamed at the end; an interrupted run keeps its audio as NAME.partial.wav.
+Progress goes to standard error, the summary to standard output. Exit codes: 0 done, 1 something could not be used,
+2 wrong arguments, 128 plus the number of the signal that ended it (130 for Ctrl-C); one line says what happened.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.errors import Misused
 from ..files.recording import check_recording
 from . import benchmark, suite
@@ -57,7 +56,7 @@ def _vc(options: argparse.Namespace) -> None:
     check_output(options)
     source = check_recording(options.source_wav, voice=False)
     prompt = check_recording(options.prompt_wav)
-    voice = load_voice(options.model, options.revision, options.plain)
+    voice = load_voice(options.model, options.revision, options.plain, lazy=True)
     with bar(desc="audio", unit="s", unit_scale=True) as progress:
 
         def speech() -> Speech:
@@ -69,9 +68,8 @@ def _vc(options: argparse.Namespace) -> None:
 
 
 def _batch(options: argparse.Namespace) -> None:
-    failed, total = run_batch(
-        options.manifest, options.out, options.model, options.seed, options.revision, options.raw_prompt
-    )
+    more = options.seed, options.revision, options.raw_prompt, options.batch_size
+    failed, total = run_batch(options.manifest, options.out, options.model, *more)
     if failed:
         raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
     print(f"{options.out}: {total} utterances, {RESULTS_FILE}")

@@ -19,20 +19,27 @@ import numpy as np
 from tqdm import tqdm
 from tqdm.contrib.logging import tqdm_logging_redirect
 
-from ..cosyvoice3 import CosyVoice3, Speech
+from ..batched.spoken import Speech
+from ..cosyvoice3 import CosyVoice3
 from ..files.errors import Misused, Refused
 from ..request import Stream
 from .player import Player, sound_device
 from .speaking import NOTHING_SPOKEN, ended_by_signals, sound_file, sound_format
 
 STDOUT = Path("-")
-KINDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")  # said where a name ends in something else, if they are there
-UNKNOWN_LENGTH = 0xFFFFFFFF  # in the header of a wav that is still made; players read on to the end
+KINDS = (
+    ".wav",
+    ".flac",
+    ".mp3",
+    ".ogg",
+    ".opus",
+)  # named in the message about an unknown ending, if libsndfile can write them
+UNKNOWN_LENGTH = 0xFFFFFFFF  # in the header of an unfinished wav; players read to the end
 Write = Callable[[np.ndarray], None]
 
 
 def check_output(options: argparse.Namespace) -> None:
-    """Before minutes of work: a place that can be written, in a format that is known; a device that can be heard.
+    """Check before minutes of work: the output can be written in a known format, and a device can play it.
 
     Raises:
         Misused: it cannot.
@@ -64,31 +71,31 @@ def check_output(options: argparse.Namespace) -> None:
 
 
 def how(options: argparse.Namespace) -> dict[str, Any]:
-    """What the `inference_*` methods get of the arguments that say how speech comes."""
+    """Options of the `inference_*` methods, from the arguments about speech."""
     stream = Stream(options.reset_hop, options.causal_final, not options.no_incremental, options.max_cache_bytes)
     return {"stream": stream if options.stream else False, "speed": options.speed}
 
 
 def bar(**shown: Any) -> AbstractContextManager[tqdm]:
-    """Progress on a terminal, above which warnings get lines of their own."""
+    """A progress bar on a terminal; warnings are printed above it."""
     return tqdm_logging_redirect(**shown, file=sys.stderr, disable=None)
 
 
 def tell(options: argparse.Namespace, told: str) -> None:
-    """Print the last line, where it is not in the way of sound."""
+    """Print the last line, unless standard output carries sound."""
     (sys.stderr if options.output == STDOUT else sys.stdout).write(told + "\n")
 
 
 def give(options: argparse.Namespace, voice: CosyVoice3, ask: Callable[[], Speech], **more: Any) -> str:
-    """Write and play the speech as it is made; returns what there is to tell of it.
+    """Write and play the speech as it is made; returns numbers about it.
 
     Args:
         options: `output`, `format`, `play`, `json`.
-        ask: `voice` for the speech, which reads the prompt; both are timed.
-        more: also told.
+        ask: makes the speech with `voice`, which reads the prompt; both are timed.
+        more: further entries of the result.
 
     Raises:
-        Refused: nothing was spoken, or it can be written nowhere.
+        Refused: nothing was spoken, or the output cannot be written.
     """
     rate, samples, made, first = voice.sample_rate, 0, 0.0, 0.0
     mx.reset_peak_memory()
@@ -118,7 +125,7 @@ def give(options: argparse.Namespace, voice: CosyVoice3, ask: Callable[[], Speec
 
 
 def _timed(ask: Callable[[], Speech]) -> Iterator[tuple[np.ndarray, float]]:
-    """Each wave (s,) with the seconds that it took, without what is done with it."""
+    """Each wave (s,) with the seconds that its synthesis took, without the time to write or play it."""
     started = time.perf_counter()
     for result in ask():
         wave = np.array(result["tts_speech"])[0]
@@ -128,7 +135,7 @@ def _timed(ask: Callable[[], Speech]) -> Iterator[tuple[np.ndarray, float]]:
 
 @contextmanager
 def _place(options: argparse.Namespace, rate: int) -> Iterator[tuple[str | None, Write | None]]:
-    """The name of the output and what takes its samples; neither where speech is only played."""
+    """The name of the output and a function that takes samples; neither if speech is only played."""
     if options.output == STDOUT:
         yield "standard output", _to_stdout(rate, options.format)
     elif options.output is None and options.play:
@@ -145,19 +152,19 @@ def _place(options: argparse.Namespace, rate: int) -> Iterator[tuple[str | None,
 
 @contextmanager
 def _file(path: Path | None) -> Iterator[Path]:
-    """The path, or one that is free and kept so."""
+    """The path, or a free name that is reserved."""
     if path is not None:
         yield path
         return
     for i in count(1):
-        path = Path(f"speech-{i}.wav" if i > 1 else "speech.wav")
+        free = Path(f"speech-{i}.wav" if i > 1 else "speech.wav")
         with suppress(FileExistsError):
-            path.touch(exist_ok=False)
+            free.touch(exist_ok=False)
             break
     try:
-        yield path
+        yield free
     except BaseException:
-        path.unlink(missing_ok=True)
+        free.unlink(missing_ok=True)
         raise
 
 
@@ -170,8 +177,8 @@ def _to_stdout(rate: int, kind: str) -> Write:
             out.write(samples.tobytes())
             out.flush()
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # as Python flushes once more at its end
-            raise Refused("standard output was closed by what read it") from None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+            raise Refused("standard output was closed by its reader") from None
 
     if kind == "wav":
         out.write(wav_header(rate))
@@ -179,7 +186,7 @@ def _to_stdout(rate: int, kind: str) -> Write:
 
 
 def wav_header(rate: int) -> bytes:
-    """Of a 16-bit mono wav whose length is not known yet."""
+    """Header of a 16-bit mono wav of unknown length."""
     form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
     length = struct.pack("<I", UNKNOWN_LENGTH)
     return b"RIFF" + length + b"WAVE" + form + b"data" + length

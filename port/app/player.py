@@ -15,7 +15,7 @@ import numpy as np
 from ..files.errors import Misused, Refused
 
 BLOCK_SECONDS = 0.05
-BUFFER_SECONDS = 10.0  # made but not heard; the maker waits beyond, as nobody would hear more of it after Ctrl-C
+BUFFER_SECONDS = 10.0  # made but not played; synthesis waits beyond this, so that little is wasted after Ctrl-C
 
 
 def sound_device() -> ModuleType:
@@ -38,11 +38,11 @@ def sound_device() -> ModuleType:
 
 
 class Player:
-    """Plays samples while more are made. As a context: waits at the end until all is heard, stops at once on an error.
+    """Plays samples while more are made. As a context manager: waits at the end until all is played, stops on an error.
 
     Args:
         sample_rate: Hz.
-        device: `sounddevice`, or what has its OutputStream, CallbackStop and PortAudioError.
+        device: `sounddevice`, or an object with its OutputStream, CallbackStop and PortAudioError.
 
     Attributes:
         ran_dry: how often the device asked for sound before the next was made.
@@ -71,14 +71,14 @@ class Player:
                 self._stream.close()
 
     def end(self) -> None:
-        """Say that all is made: what is silent from here on is no gap."""
+        """Mark the end: silence from here on is not counted as a gap."""
         self._all_made.set()
 
     def write(self, wave: np.ndarray) -> None:
-        """Play (s,) float32 after all before; waits while `BUFFER_SECONDS` are unheard.
+        """Queue (s,) float32 for playback; waits while `BUFFER_SECONDS` are queued.
 
         Raises:
-            Refused: the device does not take it, or is gone.
+            Refused: the device refuses it, or is gone.
         """
         size = max(1, round(BLOCK_SECONDS * self._rate))
         for start in range(0, len(wave), size):
@@ -110,11 +110,11 @@ class Player:
             raise Refused(f"the sound device cannot play {self._rate} Hz ({error})") from None
 
     def _fill(self, out: np.ndarray, frames: int, *_: object) -> None:
-        """The device's callback: give it the next samples, silence where none are made yet."""
+        """The device's callback: the next samples, or silence if none are ready."""
         at = 0
         while at < frames:
             if not len(self._block):
-                ended = self._all_made.is_set()  # before the look: what is put before it is seen
+                ended = self._all_made.is_set()  # read before the queue, so that samples queued before the end are seen
                 try:
                     self._block = self._blocks.get_nowait()
                 except queue.Empty:

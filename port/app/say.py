@@ -1,4 +1,4 @@
-"""What the command `say` does, from the text that people write to the speech that they hear."""
+"""The command `say`: from a written text to audible speech."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import argparse
 import logging
 import secrets
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.disk import MAX_TEXT_BYTES, decode_text, read_text
 from ..files.recording import check_recording
 from ..frontend.special_tokens import END_OF_PROMPT
@@ -25,7 +26,7 @@ def say(options: argparse.Namespace) -> None:
     """Speak a text.
 
     Raises:
-        Misused, ValueError: in one line, what cannot be used.
+        Misused, ValueError: something cannot be used; one line.
     """
     check_request(options)
     check_output(options)
@@ -37,11 +38,12 @@ def say(options: argparse.Namespace) -> None:
     if options.prompt_wav:
         options.prompt_wav = check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = load_voice(options.model, options.revision, options.plain)
+    voice = load_voice(options.model, options.revision, options.plain, lazy=True)
     ended: dict[str, Any] = {}
+    spoken: str | Iterator[str] = text or ""
     if text is None:
         options.stream = True
-        text, ended = arriving.as_it_comes(voice, arriving.read())
+        spoken, ended = arriving.as_it_comes(voice, arriving.read())
     with bar(desc="speech tokens", unit="token") as progress:
         common = how(options) | {
             "text_frontend": not options.no_text_frontend,
@@ -55,7 +57,7 @@ def say(options: argparse.Namespace) -> None:
         }
 
         def ask() -> Speech:
-            speech = speak(options, voice, text, common)
+            speech = speak(options, voice, spoken, common)
             return subtitled(speech, voice.sample_rate, options.subtitles) if options.subtitles else speech
 
         told = give(options, voice, ask, seed=seed)
@@ -63,7 +65,7 @@ def say(options: argparse.Namespace) -> None:
 
 
 def _comes(options: argparse.Namespace) -> bool:
-    """Whether the text is spoken while it comes: from a pipe, for a listener, with nothing that needs pieces."""
+    """Whether to speak the text while it arrives: it comes from a pipe, is played or streamed, and needs no pieces."""
     heard = options.stream or (options.play and options.speed == 1)
     whole = options.pause or options.subtitles or options.text is not None or options.text_file is not None
     if whole or not heard or not arriving.is_pipe():
@@ -83,7 +85,7 @@ def _text(options: argparse.Namespace) -> str:
         text = read_text(options.text_file)
     elif sys.stdin is None:
         raise ValueError("standard input is closed; give --text or --text-file")
-    else:  # as bytes: what the locale makes of them may be other characters
+    else:  # as bytes, because the locale might decode them wrongly
         text = decode_text(sys.stdin.buffer.read(MAX_TEXT_BYTES + 1), "standard input")
     text = text.strip().strip(ZERO_WIDTH).strip()
     if not text:

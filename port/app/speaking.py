@@ -1,4 +1,4 @@
-"""What the commands that speak share: which mode a request means, and a sound file that is complete or not there."""
+"""Shared by the commands that speak: the mode of a request, and sound files that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import soundfile
 
-from ..cosyvoice3 import CosyVoice3, Speech
+from ..batched.spoken import Spoken
+from ..cosyvoice3 import CosyVoice3
 from ..files.disk import beside
 from ..files.errors import Misused, Refused
 from ..files.voices import EMBEDDING
@@ -19,21 +20,30 @@ from ..frontend.special_tokens import has_instruction, require_end_of_prompt
 from .device import keep_freed_memory
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
-KEPT_SECONDS = 1  # from here on, audio of a run that broke off is worth keeping
+KEPT_SECONDS = 1  # interrupted runs keep audio from this length on
 
 
 class Request(Protocol):
-    """What decides the mode: a recording with its words, an instruction, or the name of a saved voice."""
+    """The fields that decide the mode: a recording with its words, an instruction, or the name of a saved voice."""
 
-    prompt_wav: str | Path | None
-    prompt_text: str | None
-    instruct: str | None
-    spk: str | None
+    @property
+    def prompt_wav(self) -> str | Path | None: ...
+    @property
+    def prompt_text(self) -> str | None: ...
+    @property
+    def instruct(self) -> str | None: ...
+    @property
+    def spk(self) -> str | None: ...
 
 
-def load_voice(model: str, revision: str | None = None, plain: bool = False) -> CosyVoice3:
-    """A model to speak with, and memory kept for it: the process does nothing else."""
-    voice = CosyVoice3.from_pretrained(model, revision, plain=plain)
+def load_voice(model: str, revision: str | None = None, plain: bool = False, lazy: bool = False) -> CosyVoice3:
+    """Load a model to speak with; the process also keeps freed memory for it.
+
+    Args:
+        lazy: for one request: never read what it does not use. That is the prompt encoders (a fifth of the weights)
+            with a saved voice, the language model (nearly half) and the tokenizer in a conversion.
+    """
+    voice = CosyVoice3.from_pretrained(model, revision, lazy=lazy, plain=plain)
     keep_freed_memory()
     return voice
 
@@ -60,34 +70,35 @@ def check_instruction(request: Request, text: str) -> None:
         require_end_of_prompt((request.instruct or request.prompt_text or "") + text)
 
 
-def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Speech:
-    """The mode follows from what is given: an instruction, a text that carries one, a bare or a whole prompt."""
+def speak(request: Request, voice: CosyVoice3, text: str | Iterator[str], common: dict[str, Any]) -> Spoken:
+    """Choose the mode by the given fields: an instruction, a text that contains one, a bare or a full prompt."""
+    recording = request.prompt_wav or ""
     if request.instruct is not None:
-        return voice.inference_instruct2(text, request.instruct, request.prompt_wav, request.spk or "", **common)
+        return voice.inference_instruct2(text, request.instruct, recording, request.spk or "", **common)
     if request.spk:
         saved = voice.frontend.spk2info.get(request.spk)
         if saved is not None and saved.given().keys() == {EMBEDDING}:
-            text = text if isinstance(text, str) else "".join(text)  # which has no way to speak it as it comes
+            text = text if isinstance(text, str) else "".join(text)  # this mode cannot speak text while it arrives
             return voice.inference_sft(text, request.spk, **common)
         if has_instruction(text):
             return voice.inference_cross_lingual(text, "", request.spk, **common)
         return voice.inference_zero_shot(text, "", "", request.spk, **common)
     if request.prompt_text is not None:
-        return voice.inference_zero_shot(text, request.prompt_text, request.prompt_wav, **common)
-    return voice.inference_cross_lingual(text, request.prompt_wav, **common)
+        return voice.inference_zero_shot(text, request.prompt_text, recording, **common)
+    return voice.inference_cross_lingual(text, recording, **common)
 
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP are a KeyboardInterrupt of their number within, once: `mlx.launch` sends SIGTERM to all ranks,
-    each second, once one died. A signal that is ignored, as `nohup` has it, stays ignored."""
+    """Within, SIGTERM and SIGHUP raise KeyboardInterrupt with their number, once: when a rank dies, `mlx.launch` sends
+    SIGTERM to the others every second. Ignored signals stay ignored, as under `nohup`."""
 
     def interrupt(number: int, _: object) -> None:
         for each in before:
             signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(number)
 
-    if threading.current_thread() is not threading.main_thread():  # where Python sets no handlers
+    if threading.current_thread() is not threading.main_thread():  # Python allows no handlers here
         yield
         return
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
@@ -102,7 +113,7 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def sound_format(path: Path) -> dict[str, str] | None:
-    """What libsndfile calls the kind of file that a name ends in, as arguments of SoundFile; None if it writes none."""
+    """Arguments of SoundFile for the ending of a name; None if libsndfile cannot write it."""
     kind = path.suffix[1:].upper()
     how = {"format": "OGG", "subtype": "OPUS"} if kind == "OPUS" else {"format": kind}
     return how if kind and soundfile.check_format(**how) else None
@@ -110,10 +121,10 @@ def sound_format(path: Path) -> dict[str, str] | None:
 
 @contextmanager
 def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A mono file of the kind that its name ends in, 16-bit if that has a choice; takes the place of `path` at the end.
+    """A mono file of the format that its name ends in, 16-bit where possible; renamed to `path` at the end.
 
-    When anything fails it goes away; with `keep_unfinished` it stays as NAME.partial.wav instead, if there is a second
-    of audio in it, and a note on the error says so.
+    On an error it is removed. With `keep_unfinished` it is kept as NAME.partial.wav if it has at least a second of
+    audio, and a note on the error says so.
 
     Raises:
         Refused: the disk does not take it.
@@ -126,9 +137,9 @@ def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> I
                 yield file
         except BaseException as error:
             told: BaseException = error
-            if isinstance(error, soundfile.LibsndfileError):  # which knows no more than "System error"
+            if isinstance(error, soundfile.LibsndfileError):  # its message is just "System error"
                 told = Refused(f"{path}: cannot be written (is the disk full?)")
-            # As written: libsndfile gives a flac that was not closed well 2^63 samples.
+            # By the frames written: libsndfile reports 2^63 samples for an unfinished flac.
             seconds = file.frames / sample_rate if keep_unfinished and file is not None else 0.0
             if seconds >= KEPT_SECONDS:
                 partial.replace(unfinished)

@@ -1,21 +1,21 @@
-"""Subtitles of speech: what is said when, as SubRip has it."""
+"""Subtitles of speech in SubRip format."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..cosyvoice3 import Speech
+from ..batched.spoken import Speech
 from ..files.disk import beside
 from ..files.errors import Refused
 from ..frontend.special_tokens import TOKEN
 
 
 def subtitled(speech: Speech, sample_rate: int, path: Path) -> Speech:
-    """The same speech; at its end `path` has an entry for each piece, by the length of its audio.
+    """Pass the speech on; at its end, write `path` with an entry for each piece.
 
     Raises:
-        Refused: the disk does not take it.
+        Refused: the file cannot be written.
     """
     pieces: dict[int, tuple[str, int]] = {}
     for result in speech:
@@ -30,8 +30,9 @@ def subtitled(speech: Speech, sample_rate: int, path: Path) -> Speech:
 
 
 def srt(pieces: Iterable[tuple[str, int]], sample_rate: int) -> str:
-    """The file for pieces, each a text with its samples; one without a text is a pause."""
-    entries, end = [], 0
+    """The content for pieces, each a text with its number of samples; a piece without text is a pause."""
+    entries: list[str] = []
+    end = 0
     for text, samples in pieces:
         start, end = end, end + samples
         if shown := " ".join(TOKEN.sub("", text).split()):
@@ -41,6 +42,6 @@ def srt(pieces: Iterable[tuple[str, int]], sample_rate: int) -> str:
 
 
 def clock(seconds: float, point: str = ".") -> str:
-    """HH:MM:SS.mmm, with this point."""
+    """HH:MM:SS.mmm, with `point` before the milliseconds."""
     whole, thousandths = divmod(round(1000 * seconds), 1000)
     return f"{whole // 3600:02}:{whole // 60 % 60:02}:{whole % 60:02}{point}{thousandths:03}"

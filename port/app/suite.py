@@ -1,7 +1,7 @@
-"""What the commands `convert` and `verify` do: they hand over to the converter and to the suite, which need torch.
+"""The commands `convert` and `verify`: they call the converter and the suite, which need torch.
 
-Both stand beside this package in a checkout. A wheel has them in its folder `suite`, under the names that they import
-each other by; only these commands put that folder on the path, so no common name reaches other programs.
+In a checkout both are beside this package. A wheel has them in its folder `suite` under their usual package names; only
+these commands put that folder on the path, so the common names do not affect other programs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .arguments import PROGRAM
 
 EXTRA = ("torch", "yaml", "onnx")  # modules of the extra `convert`
 HERE = Path(__file__).parents[1]
-QUALITY_FILE = "quality.json"  # which the comparison writes for reduced precision, and the audit holds to its hash
+QUALITY_FILE = "quality.json"  # written by the comparison for reduced precision; the audit has its hash
 
 
 def convert(options: argparse.Namespace) -> int:
@@ -34,7 +34,7 @@ def verify(options: argparse.Namespace) -> None:
     """Compare a converted folder with the checkpoint that it comes from.
 
     Raises:
-        Refused: it differs; the first tensor that does is named.
+        Refused: it differs; the message names the first such tensor.
     """
     check = _suite("verify", "parity_tests.verify").verify_folder
     source = import_module("convert.hub").find_source(options.checkpoint, options.checkpoint_revision, options.llm)
@@ -57,7 +57,7 @@ def _suite(verb: str, module: str) -> Any:
     """A module of the converter or the suite.
 
     Raises:
-        Refused: what they need is not installed, or they are not there.
+        Refused: it, or a package that it needs, is not installed.
     """
     if missing := [name for name in EXTRA if find_spec(name) is None]:
         raise Refused(f"{verb} needs {', '.join(missing)}; install the extra: pip install 'cosyvoice3-mlx[convert]'")

@@ -1,10 +1,11 @@
-"""What the commands `voice add|list|show|remove|export|import` do; `arguments.py` has their arguments."""
+"""The commands `voice add|list|show|remove|export|import`; `arguments.py` has their arguments."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from ..config import CosyVoice3Config, read_settings
 from ..cosyvoice3 import CosyVoice3
@@ -29,22 +30,22 @@ def add(options: argparse.Namespace) -> None:
     """Save the voice of a recording."""
     name = check_name(options.name)
     recording = check_recording(options.prompt_wav)
-    voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model stays on disk
+    voice = CosyVoice3.from_pretrained(options.model, options.revision, lazy=True)  # the language model is not read
     voice.add_zero_shot_spk(options.prompt_text, recording, name)
     made = replace(voice.frontend.spk2info[name], licence=options.licence)
-    print(f"{name}: saved in {save_voice(voice.folder, name, made, voice.model.config)}")
+    print(f"{name}: saved in {save_voice(cast(str, voice.folder), name, made, voice.model.config)}")
 
 
 def list_(options: argparse.Namespace) -> None:
     """Print the names, one a line."""
     folder = find_folder(options.model, options.revision)
-    read_settings(folder)  # which refuses a folder without a model
+    read_settings(folder)  # refuses a folder without a model
     for name in voice_files(folder):
         print(name)
 
 
 def show(options: argparse.Namespace) -> None:
-    """Print what is known of a voice."""
+    """Print what a voice contains."""
     folder = find_folder(options.model, options.revision)
     path = voice_file(folder, options.name)
     voice = read_voice(path, _config(folder))
@@ -61,7 +62,7 @@ def remove(options: argparse.Namespace) -> None:
 
 
 def export(options: argparse.Namespace) -> None:
-    """Copy a voice to a file of its own."""
+    """Copy a voice to a file."""
     folder = find_folder(options.model, options.revision)
     config = _config(folder)
     write_voice(options.output, read_voice(voice_file(folder, options.name), config), config)
@@ -69,7 +70,7 @@ def export(options: argparse.Namespace) -> None:
 
 
 def import_(options: argparse.Namespace) -> None:
-    """Take a file in, under its own name or another; somebody else's file never replaces a voice."""
+    """Import a voice from a file, under its own name or another; it never replaces an existing voice."""
     folder = find_folder(options.model, options.revision)
     config = _config(folder)
     voice = read_voice(options.file, config)
@@ -85,7 +86,7 @@ def _shown(note: str) -> str:
 
 def _config(folder: Path) -> CosyVoice3Config:
     settings = read_settings(folder)
-    if community.recognises(settings):  # whose sizes only its arrays show
+    if community.recognises(settings):  # its sizes follow only from its arrays
         return community.load(folder, lazy=True, settings=settings)[0].config
     return CosyVoice3Config.from_dict(settings)
 

@@ -1,4 +1,4 @@
-"""Fast forms of plain layers, put in their place once, after loading; each gives the same result up to rounding."""
+"""Fast forms of plain layers. They replace the layers once, after loading, and give the same result up to rounding."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import arithmetic, attention, convolution, modulation, precision
+from . import arithmetic, attention, convolution, modulation, precision, sampling
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Form:
     """One kind of fast form.
 
     Attributes:
-        what: in words.
+        what: description.
         put: module -> the same with the form in place.
         suits: whether the default device gains by it.
     """
@@ -30,11 +30,12 @@ def _on_gpu() -> bool:
     return not arithmetic.on_cpu()
 
 
-# In the order in which they are put in place.
+# In order of application.
 FORMS = {
     "own_dtype": Form("layers of reduced precision round their input, not promote their weights", precision.own_dtype),
     "tables": Form("the fixed times' modulations and the rotary angles made once", modulation.tables),
-    "attention": Form("one product for queries, keys and values; chunks meet their keys only", attention.join),
+    "attention": Form("attention's heads laid out once; chunks meet their keys only", attention.lay_out),
+    "joined": Form("one product for queries, keys and values", attention.join, _on_gpu),
     "blocks": Form(
         "attention in blocks that stay in the cache, by a polynomial for the exponential",
         attention.in_blocks,
@@ -48,6 +49,7 @@ FORMS = {
         lambda: arithmetic.on_cpu() or not mx.metal.is_available(),
     ),
     "padded": Form("channel counts that Metal's convolution is fast at", convolution.padded_channels, _on_gpu),
+    "queued": Form("the next token's step queued before the last one is read", sampling.queued, _on_gpu),
     "double": Form("the pitch predictor's float64 weights summed once", convolution.held_double),
 }
 
@@ -58,19 +60,19 @@ def chosen() -> tuple[str, ...]:
 
 
 def speed_up(model: nn.Module, only: Collection[str] | None = None, lazy: bool = False) -> nn.Module:
-    """Put fast forms in the place of plain layers, as `nn.quantize` replaces linears.
+    """Replace plain layers by fast forms, as `nn.quantize` replaces linears.
 
     Args:
-        model: any part of the port with its weights, `CosyVoice3Model` or a single layer. It is changed; where it is
-            itself replaced, the result is another object.
+        model: any part of the port with its weights, `CosyVoice3Model` or a single layer. It is changed; if the model
+            itself is replaced, the result is another object.
         only: names of `FORMS`; None for those that suit the default device.
-        lazy: leave the new arrays to be made when they are first used, by one thread.
+        lazy: compute the new arrays at first use, which must be in one thread.
 
     Returns:
-        The model. Its parameters have other names than a folder's from then on.
+        The model. Its parameters no longer have the names of a folder's tensors.
 
     Raises:
-        ValueError: a name that is no form.
+        ValueError: an unknown name.
     """
     names = chosen() if only is None else only
     if unknown := sorted(set(names) - set(FORMS)):
@@ -84,5 +86,5 @@ def speed_up(model: nn.Module, only: Collection[str] | None = None, lazy: bool =
 
 
 def replaced(model: nn.Module) -> list[str]:
-    """Names of the classes of fast forms in a model; empty for a plain one."""
+    """Class names of the fast forms in a model; empty for a plain one."""
     return sorted({type(m).__name__ for m in model.modules() if type(m).__module__.startswith(f"{__name__}.")})

@@ -1,7 +1,6 @@
-"""Activations without the CPU's scalar exp, tanh and sine; the result is the same.
+"""Activations without the CPU's scalar exp, tanh and sine; the result is the same up to rounding.
 
-MLX's CPU back end takes those one number at a time; here polynomials serve, in operations that every device runs side
-by side.
+MLX's CPU back end computes those one number at a time. Polynomials need only operations that every device vectorises.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,13 +19,13 @@ from .modules import recast, replace
 
 Function = Callable[[mx.array], mx.array]
 
-EXP_DEGREE = 6  # leaves 2e-9 of the polynomial's own error, a thirtieth of what float32 rounds away
+EXP_DEGREE = 6  # the polynomial's error is 2e-9, a thirtieth of a float32 rounding error
 LOG2_E = math.log2(math.e)
 ROUNDER = 1.5 * 2.0**23  # adding it leaves the nearest integer in a float32's last bits
 MANTISSA_BITS, ONE_BITS = 23, 127 << 23
 EXP_RANGE = 126.0  # beyond, 2^x or its inverse is no normal float32
 MISH_RANGE = 60.0  # log2(e) x from which tanh(softplus(x)) is 1; the square of 2^60 is still a float32
-MAX_KERNELS = 512  # compiled functions kept, one a shape
+MAX_KERNELS = 512  # compiled functions to keep, one per shape
 TANH_SCALE, TANH_CUBE = math.sqrt(2 / math.pi), 0.044715  # torch.nn.functional.gelu, approximate="tanh"
 # sin(r)^2 / r^2 as a polynomial in r^2, for |r| <= pi / 2: a least-squares fit of sin(r)^2 at Chebyshev nodes, off by
 # 7e-9, a ninth of a float32 rounding (test_vocoder_fast.py makes it again). Highest power first.
@@ -58,10 +58,10 @@ def _keeps_constants(device: mx.DeviceType) -> bool:
 def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
     """Of any shape, from the coefficient of x^0 up.
 
-    By Estrin's scheme, whose chain is short: MLX fuses some eleven operations in a row, and what it cuts elsewhere may
-    leave a kernel that walks through a constant like an array, two to three times slower.
+    Estrin's scheme has a short chain. MLX fuses about eleven operations in a row; longer chains are split, and a split
+    kernel may read a scalar constant like an array, which is 2-3x slower.
     """
-    terms: list[float | mx.array] = list(coefficients)
+    terms: list[Any] = list(coefficients)  # numbers at first, then arrays
     while len(terms) > 1:
         odd = terms[-1:] if len(terms) % 2 else []
         terms = [low + high * x for low, high in zip(terms[::2], terms[1::2], strict=False)] + odd
@@ -71,14 +71,14 @@ def polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
 
 @lru_cache(maxsize=MAX_KERNELS)
 def _compiled(function: Function, shape: tuple[int, ...]) -> Function:
-    # A function of its own for each shape: MLX keeps what it compiled as long as the function lives.
+    # A separate function for each shape: MLX keeps a compiled graph as long as its function lives.
     return mx.compile(lambda x: function(x))
 
 
 def fused(function: Function) -> Function:
-    """`function`, which works element by element, in few kernels where the default device compiles exactly.
+    """The elementwise `function`, compiled to few kernels if the default device compiles exactly.
 
-    Compiled for each shape: without shapes MLX fuses less, and a view not at all.
+    Compiled per shape: without shapes MLX fuses less, and views not at all.
     """
     return (lambda x: _compiled(function, x.shape)(x)) if compiles_exactly() else function
 
@@ -128,11 +128,11 @@ def sine_squared(r: mx.array) -> mx.array:
 
 
 class Activation(nn.Module):
-    """In place of an activation of MLX, whose turn it is where the input is not float32.
+    """Replaces an activation of MLX; inputs that are not float32 still use the original.
 
     Args:
         function: float32 of any shape -> the same.
-        plain: what it stands for.
+        plain: the replaced activation.
     """
 
     def __init__(self, function: Function, plain: nn.Module) -> None:
@@ -152,12 +152,12 @@ class PolynomialSnake(Snake):
         y = x * self.alpha
         if y.dtype != mx.float32:
             return super().__call__(x)
-        # Two functions, each of which MLX fuses whole.
+        # Two functions, each fused completely by MLX.
         return x + (1.0 / (self.alpha + 1e-9)) * self._squared(self._reduced(y))
 
 
 def activations(model: nn.Module) -> nn.Module:
-    """Put them in place: GELU by its tanh, Mish, SiLU and Snake."""
+    """Replace GELU (tanh), Mish, SiLU and Snake."""
 
     def gelu(plain: nn.GELU) -> nn.Module:
         return Activation(gelu_tanh, plain) if plain._approx == "tanh" else plain
@@ -167,6 +167,6 @@ def activations(model: nn.Module) -> nn.Module:
         made._reduced, made._squared = fused(reduce_angle), fused(sine_squared)
         return made
 
-    forms = {nn.GELU: gelu, Snake: snake}
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = {nn.GELU: gelu, Snake: snake}
     forms |= {nn.Mish: lambda plain: Activation(mish, plain), nn.SiLU: lambda plain: Activation(silu, plain)}
     return replace(model, forms)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -21,14 +22,14 @@ from ..vocoder.f0 import DoubleConv1d
 from .arithmetic import on_cpu
 from .modules import recast, replace
 
-# Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one after another: a sum over 1024 channels was 6
+# Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one by one: a sum over 1024 channels had 6
 # times the reference's error.
 LONGEST_SUM = 256
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
-# Bare convolutions of MLX that are worth another form, by the layer that holds them. Those of the prompt encoders that
-# have one group and no dilation are fast as they are.
-INSIDE = {
+# Plain MLX convolutions to replace, by the layer that holds them. Those of the prompt encoders with one group and
+# no dilation are already fast.
+INSIDE: dict[type[nn.Module], tuple[str, ...]] = {
     CausalConvPositionEmbedding: ("conv1", "conv2"),
     PreLookaheadLayer: ("conv1", "conv2"),
     CAMLayer: ("linear_local",),
@@ -36,10 +37,10 @@ INSIDE = {
 
 
 class ProductConv1d(nn.Conv1d):
-    """A sum of shifted matrix products, one a tap. MLX's CPU kernel for dilation or groups is some 80 times slower.
+    """A sum of shifted matrix products, one per tap. MLX's CPU kernel for dilation or groups is about 80 times slower.
 
     Attributes:
-        weight: (O, K, C / g), laid out in memory as it is read, see `tap_order`.
+        weight: (O, K, C / g), in the memory layout in which it is read, see `tap_order`.
         whole: `addmm` forms a product before it adds.
     """
 
@@ -57,15 +58,15 @@ class ProductConv1d(nn.Conv1d):
             raise ValueError(f"{n} frames are fewer than the {self.dilation * (taps - 1) + 1} that the kernel spans")
         bias, weight, groups = self.get("bias"), self.weight, self.groups
         if groups > 1:
-            # A group's frames lie together, or each tap would be copied: (b, g, n, C/g).
+            # Frames of a group contiguous, or each tap would be copied: (b, g, n, C/g).
             x = mx.contiguous(x.reshape(b, n, groups, group_channels).swapaxes(1, 2))
             weight = weight.reshape(groups, out_channels // groups, taps, group_channels)
-        y = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
+        y: Any = None if bias is None else mx.broadcast_to(bias.astype(x.dtype), (b, m, out_channels))
         if y is not None and groups > 1:
             y = y.reshape(b, m, groups, -1).swapaxes(1, 2)
         for tap in range(taps):
             start = tap * self.dilation
-            # A tap is taken before the axes change: MLX 0.31.2 forgets that they did where there is only one.
+            # Take the tap before transposing: MLX 0.31.2 ignores the transposition if there is only one.
             mixing = weight[..., tap, :].swapaxes(-1, -2)  # ([g,] C/g, O/g)
             frames = x[..., start : start + (m - 1) * self.stride + 1 : self.stride, :]
             for first in range(0, group_channels, LONGEST_SUM):
@@ -79,11 +80,11 @@ class ProductConv1d(nn.Conv1d):
 
 
 class PaddedConv1d(nn.Conv1d):
-    """MLX's convolution with zeros in place of missing channels, where Metal would unfold the input in memory.
+    """MLX's convolution with zero channels added; without them Metal would unfold the input in memory.
 
     Attributes:
         weight, bias: with zeros for the channels that are added.
-        out_channels: how many there are without.
+        out_channels: number without the added ones.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -93,7 +94,7 @@ class PaddedConv1d(nn.Conv1d):
         return super().__call__(x)[..., : self.out_channels]
 
 
-# The padding and the streams of the plain layers around another product: Python looks for a method in this order.
+# Padding and stream state of the plain layers with another product, by Python's method resolution order.
 class ProductCausalConv1d(CausalConv1d, ProductConv1d):
     """`CausalConv1d` by products."""
 
@@ -118,13 +119,13 @@ class PaddedUpsample(CausalConv1dUpsample, PaddedConv1d):
     """`CausalConv1dUpsample` with channels that Metal is fast at."""
 
 
-PRODUCTS = {
+PRODUCTS: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: ProductConv1d,
     CausalConv1d: ProductCausalConv1d,
     CausalConv1dDownSample: ProductDownSample,
     CausalConv1dUpsample: ProductUpsample,
 }
-PADDED = {
+PADDED: dict[type[nn.Module], type[Any]] = {
     nn.Conv1d: PaddedConv1d,
     CausalConv1d: PaddedCausalConv1d,
     CausalConv1dDownSample: PaddedDownSample,
@@ -133,7 +134,7 @@ PADDED = {
 
 
 class PolyphaseUpsample(CausalConv1dUpsample):
-    """`CausalConv1dUpsample` with less work: taps that meet copies of one frame are added up first, once.
+    """`CausalConv1dUpsample` with less work: taps that read copies of the same frame are summed once, in advance.
 
     Attributes:
         phases: convolution at the rate of the input, (stride * O) channels out: all phases of one input frame.
@@ -142,7 +143,7 @@ class PolyphaseUpsample(CausalConv1dUpsample):
     def __call__(self, x: mx.array, cache: mx.array | Tail | None = None) -> mx.array:
         """As `CausalConv1dUpsample`; what the tail of a stream keeps is at the rate of the input."""
         if isinstance(cache, mx.array):
-            return super().__call__(x, cache)  # it need not be made of repeated frames
+            return super().__call__(x, cache)  # no repeated frames are needed
         b, n, _ = x.shape
         return self.phases(x, cache).reshape(b, n * self.upsample_stride, -1)
 
@@ -156,7 +157,7 @@ class HeldDoubleConv1d(DoubleConv1d):
 
 
 def products(model: nn.Module) -> nn.Module:
-    """Put convolutions by products in place: on a GPU of those in groups only.
+    """Replace convolutions by products; on a GPU only grouped ones.
 
     MLX 0.32.4 on CUDA leaves its memory in a grouped conv1d of the flow's size (1024 channels, 16 groups, 60 frames).
     """
@@ -174,7 +175,7 @@ def products(model: nn.Module) -> nn.Module:
 
 
 def padded_channels(model: nn.Module) -> nn.Module:
-    """Put convolutions with padded channels in place, where the channels are few or no multiple of 16."""
+    """Replace convolutions whose channels are few or not a multiple of 16 by ones with padded channels."""
 
     def make(conv: nn.Conv1d) -> nn.Conv1d:
         out_channels, _, channels = conv.weight.shape
@@ -198,11 +199,12 @@ def _convolutions(model: nn.Module, make: Callable[[nn.Conv1d], nn.Conv1d]) -> n
             layer[name] = make(layer[name]) if type(layer[name]) is nn.Conv1d else layer[name]
         return layer
 
-    return replace(model, dict.fromkeys(INSIDE, inside) | dict.fromkeys(set(PRODUCTS) - {nn.Conv1d}, make))
+    forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = dict.fromkeys(INSIDE, inside)
+    return replace(model, forms | dict.fromkeys(set(PRODUCTS) - {nn.Conv1d}, make))
 
 
 def polyphase(model: nn.Module) -> nn.Module:
-    """Put `PolyphaseUpsample` in place."""
+    """Replace upsampling by `PolyphaseUpsample`."""
 
     def make(plain: CausalConv1dUpsample) -> PolyphaseUpsample:
         made, stride = recast(plain, PolyphaseUpsample), plain.upsample_stride
@@ -222,7 +224,7 @@ def polyphase(model: nn.Module) -> nn.Module:
 
 
 def held_double(model: nn.Module) -> nn.Module:
-    """Put `HeldDoubleConv1d` in place."""
+    """Replace `DoubleConv1d` by `HeldDoubleConv1d`."""
 
     def make(plain: DoubleConv1d) -> HeldDoubleConv1d:
         made = recast(plain, HeldDoubleConv1d)
@@ -234,10 +236,10 @@ def held_double(model: nn.Module) -> nn.Module:
 
 
 def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
-    """The same weight (O, K, C / g), laid out in memory as the sum of products reads it: by tap, then channel in.
+    """The same weight (O, K, C / g) in the memory layout that the sum of products reads: by tap, then input channel.
 
-    Of several groups the channels out come before, as each group's lie together. Read in another layout, each tap is
-    copied at each call.
+    With several groups, output channels come first, so that each group's are contiguous. In any other layout each tap
+    would be copied at each call.
     """
     if groups > 1:
         return mx.contiguous(weight.swapaxes(0, 1)).swapaxes(0, 1)
@@ -246,10 +248,10 @@ def tap_order(weight: mx.array, groups: int = 1) -> mx.array:
 
 @lru_cache(maxsize=2)
 def adds_whole_products(device: mx.DeviceType) -> bool:
-    """Whether `addmm` forms a product first and then adds it, as an exact sum over taps needs.
+    """Whether `addmm` computes the product first and then adds it, which an exact sum over taps needs.
 
-    The reference BLAS in MLX's Linux wheel adds term after term to what is there, so that small terms drown: of these
-    256, each half a unit in the last place of 1, none would be left.
+    The reference BLAS in MLX's Linux wheel adds the terms one by one to the existing value, which loses small terms:
+    all 256 terms of this test, each half an ulp of 1, would be lost.
     """
     one, terms = mx.ones((STEP, STEP)), mx.full((STEP, LONGEST_SUM), 2.0**-25)
-    return mx.addmm(one, terms, mx.ones((LONGEST_SUM, STEP)), stream=mx.Device(device)).min().item() > 1
+    return bool((mx.addmm(one, terms, mx.ones((LONGEST_SUM, STEP)), stream=mx.Device(device)).min() > 1).item())

@@ -1,8 +1,8 @@
-"""Tables of what is the same in every request: the norms' modulations at the fixed times, and the rotary angles.
+"""Tables of everything that is equal in all requests: modulations of the norms at the fixed timesteps, rotary angles.
 
-Speech takes the same ten times for every request, and 42 % of the transformer's weights see nothing but the time. Their
-results can stand in place of the weights (`bake`, or a folder of `convert/run.py --bake-timesteps`): then the model
-knows these times only.
+Every request uses the same ten timesteps, and 42 % of the transformer's weights only process the timestep. Tables can
+replace these weights (`bake`, or a folder of `convert/run.py --bake-timesteps`); the model then supports no other
+timesteps.
 
 N times, k vectors of a norm, b batch, d width
 """
@@ -15,15 +15,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import CFMConfig
 from ..flow.dit import DiT
 from ..flow.layers import RotaryEmbedding
 from ..flow.matching import CausalConditionalCFM, cosine_schedule
 from .modules import recast, replace
 
-MAX_TIMES = 64  # of a folder, 0.5 MB each at the official size; more than any schedule in use has steps
+MAX_TIMES = 64  # most timesteps of a folder, 0.5 MB each at the official size; no schedule in use has more steps
 NOT_BAKED = "time {:.4f} is not among the timesteps that were baked; load or convert the model without baking them"
-# Float32 steps round differently from machine to machine; the times of any schedule are much further apart.
+POSITIONS = 4096  # 82 s; a longer request makes its rotary tables in each step, a thousandth of its work
+# Float32 rounding of the steps differs between machines; timesteps of any schedule are much further apart.
 SAME_TIME = 1e-6
 
 
@@ -41,11 +41,11 @@ def step_times(t_span: np.ndarray) -> list[float]:
 
 
 class TimeTable(nn.Module):
-    """In place of the time embedding: the rows of times in the tables.
+    """Replaces the time embedding: gives the rows of timesteps in the tables.
 
     Args:
         times: (N,) float32.
-        embedding: of any other time; None where its weights are gone.
+        embedding: for other timesteps; None if its weights were dropped.
     """
 
     def __init__(self, times: mx.array, embedding: nn.Module | None = None) -> None:
@@ -55,7 +55,7 @@ class TimeTable(nn.Module):
             self.embedding = embedding
 
     def __call__(self, timestep: mx.array | np.ndarray) -> mx.array:
-        """Rows (b,) int32 of the times (b,); where one has none, the embedding (b, d) of all.
+        """Rows (b,) int32 of the times (b,); if one has no row, the embedding (b, d) of all.
 
         Raises:
             ValueError: a time without a row, and there is no embedding.
@@ -70,11 +70,11 @@ class TimeTable(nn.Module):
 
 
 class VectorTable(nn.Module):
-    """In place of a norm's SiLU and linear: the vectors that they make of a time's embedding.
+    """Replaces a norm's SiLU and linear: the vectors that they compute from a timestep's embedding.
 
     Args:
         table: (N, k, d) float32.
-        linear: for any other time; None where its weights are gone.
+        linear: for other timesteps; None if its weights were dropped.
     """
 
     def __init__(self, table: mx.array, linear: nn.Module | None = None) -> None:
@@ -89,7 +89,7 @@ class VectorTable(nn.Module):
 
 
 class RotaryTables(RotaryEmbedding):
-    """`RotaryEmbedding` with the tables of its first positions made before.
+    """`RotaryEmbedding` with precomputed tables of its first positions.
 
     Attributes:
         cos, sin: (1, positions, dim) float32.
@@ -104,23 +104,23 @@ class RotaryTables(RotaryEmbedding):
 
 
 def norms(dit: DiT) -> list[nn.Module]:
-    """The norms that the time steers, one a block and the last one."""
+    """The norms modulated by the timestep: one per block, and the last one."""
     return [*(block.attn_norm for block in dit.transformer_blocks), dit.norm_out]
 
 
 def is_baked(dit: DiT) -> bool:
-    """Whether tables stand in place of the weights, which are gone."""
+    """Whether tables have replaced the weights."""
     return isinstance(dit.time_embed, TimeTable) and "embedding" not in dit.time_embed
 
 
 def tabulate(dit: DiT, times: Sequence[float]) -> list[mx.array]:
-    """What each norm makes of `times`, (N, k, d) float32 each."""
+    """The modulations of each norm at `times`, (N, k, d) float32 each."""
     emb = dit.time_embed(np.array(times, np.float32))
     return [mx.stack(norm.modulation(emb), axis=1) for norm in norms(dit)]
 
 
 def tables(model: nn.Module) -> nn.Module:
-    """Put the tables of the schedule's times and of the rotary angles beside the layers that make them."""
+    """Add tables of the schedule's timesteps and of the rotary angles; the layers behind them stay."""
 
     def timed(cfm: CausalConditionalCFM) -> CausalConditionalCFM:
         if not isinstance(cfm.estimator.time_embed, TimeTable):
@@ -130,19 +130,19 @@ def tables(model: nn.Module) -> nn.Module:
 
     def turned(plain: RotaryEmbedding) -> RotaryTables:
         made = recast(plain, RotaryTables)
-        made.cos, made.sin = plain.tables(CFMConfig().max_frames)
+        made.cos, made.sin = plain.tables(POSITIONS)
         return made
 
     return replace(model, {CausalConditionalCFM: timed, RotaryEmbedding: turned})
 
 
 def bake(cfm: CausalConditionalCFM, n_timesteps: int | None = None) -> None:
-    """Put the tables of `n_timesteps` steps, by default the configuration's, in place of the weights that make them.
+    """Replace weights by tables for `n_timesteps` steps, by default the configuration's.
 
-    At the official size 42 % of the decoder's weights go. Whatever asks for another time ends in a ValueError.
+    This drops 42 % of the decoder's weights at the official size. Other timesteps then raise ValueError.
 
     Raises:
-        ValueError: they are gone already, and one of these times has no row.
+        ValueError: the weights were dropped before, and one of these timesteps has no row.
     """
     times = step_times(cosine_schedule(n_timesteps or cfm.config.n_timesteps))
     made = tabulate(cfm.estimator, times)
@@ -151,7 +151,7 @@ def bake(cfm: CausalConditionalCFM, n_timesteps: int | None = None) -> None:
 
 
 def make_room(dit: DiT, count: int) -> None:
-    """Put empty tables for `count` times in place of the weights, to be loaded.
+    """Replace the weights by empty tables for `count` timesteps, to be loaded.
 
     Raises:
         ValueError: more times than a folder may have, or none.
@@ -163,7 +163,7 @@ def make_room(dit: DiT, count: int) -> None:
 
 
 def _put(dit: DiT, times: mx.array, made: Sequence[mx.array], keep: bool = False) -> None:
-    """Put tables in place; `keep` the layers that make them, for other times."""
-    dit.time_embed = TimeTable(times, dit.time_embed if keep else None)
+    """Put tables in place; `keep` the layers behind them, for other timesteps."""
+    dit["time_embed"] = TimeTable(times, dit.time_embed if keep else None)
     for norm, table in zip(norms(dit), made, strict=True):
         norm.silu, norm.linear = nn.Identity(), VectorTable(table, norm.linear if keep else None)

@@ -1,4 +1,4 @@
-"""Putting one module in the place of another."""
+"""Replace modules of a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = TypeVar("Kind", bound=nn.Module)
 
 def recast(module: nn.Module, kind: type[Kind]) -> Kind:
     """A module of `kind` with the parameters and settings of `module`, whose class `kind` extends."""
-    made = copy.copy(module)
+    made: Any = copy.copy(module)
     made.__class__ = kind
     return made
 
@@ -23,10 +23,10 @@ def replace(
     forms: Mapping[type[nn.Module], Callable[[Any], nn.Module]],
     leave: tuple[type[nn.Module], ...] = (),
 ) -> nn.Module:
-    """`root` with other modules in the place of those whose class is exactly one of `forms`, the innermost first.
+    """Replace modules of `root` whose class is exactly one of `forms`, innermost first.
 
-    The modules around them stay the objects they are; `root` itself may be exchanged. What is within a module of a
-    class in `leave` is left as it is.
+    Surrounding modules stay the same objects; `root` itself may be replaced. Modules inside one of a class in `leave`
+    are not touched.
     """
 
     def put(value: Any) -> Any:

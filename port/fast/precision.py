@@ -1,4 +1,4 @@
-"""Layers of reduced precision that compute in their own dtype, whatever their input is.
+"""Layers of reduced precision that compute in their own dtype, whatever the dtype of their input.
 
 In a converted folder some weights are float16, bfloat16 or quantized and the rest float32 (convert/quantize.py). Sums
 over the depth of a network stay float32, where half precision overflows; each of these layers rounds its own input. A
@@ -15,7 +15,7 @@ import mlx.nn as nn
 
 from ..frontend.speaker import CAMPPlus
 from ..frontend.speech_tokenizer import S3TokenizerV3
-from ..llm.qwen2 import Qwen2Attention
+from ..llm.qwen2 import Mask, Qwen2Attention
 from ..vocoder.generator import CausalHiFTGenerator
 from .arithmetic import on_cpu
 from .modules import recast, replace
@@ -41,19 +41,19 @@ class OwnQuantizedLinear(nn.QuantizedLinear):
 
 
 class GpuAttention(Qwen2Attention):
-    """`Qwen2Attention` whose half precision stays: GPU kernels keep its scores in float32."""
+    """`Qwen2Attention` that keeps half precision: GPU kernels compute its scores in float32."""
 
-    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: str | None) -> mx.array:
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)
 
 
-# Their weights stay float32 unless asked for (convert/quantize.py); then the input is kept and the weights promoted.
+# Their weights stay float32 unless requested (convert/quantize.py); then the input stays and the weights are promoted.
 LEFT = (S3TokenizerV3, CAMPPlus, CausalHiFTGenerator)
-OWN = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
+OWN: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: OwnLinear, nn.QuantizedLinear: OwnQuantizedLinear}
 
 
 def own_dtype(model: nn.Module) -> nn.Module:
-    """Put them in place in language model and flow decoder, and `GpuAttention` on a GPU."""
+    """Replace the layers of language model and flow decoder; on a GPU also the attention, by `GpuAttention`."""
 
     def make(layer: nn.Module) -> nn.Module:
         return layer if layer_dtype(layer) == mx.float32 else recast(layer, OWN[type(layer)])

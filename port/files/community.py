@@ -1,8 +1,8 @@
 """Folders of mlx-community (Fun-CosyVoice3-0.5B-2512-fp16, -8bit, -4bit), as mlx-audio-plus converts them.
 
-The same model under other names, so a table of names reads it; all arrays have MLX's layout already. Two parts are not
-the official ones: the speech tokenizer stands in a repository of its own (S3TokenizerV3; its files may lie in the
-subfolder of that name), and the speaker encoder comes from Chatterbox, its batch norms not folded.
+They hold the same model under other names, which a table maps; all arrays already have MLX's layout. Two parts differ
+from the official ones: the speech tokenizer has its own repository (S3TokenizerV3; its files may be in a subfolder of
+that name), and the speaker encoder comes from Chatterbox, with batch norms not folded.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .weights import fill, quantize, read_arrays
 
 CONFIG_FILE = "config.json"
 ROTARY = "flow.decoder.estimator.rotary_embed.inv_freq"
-DROPPED = (ROTARY,)  # a formula, which the port computes
+DROPPED = (ROTARY,)  # computed by the port
 
 logger = logging.getLogger(__name__)
 
-# Names there -> names here; the first that fits. A pitch convolution keeps the place it has among the activations.
+# Names there -> names here; the first match counts. Pitch convolutions keep their index among the activations.
 _CONV = r"((?:conv_pre|conv_post|ups\.\d+|source_downs\.\d+|(?:source_)?resblocks\.\d+\.convs[12]\.\d+))"
 _TDNN = rf"{XVECTOR}\.blocks\.{NUMBER}\.layers\.{NUMBER}\."
 NAMES: tuple[tuple[str, str], ...] = (
@@ -57,7 +57,7 @@ NAMES: tuple[tuple[str, str], ...] = (
     (r"encoder\.(.*)", r"speech_tokenizer.\1"),
     (r"quantizer\.fsq_codebook\.project_down\.(.*)", r"speech_tokenizer.quantizer.project_in.\1"),
 )
-# Batch norms that follow a convolution: their place there -> the convolution, both as renamed.
+# Batch norms after a convolution: norm -> convolution, both renamed.
 FOLDED: tuple[tuple[str, str], ...] = (
     (r"(speaker\.head\.(?:layer\d\.layers\.\d+\.)?)bn([12])", r"\1conv\2"),
     (r"(speaker\.head\.layer\d\.layers\.\d+\.shortcut)\.layers\.1", r"\1.layers.0"),
@@ -68,7 +68,7 @@ STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
 class Lacking(nn.Module):
-    """A part whose files are not there; it says so when it is needed."""
+    """A part without files; it raises an error when it is used."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__()
@@ -78,19 +78,19 @@ class Lacking(nn.Module):
         """Refuse.
 
         Raises:
-            ValueError: what is missing and what to do.
+            ValueError: always; says what is missing and what to do.
         """
         raise ValueError(self.sentence)
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """What became of every tensor.
+    """The use of every tensor.
 
     Args:
         used: tensor there -> parameter here that it fills, alone or with others.
-        dropped: tensors that nothing needs.
-        lacking: parameters here that no file fills.
+        dropped: tensors that are not needed.
+        lacking: parameters here without a tensor.
     """
 
     used: Mapping[str, str]
@@ -114,7 +114,7 @@ def recognises(settings: Mapping[str, Any]) -> bool:
 def load(
     folder: str | Path, lazy: bool = False, settings: dict[str, Any] | None = None
 ) -> tuple[CosyVoice3Model, Inventory]:
-    """Build the model and fill it; warns, in one line, of what the files lack.
+    """Build the model and fill it; warns in one line about missing parts.
 
     Args:
         folder: `config.json`, `model.safetensors` and perhaps a subfolder `S3TokenizerV3` with that repository's files.
@@ -144,8 +144,8 @@ def load(
     model = CosyVoice3Model(config)
     lacking: tuple[str, ...] = ()
     if not complete:
-        lacking = tuple(f"speech_tokenizer.{name}" for name, _ in tree_flatten(model.speech_tokenizer.parameters()))
-        model.speech_tokenizer = Lacking(
+        lacking = tuple(f"speech_tokenizer.{name}" for name in dict(tree_flatten(model.speech_tokenizer.parameters())))
+        model["speech_tokenizer"] = Lacking(
             f"{folder} has no speech tokenizer, so no recording can be heard; put the files of "
             f"mlx-community/{TOKENIZER_FOLDER} into {folder / TOKENIZER_FOLDER}"
         )
@@ -160,10 +160,10 @@ def load(
 
 
 def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
-    """Name there -> name here, batch norms that will be folded included.
+    """Map names there to names here, including batch norms that will be folded.
 
     Raises:
-        Refused: a tensor that the table does not know, or two of one name.
+        Refused: an unknown tensor, or two with the same new name.
     """
     used: dict[str, str] = {}
     taken: dict[str, str] = {}
@@ -173,7 +173,7 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
         new = next((re.sub(old, new, name) for old, new in NAMES if re.fullmatch(old, name)), None)
         if new is None:
             raise Refused(f"{file}: unknown tensor {name!r:.120}; the model has no place for it")
-        # Blocks and transits of the speaker encoder count from one here, and the norms that stay have names.
+        # Blocks and transits of the speaker encoder count from one here, and norms that stay have names.
         new = re.sub(_TDNN, lambda m: f"{XVECTOR}.block{int(m[1]) + 1}.tdnnd{int(m[2]) + 1}.", new)
         new = re.sub(rf"\.transits\.{NUMBER}\.", lambda m: f".transit{int(m[1]) + 1}.", new)
         new = re.sub(r"(\.transit\d+\.nonlinear|\.nonlinear1|\.dense\.nonlinear)\.0\.", r"\1.batchnorm.", new)
@@ -184,7 +184,7 @@ def rename(headers: Mapping[str, tuple[Path, TensorInfo]]) -> dict[str, str]:
 
 
 def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Multiply batch norms into the convolutions before them, in float32.
+    """Fold batch norms into the convolutions before them, in float32.
 
     Raises:
         Refused: a norm without its convolution or one of its four vectors, or vectors of another length.
@@ -211,7 +211,7 @@ def fold(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
 
 
 def with_remainders(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
-    """Give the pitch predictor's weights, rounded there, the second summand that they have here: zeros."""
+    """Add zeros as the second summand of the pitch predictor's weights, which are rounded there."""
     for name, weight in tensors.items():
         if re.fullmatch(r"vocoder\.f0_predictor\.condnet\.\d+\.weight", name):
             tensors[name] = mx.stack([weight, mx.zeros_like(weight)])

@@ -1,4 +1,4 @@
-"""Settings of a folder of mlx-community as the port's configuration, strictly: what is unknown is refused by name."""
+"""Convert the settings of an mlx-community folder to the port's configuration; unknown settings are refused by name."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .errors import Refused, brief
 
 TOKENIZER_FOLDER = "S3TokenizerV3"
 XVECTOR = "speaker.xvector"
-NUMBER = r"(\d{1,4})"  # more digits are no count of layers
-HEAD_DIM = 64  # of a speech tokenizer whose config.json is not there: its width is seen, its heads are not
-# Names there -> names here, of the numbers that have another.
+NUMBER = r"(\d{1,4})"  # a count of layers has no more digits
+HEAD_DIM = 64  # heads of a speech tokenizer without config.json: its arrays show its width but not its heads
+# Names there -> names here, where they differ.
 RENAMED = {
     "extended_vocab_size": "num_special_tokens",
     "cfm_inference_cfg_rate": "inference_cfg_rate",
 }
-# Settings with one known value, and settings that nothing here needs; whatever else is unknown is refused.
+# Settings with one supported value, and settings that are not used here; all others are refused.
 FIXED = {
     "output_type": "mel",
     "input_frame_rate": 25,
@@ -36,12 +36,12 @@ UNREAD = frozenset({"only_mask_loss", "cfm_sigma_min", "dropout"})
 def read_config(
     settings: Mapping[str, Any], tensors: Mapping[str, mx.array], hearing: Mapping[str, Any]
 ) -> CosyVoice3Config:
-    """The model's sizes: as `config.json` has them, those of the encoders as the arrays show them, else the official.
+    """The model's sizes: from `config.json`, for the encoders from the arrays, otherwise the official ones.
 
     Args:
         settings: content of `config.json`.
-        tensors: renamed; only shapes are looked at.
-        hearing: content of the speech tokenizer's `config.json`, empty where there is none.
+        tensors: renamed; only shapes are used.
+        hearing: content of the speech tokenizer's `config.json`, empty if there is none.
 
     Raises:
         Refused: an unknown setting, sizes that do not fit each other or the official heads, no tensor that shows a
@@ -75,10 +75,10 @@ def read_config(
 
 
 def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """An object of the file, empty where it is not there.
+    """An object of the file; empty if it is missing.
 
     Raises:
-        Refused: it is something else.
+        Refused: it is not an object.
     """
     value = settings.get(key)
     if not isinstance(value, dict | None):
@@ -87,7 +87,7 @@ def section(settings: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _taken(default: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Take the settings out of `given` that a part of the configuration has, under its names."""
+    """Move the settings of one part of the configuration out of `given`, under their names here."""
     names = {field.name for field in fields(default)}
     keys = [key for key in given if RENAMED.get(key, key) in names]
     return {RENAMED.get(key, key): given.pop(key) for key in keys}
@@ -104,8 +104,8 @@ def _speaker(tensors: Mapping[str, mx.array]) -> dict[str, Any]:
         for i in sorted(layers)
     ]
     head, tdnn, mixed = (_shape(tensors, name) for name in needed)
-    # No file says how a last, short segment is averaged: the official encoder's way, the default, is what the flow was
-    # trained on.
+    # No file says how a short last segment is averaged; take the default, the official encoder's way, on which the
+    # flow was trained.
     return {
         "head_channels": head[0],
         "init_channels": tdnn[0],

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and text files of people."""
+"""Files that appear complete or not at all, and text files written by people."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_TEXT_BYTES = 64 << 20
 
 
 def require_regular(path: Path) -> None:
-    """Before a file is read: a pipe or a device might never end, or never begin, and a pointer is not the file.
+    """Check a file before reading it: a pipe or device might never end, and a Git LFS pointer is not the file.
 
     Raises:
-        OSError: not there, or no file.
-        Refused: what Git leaves in the place of a large file that was not fetched.
+        OSError: missing, or not a regular file.
+        Refused: a Git LFS pointer in place of the file.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise OSError(errno.EINVAL, "a folder, a pipe or a device is no file", str(path))
@@ -34,12 +34,12 @@ def require_regular(path: Path) -> None:
 
 
 def take_lock(file: IO[Any], shared: bool = False) -> bool:
-    """Whether this process has the lock of an open file from now on; the system frees it when the file is closed.
+    """Try to lock an open file; True if this process now has the lock. The system releases it when the file is closed.
 
     Args:
-        shared: with others that ask so, which an exclusive lock of anybody keeps out.
+        shared: a shared lock, which fails if anyone holds an exclusive one.
     """
-    import fcntl  # here, as Windows has none
+    import fcntl  # imported here: Windows lacks it
 
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -52,11 +52,11 @@ def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict
     """The JSON object in a file.
 
     Args:
-        remedy: what to do where there is no such file.
-        limit: bytes that the file may have.
+        remedy: what to do if the file does not exist.
+        limit: largest size in bytes.
 
     Raises:
-        Refused: not there, no file, too large, not JSON, or no object.
+        Refused: missing, not a file, too large, not JSON, or not an object.
     """
     try:
         require_regular(path)
@@ -77,7 +77,7 @@ def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """A name in the same folder to write to; the file takes the place of `path` at the end, and is gone on an error."""
+    """A temporary name in the same folder; renamed to `path` at the end, removed on an error."""
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield partial
@@ -87,14 +87,14 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file, see `decode_text`; also of a pipe that somebody writes to, as shells hand over `<(command)`.
+    """Text of a file, see `decode_text`; or of a pipe, such as a shell's `<(command)`.
 
     Raises:
         Refused: not readable, or see `decode_text`.
     """
     try:
         with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            first = file.read(1)  # None while a writer has written nothing yet
+            first = file.read(1)  # None while the writer has not written anything
             if first == b"" and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EPIPE, "a pipe that nobody writes to")
             os.set_blocking(file.fileno(), True)
@@ -110,7 +110,7 @@ def decode_text(data: bytes, name: object) -> str:
     """UTF-8 text, with "\\n" between its lines and without the mark that Windows puts first.
 
     Args:
-        data: all bytes, or more than `MAX_TEXT_BYTES` of them.
+        data: all bytes, or at least one more than `MAX_TEXT_BYTES`.
         name: of their source, for messages.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Folders from the Hugging Face hub: a commit, the files wanted of it, and one line for whatever goes wrong.
+"""Download folders from the Hugging Face hub: a commit, the needed files, and a one-line error for any failure.
 
-The cache is huggingface_hub's own; what is in it needs no network. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and a
-stored login work as they do everywhere. No message repeats what the hub sent, so that none can hold a token.
+The cache is that of huggingface_hub; cached files work offline. `HF_HUB_OFFLINE`, `HF_HOME`, `HF_ENDPOINT` and a stored
+login work as usual. No message repeats what the hub sent, so that none can leak a token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .errors import CONVERTER, Refused
 
 ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-ATTEMPTS = 5  # of a download whose connection breaks; each goes on where the last one stopped
+ATTEMPTS = 5  # attempts of a download; each resumes the one before
 
 
 class UnreachableError(Refused):
@@ -73,10 +73,10 @@ def find_folder(path_or_hf_repo: str, revision: str | None = None) -> Path:
 
 
 def no_id(name: str, wanted: str) -> str:
-    """Why `name`, which is no folder here, is taken for none on the hub either; empty where it may be a hub id.
+    """Why `name`, which is not a local folder, is not a hub id either; empty if it may be one.
 
     Args:
-        wanted: what to give instead, for the message.
+        wanted: what to give instead.
     """
     if "://" in name:
         return f"{name}: an address; give owner/name, as the hub calls the repository"
@@ -89,7 +89,7 @@ def no_id(name: str, wanted: str) -> str:
 
 
 def _alike(folder: Path) -> Path | None:
-    """What may have been meant by a folder that is not there."""
+    """A folder with a similar name, if there is one."""
     try:
         near = get_close_matches(folder.name, [path.name for path in folder.parent.iterdir() if path.is_dir()], 1)
     except OSError:
@@ -102,7 +102,7 @@ def look_up(repo: str, revision: str | None) -> Listing:
 
     Raises:
         UnreachableError: no network, or offline mode.
-        Refused: no such repository or revision, no access, or an answer that is none.
+        Refused: no such repository or revision, no access, or a malformed answer.
     """
     from huggingface_hub import HfApi
 
@@ -122,7 +122,7 @@ def look_up(repo: str, revision: str | None) -> Listing:
 
 
 def in_cache(repo: str, revision: str | None, files: Iterable[str]) -> Path | None:
-    """The folder of a revision in the cache if it holds all `files`; None otherwise. Uses no network."""
+    """The cached folder of a revision if it holds all `files`; None otherwise. Uses no network."""
     from huggingface_hub import try_to_load_from_cache
 
     folder = None
@@ -156,10 +156,10 @@ def fetch(repo: str, revision: str | None, files: Iterable[str]) -> Path:
 
 
 def explained(error: Exception, repo: str, revision: str | None) -> Refused:
-    """The one line for an error of huggingface_hub or of the network below it; any other error is raised again.
+    """The message for an error of huggingface_hub or of the network; any other error is raised again.
 
     Raises:
-        Exception: `error` itself, where it is neither.
+        Exception: `error` itself, if it is neither.
     """
     from huggingface_hub import errors
 
@@ -175,7 +175,7 @@ def explained(error: Exception, repo: str, revision: str | None) -> Refused:
         case errors.HFValidationError():
             return Refused(f"{repo}: is not a name that a repository can have")
         case errors.OfflineModeIsEnabled():
-            return UnreachableError(f"{repo}: HF_HUB_OFFLINE forbids to ask the hub")
+            return UnreachableError(f"{repo}: HF_HUB_OFFLINE is set, so the hub was not asked")
         case errors.LocalEntryNotFoundError():
             return UnreachableError(f"{repo}: the hub cannot be reached")
         case errors.EntryNotFoundError():
@@ -193,7 +193,7 @@ def explained(error: Exception, repo: str, revision: str | None) -> Refused:
         return Refused(
             f"{repo}: HF_HUB_ENABLE_HF_TRANSFER asks for hf_transfer, which fails or is not installed; unset it"
         )
-    # The native clients (xet) raise RuntimeError or classes of their own for whatever happens to a transfer.
+    # The native client (xet) raises RuntimeError or its own classes for any failed transfer.
     if type(error) is RuntimeError or "xet" in f"{type(error).__module__}.{type(error).__name__}".lower():
         return UnreachableError(
             f"{repo}: the transfer broke off ({type(error).__name__}); run again to go on, or set HF_HUB_DISABLE_XET=1"

@@ -1,4 +1,4 @@
-"""Recordings as people bring them: a path, the bytes of a file, an open file, or samples with their rate.
+"""Recordings from users: a path, the bytes of a file, an open file, or samples with their rate.
 
 s samples, c channels
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO, Union, cast
 
 import numpy as np
 import soundfile
@@ -23,10 +23,10 @@ from .errors import Refused
 
 Recording = Union[str, Path, bytes, BinaryIO, tuple[Any, int], "Heard"]
 
-LONGEST, SHORTEST = 30.0, 0.1  # seconds: what the speech tokenizer was trained for, and what has no voice in it
-SILENCE = 2.0**-12  # from the lowest to the highest sample; room noise of a 16-bit recording is above
-MAX_RATE = 768_000  # Hz; no converter samples faster
-MAX_SECONDS = 60  # read at all; between the two the length is told after reading
+LONGEST, SHORTEST = 30.0, 0.1  # seconds: the limit of the speech tokenizer's training, and too short for a voice
+SILENCE = 2.0**-12  # range of the samples; room noise of a 16-bit recording exceeds it
+MAX_RATE = 768_000  # Hz; no audio converter samples faster
+MAX_SECONDS = 60  # longest that is read at all; between LONGEST and this, the error can state the length
 MAX_SAMPLES = 1 << 24  # of all channels: nearly three minutes of stereo at 48 kHz
 MAX_BYTES = 256 << 20
 UNKNOWN = 1 << 62  # libsndfile gives a flac without a length 2^63 - 1 samples
@@ -34,14 +34,14 @@ FORMATS = ("WAV", "FLAC", "OGG", "MP3", "AIFF")
 
 
 class _Forward(soundfile.SoundFile):
-    """Read once from start to end: after each read soundfile would seek, which fails in a flac without a length."""
+    """Read once from start to end: soundfile would seek after each read, which fails in a flac without a length."""
 
     def seekable(self) -> bool:
         return False
 
 
 def name_of(source: Recording) -> str:
-    """What messages call a recording."""
+    """Name of a recording in messages."""
     if isinstance(source, Heard):
         return source.name
     if isinstance(source, str | Path):
@@ -51,8 +51,8 @@ def name_of(source: Recording) -> str:
         return f"audio of {len(source)} bytes"
     if isinstance(source, tuple):
         return "array of samples"
-    name = getattr(source, "name", None)
-    return f"open file {name!a:.400}" if isinstance(name, str) else type(source).__name__
+    said = getattr(source, "name", None)
+    return f"open file {said!a:.400}" if isinstance(said, str) else type(source).__name__
 
 
 @contextmanager
@@ -65,15 +65,15 @@ def about(source: Recording) -> Iterator[None]:
 
 
 class Heard:
-    """A recording that was opened and decoded, for all that read it.
+    """A recording, opened and decoded once for all its readers.
 
     Raises:
         Refused: see `read`.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
         samples, rate: (s, c) float32, Hz.
-        resampled: by rate, (1, s) in the arrays of the side that reads it.
+        resampled: by rate, (1, s) in the arrays of the reading side.
     """
 
     def __init__(self, source: Recording, min_sr: int = 16000) -> None:
@@ -83,7 +83,7 @@ class Heard:
 
 
 def at_hand(source: Recording, min_sr: int = 16000) -> Heard:
-    """The recording, decoded unless it is already.
+    """The recording; decodes it if needed.
 
     Raises:
         Refused: see `read`.
@@ -116,12 +116,12 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
         elif isinstance(source, bytes | bytearray | memoryview):
             speech, sample_rate = _from_file(io.BytesIO(source), "INPUT", min_sr)
         elif hasattr(source, "read"):
-            speech, sample_rate = _from_file(io.BytesIO(_content(source)), "INPUT", min_sr)
+            speech, sample_rate = _from_file(io.BytesIO(_content(cast(BinaryIO, source))), "INPUT", min_sr)
         elif isinstance(source, str | Path):
             _check_path(source)
             speech, sample_rate = _from_file(str(source), shlex.quote(name_of(source)), min_sr)
         else:
-            raise Refused("is no recording; give a path, bytes, an open file or (samples, sample rate)")
+            raise Refused("is not a recording; give a path, bytes, an open file or (samples, sample rate)")
         if not speech.shape[0]:
             raise Refused("holds no samples")
         if not np.isfinite(speech).all():
@@ -130,11 +130,11 @@ def read(source: Recording, min_sr: int = 16000) -> tuple[np.ndarray, int]:
 
 
 def check_recording(source: Recording, voice: bool = True) -> Heard:
-    """Decode a recording and refuse what would fail later, before any model is loaded or run.
+    """Decode a recording and check it before any model is loaded or run.
 
     Args:
         source: as for `read`.
-        voice: it shall lend its voice, so that silence is refused too.
+        voice: it is used as a voice: silence is refused too.
 
     Raises:
         Refused: see `read`; longer than `LONGEST`, shorter than `SHORTEST`, or silent.
@@ -158,7 +158,7 @@ def _check_path(path: str | Path) -> None:
         raise Refused("no such file") from None
     except (OSError, ValueError) as error:
         raise Refused(f"cannot be read as audio ({_one_line(getattr(error, 'strerror', error))})") from None
-    # A pipe or a device might never end, or never begin.
+    # A pipe or a device might never end.
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
         raise Refused(f"cannot be read as audio ({kind}); give a sound file")
@@ -174,7 +174,7 @@ def _content(file: BinaryIO) -> bytes:
     except (OSError, ValueError) as error:
         raise Refused(f"cannot be read ({_one_line(error)})") from None
     if not isinstance(data, bytes):
-        raise Refused("is no binary file; open it with mode 'rb'")
+        raise Refused("is not open in binary mode; use mode 'rb'")
     if len(data) > MAX_BYTES:
         raise Refused(f"holds more than {MAX_BYTES >> 20} MB; cut it")
     return data
@@ -207,13 +207,14 @@ def _from_file(file: str | io.BytesIO, shown: str, min_sr: int) -> tuple[np.ndar
 
 def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
     if len(source) != 2:
-        raise Refused(f"a tuple of {len(source)} is no recording; give (samples, sample rate)")
+        raise Refused(f"a tuple of {len(source)} is not a recording; give (samples, sample rate)")
     samples, rate = source[::-1] if isinstance(source[0], numbers.Real) else source
     if not isinstance(rate, numbers.Real) or isinstance(rate, bool) or rate != rate // 1 or rate <= 0:
         raise Refused("the second of (samples, sample rate) must be a number of Hz")
-    _check_rate(int(rate), min_sr)
+    rate = int(cast(int, rate))
+    _check_rate(rate, min_sr)
     try:
-        if "bfloat16" in str(getattr(samples, "dtype", "")):  # of torch or MLX; numpy has none
+        if "bfloat16" in str(getattr(samples, "dtype", "")):  # of torch or MLX; numpy has no bfloat16
             samples = samples.tolist()
         speech = np.asarray(samples)
     except Exception as error:
@@ -228,7 +229,7 @@ def _from_array(source: tuple[Any, Any], min_sr: int) -> tuple[np.ndarray, int]:
     if kind.kind != "f":
         half = 2.0 ** (8 * kind.itemsize - 1)
         speech = speech / half - (kind.kind == "u")
-    return speech.astype(np.float32), int(rate)
+    return speech.astype(np.float32), rate
 
 
 def _check_rate(sample_rate: int, min_sr: int) -> None:

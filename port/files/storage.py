@@ -1,6 +1,6 @@
 """Safetensors files of MLX: checked headers, and writing one tensor at a time.
 
-A header that lies about its sizes ends in one line before anything is allocated.
+A header with wrong sizes is refused in one line, before anything is allocated.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TAGS = {dtype: tag for tag, (dtype, _) in DTYPES.items()}
 
 
 class TensorInfo(NamedTuple):
-    """A tensor as a safetensors header describes it; `begin` and `end` count bytes from the end of the header."""
+    """Header entry of a tensor; `begin` and `end` count bytes from the end of the header."""
 
     dtype: str
     shape: Shape
@@ -82,16 +82,16 @@ def read_header(path: Path, sizes: Mapping[str, int] = _SIZES) -> dict[str, Tens
     """Tensors of one safetensors file, checked: known dtypes, sizes that fit the shapes, no gaps and no overlaps.
 
     Args:
-        sizes: bytes of a number of each known dtype.
+        sizes: bytes per number, for each known dtype.
 
     Raises:
-        Refused: naming the file and, where one is at fault, the tensor.
+        Refused: names the file, and the tensor if one is at fault.
     """
     return _read(path, sizes)[0]
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What one safetensors file says beside its tensors.
+    """The metadata of one safetensors file.
 
     Raises:
         Refused: as `read_header`.
@@ -117,7 +117,7 @@ def _read(path: Path, sizes: Mapping[str, int]) -> tuple[dict[str, TensorInfo], 
         raise Refused(f"{path}: its header is not JSON") from None
     if not isinstance(header, dict):
         raise Refused(f"{path}: its header is not a JSON object")
-    metadata = header.pop("__metadata__", None) or {}  # null is what mx.save_safetensors writes for none
+    metadata = header.pop("__metadata__", None) or {}  # mx.save_safetensors writes null if there is none
     if not isinstance(metadata, dict) or not all(map(_is_text, [*header, *metadata, *metadata.values()])):
         raise Refused(f"{path}: its metadata or a name is no valid text")
     infos = {name: _entry(path, name, entry, sizes) for name, entry in header.items()}
@@ -132,7 +132,7 @@ def _read(path: Path, sizes: Mapping[str, int]) -> tuple[dict[str, TensorInfo], 
 
 
 def _is_text(value: Any) -> bool:
-    """JSON escapes can spell half a character, at which MLX's own reader stops."""
+    """JSON escapes can spell half a surrogate pair, which MLX's reader rejects."""
     return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
@@ -162,14 +162,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class Writer:
     """Writes `model.safetensors`, or numbered shards and their index, one tensor at a time and in any order.
 
-    Names are sorted over the shards. Memory stays at one tensor, which is why all sizes must be known beforehand.
+    Names are sorted over the shards. Only one tensor is in memory at a time, so all sizes must be known in advance.
     Use it in a `with` block; leaving the block without an error completes the files.
 
     Args:
         folder: must exist and hold no weights yet.
-        tensors: dtype and shape of every tensor to come.
-        max_shard_bytes: data in one file; a larger tensor gets a file of its own.
-        metadata: for every file, beside its tensors.
+        tensors: dtype and shape of every tensor.
+        max_shard_bytes: most bytes of data in one file; a larger tensor gets its own file.
+        metadata: metadata of every file.
 
     Raises:
         Refused: the folder holds weights already.
@@ -208,7 +208,7 @@ class Writer:
             self._places[name] = (file, info, 8 + len(header) + offsets[name])
 
     def write(self, name: str, array: np.ndarray | mx.array) -> None:
-        """Write one tensor; it must have the announced shape, and the dtype unless it is to be rounded to it.
+        """Write one tensor; it must have the announced shape; it is rounded to the announced dtype if that differs.
 
         Raises:
             Refused: a name that was not announced or was written before, or another shape.
@@ -220,7 +220,7 @@ class Writer:
             raise Refused(f"{name}: has shape {list(array.shape)}, announced was {list(info.shape)}")
         handle = self._files[file]
         handle.seek(position)
-        handle.write(memoryview(_stored(array, info.dtype)).cast("B"))
+        handle.write(_stored(array, info.dtype).data.cast("B"))
         self._written.add(name)
 
     def __enter__(self) -> Writer:
@@ -248,10 +248,10 @@ class Writer:
 
 
 def describe(name: str, array: np.ndarray | mx.array) -> TensorInfo:
-    """Header entry for an array, without its place.
+    """Header entry of an array, without its offsets.
 
     Raises:
-        Refused: a dtype that the files do not have.
+        Refused: a dtype that safetensors does not have.
     """
     tag = _TAGS.get(array.dtype) if isinstance(array, mx.array) else _NUMPY_TAGS.get(array.dtype)
     if tag is None:
@@ -266,7 +266,7 @@ def _stored(array: np.ndarray | mx.array, tag: str) -> np.ndarray:
     if isinstance(array, np.ndarray) and _NUMPY_TAGS.get(array.dtype) == tag:
         return np.ascontiguousarray(array)
     array = mx.array(array).astype(DTYPES[tag][0])
-    # numpy has no bfloat16; the bits are all that is wanted here.
+    # numpy has no bfloat16; only the bits matter here.
     return np.array(array.view(mx.uint16) if tag == "BF16" else array, order="C")
 
 

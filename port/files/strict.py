@@ -1,4 +1,4 @@
-"""Dataclasses from parsed JSON that somebody else wrote: unknown keys, wrong types and absurd sizes are refused."""
+"""Dataclasses from untrusted JSON: unknown keys, wrong types and absurd sizes are refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from .errors import Refused, brief
 
-# No real model comes near these; a config beyond them is damaged or hostile and must not reach an allocation.
+# Far above any real model; a config beyond these is damaged or hostile, and must not cause an allocation.
 MAX_INT = 1 << 20
 MAX_ITEMS = 64
 MAX_LAYERS = 512
 TOKENS_PER_SECOND = 25
 HEAD_STRIDE = 8  # the head of the speaker encoder halves the mel bins three times
-# Fields that count modules, each of which takes memory before any weight is read.
+# Fields that count modules: each takes memory before any weight is read.
 LAYERS = ("depth", "num_hidden_layers", "block_layers")
 
 C = TypeVar("C")
@@ -25,7 +25,7 @@ def from_dict(cls: type[C], data: Any, where: str = "") -> C:
     """Strictly build the dataclass `cls` from `data`; missing keys take their defaults.
 
     Raises:
-        Refused: naming the path of the first offending field.
+        Refused: names the path of the first wrong field.
     """
     if not isinstance(data, dict):
         raise Refused(f"config{where}: expected an object, found {type(data).__name__}")
@@ -61,15 +61,15 @@ def _checked(hint: Any, value: Any, where: str) -> Any:
 
 
 def check_sizes(config: Any) -> None:
-    """Refuse sizes that do not fit each other, and heads that weights of the official widths do not have.
+    """Refuse sizes that do not fit each other, and unofficial numbers of heads at the official widths.
 
-    No shape shows how many heads a projection holds: half as many of twice the width load without a word.
+    Shapes do not show the number of heads: half as many heads of twice the width would load silently.
 
     Args:
         config: a `CosyVoice3Config`.
 
     Raises:
-        Refused: naming what does not fit.
+        Refused: names what does not fit.
     """
     qwen2, dit, vocoder, speaker, flow = config.llm.qwen2, config.flow.dit, config.vocoder, config.speaker, config.flow
     tokenizer, stages = config.speech_tokenizer, len(config.vocoder.upsample_rates)
@@ -119,7 +119,7 @@ def check_sizes(config: Any) -> None:
 
 
 def _official_heads(part: Any, width: str, *heads: str) -> bool:
-    """Whether a part is of another width than the official one or has its heads; defaults are the official numbers."""
+    """Whether a part has another width than the official one, or the official heads, which are the defaults."""
     official = type(part)()
     return getattr(part, width) != getattr(official, width) or all(
         getattr(part, name) == getattr(official, name) for name in heads

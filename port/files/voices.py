@@ -2,9 +2,9 @@
 
 L text tokens, P prompt tokens, F prompt frames, C mel bins, E width of the speaker embedding
 
-The original pickles all voices into one file (`spk2info.pt`), which runs code when read. A file here holds the tensors
-of one prompt and says in its metadata what the recording says, under which licence it stands, and which sizes the model
-has that made it. It works for both packages, so nothing here depends on a framework.
+The original pickles all voices into one file (`spk2info.pt`), which runs code when read. Here a file holds the tensors
+of one prompt; its metadata has the transcript, the licence, and the sizes of the model that made it. Both packages use
+it, so nothing here depends on a framework.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,10 +28,10 @@ from .errors import Refused, brief, printable
 VOICES = "voices"  # folder in a model's folder
 SUFFIX = ".safetensors"
 FORMAT, VERSION = "cosyvoice3-voice", "1"
-MAX_NAME_BYTES = 200  # so that the names beside its place stay within the 255 of a file system
+MAX_NAME_BYTES = 200  # leaves room for temporary names within a file system's 255 bytes
 MAX_NOTE = 10_000  # characters of the text and of the licence
 MAX_BYTES = 64 << 20  # of a file; 30 s of prompt take 0.5 MB
-# What a name cannot hold: separators, what Windows keeps for itself, what hides a file or gets lost at an end.
+# Not allowed in a name: separators, names reserved by Windows, a dot or blank that hides a file or gets lost.
 UNSAFE = re.compile(r'[<>:"/\\|?*]|^[ .-]|[ .]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 # Of `Prompt`, with shapes (1, L), (1, P), (1, P), (1, F, C), (1, E).
 FIELDS = {
@@ -40,12 +41,12 @@ FIELDS = {
     "prompt_speech_feat": np.float32,
     "flow_embedding": np.float32,
 }
-EMBEDDING = "flow_embedding"  # all that `inference_sft` needs
+EMBEDDING = "flow_embedding"  # `inference_sft` needs nothing else
 
 
 @dataclass(frozen=True)
 class Voice(Prompt):
-    """A prompt that is kept under a name; each package has its own arrays in it, a file numpy's.
+    """A prompt saved under a name, with the arrays of either package, or numpy's when read from a file.
 
     Attributes:
         text: of the prompt, as a person wrote it.
@@ -57,14 +58,14 @@ class Voice(Prompt):
 
 
 def check_name(name: object) -> str:
-    """The name as it is kept, if a voice can have it: one that every system takes as a file's.
+    """The normalised name, if it is valid as a file name on every system.
 
     Raises:
-        Refused: empty, too long, or with something in it that some system does not take.
+        Refused: empty, too long, or not valid on some system.
     """
     if not isinstance(name, str) or not name.isprintable() or UNSAFE.search(name) or not name:
         raise Refused(
-            f"voice name {name!r:.60} must be printable and safe as a file's: none of <>:\"/\\|?*, no dot, dash or "
+            f'voice name {name!r:.60} must be printable and safe as a file name: none of <>:"/\\|?*, no dot, dash or '
             "blank in front, no dot or blank at the end, no name of a Windows device"
         )
     name = unicodedata.normalize("NFC", name)
@@ -74,13 +75,13 @@ def check_name(name: object) -> str:
 
 
 def voice_files(folder: str | Path) -> dict[str, Path]:
-    """The file of each voice in a model's folder, by name; none of them is read.
+    """The file of each voice in a model's folder, by name; no file is read.
 
     Raises:
-        Refused: a file there has a name that no voice can have.
+        Refused: a file has an invalid name.
     """
     found = {}
-    for path in sorted((Path(folder) / VOICES).glob(f"[!.]*{SUFFIX}")):  # a dot begins what is being written
+    for path in sorted((Path(folder) / VOICES).glob(f"[!.]*{SUFFIX}")):  # temporary files begin with a dot
         try:
             found[check_name(path.name.removesuffix(SUFFIX))] = path
         except Refused as error:
@@ -92,7 +93,7 @@ def voice_file(folder: str | Path, name: str) -> Path:
     """The file of one voice.
 
     Raises:
-        Refused: there is none; the names that are there are said.
+        Refused: there is none; the message lists the known names.
     """
     files = voice_files(folder)
     if name not in files:
@@ -104,7 +105,7 @@ def load_voices(folder: str | Path, config: CosyVoice3Config) -> dict[str, Voice
     """Every voice in a model's folder, by name.
 
     Args:
-        folder: where `save_voice` wrote; no voices where it has no folder of them.
+        folder: where `save_voice` wrote; without a subfolder of voices there are none.
         config: the model that will use them.
 
     Raises:
@@ -121,10 +122,10 @@ def read_voice(path: str | Path, config: CosyVoice3Config) -> Voice:
         config: the model that will use it.
 
     Returns:
-        Its fields are all of `FIELDS`, or the embedding alone.
+        A voice with all of `FIELDS`, or with the embedding alone.
 
     Raises:
-        Refused: no voice, damaged, of another version of the format, or made by a model of other sizes.
+        Refused: not a voice, damaged, another version of the format, or made by a model of other sizes.
     """
     path = Path(path)
     try:
@@ -151,15 +152,15 @@ def read_voice(path: str | Path, config: CosyVoice3Config) -> Voice:
 
 
 def save_voice(folder: str | Path, name: str, voice: Voice, config: CosyVoice3Config) -> Path:
-    """Keep a voice in a model's folder, in the place of one of that name; returns its file.
+    """Save a voice in a model's folder, replacing one of that name; returns its file.
 
     Raises:
-        Refused: a name that `check_name` refuses or that another voice has in other letters; see also `write_voice`.
+        Refused: a name that `check_name` refuses, or that differs from another voice's only in case; see `write_voice`.
     """
     name = check_name(name)
     for other in voice_files(folder):
         if other != name and other.casefold() == name.casefold():
-            raise Refused(f"voice name {name!r:.60}: many disks take it for {other!r:.60}, which is there")
+            raise Refused(f"voice name {name!r:.60}: many file systems treat it as {other!r:.60}, which exists")
     path = Path(folder) / VOICES / f"{name}{SUFFIX}"
     try:
         path.parent.mkdir(exist_ok=True)
@@ -169,17 +170,19 @@ def save_voice(folder: str | Path, name: str, voice: Voice, config: CosyVoice3Co
 
 
 def write_voice(path: str | Path, voice: Voice, config: CosyVoice3Config) -> Path:
-    """Write one file, beside its place first and then renamed.
+    """Write one file: a temporary one first, then renamed.
 
     Args:
         voice: with the arrays of either package, or numpy's.
         config: the model that made it.
 
     Raises:
-        Refused: a place that cannot be written to, or a voice that this model could not use.
+        Refused: the file cannot be written, or this model could not use the voice.
     """
     path = Path(path)
-    tensors = {field: np.ascontiguousarray(array, FIELDS[field]) for field, array in voice.given().items()}
+    tensors: dict[str, Any] = {
+        field: np.ascontiguousarray(array, FIELDS[field]) for field, array in voice.given().items()
+    }
     if problem := _problem(replace(voice, **tensors), config):
         raise Refused(problem)
     said = {"format": FORMAT, "version": VERSION, "text": voice.text, "licence": voice.licence}
@@ -193,10 +196,10 @@ def write_voice(path: str | Path, voice: Voice, config: CosyVoice3Config) -> Pat
 
 
 def remove_voice(folder: str | Path, name: str) -> Path:
-    """Forget a voice, also one whose file is damaged; returns where its file was.
+    """Remove a voice, even if its file is damaged; returns the path of the file.
 
     Raises:
-        Refused: it is not there, or cannot be removed.
+        Refused: it does not exist, or cannot be removed.
     """
     path = voice_file(folder, name)
     try:
@@ -207,7 +210,7 @@ def remove_voice(folder: str | Path, name: str) -> Path:
 
 
 def _sizes(config: CosyVoice3Config) -> dict[str, int]:
-    """What a voice and the model that speaks with it must have in common."""
+    """Sizes that a voice and the model that uses it must share."""
     return {
         "text_tokens": config.llm.qwen2.vocab_size,
         "speech_tokens": config.llm.speech_token_size,
@@ -218,7 +221,7 @@ def _sizes(config: CosyVoice3Config) -> dict[str, int]:
 
 
 def _other_model(sizes: str, config: CosyVoice3Config) -> str | None:
-    """What differs between the model of a voice and this one."""
+    """How the model of a voice differs from this one."""
     try:
         made = json.loads(sizes)
         differ = [name for name, size in _sizes(config).items() if made[name] != size]
@@ -231,7 +234,7 @@ def _other_model(sizes: str, config: CosyVoice3Config) -> str | None:
 
 
 def _problem(voice: Voice, config: CosyVoice3Config) -> str | None:
-    """What keeps a voice from being used with this model."""
+    """Why a voice cannot be used with this model."""
     if max(len(voice.text), len(voice.licence)) > MAX_NOTE:
         return f"its text or its licence has more than {MAX_NOTE} characters"
     arrays = voice.given()

@@ -1,6 +1,6 @@
 """A converted folder on disk: `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`.
 
-Loading is strict: every parameter of the model filled once with its own shape, nothing left over.
+Loading is strict: every parameter of the model is filled once with the right shape, and no tensor is left over.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,8 +23,8 @@ from ..model import CosyVoice3Model
 from .errors import CONVERTER, Refused, brief
 from .storage import MAX_SHARD_BYTES, Shape, TensorInfo, Writer, describe, read_headers, read_metadata
 
-# What MLX quantizes to, by mode.
-MODES = {
+# Quantizations of MLX, by mode.
+MODES: dict[str, dict[str, tuple[int, ...]]] = {
     "affine": {"group_size": (64, 32, 128), "bits": (4, 2, 3, 5, 6, 8)},
     "mxfp4": {"group_size": (32,), "bits": (4,)},
     "mxfp8": {"group_size": (32,), "bits": (8,)},
@@ -63,14 +63,14 @@ def load(folder: str | Path, lazy: bool = False, settings: dict[str, Any] | None
 
 
 def heads(config: CosyVoice3Config) -> dict[str, str]:
-    """What weights files say of their heads, beside their tensors: no shape shows how many a projection holds."""
+    """The numbers of heads in the metadata of weights files, because shapes do not show them."""
     qwen2, dit = config.llm.qwen2, config.flow.dit
     counts = qwen2.num_attention_heads, qwen2.num_key_value_heads, dit.heads, config.speech_tokenizer.heads
     return {"heads": "llm {}/{}, flow {}, speech tokenizer {}".format(*counts)}
 
 
 def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
-    """Hold the configuration to what the files were written for; files without a word of it are taken as they are.
+    """Check the configuration against the metadata of the files; files without this metadata are accepted.
 
     Raises:
         Refused: another number of heads.
@@ -82,14 +82,14 @@ def check_heads(config: CosyVoice3Config, files: Iterable[Path]) -> None:
 
 
 def say_if_old(settings: Mapping[str, Any], folder: Path) -> None:
-    """Warn, in one line, of a folder whose `config.json` does not say how the last segment is averaged.
+    """Warn in one line if `config.json` does not say how the last segment is averaged.
 
-    A warning: its weights are right, and every official campplus.onnx is of the one kind that is then taken.
+    This is only a warning: the weights are right, and the default is what every official campplus.onnx uses.
     """
     speaker = settings.get("speaker")
     if not isinstance(speaker, dict) or "divide_by_full_segment" not in speaker:
         logger.warning(
-            "%s: its speaker encoder is the old one, config.json does not say how it averages a recording's last "
+            "%s: config.json does not say how the speaker encoder averages a recording's last "
             "segment; the official file's way is taken, so embeddings differ by up to 1e-2 from those made before; "
             "convert the checkpoint again with %s and save its voices again",
             folder,
@@ -104,12 +104,12 @@ def fill(
     folder: Path,
     lazy: bool,
 ) -> None:
-    """Put `arrays` into a model that needs exactly what was `found`.
+    """Put `arrays` into a model, after checking that it needs exactly what was `found`.
 
     Raises:
         Refused: as `check`.
     """
-    check(found, {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}, folder)
+    check(found, {name: tuple(value.shape) for name, value in dict(tree_flatten(model.parameters())).items()}, folder)
     model.load_weights(list(arrays.items()), strict=True)
     model.eval()
     if not lazy:
@@ -117,7 +117,7 @@ def fill(
 
 
 def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:
-    """The arrays of some safetensors files, left on disk until they are used.
+    """The arrays of some safetensors files, read from disk at first use.
 
     Raises:
         Refused: a file that MLX cannot read.
@@ -125,17 +125,17 @@ def read_arrays(files: Iterable[Path]) -> dict[str, mx.array]:
     arrays: dict[str, mx.array] = {}
     for file in sorted(set(files)):
         try:
-            arrays |= mx.load(str(file), format="safetensors")
+            arrays |= cast(dict[str, mx.array], mx.load(str(file), format="safetensors"))
         except (RuntimeError, ValueError) as error:
             raise Refused(f"{file}: not readable ({str(error).splitlines()[0]:.200})") from None
     return arrays
 
 
 def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str, Shape], folder: Path) -> None:
-    """Compare what a folder holds with what a model needs, by name, shape and kind of dtype.
+    """Compare the tensors of a folder with the model's parameters, by name, shape and kind of dtype.
 
     Raises:
-        Refused: naming the first tensor that is unknown, missing or unfit.
+        Refused: names the first tensor that is unknown, missing or does not fit.
     """
     if unknown := sorted(found.keys() - parameters.keys()):
         raise Refused(f"{found[unknown[0]][0]}: unknown tensor {unknown[0]!r:.120}; the model has no place for it")
@@ -150,10 +150,10 @@ def check(found: Mapping[str, tuple[Path, TensorInfo]], parameters: Mapping[str,
 
 
 def expect_baked(model: CosyVoice3Model, found: Mapping[str, tuple[Path, TensorInfo]], folder: Path) -> None:
-    """Make room for the tables of `--bake-timesteps` where a folder has them.
+    """Prepare the model for tables of `--bake-timesteps`, if a folder has them.
 
     Raises:
-        Refused: a number of times that no model has.
+        Refused: an impossible number of timesteps.
     """
     if BAKED_TIMES not in found:
         return
@@ -165,13 +165,13 @@ def expect_baked(model: CosyVoice3Model, found: Mapping[str, tuple[Path, TensorI
 
 
 def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Mapping[str, Any]) -> None:
-    """Make quantized layers where `names` has their scales, by the settings of `config.json`.
+    """Quantize the layers whose scales are in `names`, by the settings of `config.json`.
 
     Args:
         quantization: `group_size`, `bits` and perhaps `mode`; a key that is a layer's path overrides them for it.
 
     Raises:
-        Refused: settings that MLX does not know.
+        Refused: settings that MLX does not support.
     """
 
     def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -191,14 +191,14 @@ def quantize(model: CosyVoice3Model, quantization: Mapping[str, Any], names: Map
 
 
 def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """`group_size`, `bits` and `mode` of a layer, those that are given: MLX divides by them without a look.
+    """Check `group_size`, `bits` and `mode` of a layer, if given: MLX divides by them unchecked.
 
     Raises:
-        Refused: values that no quantized array has.
+        Refused: impossible values.
     """
     settings = {key: given[key] for key in ("group_size", "bits", "mode") if key in given}
     mode = settings.get("mode", "affine")
-    known = MODES.get(mode, {}) if isinstance(mode, str) else {}
+    known: dict[str, tuple[int, ...]] = MODES.get(mode, {}) if isinstance(mode, str) else {}
     values = {key: settings.get(key, allowed[0]) for key, allowed in known.items()}
     if not known or any(type(value) is not int or value not in known[key] for key, value in values.items()):
         said = ", ".join(f"{key} {brief(value)}" for key, value in settings.items())
@@ -207,10 +207,10 @@ def layer_settings(given: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def quantization_of(settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How the weights are quantized, by the content of a `config.json`; None where they are not.
+    """The quantization settings in a `config.json`; None if the weights are not quantized.
 
     Raises:
-        Refused: no object.
+        Refused: not an object.
     """
     quantization = settings.get("quantization") or settings.get("quantization_config")
     if quantization is not None and not isinstance(quantization, dict):
@@ -225,10 +225,10 @@ def save(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     quantization: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model, or its parameters by name, as a folder that `load` reads back bit for bit.
+    """Write a model, or its parameters by name, as a folder; `load` reads it back bit for bit.
 
     Raises:
-        Refused: the folder holds weights already, or a dtype that safetensors files of MLX do not have.
+        Refused: the folder already holds weights, or a dtype that MLX cannot store in safetensors files.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -246,7 +246,7 @@ def save_config(
     provenance: dict[str, Any] | None = None,
     quantization: dict[str, Any] | None = None,
 ) -> None:
-    """Write `config.json`: the model, and where the weights come from and how they are quantized."""
+    """Write `config.json`: the model, the origin of the weights, and how they are quantized."""
     content = config.to_dict()
     if provenance:
         content["provenance"] = provenance

@@ -88,7 +88,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
         n = count_frames(self.config, prompt_token.shape, token.shape, prompt_feat.shape[1], finalize)
         token = np.concatenate((np.asarray(prompt_token), np.asarray(token)), axis=1)
         mu = self.encode(token, finalize)
-        cond = mx.pad(prompt_feat, ((0, 0), (0, n - prompt_feat.shape[1]), (0, 0)))
+        cond = mx.pad(prompt_feat, [(0, 0), (0, n - prompt_feat.shape[1]), (0, 0)])
         if noise is None:
             noise = mx.array(rand_noise(n)).swapaxes(1, 2)
         # One utterance has no padding, so every frame is valid and no mask is needed.

@@ -50,7 +50,7 @@ class InputEmbedding(nn.Module):
             tail: of a stream, as in `CausalConvPositionEmbedding`.
         """
         spks = mx.broadcast_to(spks[:, None], (*x.shape[:2], spks.shape[-1]))
-        y = self.proj(mx.concatenate((x, cond, text_embed, spks), axis=-1))
+        y = self.proj(mx.concatenate([x, cond, text_embed, spks], axis=-1))
         return self.conv_pos_embed(y, tail=tail) + y
 
 
@@ -95,7 +95,7 @@ class DiT(nn.Module):
         x: mx.array,
         mask: mx.array | None,
         mu: mx.array,
-        t: mx.array | np.ndarray | float,
+        t: mx.array | np.ndarray | np.floating | float,
         spks: mx.array,
         cond: mx.array,
         streaming: bool = False,
@@ -121,9 +121,9 @@ class DiT(nn.Module):
         start = state.span.start if state else 0
         t = self.time_embed(np.broadcast_to(np.asarray(t, np.float32), (b,)))
         # A sum over all blocks, which outgrows float16: it stays float32, whatever the weights are.
-        x = self.input_embed(x, cond, mu, spks, state and state.tails).astype(mx.float32)
+        x = self.input_embed(x, cond, mu, spks, state.tails if state else None).astype(mx.float32)
         rope = self.rotary_embed.tables(n, start)
         mask = self.attention_mask(None if mask is None else mask.astype(mx.bool_), start + n, streaming, start)
         for i, block in enumerate(self.transformer_blocks):
-            x = block(x, t, mask=mask, rope=rope, kept=state and state.kept[i])
+            x = block(x, t, mask=mask, rope=rope, kept=state.kept[i] if state else None)
         return self.proj_out(self.norm_out(x, t))

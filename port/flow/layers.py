@@ -84,7 +84,7 @@ class CausalConvPositionEmbedding(nn.Module):
         if mask is not None:
             x = mx.where(mask[..., None], x, 0.0)
         for i, conv in enumerate((self.conv1, self.conv2)):
-            x = mx.pad(x, ((0, 0), (past, 0), (0, 0))) if tail is None else tail[i].extend(x, past)
+            x = mx.pad(x, [(0, 0), (past, 0), (0, 0)]) if tail is None else tail[i].extend(x, past)
             x = self.mish(conv(x))
         return x if mask is None else mx.where(mask[..., None], x, 0.0)
 
@@ -130,8 +130,8 @@ def apply_rotary_pos_emb(t: mx.array, rope: Rope) -> mx.array:
     """
     cos, sin = rope
     rotated, rest = t[..., : cos.shape[-1]], t[..., cos.shape[-1] :]
-    turned = mx.stack((-rotated[..., 1::2], rotated[..., ::2]), axis=-1).flatten(-2)
-    return mx.concatenate(((rotated * cos + turned * sin).astype(t.dtype), rest), axis=-1)
+    turned = mx.stack([-rotated[..., 1::2], rotated[..., ::2]], axis=-1).flatten(-2)
+    return mx.concatenate([(rotated * cos + turned * sin).astype(t.dtype), rest], axis=-1)
 
 
 class GRN(nn.Module):

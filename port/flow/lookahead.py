@@ -34,7 +34,7 @@ class PreLookaheadLayer(nn.Module):
             context = mx.zeros((inputs.shape[0], self.pre_lookahead_len, inputs.shape[2]), dtype=inputs.dtype)
         elif context.shape[1] != self.pre_lookahead_len:
             raise ValueError(f"context holds {context.shape[1]} tokens, expected {self.pre_lookahead_len}")
-        y = mx.concatenate((inputs, context), axis=1)
+        y = mx.concatenate([inputs, context], axis=1)
         y = nn.leaky_relu(self.conv1(y))
-        y = mx.pad(y, ((0, 0), (CONV2_KERNEL_SIZE - 1, 0), (0, 0)))
+        y = mx.pad(y, [(0, 0), (CONV2_KERNEL_SIZE - 1, 0), (0, 0)])
         return self.conv2(y) + inputs

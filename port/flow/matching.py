@@ -64,12 +64,12 @@ class CausalConditionalCFM(nn.Module):
         # The unconditional half keeps state and mask, and has zeros for everything else (solve_euler).
         if guidance == "batched":
             v = self.estimator(
-                mx.concatenate((x, x)),
-                None if mask is None else mx.concatenate((mask, mask)),
-                mx.concatenate((mu, mx.zeros_like(mu))),
+                mx.concatenate([x, x]),
+                None if mask is None else mx.concatenate([mask, mask]),
+                mx.concatenate([mu, mx.zeros_like(mu)]),
                 t,
-                mx.concatenate((spks, mx.zeros_like(spks))),
-                mx.concatenate((cond, mx.zeros_like(cond))),
+                mx.concatenate([spks, mx.zeros_like(spks)]),
+                mx.concatenate([cond, mx.zeros_like(cond)]),
                 streaming,
                 state,
             )
@@ -108,7 +108,7 @@ class CausalConditionalCFM(nn.Module):
         t, dt = t_span[0], t_span[1] - t_span[0]
         yield x, t
         for i, following in enumerate((*t_span[2:], None)):
-            step = state and state.steps[i]
+            step = state.steps[i] if state else None
             x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance, step)[0]
             mx.eval(x, step.arrays if step else [])
             # Each step is measured from the running sum of the steps, not from the schedule (solve_euler).

@@ -206,8 +206,8 @@ def kaldi_mel_banks(num_bins: int, n_fft: int, sample_frequency: int) -> np.ndar
     """
     # float32 step by step, as in the original: mel values near 2840 leave an error of 1e-5 in the weights.
     one, scale, corner = (np.float32(value) for value in (1.0, 1127.0, 700.0))
-    low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (20.0, sample_frequency / 2))
-    low, step = np.float32(low), np.float32((high - low) / (num_bins + 1))
+    lowest, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (20.0, sample_frequency / 2))
+    low, step = np.float32(lowest), np.float32((high - lowest) / (num_bins + 1))
     index = np.arange(num_bins, dtype=np.float32)[:, None]
     left, center, right = low + index * step, low + (index + one) * step, low + (index + np.float32(2.0)) * step
     hz = np.float32(sample_frequency / n_fft) * np.arange(n_fft // 2, dtype=np.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
@@ -56,7 +56,7 @@ class CosyVoiceFrontEnd:
         self.config = config
         self.normalizer = normalizer
         self.spk2info = {
-            name: replace(voice, **{field: self._tensor(array) for field, array in voice.given().items()})
+            name: replace(voice, **cast(dict[str, Any], {f: self._tensor(array) for f, array in voice.given().items()}))
             for name, voice in (voices or {}).items()
         }
 
@@ -87,7 +87,7 @@ class CosyVoiceFrontEnd:
             check_prompt_length(speech, PROMPT_RATE)
             mel = log_mel_spectrogram(speech, self.config.speech_tokenizer.n_mels)
         tokens, lengths = self.speech_tokenizer(mel, mx.array([mel.shape[1]]))
-        return np.array(tokens[:, : int(lengths.item())], np.int32)
+        return np.array(tokens[:, : int(np.array(lengths).item())], np.int32)
 
     def extract_spk_embedding(self, prompt_wav: Recording) -> mx.array:
         """Speaker embedding (1, spk_embed_dim) of a file.

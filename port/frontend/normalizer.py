@@ -10,9 +10,10 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, cached_property
+from importlib.util import find_spec
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal
 
 from .special_tokens import TOKEN, outside_tokens
 
@@ -59,20 +60,32 @@ class WeTextNormalizer:
     digit of "[AH0]".
 
     Raises:
-        ImportError: wetext is not installed.
+        ModuleNotFoundError: wetext is not installed.
     """
 
     def __init__(self) -> None:
-        import wetext
-
-        # Language "auto" of 0.1.8 would take digits alone for Chinese.
-        self._normalizers = {lang: wetext.Normalizer(lang=lang, remove_erhua=False) for lang in ("zh", "en")}
+        if find_spec("wetext") is None:
+            raise ModuleNotFoundError("wetext")
         self._lock = threading.Lock()
+
+    @cached_property
+    def _normalizers(self) -> dict[Language, Any]:
+        """wetext's own by language, read when the first digit comes: they take as long as all other imports."""
+        try:
+            import wetext
+
+            # Language "auto" of 0.1.8 would take digits alone for Chinese.
+            return {lang: wetext.Normalizer(lang=lang, remove_erhua=False) for lang in ("zh", "en")}
+        except Exception as error:
+            logger.warning("wetext cannot be used (%s), so plain rules read numbers and symbols", error)
+            return {}
 
     def __call__(self, text: str) -> str:
         lang: Language = "zh" if contains_chinese(text) else "en"
         if not _DIGIT.search(TOKEN.sub("", text)):
             return text.strip() if lang == "zh" else " ".join(text.split())
+        if not self._normalizers:
+            return text
         unread: list[str] = []
         text = outside_tokens(lambda part: "".join(self._read(s, lang, _PARTS, unread) for s in stretches(part)), text)
         if unread:
@@ -117,11 +130,9 @@ class WeTextNormalizer:
 
 @cache
 def load_normalizer() -> Normalizer | None:
-    """The normalizer of the original when wetext is installed and works, otherwise None (and a line is logged)."""
+    """The normalizer of the original when wetext is installed, otherwise None (and a line is logged)."""
     try:
         return WeTextNormalizer()
     except ModuleNotFoundError:
         logger.warning("wetext is not installed, so plain rules read numbers and symbols; pip install wetext==0.1.8")
-    except Exception as error:
-        logger.warning("wetext cannot be used (%s), so plain rules read numbers and symbols", error)
-    return None
+        return None

@@ -5,6 +5,8 @@ b batch, L positions of this call, S positions with the cache, D hidden width, h
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 from mlx import nn
@@ -12,6 +14,7 @@ from mlx import nn
 from ..config import Qwen2Config
 
 Rope = tuple[mx.array, mx.array]
+Mask = mx.array | str | None  # bool, which keys a query sees; "causal"; None for all
 
 
 class Qwen2RMSNorm(nn.Module):
@@ -37,14 +40,14 @@ class Qwen2RotaryEmbedding(nn.Module):
         self._inv_freq = np.float32(1) / np.power(theta, exponent).astype(np.float32)
         self._tables = self._build(0)
 
-    def __call__(self, offset: int, length: int) -> Rope:
-        """(cos, sin), each (length, d) float32, for positions from `offset` on."""
-        tables = self._tables
-        if offset + length > len(tables[0]):
+    def __call__(self, offset: int | np.ndarray, length: int) -> Rope:
+        """(cos, sin), each (length, d) float32, for positions from `offset` on; (b, 1, 1) gives each row its own."""
+        tables, positions = self._tables, offset + np.arange(length)
+        if (last := int(positions.max(initial=0))) >= len(tables[0]):
             # Local until complete, so that a second thread never sees half a table.
-            self._tables = tables = self._build(2 * (offset + length))
-        cos, sin = tables
-        return cos[offset : offset + length], sin[offset : offset + length]
+            self._tables = tables = self._build(2 * (last + 1))
+        cos, sin = (table[mx.array(positions)] for table in tables)
+        return cos, sin
 
     def _build(self, length: int) -> Rope:
         # Made on the host in float64: `mx.fast.rope` and float32 angles are off by 1e-4 at a few thousand positions.
@@ -56,7 +59,7 @@ def apply_rotary_pos_emb(x: mx.array, rope: Rope) -> mx.array:
     """Rotate x (b, h, L, d): channel j turns with channel j + d/2. Source: `apply_rotary_pos_emb` in transformers."""
     cos, sin = rope
     first, second = mx.split(x, 2, axis=-1)
-    return (x * cos + mx.concatenate((-second, first), axis=-1) * sin).astype(x.dtype)
+    return (x * cos + mx.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
 
 
 class KVCache:
@@ -65,24 +68,26 @@ class KVCache:
     step = 256  # positions by which the buffers grow, so that a token costs no copy of what came before
 
     def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.keys: Any = None  # (b, k, at least S, d), from the first position on
+        self.values: Any = None
         self.offset = 0
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Append (b, k, L, d) keys and values; return all S of them."""
+    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:
+        """Append (b, k, L, d) keys and values; return all S of them, and the mask of the L queries."""
         start, self.offset = self.offset, self.offset + keys.shape[2]
         self.keys = self._written(self.keys, keys, start)
         self.values = self._written(self.values, values, start)
-        return self.keys[:, :, : self.offset], self.values[:, :, : self.offset]
+        # "causal" lines the last query up with the last key, which is what positions behind a cache need.
+        mask = "causal" if keys.shape[2] > 1 else None
+        return self.keys[:, :, : self.offset], self.values[:, :, : self.offset], mask
 
-    def _written(self, buffer: mx.array | None, new: mx.array, start: int) -> mx.array:
+    def _written(self, buffer: Any, new: mx.array, start: int) -> mx.array:
         size = 0 if buffer is None else buffer.shape[2]
         if self.offset > size:
             b, k, _, d = new.shape
             grown = -(-self.offset // self.step) * self.step
             room = mx.zeros((b, k, grown - start, d), new.dtype)
-            buffer = room if buffer is None else mx.concatenate((buffer[:, :, :start], room), axis=2)
+            buffer = room if buffer is None else mx.concatenate([buffer[:, :, :start], room], axis=2)
         buffer[:, :, start : self.offset] = new
         return buffer
 
@@ -107,14 +112,13 @@ class Qwen2Attention(nn.Module):
         k = self.k_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
         v = self.v_proj(x).reshape(b, length, self.num_key_value_heads, self.head_dim).swapaxes(1, 2)
         q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
+        mask: Mask = "causal"
         if cache is not None:
-            k, v = cache.update(k, v)
-        # "causal" lines the last query up with the last key, which is what positions behind a cache need.
-        mask = "causal" if length > 1 else None
+            k, v, mask = cache.update(k, v)
         y = self._attend(q, k, v, mask)
         return self.o_proj(y.swapaxes(1, 2).reshape(b, length, -1))
 
-    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: str | None) -> mx.array:
+    def _attend(self, q: mx.array, k: mx.array, v: mx.array, mask: Mask) -> mx.array:
         # MLX's CPU rounds scores to the dtype that it gets.
         q, k, v = (t.astype(mx.float32) for t in (q, k, v))
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)

@@ -6,6 +6,7 @@ b batch (1), L positions, D hidden width, v speech vocabulary with its special t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,7 +17,7 @@ from .qwen2 import KVCache, Qwen2Model
 from .sampling import Draws, ras_sampling
 
 Tokens = mx.array | np.ndarray
-Sampling = Callable[[np.ndarray, Sequence[int], "Draws | None", SamplingConfig], int]
+Sampling = Callable[[np.ndarray, Sequence[int], Any, SamplingConfig], int]  # `Draws`, None where nothing is drawn
 
 
 class CosyVoice3LM(nn.Module):
@@ -66,13 +67,13 @@ class CosyVoice3LM(nn.Module):
         instruction, words = self.embed_text(prompt_text), self.embed_text(text)
         self._find_end_of_prompt(prompt_text, text)
         # Start and task embeddings are rows of the speech table: CosyVoice 3 has no `llm_embedding`.
-        parts = (
+        parts = [
             self._special(self.config.sos),
             instruction,
             words,
             self._special(self.config.task_id),
             self.embed_speech(prompt_speech_token),
-        )
+        ]
         return mx.concatenate(parts, axis=1)
 
     def scores(self, hidden: mx.array) -> mx.array:
@@ -141,7 +142,7 @@ class CosyVoice3LM(nn.Module):
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
         min_len = int(text.shape[1] * self.config.min_token_text_ratio)
         max_len = int(text.shape[1] * self.config.max_token_text_ratio)
-        cache, tokens = self.qwen2.make_cache(), []
+        cache, tokens = self.qwen2.make_cache(), list[int]()
         for i in range(max_len):
             scores = np.array(self.step(lm_input, cache))
             token = self.sampling_ids(scores, tokens, draws, sampling, i < min_len, strict_min_length)
@@ -178,15 +179,15 @@ class CosyVoice3LM(nn.Module):
         n_text, n_speech = config.mix_ratio
         prompt, speech = self.embed_text(prompt_text), self.embed_speech(prompt_speech_token)
         start = self._find_end_of_prompt(prompt_text) + 1
-        lm_input = mx.concatenate((self._special(config.sos), prompt[:, :start]), axis=1)
+        lm_input = mx.concatenate([self._special(config.sos), prompt[:, :start]], axis=1)
         pending = prompt[:, start:]
         next_fill = n_speech - prompt_speech_token.shape[1] % n_speech
-        cache, tokens = self.qwen2.make_cache(), []
+        cache, tokens = self.qwen2.make_cache(), list[int]()
 
         for chunk in text:
-            pending = mx.concatenate((pending, self.embed_text(chunk)), axis=1)
+            pending = mx.concatenate([pending, self.embed_text(chunk)], axis=1)
             while speech.shape[1] and pending.shape[1] >= n_text:
-                lm_input = mx.concatenate((lm_input, pending[:, :n_text], speech[:, :n_speech]), axis=1)
+                lm_input = mx.concatenate([lm_input, pending[:, :n_text], speech[:, :n_speech]], axis=1)
                 pending, speech = pending[:, n_text:], speech[:, n_speech:]
             if speech.shape[1]:
                 continue
@@ -213,7 +214,7 @@ class CosyVoice3LM(nn.Module):
                 yield token
                 lm_input = self._special(token)
 
-        lm_input = mx.concatenate((lm_input, pending, self._special(config.task_id)), axis=1)
+        lm_input = mx.concatenate([lm_input, pending, self._special(config.task_id)], axis=1)
         while True:
             token = self.sampling_ids(np.array(self.step(lm_input, cache)), tokens, draws, sampling, False)
             if token == config.eos:
@@ -228,7 +229,7 @@ class CosyVoice3LM(nn.Module):
         return self.speech_embedding(mx.array([[token]]))
 
     def _find_end_of_prompt(self, *texts: Tokens) -> int:
-        tokens = [token for text in texts for token in text[0].tolist()]
+        tokens = [token for text in texts for token in np.array(text[0]).tolist()]
         if self.config.end_of_prompt not in tokens:
             raise ValueError(
                 f"the text has no <|endofprompt|> (token {self.config.end_of_prompt}); "

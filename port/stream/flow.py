@@ -1,9 +1,8 @@
-"""The flow decoder as a stream: each call computes the new frames only.
+"""The flow decoder as a stream: each call computes only the new frames.
 
-Under the chunk mask no frame sees beyond its own chunk, so whatever follows, a whole chunk keeps its keys, its values
-and its inputs to the position convolutions, at every Euler step. They are kept (state.py); a chunk that is not whole
-yet is computed on top of them and forgotten. Noise, chunks and rotary positions count from the first frame of the
-prompt.
+Under the chunk mask no frame sees beyond its own chunk. The keys, values and inputs to the position convolutions of a
+whole chunk therefore never change, at any Euler step, and are kept (state.py). An incomplete chunk is computed on top
+of them and not kept. Noise, chunks and rotary positions count from the first frame of the prompt.
 
 m new frames, n frames so far, P prompt tokens, F prompt frames, T tokens, C mel channels
 """
@@ -12,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import mlx.core as mx
 import numpy as np
@@ -25,16 +26,16 @@ from .memory import Keep, Memory
 from .state import FlowState
 
 ROWS = 2  # the conditional and the unconditional half of the guidance
-GROWTH = 1.5  # of a full buffer; each frame is then copied twice on average, however long the stream
+GROWTH = 1.5  # growth of a full buffer: each frame is copied twice on average, however long the stream
 
 
 @dataclass
 class Work:
-    """What the transformer has computed.
+    """Counts of what the transformer has computed.
 
     Attributes:
-        frames: frames, each once for every time it went through the Euler steps.
-        pairs: queries times the keys they met, in one layer of one step.
+        frames: frames, counted each time they pass through the Euler steps.
+        pairs: products of query and key, in one layer of one step.
     """
 
     frames: int = 0
@@ -51,9 +52,9 @@ class Work:
 class StreamingFlow:
     """One utterance of the flow decoder, in pieces of any length.
 
-    All calls together give `CausalMaskedDiffWithDiT.inference(..., streaming=True)` up to rounding: each call the
-    frames that this would give for all tokens so far and that no earlier call gave. The first computes prompt and
-    chunk in one piece; the next call, or `close`, leaves the prompt to later streams.
+    All calls together equal `CausalMaskedDiffWithDiT.inference(..., streaming=True)` up to rounding: each call returns
+    only the frames that became computable since the previous call. The first call computes prompt and chunk together;
+    the next call, or `close`, stores the prompt for later streams.
 
     Args:
         flow: the decoder with its weights.
@@ -61,12 +62,12 @@ class StreamingFlow:
         prompt_feat: log-mel of the prompt, (1, F, C), F = ratio * P.
         embedding: speaker x-vector, (1, spk_embed_dim).
         noise: (1, at least n, C); None takes the original's fixed buffer.
-        memory: asked before anything is allocated; without it there is no limit and no prompt is kept.
-        max_cache_bytes: what all that `memory` knows of may hold; chunks without room are computed again in each call.
+        memory: asked before any allocation; without it there is no limit and no prompt is stored.
+        max_cache_bytes: limit for everything in `memory`; chunks beyond it are recomputed in each call.
         work: counts what is computed.
 
     Attributes:
-        frames: frames given out, the prompt's F included.
+        frames: frames returned so far, plus the prompt's F.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class StreamingFlow:
         self._keep: Keep | None = None
 
     def push(self, token: mx.array | np.ndarray, finalize: bool = False) -> mx.array:
-        """Take all tokens so far and give the new frames.
+        """Take all tokens so far and return the new frames.
 
         Args:
-            token: (1, T) integers: those of the last call and any number more.
+            token: (1, T) integers: those of the last call, and any number of new ones.
             finalize: no tokens follow; the stream ends and its memory is free.
 
         Returns:
@@ -160,29 +161,30 @@ class StreamingFlow:
         return self.noise[:, start:end].astype(mx.float32)
 
     def _begin(self, n: int) -> None:
-        """Look for the prompt's whole chunks that no later token can change, or note that they are to be kept."""
+        """Take the stored whole chunks of the prompt, or plan to store them; no later token can change them."""
         config = self.flow.config
         heard = config.token_mel_ratio * (self.prompt_token.shape[1] - config.pre_lookahead_len)
         frames = min(heard, self.prompt_feat.shape[1]) // self._chunk_size * self._chunk_size
         if frames <= 0 or self._memory is None:
             return
-        self._state.span.prompt = frames
+        state = cast(FlowState, self._state)
+        state.span.prompt = frames
         if not (self._make_room(n) or self._make_room(frames)):
-            self._state.span.prompt = 0
+            state.span.prompt = 0
         elif (kept := self._memory.find(self.prompt_key(frames), self.flow)) is not None:
-            self._state = kept.copy(frames, self._state.capacity)
+            self._state = kept.copy(frames, state.capacity)
 
     def _keep_prompt(self) -> None:
-        """Leave the prompt to later streams: not in the call that computes it, whose audio is waited for."""
+        """Store the prompt for later streams; not in the call that computes it, because its audio is urgent."""
         if self._keep and self._state:
             frames = self._state.span.prompt
-            self._keep(lambda: self._state.copy(frames, frames, prompt=True))
+            self._keep(partial(self._state.copy, frames, frames, prompt=True))
         self._keep = None
         if self._state:
             self._state.forget_prompt()
 
     def prompt_key(self, frames: int) -> bytes:
-        """Everything that determines the first `frames` frames of the prompt, by content, but for the weights."""
+        """Hash of everything that determines the first `frames` frames of the prompt, except the weights."""
         digest = hashlib.sha256(str(frames).encode())
         for part in (self.prompt_token, self.prompt_feat, self.embedding, self.noise_of(0, frames)):
             array = np.array(part)
@@ -190,8 +192,8 @@ class StreamingFlow:
         return digest.digest()
 
     def _make_room(self, n: int) -> bool:
-        """Enlarge the buffers to hold `n` frames, unless the memory is used up."""
-        state, chunk = self._state, self._chunk_size
+        """Enlarge the buffers to `n` frames, if memory allows."""
+        state, chunk = cast(FlowState, self._state), self._chunk_size
         whole = -(-n // chunk) * chunk
         if whole <= state.capacity:
             return True
@@ -203,14 +205,14 @@ class StreamingFlow:
         return False
 
     def _compute(self, token: np.ndarray, n: int, finalize: bool) -> mx.array:
-        """Mel (1, m, C) of the frames from the last whole chunk to `n`; those that fill whole chunks are kept."""
-        flow, state = self.flow, self._state
+        """Mel (1, m, C) of the frames from the last whole chunk to `n`; frames in whole chunks are kept."""
+        flow, state = self.flow, cast(FlowState, self._state)
         config, start = flow.config, state.span.start
-        # Two tokens earlier than needed: the second look-ahead convolution sees as many of the past.
+        # Start two tokens early: the second look-ahead convolution sees two past tokens.
         first = max(0, start // config.token_mel_ratio - (CONV2_KERNEL_SIZE - 1))
         mu = flow.encode(token[:, first:], finalize)[:, start - first * config.token_mel_ratio :][:, : n - start]
         cond = self.prompt_feat[:, start:n]
-        cond = mx.pad(cond, ((0, 0), (0, n - start - cond.shape[1]), (0, 0)))
+        cond = mx.pad(cond, [(0, 0), (0, n - start - cond.shape[1]), (0, 0)])
         state.span.whole = whole = min(n // self._chunk_size * self._chunk_size, state.capacity)
         try:
             mel = flow.decoder(
@@ -224,7 +226,7 @@ class StreamingFlow:
                 state=state,
             )
         except BaseException:
-            self._drop()  # some steps are further than others
+            self._drop()  # the steps differ in progress
             raise
         if not start:
             state.capacity = whole

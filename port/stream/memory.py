@@ -1,8 +1,8 @@
-"""Memory of streams: how much the flow decoder may keep, and the prompts kept from one request for the next.
+"""Memory of streams: a limit for what the flow decoder keeps, and prompts stored for later requests.
 
 At the official size a stream keeps 3.6 MB a mel frame in float32 (`stream.flow.state_bytes`), prompt included.
-What all streams of a model and the kept prompts hold together stays within a limit; chunks without room are computed
-again in each call, at the cost of time. What a single call works on and 0.5 MB of the vocoder come on top.
+All streams of a model and the stored prompts together stay within a limit; chunks beyond it are recomputed in each
+call, which costs time. The working memory of a call and 0.5 MB of the vocoder come on top.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mlx.utils import tree_flatten
 
 from .state import FlowState
 
-FALLBACK_CACHE_BYTES = 4 << 30  # where the device does not tell its memory
-SHARE_OF_DEVICE = 4  # by default streams may take one part in so many
+FALLBACK_CACHE_BYTES = 4 << 30  # if the device does not report its memory
+SHARE_OF_DEVICE = 4  # by default streams may take this fraction of it
 DEVICE_MEMORY = ("max_recommended_working_set_size", "memory_size", "total_memory")  # keys of `mx.device_info`
 Keep = Callable[[Callable[[], FlowState]], None]
 
 
 def default_cache_bytes() -> int:
-    """A quarter of the device's memory, or 4 GiB where it does not tell."""
+    """A quarter of the device's memory, or 4 GiB if it is unknown."""
     told = mx.device_info()
     sizes = [int(told[key]) for key in DEVICE_MEMORY if key in told]
     return sizes[0] // SHARE_OF_DEVICE if sizes else FALLBACK_CACHE_BYTES
@@ -34,7 +34,7 @@ def default_cache_bytes() -> int:
 
 @dataclass
 class _Prompt:
-    """Whole chunks of a prompt, and the weights that made them."""
+    """Whole chunks of a prompt, and the weights that they were computed with."""
 
     state: FlowState
     weights: list[weakref.ref[mx.array]]
@@ -46,7 +46,7 @@ class _Prompt:
 
 
 class Memory:
-    """What the streams of one model hold, and the prompts that they left, the last used at the end. Thread-safe."""
+    """Memory held by the streams of one model, and stored prompts, least recently used first. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -61,7 +61,7 @@ class Memory:
 
     @property
     def prompts(self) -> int:
-        """How many prompts are kept."""
+        """Number of stored prompts."""
         return len(self._prompts)
 
     def clear(self) -> None:
@@ -70,7 +70,7 @@ class Memory:
             self._prompts.clear()
 
     def reserve(self, owner: object, nbytes: int, limit: int | None = None) -> bool:
-        """Whether `owner` may hold `nbytes` in all from now on; prompts make way, the least recently used first.
+        """Reserve `nbytes` in total for `owner`; True if granted. Drops stored prompts, the least recently used first.
 
         Args:
             limit: bytes that all may hold together; None stands for `default_cache_bytes`.
@@ -86,7 +86,7 @@ class Memory:
             return True
 
     def find(self, key: bytes, flow: nn.Module) -> FlowState | None:
-        """A prompt's whole chunks, not to be changed; None if no stream with the weights of `flow` left them."""
+        """A prompt's whole chunks, read-only; None if no stream with the weights of `flow` stored them."""
         with self._lock:
             prompt = self._prompts.pop(key, None)
             if prompt is None or not prompt.made_by(flow):
@@ -95,9 +95,9 @@ class Memory:
             return prompt.state
 
     def keeper(self, key: bytes, flow: nn.Module, nbytes: int, limit: int | None = None) -> Keep:
-        """A function that keeps a prompt's whole chunks for later streams, if there is room beside the running ones.
+        """A function that stores a prompt's whole chunks for later streams, if the running streams leave room.
 
-        The weights are noted now: they may be exchanged before that function is called.
+        It remembers the current weights, because they may be replaced before it is called.
 
         Args:
             key: everything else that determines the chunks.
@@ -126,4 +126,4 @@ class Memory:
 
 
 def _weights(flow: nn.Module) -> list[mx.array]:
-    return [value for _, value in tree_flatten(flow.parameters())]
+    return list(dict(tree_flatten(flow.parameters())).values())

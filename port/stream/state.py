@@ -1,4 +1,4 @@
-"""What a stream carries from one chunk to the next; the networks take it as an argument and change it.
+"""The state that a stream carries from chunk to chunk; the networks take it as an argument and change it.
 
 b batch, n frames, C channels, d width, h heads, c channels per head
 """
@@ -6,7 +6,7 @@ b batch, n frames, C channels, d width, h heads, c channels per head
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -15,10 +15,10 @@ Array = TypeVar("Array", mx.array, np.ndarray)
 
 
 class Tail:
-    """The end of what one layer has seen so far, as far back as its next chunk looks."""
+    """The last inputs of one layer, as many as its next chunk needs."""
 
     def __init__(self) -> None:
-        self.frames: mx.array | np.ndarray | None = None
+        self.frames: Any = None  # an array of MLX; of numpy where a layer computes in float64
 
     def extend(self, x: mx.array, zeros: int) -> mx.array:
         """(b, k + n, C): the k frames kept, at the start of the stream `zeros` frames of zeros, then `x` (b, n, C)."""
@@ -33,10 +33,10 @@ class Tail:
 
 
 class State:
-    """The tails of one stream of the vocoder, by the part that they belong to; empty until the first chunk.
+    """The tails of one stream of the vocoder, by layer; empty before the first chunk.
 
     Attributes:
-        started: a chunk has been through the filter, so that the start of this one is no start of the signal.
+        started: true after the first chunk: later chunks must not be padded like the start of a signal.
     """
 
     def __init__(self) -> None:
@@ -60,12 +60,12 @@ def tail_of(state: State | None, part: object) -> Tail | None:
 
 @dataclass
 class Span:
-    """Which frames a stream of the flow decoder keeps, counted from its first.
+    """The frames that a stream of the flow decoder keeps, counted from its first frame.
 
     Attributes:
-        start: kept so far; the chunk being computed begins here.
-        whole: kept after it: what fills whole chunks, which no later frame can change.
-        prompt: end of the prompt's whole chunks while they are to be kept for later streams, else 0.
+        start: frames kept so far; the current chunk begins here.
+        whole: frames kept after the current chunk: whole chunks, which no later frame can change.
+        prompt: end of the prompt's whole chunks while they must still be stored for later streams, otherwise 0.
     """
 
     start: int = 0
@@ -79,7 +79,7 @@ class ChunkTail(Tail):
     def __init__(self, span: Span) -> None:
         super().__init__()
         self.span = span
-        self.prompt: mx.array | None = None
+        self.prompt: Any = None
 
     def extend(self, x: mx.array, zeros: int) -> mx.array:
         """As `Tail.extend`, and keep what the next chunk needs: `zeros` frames, float32."""
@@ -99,7 +99,7 @@ class Kept:
         self.values: mx.array | None = None
 
     def extend(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Those of all frames so far (..., n, c) from the new ones (..., m, c), of which the whole chunks are kept."""
+        """Keys and values of all frames so far (..., n, c), from the new (..., m, c); keeps those in whole chunks."""
         self.keys, keys = self._extend(self.keys, keys)
         self.values, values = self._extend(self.values, values)
         return keys, values
@@ -107,7 +107,7 @@ class Kept:
     def _extend(self, held: mx.array | None, new: mx.array) -> tuple[mx.array, mx.array]:
         start, n = self.span.start, self.span.start + new.shape[-2]
         if not start or held is None:
-            # Nothing to go on from: what was computed is the buffer, and no memory is filled first.
+            # First chunk: the result itself becomes the buffer.
             return mx.contiguous(new[..., : self.span.whole, :]), new
         room = min(n, held.shape[-2])
         if room > start:
@@ -116,7 +116,7 @@ class Kept:
 
 
 class StepState:
-    """What whole chunks leave behind in one Euler step of the flow decoder's transformer.
+    """The state of whole chunks in one Euler step of the flow decoder's transformer.
 
     Attributes:
         span: the frames that all of it covers.
@@ -136,19 +136,19 @@ class StepState:
         return [array for array in kept + [a for t in self.tails for a in (t.frames, t.prompt)] if array is not None]
 
     def copy(self, span: Span, capacity: int, prompt: bool = False) -> StepState:
-        """The first `span.start` frames in memory of their own, with room for `capacity` in all.
+        """A copy of the first `span.start` frames, with room for `capacity` in total.
 
         Args:
             prompt: these are the prompt's whole chunks.
         """
 
-        def moved(held: mx.array) -> mx.array:
+        def moved(held: Any) -> mx.array:
             room = mx.zeros((*held.shape[:-2], capacity - span.start, held.shape[-1]), held.dtype)
             return mx.concatenate([held[..., : span.start, :], room], axis=-2)
 
         made = StepState(span, len(self.kept))
-        for new, old in zip(made.kept, self.kept, strict=True):
-            new.keys, new.values = moved(old.keys), moved(old.values)
+        for kept, held in zip(made.kept, self.kept, strict=True):
+            kept.keys, kept.values = moved(held.keys), moved(held.values)
         for new, old in zip(made.tails, self.tails, strict=True):
             new.frames = (old.prompt if prompt else old.frames) + 0
         mx.eval(made.arrays)
@@ -169,14 +169,14 @@ class FlowState:
         self.steps = [StepState(self.span, depth) for _ in range(steps)]
 
     def copy(self, frames: int, capacity: int, prompt: bool = False) -> FlowState:
-        """The first `frames` frames with room for `capacity`, in memory of their own; see `StepState.copy`."""
+        """A copy of the first `frames` frames with room for `capacity`; see `StepState.copy`."""
         made = FlowState(0, 0)
         made.span, made.capacity = Span(frames, frames), capacity
         made.steps = [step.copy(made.span, capacity, prompt) for step in self.steps]
         return made
 
     def grow(self, capacity: int) -> None:
-        """Make room for `capacity` frames; meanwhile one Euler step at a time is held twice.
+        """Make room for `capacity` frames; one Euler step at a time is in memory twice.
 
         The first frames bring their own.
         """
@@ -186,7 +186,7 @@ class FlowState:
         self.capacity = capacity
 
     def forget_prompt(self) -> None:
-        """Let go of what is there for later streams only."""
+        """Drop what is kept only for later streams."""
         self.span.prompt = 0
         for tail in (tail for step in self.steps for tail in step.tails):
             tail.prompt = None

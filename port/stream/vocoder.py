@@ -1,8 +1,8 @@
 """The vocoder as a stream: mel in pieces of any length, each sample computed once.
 
-All convolutions but two look into the past only, so a stream needs the end of what each has seen (state.py), the phase
-of the source, and a few mel frames for the two that look ahead. The original runs on the whole mel again for each chunk
-(`CosyVoice3Model.token2wav` in cosyvoice/cli/model.py); its samples and their number after each chunk are these.
+All convolutions but two are causal, so a stream needs the last inputs of each (state.py), the phase of the source, and
+a few mel frames for the two that look ahead. The original runs the whole mel again for each chunk
+(`CosyVoice3Model.token2wav` in cosyvoice/cli/model.py); samples and their number after each chunk are the same here.
 
 b batch (1 here), n mel frames, C mel bins, F STFT frames
 """
@@ -24,7 +24,7 @@ class StreamingVocoder:
     """One utterance of `CausalHiFTGenerator.inference`, mel pieces in, samples out; not safe for several threads.
 
     Frames are counted from the start of the utterance: `received`, of these `pitched` have their excitation and
-    `filtered` have left the network; their samples are finished but for the last four.
+    `filtered` have left the network; all their samples are final except the last four.
     """
 
     def __init__(self, generator: CausalHiFTGenerator, sine_waves: mx.array | None = None) -> None:
@@ -37,9 +37,9 @@ class StreamingVocoder:
         self._mel = mx.zeros((1, 0, config.in_channels))  # from the first frame that is not filtered
         self._excitation = mx.zeros((1, 0))  # from the first sample of the STFT frame that comes next
         hops = config.istft_n_fft // config.istft_hop_len
-        self._overlap = mx.zeros((1, hops - 1, config.istft_hop_len))  # sums that frames to come add to
+        self._overlap = mx.zeros((1, hops - 1, config.istft_hop_len))  # overlap-add sums that later frames add to
         self._window = np.zeros((hops - 1, config.istft_hop_len))  # and of the squared window
-        self._wav = mx.zeros((1, 0))  # finished and not emitted
+        self._wav = mx.zeros((1, 0))  # finished, not yet returned
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +47,7 @@ class StreamingVocoder:
         return sum(array.nbytes for array in self._arrays())
 
     def push(self, mel: mx.array, finalize: bool = False) -> mx.array:
-        """Go on with the next mel frames.
+        """Process the next mel frames.
 
         Args:
             mel: (1, n, C); n may be 0.
@@ -88,7 +88,7 @@ class StreamingVocoder:
         return wav
 
     def _noise(self, pitched: int) -> mx.array:
-        """The source's noise for the frames up to `pitched` that have no excitation yet."""
+        """The source's noise for those frames up to `pitched` that have no excitation yet."""
         hop = self._generator.config.hop_samples
         first, last = self._pitched * hop, pitched * hop
         if self._sine_waves is None:
@@ -112,7 +112,7 @@ class StreamingVocoder:
         spectra = frames * math.prod(config.upsample_rates) + start
         s = self._excitation[:, : (spectra - 1) * hop + n_fft]
         self._excitation = mx.contiguous(self._excitation[:, spectra * hop :])
-        s_stft = mx.concatenate(analyse(s, n_fft, hop), axis=2).astype(self._mel.dtype)
+        s_stft = mx.concatenate(list(analyse(s, n_fft, hop)), axis=2).astype(self._mel.dtype)
         x, ahead = self._mel[:, :frames], self._mel[:, frames : frames + config.conv_pre_look_right]
         x = generator.conv_pre(x) if finalize else generator.conv_pre(x, ahead)
         self._mel = mx.contiguous(self._mel[:, frames:])

@@ -116,7 +116,8 @@ class CausalHiFTGenerator(nn.Module):
             ValueError: no frame is left after the context.
         """
         config, look_right = self.config, self.config.conv_pre_look_right
-        s_stft = mx.concatenate(stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len), axis=2).astype(x.dtype)
+        real, imaginary = stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len)
+        s_stft = mx.concatenate([real, imaginary], axis=2).astype(x.dtype)
         if finalize:
             x = self.conv_pre(x)
         else:

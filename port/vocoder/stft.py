@@ -8,6 +8,7 @@ b batch, L samples, F frames = L // hop_len + 1, B bins = n_fft // 2 + 1
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -71,7 +72,8 @@ def overlap_add(magnitude: mx.array, phase: mx.array, n_fft: int, hop_len: int) 
     spec = mx.concatenate([magnitude * mx.cos(phase), magnitude * mx.sin(phase)], axis=2)
     x = (spec @ mx.array(_synthesis(n_fft))).reshape(b, frames, hops, hop_len)
     # Each hop of the output is a sum over the frames that cover it.
-    return sum(mx.pad(x[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0)]) for hop in range(hops))
+    added: Any = sum(mx.pad(x[:, :, hop], [(0, 0), (hop, hops - 1 - hop), (0, 0)]) for hop in range(hops))
+    return added
 
 
 def envelope(frames: int, n_fft: int, hop_len: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class CosyVoiceFrontEnd:
         self.normalizer = normalizer
         self.dtype = next(speaker.parameters()).dtype  # a float64 model reads its features in float64 too
         self.spk2info = {
-            name: replace(voice, **{field: self._tensor(array) for field, array in voice.given().items()})
+            name: replace(voice, **cast(dict[str, Any], {f: self._tensor(array) for f, array in voice.given().items()}))
             for name, voice in (voices or {}).items()
         }
 

@@ -6,6 +6,7 @@ b batch (1), L positions, D hidden width, v speech vocabulary with its special t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from port.config import LLMConfig, SamplingConfig
 from reference.llm.qwen2 import KVCache, Qwen2Model
 from reference.llm.sampling import Draws, ras_sampling
 
-Sampling = Callable[[torch.Tensor, Sequence[int], "Draws | None", SamplingConfig], int]
+Sampling = Callable[[torch.Tensor, Sequence[int], Any, SamplingConfig], int]  # `Draws`, None where nothing is drawn
 
 
 class CosyVoice3LM(nn.Module):
@@ -38,7 +39,8 @@ class CosyVoice3LM(nn.Module):
     @property
     def qwen2(self) -> Qwen2Model:
         """The backbone, `llm.model.model` in the checkpoint."""
-        return self.llm["model"]["model"]
+        qwen2: Any = self.llm["model"]
+        return qwen2["model"]
 
     def embed_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Text token ids (1, L) -> embeddings (1, L, D).
@@ -143,7 +145,7 @@ class CosyVoice3LM(nn.Module):
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
         min_len = int(text.shape[1] * self.config.min_token_text_ratio)
         max_len = int(text.shape[1] * self.config.max_token_text_ratio)
-        cache, tokens = self.qwen2.make_cache(), []
+        cache, tokens = self.qwen2.make_cache(), list[int]()
         for i in range(max_len):
             scores = self.step(lm_input, cache)
             token = self.sampling_ids(scores, tokens, draws, sampling, i < min_len, strict_min_length)
@@ -184,7 +186,7 @@ class CosyVoice3LM(nn.Module):
         lm_input = torch.cat((self._special(config.sos), prompt[:, :start]), dim=1)
         pending = prompt[:, start:]
         next_fill = n_speech - prompt_speech_token.shape[1] % n_speech
-        cache, tokens = self.qwen2.make_cache(), []
+        cache, tokens = self.qwen2.make_cache(), list[int]()
 
         for chunk in text:
             pending = torch.cat((pending, self.embed_text(chunk)), dim=1)

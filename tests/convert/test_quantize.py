@@ -187,7 +187,7 @@ def test_weights_that_leave_the_range(source, tmp_path, value):
     state = torch.load(folder / "flow.pt", weights_only=True)
     state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
     torch.save(state, folder / "flow.pt")
-    with pytest.raises(Refused, match=r"linear_2.weight: 70000 leaves the range of float16; choose bfloat16"):
+    with pytest.raises(Refused, match=r"linear_2.weight: 70000 exceeds the range of float16; choose bfloat16"):
         converted(find_source(str(folder)), tmp_path / "out", Precision("float16"))
     assert not (tmp_path / "out").exists()
     converted(find_source(str(folder)), tmp_path / "out", Precision("bfloat16"))

@@ -25,7 +25,7 @@ from convert.official import text_config
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from mlx_parity.report.codec import ReportError, plain
 from mlx_parity.report.model import load as load_report
-from port.app.batch import Utterance, read_manifest
+from port.app.manifest import Utterance, read_manifest
 from port.config import CosyVoice3Config
 from port.files import community, weights
 from port.files.disk import read_text

@@ -1,53 +1,49 @@
 """Cases as files and back: what a port in another language gets, and that only right results pass."""
 
-import json
-
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mlx_parity.record import Recorded, RecordError, read_manifest, write
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.harness.record import RecordError, judge_results, lines, main, record, select
 from parity_tests.parts import PARTS
+from parity_tests.record import ORIGINAL, judged, lines, main, select, with_truth
 
 pytestmark = pytest.mark.meta
 NAMES = ["flow.adaln_zero", "flow.masks.pad", "vocoder.resblock.k3", "vocoder.sine.9"]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
-    record(select(all_cases(), NAMES), folder)
+    write(map(with_truth, select(all_cases(), NAMES)), folder, ORIGINAL)
     return folder
 
 
 @pytest.fixture
-def results(recorded, tmp_path):
+def results(files, tmp_path):
     """What our own port makes of the files alone, as a program in another language would."""
-    for entry in json.loads((recorded / "manifest.json").read_text())["cases"]:
-        held = load_file(recorded / entry["file"])
-        state, inputs = ({k[len(g) :]: v for k, v in held.items() if k.startswith(g)} for g in ("w.", "in."))
-        found = OwnPort().run(PARTS[entry["module"]], entry["config"], state, inputs, entry["call"])
-        save_file({k: np.ascontiguousarray(found[k]) for k in entry["outputs"]}, tmp_path / entry["file"])
+    for name, entry in read_manifest(files).items():
+        held = Recorded.read(files / name)
+        found = OwnPort().run(PARTS[entry["module"]], held.config, held.weights, held.inputs, held.call)
+        save_file({k: np.ascontiguousarray(found[k]) for k in held.out}, tmp_path / name)
     return tmp_path
 
 
-def test_a_port_is_judged_from_files_alone(recorded, results, capsys):
-    rows = judge_results(recorded, results)
+def test_a_port_is_judged_from_files_alone(files, results, capsys):
+    rows = judged(files, results)
     assert [row.reading.status for row in rows] == ["PASS"] * 9
-    assert main(["--judge", str(recorded), str(results)]) == 0
+    assert main(["--judge", str(files), str(results)]) == 0
     assert "9 of 9 tensors" in capsys.readouterr().out
 
 
-def test_files_are_laid_out_like_the_golden_ones(recorded):
-    from parity_tests.harness.golden_file import GoldenFile
-
-    file = GoldenFile.read(recorded / "vocoder.resblock.k3.safetensors")
+def test_files_are_laid_out_like_the_golden_ones(files):
+    file = Recorded.read(files / "vocoder.resblock.k3.safetensors")
     assert file.config == dict(channels=10, kernel_size=3, dilations=[1, 3, 5])
     assert "convs1.0.parametrizations.weight.original1" in file.weights
     assert file.out["y"].dtype == np.float32 and file.out64["y"].dtype == np.float64
-    mask = GoldenFile.read(recorded / "flow.masks.pad.safetensors").out["mask"]
+    mask = Recorded.read(files / "flow.masks.pad.safetensors").out["mask"]
     assert mask.dtype == np.uint8
 
 
@@ -56,10 +52,10 @@ def change(path, **tensors):
     save_file({k: v for k, v in (held | tensors).items() if v is not None}, path)
 
 
-def test_a_wrong_result_fails_and_is_named_first(recorded, results, capsys):
+def test_a_wrong_result_fails_and_is_named_first(files, results, capsys):
     path = results / "vocoder.resblock.k3.safetensors"
     change(path, y=load_file(path)["y"] * np.float32(1.0001))
-    assert main(["--judge", str(recorded), str(results)]) == 1
+    assert main(["--judge", str(files), str(results)]) == 1
     said = capsys.readouterr().out
     assert "first that does not pass: vocoder.resblock.k3.y (vocoder.generator.ResBlock)" in said
     assert "8 of 9 tensors" in said
@@ -78,18 +74,18 @@ def test_a_wrong_result_fails_and_is_named_first(recorded, results, capsys):
     ],
     ids=["no file", "damaged", "no output", "surplus", "nan", "other layout", "integers"],
 )
-def test_what_cannot_be_compared_is_an_error(recorded, results, spoil):
+def test_what_cannot_be_compared_is_an_error(files, results, spoil):
     change(results / "vocoder.resblock.k3.safetensors", kept=None)
     spoil(results / "vocoder.resblock.k3.safetensors")
-    rows = judge_results(recorded, results, "vocoder.resblock*")
+    rows = judged(files, results, "vocoder.resblock*")
     assert "ERROR" in {row.reading.status for row in rows}
     assert any("ERROR" in line for line in lines(rows))
 
 
-def test_a_wrong_call_is_one_line(recorded, results, tmp_path, capsys):
+def test_a_wrong_call_is_one_line(files, results, tmp_path, capsys):
     altered = tmp_path / "altered"
     altered.mkdir()
-    for path in recorded.iterdir():
+    for path in files.iterdir():
         (altered / path.name).write_bytes(path.read_bytes())
     change(altered / "flow.masks.pad.safetensors", surplus=np.ones(1, np.float32))
     for words in (
@@ -97,8 +93,8 @@ def test_a_wrong_call_is_one_line(recorded, results, tmp_path, capsys):
         ["flow.dit.full"],
         ["nothing.like.it", "--out", str(tmp_path)],
         ["--judge", str(tmp_path / "nowhere"), str(results)],
-        ["--judge", str(recorded), str(recorded)],
-        ["--judge", str(recorded), str(results), "--only", "nothing*"],
+        ["--judge", str(files), str(files)],
+        ["--judge", str(files), str(results), "--only", "nothing*"],
         ["--judge", str(altered), str(results)],
     ):
         assert main(words) == 2

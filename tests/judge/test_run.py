@@ -124,9 +124,9 @@ def test_a_divergence_is_named_recorded_and_can_be_repeated(run):
     assert [e["module"] for e in entries if e["part"] == "whole"][:2] == ["first", "second"]
     case = load_file(out / "cases" / entries[0]["file"])
     hidden = case["in.0.0"] @ case["w.up.weight"].T + case["w.up.bias"]
-    assert hidden.shape == (2, 5, 16) and case["out64"].dtype == np.float64
+    assert hidden.shape == (2, 5, 16) and case["out64.y"].dtype == np.float64
     # The same call in two precisions: float32 errs by 1e-7 here, another call by its whole size.
-    assert np.allclose(case["out"], case["out64"], rtol=1e-5)
+    assert np.allclose(case["out.y"], case["out64.y"], rtol=1e-5)
     repeat = (out / "reproduce.md").read_text()
     assert "Seed 0" in repeat and "--only 'whole'" in repeat
     run(PROGRAM)

@@ -11,11 +11,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 
 from parity_tests.speech_support import SYSTEM, write_voice
 from port.app import batch, cli
-from port.app.batch import Utterance, read_manifest
+from port.app.manifest import MODES, Utterance, read_manifest
+from port.batched.together import together
 from port.files.errors import Refused
 
 pytestmark = pytest.mark.robust
@@ -27,7 +30,9 @@ LINES = (
     dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
     dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
     dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
+    dict(id="hurried", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", speed=1e9),
 )
+BROKEN = {"broken", "hurried"}  # by its file, and after all its tokens are there
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def manifest(tmp_path_factory):
 def alone(model, manifest, tmp_path_factory):
     """What one process makes of the manifest."""
     out = tmp_path_factory.mktemp("alone") / "out"
-    assert cli.main(arguments(model, manifest, out)) == 1  # one line is broken
+    assert cli.main(arguments(model, manifest, out)) == 1  # two lines are broken
     return out
 
 
@@ -51,11 +56,22 @@ def arguments(model, manifest, out):
     return ["batch", str(manifest), "--model", str(model), "--out", str(out), "--seed", "3"]
 
 
-def files(out):
-    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+def sounds(out):
+    """Samples by name, those of the results by their bytes."""
+    paths = [path for path in out.iterdir() if path.is_file()]
+    return {p.name: soundfile.read(p, dtype="int16")[0] if p.suffix == ".wav" else p.read_bytes() for p in paths}
 
 
-def launch(ranks, model, manifest, out, **more):
+def assert_same(one, other, said=""):
+    """Equal but for rounding, whoever was spoken beside whom: a sample may round to the next of its 16-bit steps."""
+    assert one.keys() == other.keys(), said
+    assert one["results.jsonl"] == other["results.jsonl"], said
+    for name in one.keys() - {"results.jsonl"}:
+        assert len(one[name]) == len(other[name]), name
+        assert np.abs(one[name].astype(int) - other[name]).max() <= 1, name
+
+
+def launch(ranks, model, manifest, out, *further):
     """Start ranks as `mlx.launch` does, from the checkout."""
     script = "import sys; from port.app.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring"]
@@ -71,50 +87,73 @@ def launch(ranks, model, manifest, out, **more):
         script,
     ]
     return subprocess.Popen(
-        [*command, *arguments(model, manifest, out)],
+        [*command, *arguments(model, manifest, out), *further],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        **more,
     )
 
 
 def test_it_speaks_every_line_and_says_which_failed(alone, manifest):
     results = [json.loads(line) for line in (alone / "results.jsonl").read_text().splitlines()]
     assert [r["id"] for r in results] == [line["id"] for line in LINES]
-    assert [r["status"] for r in results] == ["done", "done", "failed", "done", "done"]
-    assert "missing.wav" in results[2]["error"]
+    assert [r["status"] for r in results] == ["done", "done", "failed", "done", "done", "failed"]
+    assert "missing.wav" in results[2]["error"] and "speed 1e+09 would turn" in results[5]["error"]
     by_name = {r["id"]: r for r in results}
     assert by_name["vc"]["seconds"] == pytest.approx(1.5 * by_name["vc-fast"]["seconds"], rel=0.1)
-    assert set(files(alone)) == {"results.jsonl", *(r["file"] for r in results if r["status"] == "done")}
+    assert set(sounds(alone)) == {"results.jsonl", *(r["file"] for r in results if r["status"] == "done")}
 
 
 def test_a_second_run_does_only_what_is_missing(model, manifest, alone, monkeypatch):
-    before = files(alone)
+    before = sounds(alone)
     (alone / "zero.wav").unlink()
     spoken = []
     real = Utterance.speak
     monkeypatch.setattr(Utterance, "speak", lambda self, *given: spoken.append(self.id) or real(self, *given))
     assert cli.main(arguments(model, manifest, alone)) == 1
-    assert spoken == ["zero", "broken"]
-    assert files(alone) == before
+    assert spoken == ["zero", "broken", "hurried"]
+    assert_same(sounds(alone), before)
     cli.main([*arguments(model, manifest, alone)[:-1], "4"])  # another seed is another request
-    assert spoken[2:] == [line["id"] for line in LINES]
+    assert spoken[3:] == [line["id"] for line in LINES]
     cli.main(arguments(model, manifest, alone))
-    assert files(alone) == before
+    assert_same(sounds(alone), before)
 
 
 def test_two_ranks_make_the_same_files(model, manifest, alone, tmp_path):
     process = launch(2, model, manifest, tmp_path / "out")
     said, _ = process.communicate(timeout=200)
-    assert files(tmp_path / "out") == files(alone), said
+    assert_same(sounds(tmp_path / "out"), sounds(alone), said)
+
+
+def test_one_by_one_makes_the_same_files(model, manifest, alone, tmp_path):
+    assert cli.main([*arguments(model, manifest, tmp_path / "out"), "--batch-size", "1"]) == 1
+    assert_same(sounds(tmp_path / "out"), sounds(alone))
+
+
+def test_the_size_of_the_batch(model, manifest, tmp_path, monkeypatch):
+    """As it is asked for, or as device and memory allow; each is recorded as soon as it is done."""
+    sizes, recorded, out = [], [], tmp_path / "out"
+
+    def watched(model, asked, size):
+        sizes.append(size)
+        for made in together(model, asked, size):
+            recorded.append(len(list((out / batch.RECORDS).glob("*.json"))))
+            yield made
+
+    monkeypatch.setattr(batch, "together", watched)
+    batch.run_batch(manifest, out, str(model), batch_size=2)
+    assert recorded == [*range(len(LINES))]
+    monkeypatch.setattr(batch, "together", lambda model, asked, size: sizes.append(size) or ())
+    monkeypatch.setattr(batch, "default_batch_size", lambda _: 5)
+    batch.run_batch(manifest, tmp_path / "other", str(model))
+    assert sizes == [2, 5]
 
 
 def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manifest, alone, tmp_path):
     out = tmp_path / "out"
-    process = launch(2, model, manifest, out)
+    process = launch(2, model, manifest, out, "--batch-size", "1")
     try:
         deadline = time.monotonic() + 150
         while not list(out.glob("*.wav")):
@@ -128,10 +167,10 @@ def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manif
     assert (out / "results.jsonl").exists(), said
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     left = [result["id"] for result in results if result.get("error") == batch.LEFT]
-    assert left and f"{len({*left, 'broken'})} of {len(LINES)} utterances failed" in said, said
+    assert left and f"{len({*left, *BROKEN})} of {len(LINES)} utterances failed" in said, said
     process = launch(2, model, manifest, out)
     said, _ = process.communicate(timeout=200)
-    assert files(out) == files(alone), said
+    assert_same(sounds(out), sounds(alone), said)
 
 
 def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch):
@@ -284,7 +323,7 @@ def test_lines_that_are_refused(line, said):
 
 
 def test_a_line_of_each_mode_is_understood():
-    for mode, ways in batch.MODES.items():
+    for mode, ways in MODES.items():
         for way in ways:
             line = dict.fromkeys(way, "x")
             assert Utterance.from_line({"id": "x", **line}, Path("/f")).voice == line.get("voice")

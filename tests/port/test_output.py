@@ -181,7 +181,7 @@ def test_a_reader_that_goes_away(model, wavs, capfd, monkeypatch, spoken):
     with os.fdopen(theirs, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         code = cli.main([str(a) for a in say(model, wavs, *MODES["cross-lingual"], "-o", "-")])
-    assert (code, capfd.readouterr().err) == (1, "error: standard output was closed by what read it\n")
+    assert (code, capfd.readouterr().err) == (1, "error: standard output was closed by its reader\n")
 
 
 # ---- files

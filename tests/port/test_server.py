@@ -1,10 +1,12 @@
 """`serve`: OpenAI's client gets the speech that the Python class makes alone, whole or streamed, whoever else asks."""
 
+import asyncio
 import base64
 import io
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import openai
@@ -12,8 +14,11 @@ import pytest
 import soundfile
 
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, WORDS
+from port.app.server.api import Server
+from port.app.server.asked import Asked
 from port.app.server.settings import Limits, Settings
 from port.app.server.sound import FORMATS, formats
+from port.app.server.speech import spoken
 from port.files.voices import VOICES, voice_files
 from port.request import Stream
 from tests.support.server_support import SEED, VOICE, pcm, samples_of, serving, wait_until
@@ -154,6 +159,29 @@ def test_requests_at_once_equal_each_alone(running, served_voice):
         for kind, got in zip(kinds * 4, clients.map(ask, kinds * 4), strict=True):
             assert np.array_equal(got, expected[kind]), kind
     running.idle()
+
+
+def test_whole_answers_decode_together_and_who_is_gone_leaves_at_once(served_voice):
+    """While the other is still at its first piece."""
+    server, asked = Server(served_voice, "tiny", Settings()), Asked(WORDS * 20, VOICE)
+    work = [partial(spoken, served_voice, server.decoder, asked, seed) for seed in range(2)]
+
+    async def rows(count):
+        async with asyncio.timeout(30):
+            while len(server.decoder._active) != count:
+                await asyncio.sleep(0.01)
+
+    async def ask():
+        async with server.worker.results(work[0]):
+            async with server.worker.results(work[1]):
+                await rows(2)
+            await rows(1)
+            assert server.worker.busy == (1, 0)
+        await rows(0)
+
+    server.worker.start()
+    asyncio.run(ask())
+    server.worker.stop()
 
 
 def test_a_short_request_does_not_wait_for_the_end_of_a_long_one(running):

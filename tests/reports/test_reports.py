@@ -144,7 +144,7 @@ def test_hostile_strings_stay_text():
     for line in text.splitlines():
         if line.startswith("| FAIL"):
             assert len(re.findall(r"(?<!\\)\|", line)) == 11, line
-    for line in page.annotations(report, WORDING):
+    for line in page.annotation_lines(report, WORDING):
         assert "\n" not in line and re.match(r"::(error file=[^:]*,line=\d+,title=[^:]*|notice)::", line), line
 
 
@@ -159,7 +159,7 @@ def test_long_run_stays_small():
     text, summary = html_of(report), markdown_of(report, summary=True)
     assert len(text) < 8e6 and text.count('<details class="panel') == view.PANELS
     assert len(summary.encode()) < page.SUMMARY_BYTES and "980 more parts" in summary
-    assert len(page.annotations(report, WORDING)) == page.ANNOTATIONS + 1
+    assert len(page.annotation_lines(report, WORDING)) == page.ANNOTATIONS + 1
 
 
 def test_summary_is_cut_at_a_line(monkeypatch):

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 WITHOUT_TWINS = {
     "stream": "what a stream keeps between chunks, and where it is kept",
     "fast": "fast forms of plain layers",
+    "batched": "what many requests share",
     "files": "all that reads or writes a disk",
     "app": "all that talks to a person or a client",
 }
@@ -51,8 +52,9 @@ DIFFERENCES = {
     ("vocoder/stft.py", "envelope"): "torch.istft has its own",
 }
 MOST_DIFFERENCES = 8
-# What a stream carries from chunk to chunk, which only the port has; last, and left out by default.
-CARRIED = {"state", "kept", "tail", "start"}
+# What a stream carries from chunk to chunk, and what requests share, which only the port has; last, and left out by
+# default.
+CARRIED = {"state", "kept", "tail", "start", "decoder"}
 # Whose meaning is the framework's.
 OF_FRAMEWORK = {"device", "dtype", "rand_ini"}
 OURS = ("benchmarks", "convert", "parity_tests", "port", "reference", "reports", "tests")

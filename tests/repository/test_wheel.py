@@ -53,7 +53,7 @@ def test_it_holds_every_file_of_the_port_and_nothing_else(wheel):
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cosyvoice3_mlx"}
     packed = {name.removeprefix("cosyvoice3_mlx/") for name in names if name.startswith("cosyvoice3_mlx/")}
     port = {name for name in packed if not name.startswith("suite/")}
-    page = {*(ROOT / "port/app/server/page").iterdir()}
+    page = {*(ROOT / "port/app/server/page").iterdir(), ROOT / "port/py.typed"}
     assert port == {str(path.relative_to(ROOT / "port")) for path in page | {*(ROOT / "port").rglob("*.py")}}
     assert {name.split("/")[1] for name in packed - port} == set(SUITE)
     assert {Path(name).suffix for name in packed} == {".py"} | {path.suffix for path in page}

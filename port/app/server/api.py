@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...batched.decoder import Decoder
 from ...cosyvoice3 import CosyVoice3
 from .asked import Asked, Upload, read_body, read_upload
 from .errors import JSON, Problem
@@ -59,7 +60,9 @@ class Server:
         self.voice = voice
         self.name = name
         self.limits = settings.limits
-        self.worker = Worker(settings.limits)
+        # A row for each request that may be under way: one whose client does not take its answer keeps nobody waiting.
+        self.decoder = Decoder(voice.model.llm, self.limits.active + self.limits.waiting)
+        self.worker = Worker(settings.limits, self.decoder.release)
         self.started = int(time.time())
         self.app = self._app(settings)
 
@@ -89,7 +92,7 @@ class Server:
         return Starlette(
             routes=routes,
             middleware=middleware,
-            exception_handlers={HTTPException: _no_route},
+            exception_handlers={HTTPException: cast(Any, _no_route)},
             lifespan=self._lifespan,
         )
 
@@ -130,7 +133,8 @@ class Server:
     async def _speech(self, asked: Asked, send: Send) -> None:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         headers = {"X-Seed": str(seed), "X-Sample-Rate": str(self.voice.sample_rate)}
-        async with self.worker.results(partial(spoken, self.voice, asked, seed)) as made:
+        decoder = self.decoder if self.limits.active > 1 else None
+        async with self.worker.results(partial(spoken, self.voice, decoder, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
                 await self._send(send, Response(whole, headers=headers, media_type=media_type(asked.response_format)))
@@ -147,7 +151,7 @@ class Server:
         """
         headers = [header for header in response.raw_headers if parts is None or header[0] != b"content-length"]
         head: Message | None = {"type": "http.response.start", "status": response.status_code, "headers": headers}
-        async for part in parts or _slices(response.body):
+        async for part in parts or _slices(bytes(response.body)):
             async with asyncio.timeout(self.limits.stall_seconds):
                 if head is not None:
                     await send(head)

@@ -1,10 +1,10 @@
-"""What clients ask for: bodies within their limits, and the fields in them."""
+"""Requests of clients: bodies within limits, and the fields in them."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,16 +23,16 @@ SPEEDS = (0.25, 4.0)  # as at OpenAI
 
 @dataclass(frozen=True)
 class Asked:
-    """A speech request, by the names of OpenAI's fields and with `stream` and `seed`.
+    """A speech request with OpenAI's fields, plus `stream` and `seed`.
 
     Attributes:
         input: what to say.
         voice: name of a saved one.
-        model: any; a server has one.
+        model: ignored; a server has one model.
         instructions: how to say it.
         response_format: of the audio.
         speed: tempo, 1.0 as learnt; not of a stream.
-        stream: send chunks as they are made; also when `stream_format` is given.
+        stream: send chunks as they are made; implied by `stream_format`.
         stream_format: how the answer is packed, "audio" as bytes, "sse" as events.
         seed: of the sampling; drawn when there is none.
     """
@@ -52,7 +52,7 @@ class Asked:
         """Check a body.
 
         Raises:
-            Problem: no JSON object, unknown or missing fields, wrong types, values out of range.
+            Problem: not a JSON object, an unknown or missing field, a wrong type, or a value out of range.
         """
         try:
             given = json.loads(body, parse_constant=_no_number)
@@ -71,7 +71,7 @@ class Asked:
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise Problem(400, f"{name}: {brief(value)} cannot stand here; give {SAID[kind]}", name)
             if isinstance(value, str) and not _is_unicode(value):
-                raise Problem(400, f"{name} holds half of a surrogate pair, which is no character", name)
+                raise Problem(400, f"{name} holds half of a surrogate pair, which is not a character", name)
         for name in ("input", "voice"):
             if not given.get(name):
                 raise Problem(400, f"{name} is missing", name)
@@ -121,7 +121,7 @@ async def read_body(request: Request, kind: str, limit: int, seconds: float) -> 
         seconds: in which it must have come.
 
     Raises:
-        Problem: of another kind, too large, or too slow.
+        Problem: another media type, too large, or too slow.
         ClientDisconnect: the client is gone.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
@@ -160,19 +160,19 @@ class Upload:
 
 
 async def read_upload(request: Request, limits: Limits) -> Upload:
-    """A form with the fields of `Upload`, read in memory: nothing of it is written to disk.
+    """A form with the fields of `Upload`, read in memory and never written to disk.
 
     Raises:
-        Problem: no such form, or too large.
+        Problem: malformed or too large.
         ClientDisconnect: the client is gone.
     """
     body = await read_body(request, "multipart/form-data", limits.upload_bytes, limits.body_seconds)
 
-    async def parts() -> AsyncIterator[bytes]:
+    async def parts() -> AsyncGenerator[bytes, None]:
         yield body
 
     parser = MultiPartParser(request.headers, parts(), max_files=1, max_fields=3, max_part_size=8 * limits.upload_text)
-    parser.spool_max_size = limits.upload_bytes + 1  # beyond it the parser takes to the disk
+    parser.spool_max_size = limits.upload_bytes + 1  # beyond this the parser would write to disk
     try:
         form = await parser.parse()
     except MultiPartException as error:

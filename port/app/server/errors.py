@@ -1,4 +1,4 @@
-"""What goes wrong, as one line of JSON in the shape that OpenAI's clients read."""
+"""Errors, as one line of JSON in the shape that OpenAI's clients read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ...files.errors import printable
 
 
 class Problem(Exception):
-    """An answer other than the one that was asked for.
+    """An error answer.
 
     Args:
         status: of HTTP.
@@ -45,5 +45,5 @@ class JSON(Response):
     media_type = "application/json"
 
     def render(self, content: object) -> bytes:
-        """Every answer of the server is made here."""
+        """Makes every error answer of the server."""
         return json.dumps(content).encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Who is answered: what stands before every route, and headers that every answer has."""
+"""Checks before every route, and headers of every answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .errors import Problem
 from .settings import Settings
 
-DRAINED, DRAIN_SECONDS = 32 << 20, 10.0  # bytes and time that are spent on a body that is refused
+DRAINED, DRAIN_SECONDS = 32 << 20, 10.0  # limits for reading a refused body
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -25,15 +25,15 @@ HEADERS = {
 
 
 class Guard:
-    """Refuse what no own page and no client would send.
+    """Refuse requests that neither the server's page nor a client would send.
 
-    A page of another site may have its name lead to this machine (DNS rebinding): its requests carry that name as Host.
-    An address as Host is safe, since a browser sends one only to that address. And a page may post to this server
-    unread (CSRF): its requests carry its Origin.
+    Another site may let its name resolve to this machine (DNS rebinding): its requests carry that name as Host. An
+    address as Host is safe, because a browser sends it only to that address. A page may also post to this server
+    without reading the answer (CSRF): its requests carry its Origin.
 
     Args:
-        app: what is guarded.
-        settings: names and origins that are answered.
+        app: the guarded app.
+        settings: accepted names and origins.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Guard:
         self.origins = {origin.lower() for origin in settings.origins}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI; of what is no HTTP request only the start and the end of the server get through."""
+        """ASGI; besides HTTP requests only the lifespan events pass."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -96,7 +96,7 @@ class Key:
     """Ask for the key on all paths but `free`.
 
     Args:
-        app: what is guarded.
+        app: the guarded app.
         key: that clients send as `Authorization: Bearer KEY`.
         free: paths that anybody may read.
     """
@@ -111,7 +111,7 @@ class Key:
         if scope["type"] == "http" and not (scope["path"] in self.free and scope["method"] in ("GET", "HEAD")):
             given = Headers(scope=scope).getlist("authorization")
             kind, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-            # The comparison takes as long wherever the two first differ.
+            # A comparison in constant time.
             if not hmac.compare_digest(key.strip().encode(), self.key) or kind.lower() != "bearer":
                 said = "no API key" if not given else "a wrong API key"
                 problem = Problem(
@@ -123,7 +123,7 @@ class Key:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read on in a body that is refused: a connection closed on unread data is reset, and the answer may be lost."""
+    """Read the rest of a refused body: closing a connection with unread data resets it, and may lose the answer."""
     left = DRAINED
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -135,10 +135,10 @@ async def _drain(receive: Receive) -> None:
 
 
 def _name(host: str) -> str:
-    """Host without its port, in small letters; empty where it is none."""
+    """Host without its port, in lower case; empty if it is malformed."""
     try:
         split = urlsplit(f"//{host}")
-        _ = split.port  # raises where it is no number
+        _ = split.port  # raises if it is not a number
     except ValueError:
         return ""
     return split.hostname or "" if not (split.path or split.query or split.fragment or "@" in host) else ""

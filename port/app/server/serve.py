@@ -1,4 +1,4 @@
-"""What the command `serve` does; `arguments.py` has its arguments."""
+"""The command `serve`; `arguments.py` has its arguments."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import logging
 import socket
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from ...batched.together import default_batch_size
 from ...files.errors import Refused
 from ..speaking import ended_by_signals, load_voice
 from .settings import Limits, Settings
 
-GRACE = 3  # seconds that answers have to end when the server is stopped
+GRACE = 3  # seconds for running answers to end when the server stops
 
 
 def serve(options: argparse.Namespace) -> None:
-    """Load the model and answer until a signal ends it.
+    """Load the model and serve until a signal.
 
     Raises:
         Refused: the extra is not installed, or the address cannot be bound.
@@ -36,12 +38,16 @@ def serve(options: argparse.Namespace) -> None:
     except ImportError as error:
         raise Refused(f"serve needs the extra [server] ({error.name} is missing): pip install '.[server]'") from None
     with bound(options.host, options.port) as listener:
-        server = Server(load_voice(options.model, options.revision), Path(options.model).name or "model", settings)
+        voice = load_voice(options.model, options.revision)
+        limits = replace(settings.limits, active=options.batch_size or default_batch_size(voice.model.config))
+        server = Server(voice, Path(options.model).name or "model", replace(settings, limits=limits))
         address, port = listener.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         print(f"http://{shown}:{port} speaks, with a page at / and the API at /v1; Ctrl-C ends it", flush=True)
-        logging.getLogger("uvicorn").propagate = False  # uvicorn's own handler writes its warnings
-        logging.getLogger("python_multipart").setLevel(logging.ERROR)  # whose warnings are about forms of strangers
+        logging.getLogger("uvicorn").propagate = False  # uvicorn would add its own handler
+        logging.getLogger("python_multipart").setLevel(
+            logging.ERROR
+        )  # its warnings are about malformed forms of clients
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE, server_header=False
         )
@@ -50,10 +56,10 @@ def serve(options: argparse.Namespace) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens, before minutes of loading.
+    """A listening socket, opened before the model is loaded.
 
     Raises:
-        Refused: the address is no one's here, or taken.
+        Refused: the address is not available here, or is taken.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -63,7 +69,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen()  # who connects from now on waits until the model is loaded
+        listener.listen()  # clients that connect now wait until the model is loaded
     except OSError as error:
         listener.close()
         raise Refused(f"{host}:{port} cannot be bound ({error.strerror}); choose another --port") from None

@@ -1,4 +1,4 @@
-"""How a server is bound and what it takes."""
+"""Where a server listens, and its limits."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from ...files.errors import Misused
 
 ORIGIN = re.compile(r"https?://[\w.-]+(:\d+)?|https?://\[[0-9a-fA-F:]+\](:\d+)?")
-SHORTEST_KEY = 16  # characters; a shorter one can be tried out
+SHORTEST_KEY = 16  # characters; a shorter key could be guessed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What requests may take.
+    """Limits of requests.
 
     Attributes:
-        active: requests whose speech is being made at once; they take turns on one thread.
+        active: requests whose speech is being made at once; they decode together and take turns with the rest.
         waiting: further requests that wait for their turn.
         text: characters of `input` and of `instructions` each, as at OpenAI.
         json_bytes: of the body of a speech request.
@@ -27,7 +27,7 @@ class Limits:
         voices: that can be saved.
         body_seconds: to send a body.
         stall_seconds: for a client to take the next piece of an answer.
-        ahead: results made before the client took them; beyond, a request loses its turn.
+        ahead: results made ahead of the client; beyond this a request loses its turn.
         retry_after: seconds that a client is asked to wait when there is no room.
     """
 
@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the server listens and whom it answers.
+    """Where the server listens, and which clients it answers.
 
     Attributes:
         host: address or name to bind.
@@ -76,7 +76,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address; of names, `localhost` alone."""
+    """Whether only this machine can reach the address; the only such name is `localhost`."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Speech as bytes that a client can decode: a whole file, or a stream of which no length is known yet.
+"""Speech as bytes that a client can decode: a whole file, or a stream of unknown length.
 
 s samples
 """
@@ -6,6 +6,7 @@ s samples
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -24,12 +25,12 @@ FORMATS = {
 
 
 def formats() -> list[str]:
-    """What this libsndfile can write."""
+    """The formats that this libsndfile can write."""
     return [name for name, (kind, subtype, _) in FORMATS.items() if soundfile.check_format(kind, subtype)]
 
 
 def media_type(name: str) -> str:
-    """Of a format, for the header Content-Type."""
+    """Media type of a format, for the header Content-Type."""
     return FORMATS[name][2]
 
 
@@ -39,17 +40,16 @@ class Encoder:
     Args:
         name: of a format, one of `formats()`.
         sample_rate: Hz.
-        stream: give bytes as soon as they are there; otherwise all at the end, with the length in their header.
+        stream: return bytes as soon as possible; otherwise all at the end, with the length in their header.
     """
 
     def __init__(self, name: str, sample_rate: int, stream: bool) -> None:
         kind, subtype, _ = FORMATS[name]
-        self._file = _Forward() if stream else io.BytesIO()
-        self._stream = stream
+        self._file: _Forward | io.BytesIO = _Forward() if stream else io.BytesIO()
         if stream and name == "wav":
             self._file.write(wav_header(sample_rate))
             kind = "RAW"
-        # At a constant rate a player knows the length of an mp3 from its size; a stream has no other place to say it.
+        # At a constant bit rate a player computes the length of an mp3 from its size.
         how = {"bitrate_mode": "CONSTANT", "compression_level": 0.5} if name == "mp3" else {}
         endian = "LITTLE" if kind == "RAW" else "FILE"
         self._sound = soundfile.SoundFile(
@@ -60,28 +60,28 @@ class Encoder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._sound.close()  # before the file in memory, to which libsndfile writes an end
+        self._sound.close()  # before the file in memory, because libsndfile writes the end there
 
     def write(self, wave: np.ndarray) -> bytes:
-        """Encode (s,) float32 within +-1; returns what can be sent, maybe nothing yet."""
+        """Encode (s,) float32 within +-1; returns the bytes to send, possibly none yet."""
         self._sound.write(wave)
-        return self._file.take() if self._stream else b""
+        return self._file.take() if isinstance(self._file, _Forward) else b""
 
     def end(self) -> bytes:
         """The rest."""
         self._sound.close()
-        return self._file.take() if self._stream else self._file.getvalue()
+        return self._file.take() if isinstance(self._file, _Forward) else self._file.getvalue()
 
 
 class _Forward(io.RawIOBase):
-    """A file whose bytes are sent as they are written. What is written over bytes already there, as lengths are into a
-    header at the end, is dropped."""
+    """A file whose bytes are sent as they are written. Later changes to bytes already sent are dropped, such as lengths
+    in a header."""
 
     def __init__(self) -> None:
         self._position = self._end = 0
         self._written = bytearray()
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Any) -> int:
         start = max(self._end - self._position, 0)
         self._written += bytes(data)[start:]
         self._position += len(data)
@@ -96,7 +96,7 @@ class _Forward(io.RawIOBase):
         return self._position
 
     def take(self) -> bytes:
-        """What was written since the last call."""
+        """The bytes written since the last call."""
         written, self._written = bytes(self._written), bytearray()
         return written
 
@@ -105,7 +105,7 @@ def check_format(name: str) -> str:
     """The format, if it can be written here.
 
     Raises:
-        Refused: it cannot.
+        Refused: it cannot be written.
     """
     if name not in (known := formats()):
         raise Refused(f"response_format {name!r:.40} cannot be written here; choose {', '.join(known)}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from ...batched.decoder import Decoder
 from ...cosyvoice3 import CosyVoice3
 from ...files.errors import Refused
 from ...files.recording import check_recording
@@ -25,8 +27,11 @@ from .worker import Job
 logger = logging.getLogger(__name__)
 
 
-def spoken(voice: CosyVoice3, asked: Asked, seed: int, job: Job[bytes]) -> Iterator[bytes]:
+def spoken(voice: CosyVoice3, decoder: Decoder | None, asked: Asked, seed: int, job: Job[bytes]) -> Iterator[bytes]:
     """The bytes of an answer, as soon as they are made; those of a whole one come last, after an empty one a turn.
+
+    In the first turn the request is checked and takes its row of the decoder, no more: from there on its tokens come
+    with those of the others, whoever asks, up to the longest that its text may give.
 
     Raises:
         ValueError: what cannot be spoken.
@@ -40,10 +45,15 @@ def spoken(voice: CosyVoice3, asked: Asked, seed: int, job: Job[bytes]) -> Itera
         "seed": seed,
         "split_long": True,
         "progress": lambda _: job.check(),
+        "decoder": decoder,
     }
     samples = 0
-    with Encoder(asked.response_format, voice.sample_rate, asked.streams) as encoder:
-        for result in speak(said, voice, asked.input, common):
+    with (
+        closing(speak(said, voice, asked.input, common)) as speech,
+        Encoder(asked.response_format, voice.sample_rate, asked.streams) as encoder,
+    ):
+        yield b""
+        for result in speech:
             wave = np.array(result["tts_speech"])[0]
             samples += len(wave)
             yield encoder.write(wave)
@@ -72,7 +82,7 @@ def added(voice: CosyVoice3, upload: Upload, limits: Limits, _: Job[dict[str, ob
     voice.add_zero_shot_spk(upload.text, check_recording(upload.audio), name)
     try:
         voices[name] = replace(voices[name], licence=upload.licence)
-        save_voice(voice.folder, name, voices[name], voice.model.config)
+        save_voice(cast(str, voice.folder), name, voices[name], voice.model.config)
     except (Refused, OSError) as error:
         del voices[name]
         logger.error("a voice could not be saved: %s", error)
@@ -88,7 +98,7 @@ def removed(voice: CosyVoice3, name: str, _: Job[dict[str, object]]) -> Iterator
     """
     require_voice(voice, name, 404)
     try:
-        remove_voice(voice.folder, name)
+        remove_voice(cast(str, voice.folder), name)
     except (Refused, OSError) as error:
         logger.error("a voice could not be removed: %s", error)
         raise Problem(500, "the voice cannot be removed; the server's log says why") from None

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from .settings import Limits
 
@@ -37,26 +37,28 @@ class Job(Generic[T]):
         made, taken: results so far, each counted by one thread.
     """
 
-    def __init__(self, work: Callable[[Job[T]], Iterator[T]], wake: Callable[[], None]) -> None:
+    def __init__(self, work: Callable[[Job[T]], Iterator[T]], worker: Worker) -> None:
         self.left = False
         self.made = self.taken = 0
-        self._work, self._wake = work, wake
+        self._work, self._worker = work, worker
         self._steps: Iterator[T] | None = None
         self._loop = asyncio.get_running_loop()
         self._results: asyncio.Queue[tuple[T | None, BaseException | None]] = asyncio.Queue()
 
     def check(self) -> None:
-        """For the work itself, to stop within a result.
+        """For the work itself, to stop within a result; ends others whose clients are gone.
 
         Raises:
             Left: the client is gone.
         """
+        self._worker.end_left(but=self)
         if self.left:
             raise Left
 
     def step(self) -> bool:
         """Make one result; False when there are no more."""
-        result, error = None, None
+        result: T | None = None
+        error: BaseException | None = None
         try:
             if self._steps is None:
                 self._steps = iter(self._work(self))
@@ -90,10 +92,10 @@ class Job(Generic[T]):
     async def __anext__(self) -> T:
         result, error = await self._results.get()
         self.taken += 1
-        self._wake()
+        self._worker.wake()
         if error is not None:
             raise error
-        return result
+        return cast(T, result)
 
 
 class Worker:
@@ -101,10 +103,12 @@ class Worker:
 
     Args:
         limits: `active`, `waiting` and `ahead` count here.
+        ended: called when a request has ended and its work is closed.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, ended: Callable[[], None]) -> None:
         self.limits = limits
+        self._tidy = ended
         self._places = 0
         self._waiting: deque[Job[Any]] = deque()
         self._active: deque[Job[Any]] = deque()  # whose turn is next stands first
@@ -153,7 +157,7 @@ class Worker:
         Args:
             work: gives the results, called on the worker's thread; may call `check` of the job.
         """
-        job = Job(work, self._wake)
+        job = Job(work, self)
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
@@ -161,31 +165,38 @@ class Worker:
             yield job
         finally:
             job.left = True
-            self._wake()
+            self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Something may be to do."""
         with self._changed:
             self._changed.notify()
+
+    def end_left(self, but: Job[Any] | None = None) -> None:
+        """End the work that clients left, `but` the one that is at work; on the worker's thread."""
+        with self._changed:
+            gone = [job for job in self._active if job.left and job is not but]
+        for job in gone:
+            self._drop(job)
 
     def _run(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._ended or self._something())
-                gone = [job for job in self._active if job.left]
+            self.end_left()
+            with self._changed:
+                if self._ended:
+                    return
                 self._waiting = deque(job for job in self._waiting if not job.left)
                 job = self._next()
-            for each in gone:
-                each.close()
-                self._drop(each)
-            if self._ended:
-                return
             if job is not None and not job.step():
-                job.close()
                 self._drop(job)
 
     def _drop(self, job: Job[Any]) -> None:
+        job.close()
         with self._changed:
             self._active.remove(job)
+        self._tidy()
 
     def _something(self) -> bool:
         everybody = (*self._active, *self._waiting)
@@ -195,11 +206,15 @@ class Worker:
         return [job for job in self._active if not job.left and job.made - job.taken < self.limits.ahead]
 
     def _next(self) -> Job[Any] | None:
-        """Whose turn it is. Who does not take results has none, and leaves the room to those who wait."""
+        """Whose turn it is. Who does not take results has none, and leaves the room to those who wait.
+
+        A first turn comes at once: speech only takes its row of the decoder in it.
+        """
         while self._waiting and len(self._ready()) < self.limits.active:
             self._active.append(self._waiting.popleft())
         if not (ready := self._ready()):
             return None
-        self._active.remove(ready[0])
-        self._active.append(ready[0])
-        return ready[0]
+        job = min(ready, key=lambda job: job.made > 0)
+        self._active.remove(job)
+        self._active.append(job)
+        return job
