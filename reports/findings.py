@@ -24,16 +24,16 @@ WIDTH = 120  # of a line of text
 FOLLOWS = "Follows from: "  # of a part that another one's cause explains
 HEAD = """# Ports that were audited
 
-`make findings` writes this page from the results of the commands below, all but the paragraph on long sums. A part
-*conforms* where the port errs at most four times as much as PyTorch's own float32 does and integers are equal. Weights
-are random.
+`make findings` writes this page from the results of the commands below, all but the two paragraphs after the table. A
+part *conforms* where the port errs at most four times as much as PyTorch's own float32 does and integers are equal.
+Weights are random.
 
 | port | against | parts conform | diverge | not offered | worst that conforms | causes | as shipped | faults caught |
 |---|---|---:|---:|---:|---:|---:|---|---:|
 """
 
 
-LONG_SUMS = """
+NOTES = """
 **Long sums on CPUs.** MLX's Linux wheel adds the terms of a product or a convolution one after another, equal in every
 bit to a loop (`pytest tests/judge/test_orders.py`); PyTorch adds blocks. The further runs of PyTorch add at most 256
 terms one by one (`LONGEST` in `mlx_parity/sides/orders_pytorch.py`), so a longer sum of MLX can be over budget although
@@ -43,6 +43,10 @@ elements of the decoder's first convolution (320 channels, 3 taps: 960 terms) is
 and the block after it inherit 4.0x. Whisper's cross attention over 1500 positions reached 4.64x (rms 2.07x) with seed 2
 and is not among the parts. With seeds 1 and 2 all other parts of the subjects pass, their findings mended. No GPU was
 measured.
+
+**Older counts of mlx_audio_plus** were 43 conform, 24 diverge, 16 causes. The 16th was taken back: the port divides the
+sum of a short last segment in CAM++ by 100, and so does the official campplus.onnx in the pinned onnxruntime. Its three
+parts (CAMLayer, CAMDenseTDNNLayer, CAMDenseTDNNBlock) conform.
 """
 
 
@@ -88,7 +92,7 @@ def read(folder: Path) -> Audit:
 
 def page(audits: Sequence[Audit]) -> str:
     """Markdown: a table of all ports, then a section each with versions, command and causes."""
-    lines = [HEAD + "\n".join(map(_row, audits)), LONG_SUMS]
+    lines = [HEAD + "\n".join(map(_row, audits)), NOTES]
     for audit in audits:
         lines += [*_section(audit), ""]
     return "\n".join(lines).rstrip() + "\n"
@@ -115,8 +119,6 @@ def _section(audit: Audit) -> Iterator[str]:
         yield _wrapped(f"- {markdown(cause)} In: {', '.join(map(markdown, parts))}.", "  ")
     if not audit.causes:
         yield "Nothing diverges."
-    for gap in audit.report.not_checked:
-        yield f"- Not judged: {markdown(gap.what)}: {markdown(gap.why)}"
 
 
 def _wrapped(text: str, further: str = "") -> str:
