@@ -14,12 +14,12 @@ DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.
 override MLX := build/mlx
 
-.PHONY: setup verify test quick lint record audit examples findings clean
+.PHONY: setup verify test quick lint types docs record audit examples findings clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,docs]'
 	@# Judged by the judge's own tests. Without what it asks for: another transformers than the witness.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt mlx-lm
 	touch $@
@@ -41,16 +41,24 @@ verify: $(STAMP)
 	exit $$status
 
 # What `make verify` leaves out: the tests of the suite itself, broken and hostile input.
-test: lint
+test: lint types
 	$(BIN)/python -m pytest --quiet -m "meta or robust" $(WORKERS)
 
 # After each change: one case of every part, the rules of the house, the linter.
 quick: lint
-	$(BIN)/python -m pytest --quiet --quick parity_tests/test_parts.py tests/repository/test_house.py -m "not meta or house" --numprocesses auto
+	$(BIN)/python -m pytest --quiet --quick parity_tests/test_parts.py tests/repository/test_house.py tests/repository/test_architecture.py tests/repository/test_prose.py -m "not meta or house" --numprocesses auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# The site, from the same Markdown files: build/site/docs/index.html. A link that leads nowhere fails it.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -c docs --fail-on-warning --keep-going --quiet . build/site
 
 # The whole catalogue of faults, some minutes; the score is kept, and each report shows it until the code changes.
 record: $(STAMP)
@@ -61,8 +69,9 @@ audit: $(STAMP)
 	$(BIN)/python -m parity_tests.audit $(PORT)
 
 # Other people's ports before the judge, each in an environment of its own below build/; the first run needs the network.
+# Two at once, of one thread each: their arrays are too small for more.
 examples: $(STAMP)
-	$(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults --as-shipped
+	OMP_NUM_THREADS=1 $(BIN)/python -m mlx_parity run examples/ports/*.py --out $(OUT)/examples --declared --faults --as-shipped --jobs 2
 
 # The page of all audits, from what `make audit` of mlx_audio_plus and `make examples` found last.
 findings: $(STAMP)

@@ -16,9 +16,10 @@ from port.noise import rand_noise, sine_waves
 
 # The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "blocks", "activations", "products"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
+    "decode": ("queued",),
 }
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps
@@ -34,7 +35,7 @@ class Variant:
     Args:
         name: of the column, such as `port.no_activations`.
         side: worker that runs it: torch, port or mlx_audio_plus.
-        options: `off` (fast forms left out, or "all"), `guidance`, `dtype`, `bits`, `way` (of a stream).
+        options: `off` (fast forms left out, or "all"), `on` (added), `guidance`, `dtype`, `bits`, `way` (of a stream).
         repeats: most repeats for a side known to be slow, which then gets no untimed run.
         reduced: of lower precision: its error is reported but not judged.
         further: requested from the worker after the parts: `BAKED` or `VARIED`; such a variant has its own worker.
@@ -94,9 +95,8 @@ CAUSAL = Variant("port.causal_final", "port", {"way": "causal_final"})
 BAKED_TABLES = Variant("port.baked", "port", further=(BAKED,))
 ONE_HOP = Variant("port.one_hop", "port", {"way": "hop"})
 KNOWN_VOICE = Variant("port.known_voice", "port", {"way": "known_voice"})
-ONE_BY_ONE = Variant("port.one_by_one", "port", {"way": "one_by_one"})
 RECOMPUTE = Variant("port.recompute", "port", {"way": "recompute"})
-EIGHT = Variant("port.rows_8", "port", {"rows": 8})
+FOUR, EIGHT = (Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (4, 8))
 TOGETHER = tuple(Variant(f"port.rows_{rows}", "port", {"rows": rows}) for rows in (2, 4, 8, 16))
 
 
@@ -114,6 +114,9 @@ def precisions(dtypes: tuple[str, ...], bits: tuple[int, ...]) -> tuple[Variant,
 
 def _varied(name: str, reduced: bool = False, **options: Any) -> Variant:
     return Variant(name, "port", options, reduced=reduced, further=(VARIED,))
+
+
+QUEUED = _varied("port.queued", on=["queued"])  # on every device; a GPU has it by default
 
 
 def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = ()) -> list[Case]:
@@ -143,7 +146,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             llm,
             {"text": 60, "prompt": 50, "tokens": 25 if full else 4},
             {"text": 12, "prompt": 5, "tokens": 6},
-            (*sides, *ablation("decode"), *reduced),
+            (*sides, QUEUED, *ablation("decode"), *reduced),
         ),
         Case(
             "llm.batch",
@@ -220,13 +223,13 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=False,
         ),
         Case(
-            "batch.4",
-            "tokens to samples, 4 utterances of 1 s, prompt of 1 s" if full else "tokens to samples, 4 utterances",
+            "token2wav.4",
+            "tokens to samples, utterances one by one and up to 4 together",
             "networks",
             wave,
-            {"prompt": second if full else 5, "tokens": second, "rows": 4},
-            {"prompt": 5, "tokens": 10, "rows": 3},
-            (TORCH, PORT, ONE_BY_ONE),
+            {"prompt": second if full else 5, "tokens": second, "rows": 4 if full else 2},
+            {"prompt": 5, "tokens": 10, "rows": 2},
+            (TORCH, PORT, FOUR),
             repeats=2,
             limit_s=30.0,
             warm=False,
@@ -244,8 +247,8 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
             warm=not full,
         ),
     ]
-    # Streams cost most of a full run: each further way is measured at one length, and once.
-    streams = {5: (OFFLINE, TORCH), 10: (OFFLINE, RECOMPUTE, CAUSAL), 20: (), 30: (OFFLINE,)}
+    # Streams cost most of a full run: each further way is measured once, the longest for the plot of cost by length.
+    streams = {5: (OFFLINE, TORCH), 10: (OFFLINE, RECOMPUTE, CAUSAL), 20: (), 30: (OFFLINE,), 60: (OFFLINE,)}
     for length, further in streams.items() if full else [(2, (OFFLINE, TORCH, RECOMPUTE, CAUSAL))]:
         cases.append(
             Case(

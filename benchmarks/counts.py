@@ -29,6 +29,7 @@ class Counts:
         primitives: operations of the graph, without those that only change the layout.
         layout_primitives: operations that only change the layout.
         by_name: operations by the name of their primitive.
+        idle_waits: host waits per token with nothing queued; None if the graph is no step of a loop.
     """
 
     matmul_flops: int
@@ -36,6 +37,7 @@ class Counts:
     primitives: int
     layout_primitives: int
     by_name: dict[str, int]
+    idle_waits: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -20,6 +20,7 @@ PAUSE_S = 0.1
 # Further float32 runs of the reference (mlx_parity/compare.py): of inputs moved by an ulp, and, from tokens to
 # samples, of a mel as near to the truth as its own: the pitch integrates to a phase, so one run may be right by luck.
 NUDGES, NUDGES_OF_MEL = 2, 6
+LIMITS = {"matrix_flops": "square", "memory_bytes": "sweep"}  # of a machine, and what a worker is asked for them
 # What changes the result, and not only the way to it; the reference is run the same way.
 MEANING = {"offline": "offline", "causal_final": "causal_final"}
 
@@ -82,7 +83,7 @@ class Bench:
         variants = [v for v in case.variants if v.side in self.sides]
         rows: dict[str, dict[str, Any]] = {v.name: self._checked(case, v) for v in variants}
         running = [v for v in variants if rows[v.name]["status"] not in ("refused", "failed")]
-        limits = self._limits(case, running)
+        limits = self._limits(case, running, {})
         if case.warm:
             self._round(case, [v for v in running if v.repeats is None], rows, timed=False)
         for turn in range(repeats or case.repeats):
@@ -90,8 +91,7 @@ class Bench:
             if not due:
                 break
             self._round(case, due, rows)
-        again = self._limits(case, running)
-        limits = {side: max(speed, again.get(side, 0.0)) for side, speed in limits.items()}
+        limits = self._limits(case, running, limits)
         for row in rows.values():
             if row["seconds"]:
                 row |= {"median": statistics.median(row["seconds"]), "low": min(row["seconds"])}
@@ -104,7 +104,7 @@ class Bench:
             "audio_seconds": case.seconds,
             "variants": rows,
             "ratios": ratios(rows),
-            "matrix_flops": limits,
+            **limits,
             "counts": self._counts(case, running),
         }
 
@@ -183,14 +183,20 @@ class Bench:
             self.references[key] = arrays(path)
         return dict(self.references[key])
 
-    def _limits(self, case: Case, variants: Sequence[Variant]) -> dict[str, float]:
-        found = {}
-        for side in dict.fromkeys(v.side for v in variants):
-            time.sleep(PAUSE_S)
-            try:
-                found[side] = self.worker(side, case.parts).ask("square", n=self.settings.matrix)
-            except WorkerError:
-                continue  # reported where it was to be timed
+    def _limits(
+        self, case: Case, variants: Sequence[Variant], before: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """By side, the speed of matrix products and of reading memory; the better of now and `before`."""
+        found: dict[str, dict[str, float]] = {}
+        for name, asked in LIMITS.items():
+            found[name] = dict(before.get(name, {}))
+            for side in dict.fromkeys(v.side for v in variants):
+                time.sleep(PAUSE_S)
+                try:
+                    speed = self.worker(side, case.parts).ask(asked, n=self.settings.matrix)
+                except WorkerError:
+                    continue  # reported where it was to be timed
+                found[name][side] = max(speed, found[name].get(side, 0.0))
         return found
 
     def _counts(self, case: Case, variants: Sequence[Variant]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plots of a run, as SVG files: ratios with their range, cost of a stream over time, gain of each fast form."""
+"""Plots of a run, as SVG files: ratios with their range, cost over a stream and by length, gain of each fast form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
 
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "benchmarks"
-    drawn = {"ratios.svg": _ratios, "streams.svg": _streams, "paths.svg": _paths}
+    drawn = {"ratios.svg": _ratios, "streams.svg": _streams, "lengths.svg": _lengths, "paths.svg": _paths}
     return [name for name, function in drawn.items() if function(result["cases"], folder / name)]
 
 
@@ -57,6 +57,25 @@ def _streams(cases: list[Mapping[str, Any]], path: Path) -> bool:
         axes.step([start for start, _, _ in chunks], [cost for *_, cost in chunks], style, where="post", label=label)
     axes.set_yscale("log")
     axes.set_xlabel("second of the stream")
+    axes.set_ylabel("seconds of work per second of audio")
+    _finish(figure, axes, None, path)
+    return True
+
+
+def _lengths(cases: list[Mapping[str, Any]], path: Path) -> bool:
+    """Cost per second of audio against the length, of whole requests and of all chunks of a stream."""
+    ways = {"port": "a stream", "port.offline": "whole", "torch": "a stream, torch"}
+    streams = sorted((case for case in cases if case["kind"] == "stream"), key=lambda case: case["audio_seconds"])
+    rows = {name: [case for case in streams if case["variants"].get(name, {}).get("seconds")] for name in ways}
+    if max(map(len, rows.values())) < 2:
+        return False
+    figure, axes = _figure(8)
+    for name, found in rows.items():
+        lengths = [case["audio_seconds"] for case in found]
+        costs = [case["variants"][name]["median"] / case["audio_seconds"] for case in found]
+        axes.plot(lengths, costs, "o-", label=ways[name])
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds of audio")
     axes.set_ylabel("seconds of work per second of audio")
     _finish(figure, axes, None, path)
     return True

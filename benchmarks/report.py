@@ -28,8 +28,7 @@ def describe_blas(about: Mapping[str, Any], preloaded: str | None) -> dict[str, 
 
 def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]]:
     """Rows of one case under `HEADER`; `marked` puts a question mark behind MLX times that mean nothing."""
-    flops = flops_of(case)
-    limit = max(case["matrix_flops"].values(), default=0.0)
+    flops, (work, limit) = flops_of(case), limit_of(case)
     rows = []
     for name, row in case["variants"].items():
         if not row["seconds"]:
@@ -45,7 +44,7 @@ def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]
                 _ratio(case, name, "torch") + query if name != "torch" else "",
                 _ratio(case, name, "port") + query if name != "port" else "",
                 f"{rate / 1e9:.3g}" if rate else "",
-                f"{100 * rate / limit:.0f} %" if rate and limit else "",
+                f"{100 * work / row['median'] / limit:.0f} %" if work and limit else "",
                 megabytes(row.get("peak_bytes")),
                 megabytes(row.get("peak_rss_bytes")),
                 _check(row),
@@ -60,6 +59,18 @@ def flops_of(case: Mapping[str, Any]) -> int | None:
     counted = counts.get("port.plain") or counts.get("port") or {}
     flops = counted.get("matmul_flops")
     return flops * case["size"]["tokens"] if flops and case["kind"] == "decode" else flops
+
+
+def limit_of(case: Mapping[str, Any]) -> tuple[int | None, float]:
+    """Work of the plain path that the machine limits, and the machine's speed at it by its fastest side.
+
+    Matrix products; of tokens one by one, where each weight serves one product, the bytes of weights that are read.
+    """
+    counts = case.get("counts", {})
+    counted = counts.get("port.plain") or counts.get("port") or {}
+    if case["kind"] == "decode" and "weight_bytes" in counted:
+        return counted["weight_bytes"] * case["size"]["tokens"], max(case["memory_bytes"].values(), default=0.0)
+    return flops_of(case), max(case["matrix_flops"].values(), default=0.0)
 
 
 def notes(case: Mapping[str, Any]) -> list[str]:
@@ -84,7 +95,10 @@ def notes(case: Mapping[str, Any]) -> list[str]:
     for name, counted in case.get("counts", {}).items():
         if "error" in counted:
             found.append(f"{name}: not counted: {counted['error']}")
-        elif not name.startswith("port.no_"):
+            continue
+        if counted.get("idle_waits") is not None:
+            found.append(f"{name}: {counted['idle_waits']:.2g} host waits per token with nothing queued")
+        if not name.startswith("port.no_"):
             found.append(
                 f"{name}: {counted['matmul_flops'] / 1e9:.3g} GFLOP of matrix products, "
                 f"{counted['weight_bytes'] / 1e6:.1f} MB of weights and tables read, "
@@ -127,7 +141,8 @@ def markdown(result: Mapping[str, Any], plots: list[str]) -> str:
     lines += [f"Command: `{result['command']}`; commit {result['commit'][:12]}; {', '.join(versions)}.", ""]
     lines += [result["blas"]["sentence"], ""] if result["blas"]["sentence"] else []
     lines += [
-        "Times are medians; ratios are medians of the ratios of neighbouring runs. `x torch` is the time over torch's.",
+        "Times are medians; ratios are medians of the ratios of neighbouring runs. `x torch` is the time over torch's. "
+        "`of limit` is the share of the fastest side's matrix product; token by token, of its speed of reading memory.",
         "",
     ]
     lines += ["## Targets", "", *_pipes(target_rows(result["targets"])), ""]

@@ -6,7 +6,7 @@ a wrong result is not timed. OUT/benchmark.json is written after every case; --r
 
 examples:
   python -m benchmarks.run                                   every case, tiny: does it work here? (a minute)
-  python -m benchmarks.run --size full --against torch,mlx_audio_plus      real sizes (about 25 minutes on 2 cores)
+  python -m benchmarks.run --size full --against torch,mlx_audio_plus      real sizes (about 45 minutes on 2 cores)
   python -m benchmarks.run --size full --only 'flow.dit.*' --repeats 9     some cases, with more repeats
   python -m benchmarks.run --size full --only 'stream.*' --resume          continue an interrupted run
 """

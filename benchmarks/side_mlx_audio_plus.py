@@ -89,6 +89,12 @@ class Side:
         mx.eval(a, b)
         return lambda: mx.eval(a @ b)
 
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = mx.ones(count)
+        mx.eval(a)
+        return lambda: mx.eval(a.sum())
+
     def reset_peak(self) -> None:
         mx.clear_cache()
         mx.reset_peak_memory()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ import numpy as np
 from benchmarks.counts import Counts, count
 from benchmarks.precision import in_precision
 from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
+from benchmarks.waits import watched
 from benchmarks.weights import State
 from convert.mapping import PORT_ROOT, convert
 from port.app.device import keep_freed_memory
@@ -30,6 +32,7 @@ from port.request import Options, Stream
 from port.stream.flow import state_bytes
 
 CHANNELS_FIRST = ("x", "mu", "cond", "noise", "speech_feat")
+WATCHED = 4  # tokens over which the host's waits are counted
 FIRST_TIME = np.float32(0)  # of every schedule
 # Ways to stream: the port's; with a voice that it has streamed before; the original's (everything again for each
 # chunk); without the original's last chunk.
@@ -121,7 +124,8 @@ class Side:
             arguments = (mel, mx.zeros((1, mel.shape[1] * config.vocoder.hop_samples, 1)))
         else:
             return None
-        return count(run, *arguments)
+        found = count(run, *arguments)
+        return replace(found, idle_waits=self._idle_waits(model, inputs)) if kind == "decode" else found
 
     @staticmethod
     def to_numpy(value: Any) -> np.ndarray:
@@ -136,6 +140,12 @@ class Side:
         a, b = (mx.random.normal((n, n)) for _ in range(2))
         mx.eval(a, b)
         return lambda: mx.eval(a @ b)
+
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = mx.ones(count)
+        mx.eval(a)
+        return lambda: mx.eval(a.sum())
 
     def reset_peak(self) -> None:
         mx.clear_cache()
@@ -154,18 +164,30 @@ class Side:
                 self.model[root] = speed_up(self.model[root])
                 self._fast.add(root)
             return self.model
-        off = options.get("off", [])
+        off, on = options.get("off", []), options.get("on", [])
         dtype, bits = options.get("dtype"), options.get("bits")
-        key = str((off, dtype, bits))
+        key = str((off, on, dtype, bits))
         if key not in self.variants:
             made = in_precision(self.model, self.roots, dtype, bits)
             for root in self.roots:
-                only = () if off == "all" else set(chosen()) - set(off)
+                only = () if off == "all" else set(chosen()) - set(off) | set(on)
                 made[root] = speed_up(made[root], only)
             if dtype or bits:  # keep one at a time: they share no weights
                 self.variants = {k: v for k, v in self.variants.items() if k.endswith("None, None)")}
             self.variants[key] = made
         return self.variants[key]
+
+    @staticmethod
+    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, np.ndarray]) -> float:
+        """How often the host waits for a token with nothing queued behind it, per token, after the first."""
+        job = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
+        with watched() as waits:
+            next(job)
+            waits.idle = 0
+            tokens = len([*islice(job, WATCHED)])
+            found = waits.idle / tokens
+        job.close()
+        return found
 
     def _prefill(self, model: CosyVoice3Model, x: dict[str, mx.array], *_: Any) -> Run:
         return lambda: {"scores": model.llm.step(x["inputs_embeds"], model.llm.qwen2.make_cache())}
@@ -217,15 +239,13 @@ class Side:
     def _networks(
         self, model: CosyVoice3Model, x: dict[str, mx.array], _: Mapping[str, Any], options: Mapping[str, Any]
     ) -> Run:
-        tokens = mx.split(x["token"], x["token"].shape[0])
-        if options.get("way") == "one_by_one":
-            runs = [self._token2wav(model, {**x, "token": token}) for token in tokens]
-            return lambda: {"wav": mx.concatenate([run()["wav"] for run in runs])}
-        prompt, chance = voice_conversion(x)
+        (prompt, chance), step = voice_conversion(x), options.get("rows", 1)
 
         def run() -> Outputs:
-            rows = [flow_row(model.flow, token, prompt, chance.noise) for token in tokens]
-            found = waves(model.vocoder, mels(model.flow, rows), [chance.sine_waves] * len(rows))
+            rows, found = [flow_row(model.flow, token[None], prompt, chance.noise) for token in x["token"]], []
+            for start in range(0, len(rows), step):
+                made = mels(model.flow, rows[start : start + step])
+                found += waves(model.vocoder, made, [chance.sine_waves] * len(made))
             return {"wav": mx.concatenate(found)}
 
         return run

@@ -81,6 +81,11 @@ class Side:
         a, b = (torch.randn(n, n) for _ in range(2))
         return lambda: a @ b
 
+    def sweep(self, count: int) -> Callable[[], Any]:
+        """The sum of `count` float32 numbers, which reads them once."""
+        a = torch.ones(count)
+        return lambda: a.sum()
+
     def reset_peak(self) -> None:
         """Torch counts no memory on a CPU."""
 

@@ -25,6 +25,7 @@ from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rs
 from benchmarks.weights import receive
 
 MATRIX_RUNS = 5
+MATRICES_READ = 16  # of the full size together more than any cache holds
 
 
 class Worker:
@@ -103,15 +104,23 @@ class Worker:
 
     def square(self, n: int) -> float:
         """FLOP/s of a matrix product of `n` by `n`, the best of a few."""
-        run = self.squares.setdefault(n, self.side.square(n))
-        best = float("inf")
-        for _ in range(MATRIX_RUNS):
-            start = time.perf_counter()
-            run()
-            best = min(best, time.perf_counter() - start)
-            if best > 1:
-                break
-        return 2 * n**3 / best
+        return 2 * n**3 / fastest(self.squares.setdefault(n, self.side.square(n)))
+
+    def sweep(self, n: int) -> float:
+        """Bytes a second at which MATRICES_READ matrices of `n` by `n` are read and summed, the best of a few."""
+        return 4 * MATRICES_READ * n * n / fastest(self.side.sweep(MATRICES_READ * n * n))
+
+
+def fastest(run: Callable[[], Any]) -> float:
+    """Seconds of the fastest of a few runs."""
+    best = float("inf")
+    for _ in range(MATRIX_RUNS):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+        if best > 1:
+            break
+    return best
 
 
 def nudged(inputs: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mlx_parity.sides.pytorch import torch_module
     from mlx_parity.subject import Finding, Pair, Subject
 
-# Found when they are asked for: a report is read without PyTorch and MLX.
+# Imported on first use: reading a report needs neither PyTorch nor MLX.
 _PLACES = {
     **dict.fromkeys(("Alarms", "false_alarms"), "alarms"),
     **dict.fromkeys(("BUDGET", "FLOOR", "Reading"), "compare"),

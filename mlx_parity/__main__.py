@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from mlx_parity.subject import SubjectError, load_subject
 
 COMMAND = "python -m mlx_parity"
 FLAGS = ("faults", "as-shipped", "declared", "annotations")
+MOST_JOBS = 64
 BUILD = Path("build")  # below the current folder; environments are cached there
 
 
@@ -29,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "run",
         help="judge a subject and write the results",
         description="Judge a subject, a program that defines subject(seed). Packages that PROGRAM.requirements.txt "
-        "beside it pins are installed into an environment of their own below build/. Exit 0 when all conforms, "
+        "beside it pins are installed into a separate environment below build/. Exit 0 when everything conforms, "
         "1 when something diverges, 2 when it cannot run.",
         epilog=f"example: {COMMAND} run examples/ports/qwen2_mlx_lm.py --out results --faults",
     )
@@ -42,30 +44,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     run.add_argument("--only", default="*", metavar="GLOB", help="parts to run (default: all)")
     run.add_argument("--faults", action="store_true", help="measure how many generic faults the comparison sees")
     run.add_argument(
-        "--as-shipped", action="store_true", help="judge it once more without MLX_ENABLE_TF32=0, as users have it"
+        "--as-shipped", action="store_true", help="judge it again without MLX_ENABLE_TF32=0, as users run it"
     )
-    run.add_argument("--declared", action="store_true", help="exit 0 when what diverges is what the findings say")
-    run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for what diverges")
+    run.add_argument("--declared", action="store_true", help="exit 0 when exactly the known findings diverge")
+    run.add_argument("--annotations", action="store_true", help="print GitHub's ::error lines for divergences")
+    run.add_argument(
+        "--jobs", type=_jobs, default=1, metavar="N", help="programs that run at once (default: %(default)s)"
+    )
     run.add_argument("--here", action="store_true", help="use the packages that are installed in this environment")
     options = parser.parse_args(argv)
     several = len(options.subject) > 1
-    ends = []
-    for program in options.subject:
+
+    def end(program: Path) -> tuple[int, str]:
         out = options.out / program.stem if several else options.out
         try:
-            ends.append(_run(program, out, options, apart=several))
+            return _run(program, out, options, apart=several)
         except (SubjectError, CannotInstall, OSError, ValueError) as error:
-            ends.append((2, f"{program.stem}: {_line(error)}"))
-            print(f"run: {ends[-1][1]}", file=sys.stderr)
+            said = f"{program.stem}: {_line(error)}"
+            print(f"run: {said}", file=sys.stderr)
+            return 2, said
+
+    with ThreadPoolExecutor(options.jobs) as at_once:
+        ends = [*at_once.map(end, options.subject)]
     if several:
         print("\n".join(end for _, end in ends))
     return max(code for code, _ in ends)
 
 
 def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> tuple[int, str]:
-    """Judge one program, in an environment of its own where it has one; the exit code and the last line."""
+    """Judge one program, in its own environment if it has one; returns the exit code and the last line."""
     if not program.is_file() or program.suffix != ".py":
-        raise SubjectError(f"{program}: is no Python program; name a file that ends in .py")
+        raise SubjectError(f"{program}: is not a Python program; name a file that ends in .py")
     pins = program.with_suffix(".requirements.txt")
     own = pins.is_file() and not options.here
     if not own and not apart:
@@ -79,6 +88,8 @@ def _run(program: Path, out: Path, options: argparse.Namespace, apart: bool) -> 
         for line in process.stdout or ():
             last = line.rstrip() or last
             print(line, end="", flush=True)
+    if process.returncode < 0:
+        return 2, f"{program.stem}: ended by signal {-process.returncode}"
     return process.returncode, last or f"{program.stem}: exit {process.returncode}"
 
 
@@ -110,6 +121,12 @@ def _run_here(program: Path, out: Path, options: argparse.Namespace) -> tuple[in
     return int(not fine), said
 
 
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_JOBS:
+        raise argparse.ArgumentTypeError(f"{printing(text)}: needs a whole number from 1 to {MOST_JOBS}")
+    return int(text)
+
+
 def _line(error: Exception) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or '--out'}: {error.strerror}; give another place"
@@ -117,4 +134,7 @@ def _line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of the frameworks can abort the interpreter's usual end

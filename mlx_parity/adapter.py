@@ -18,7 +18,7 @@ from mlx_parity.part import Part
 
 
 class NotOffered(Exception):
-    """The port has no such part; the report lists it as not checked, it never counts as passed."""
+    """The port has no such part. The report lists it as not checked; it never counts as passed."""
 
 
 class AdapterError(ValueError):
@@ -46,7 +46,7 @@ class Adapter(ABC):
             config: the part's sizes, named as in the reference's constructor.
             state: the part's weights, keys relative to the part, official names and layouts.
             inputs: float32, integer or bool arrays by argument name, in the reference's layout.
-            call: further arguments that are no arrays (`streaming`, `finalize`, ...).
+            call: other arguments, such as `streaming` or `finalize`.
 
         Returns:
             output name -> array in the reference's layout.
@@ -56,11 +56,11 @@ class Adapter(ABC):
         """
 
     def also(self, part: Part, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
-        """Further forms of a part that are judged beside the one that `run` runs, by a word for their rows."""
+        """Other forms of a part that are judged too, by a word for their rows."""
         return {}
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The numbers that the port takes when its caller gives none, float32.
+        """The noise that the port uses if its caller gives none, float32.
 
         Args:
             name: `rand_noise`, the flow's start (1, 80, frames); `sine_waves`, the source's noise (1, samples, 9)
@@ -68,12 +68,12 @@ class Adapter(ABC):
             shape: of the result.
 
         Raises:
-            NotOffered: the port always has to be given them.
+            NotOffered: the port's caller must always give it.
         """
         raise NotOffered(f"{self.name} does not say what noise it takes by itself")
 
     def place(self, path: str) -> str | None:
-        """Where a part stands in the port, as `file:line` below the repository; None where nothing says it."""
+        """Place of a part in the port, as `file:line` below the repository; None if unknown."""
         return None
 
     def versions(self) -> dict[str, str]:
@@ -96,14 +96,14 @@ class Side(Adapter):
 
     @abstractmethod
     def tensor(self, array: np.ndarray) -> Any:
-        """A tensor of this side; floats in its precision, integers and masks as they are."""
+        """Convert an array to a tensor of this side; floats in its precision, integers and masks unchanged."""
 
     @abstractmethod
     def array(self, tensor: Any) -> np.ndarray:
-        """The other way; a list of tensors of one shape becomes one array."""
+        """Convert a tensor to an array; a list of tensors of one shape becomes one array."""
 
     def get(self, path: str) -> Any:
-        """A name below the package: `flow.masks.make_pad_mask`."""
+        """Look up a name below the package: `flow.masks.make_pad_mask`."""
         module, _, name = path.rpartition(".")
         return getattr(importlib.import_module(f"{self.package}.{module}"), name)
 
@@ -128,7 +128,7 @@ class Side(Adapter):
 
 
 def show_tracebacks(adapter: Adapter) -> None:
-    """Make an adapter print where its port raised, before the comparison takes the exception for its result."""
+    """Make an adapter print the traceback when its port raises; the comparison only records the exception."""
     run = adapter.run
 
     def shown(*arguments: Any) -> dict[str, np.ndarray]:
@@ -144,6 +144,6 @@ def show_tracebacks(adapter: Adapter) -> None:
 
 
 def described(error: BaseException) -> str:
-    """An exception in one line: type and message; of an `AdapterError`, which is one line already, the message."""
+    """An exception in one line: type and message; of an `AdapterError` only its message, which is one line already."""
     message = " ".join(str(error).split())
     return message if type(error) is AdapterError else f"{type(error).__name__}: {message}".removesuffix(": ")

@@ -1,4 +1,4 @@
-"""How often would a sound port fail on another machine? A comparison's specificity, as score.py is its sensitivity."""
+"""How often would a correct port fail on another machine? A comparison's specificity; score.py: its sensitivity."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mlx_parity.compare import BUDGET
 from mlx_parity.models import Comparer, Names
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     import mlx.nn
     import torch
 
-WORST = 10  # rows that are printed
+WORST = 10  # number of rows to print
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Alarms:
     """The result of `false_alarms`.
 
     Args:
-        ratios: by row, one a machine; inf where a row could not be compared.
+        ratios: by row, one per machine; inf if a row could not be compared.
     """
 
     ratios: Mapping[str, Sequence[float]]
@@ -33,14 +35,34 @@ class Alarms:
     @property
     def alarms(self) -> int:
         """Rows over budget, on any machine."""
-        return sum(ratio > BUDGET for found in self.ratios.values() for ratio in found)
+        return sum(ratio > BUDGET for ratio in self._every)
+
+    @property
+    def distribution(self) -> str:
+        """Of all ratios, in one line."""
+        found = np.array(self._every)
+        middle, high = np.median(found), np.quantile(found, 0.99, method="higher")
+        words = f"median {middle:.2f}x  99th percentile {high:.2f}x  worst {found.max():.2f}x"
+        return f"{words}  over budget {self.alarms}"
 
     def __str__(self) -> str:
-        every = [ratio for found in self.ratios.values() for ratio in found]
         nearest = sorted(self.ratios.items(), key=lambda row: -max(row[1]))[:WORST]
-        lines = [f"{statistics.median(found):6.2f}x {max(found):6.2f}x  {name}" for name, found in nearest]
-        said = f"{self.alarms} of {len(every)} comparisons gave a false alarm"
-        return "\n".join(["median, worst of the rows nearest to one:", *lines, said])
+        lines = [f"  {statistics.median(r):5.2f}x  {max(r):5.2f}x  {chance(r):8.1e}  {name}" for name, r in nearest]
+        said = f"{self.alarms} of {len(self._every)} comparisons gave a false alarm"
+        return "\n".join(["rows nearest to one: median, worst, its chance on another machine", *lines, said])
+
+    @property
+    def _every(self) -> list[float]:
+        return [ratio for found in self.ratios.values() for ratio in found]
+
+
+def chance(ratios: Sequence[float]) -> float:
+    """That another machine gives a false alarm, if the logarithms of a row's ratios are normally distributed."""
+    logs = [math.log(max(ratio, 1e-9)) for ratio in ratios]
+    if not all(map(math.isfinite, logs)):
+        return sum(ratio > BUDGET for ratio in ratios) / len(logs)
+    spread = statistics.pstdev(logs)
+    return 1 - statistics.NormalDist(statistics.fmean(logs), spread).cdf(math.log(BUDGET)) if spread else 0.0
 
 
 def false_alarms(
@@ -53,7 +75,7 @@ def false_alarms(
     names: Names | None = None,
     channels_last: Collection[str] = (),
 ) -> Alarms:
-    """Compare two models that are equal on virtual machines, where the sums of both go in orders of their own.
+    """Compare two equal models on simulated machines, each of which adds the terms of sums in its own order.
 
     Args:
         torch_model, mlx_model, inputs, mlx_inputs, names, channels_last: as for `compare_models`.

@@ -1,8 +1,9 @@
-"""One module alone on the inputs that PyTorch gave it: it is wrong itself, or its inputs already were."""
+"""Run one module alone on the inputs that PyTorch gave it: is it wrong itself, or were its inputs?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,14 @@ from mlx_parity.tree import leaves, mapped
 
 
 class Alone:
-    """PyTorch's side of it: each call is repeated once, however many ports are compared with it."""
+    """PyTorch's side: each call is repeated once, however many ports are compared with it."""
 
     def __init__(self, side: TorchSide, spool: Spool) -> None:
         self._side, self._spool = side, spool
         self._made: dict[Key, tuple[list[Any], list[Any], Lazily[list[Any]]]] = {}
 
     def runs(self, key: Key, call: Call) -> Iterator[Runs]:
-        """In float32, in float64 and with the sums in other orders, for each output of a call, as it was stored."""
+        """Each output of a call in float32, in float64 and with sums in other orders."""
         if key not in self._made:
             given = self._spool.load(call.arguments)
             self._made[key] = (
@@ -33,7 +34,10 @@ class Alone:
             )
         single, double, further = self._made[key]
         for i, (r32, r64) in enumerate(zip(single, double, strict=True)):
-            yield *self._spool.load((r32, r64)), Lazily(lambda i=i: [self._spool.load(run[i]) for run in further])
+            yield *self._spool.load((r32, r64)), Lazily(partial(self._loaded, further, i))
+
+    def _loaded(self, runs: Sequence[Any], i: int) -> list[Any]:
+        return [self._spool.load(run[i]) for run in runs]
 
     def _in_order(self, call: Call, seed: int) -> list[Any]:
         return self._kept(self._side.again_in_order(call.name, self._spool.load(call.arguments), seed))
@@ -43,7 +47,7 @@ class Alone:
 
 
 def fed(mine: Arguments, given: Arguments, moved: Callable[[np.ndarray], np.ndarray]) -> Arguments:
-    """The MLX call with the reference's arrays in place of its own: each by the first unused one of its shape."""
+    """The MLX call with its arrays replaced by the reference's: each by the first unused array of the same shape."""
     held = [moved(array) for _, array in leaves(given, np.ndarray)]
 
     def exchanged(value: Any) -> Any:

@@ -28,11 +28,11 @@ class Case:
         part: what is compared.
         config: constructor arguments.
         inputs: tensors by argument name, or how to draw them.
-        call: further arguments that are no tensors.
+        call: other arguments, which are not tensors.
         dead: tensor name (weight or input) -> why a change of it cannot move the result.
         weights: the state dict to use; drawn from the name when None.
         reproduce: command that runs the case alone.
-        seed: further values under the same name, for the measurement of false alarms.
+        seed: other values under the same name, to measure false alarms.
     """
 
     name: str

@@ -5,7 +5,7 @@ For a tensor, with r32 the reference in float32, r64 the reference in float64 (t
     e_ref = |r32 - r64| / rms(r64)     e_port = |p - r64| / rms(r64)     ratio = e_port / max(e_ref, FLOOR)
 
 once with |.| the rms and once with |.| the largest absolute value. The tensor passes when both are at most BUDGET.
-One float32 run is a draw: where it leaves the ratio above LOOK_AGAIN, e_ref is the largest of several runs, whose sums
+One float32 run may be lucky: where it leaves the ratio above LOOK_AGAIN, e_ref is the largest of runs whose sums
 go in other orders (sides/orders_pytorch.py). And it is itself judged: a reference further than ROUNDINGS from the
 oracle did not compute in float32.
 Nothing here knows which module it looks at, so no module can have a tolerance of its own.
@@ -25,7 +25,7 @@ from mlx_parity.report.data import Status
 from mlx_parity.where import POSITIONS, elements, error_map, largest
 
 BUDGET, FLOOR = NORMS.ratio, NORMS.floor
-LOOK_AGAIN = BUDGET / 2  # further runs can only lower a ratio: what is far within the budget needs none
+LOOK_AGAIN = BUDGET / 2  # further runs can only lower a ratio: one far below the budget needs none
 # Of inputs and weights: what one rounding of them all moves a part, the roundings inside it may cost so many times.
 # The largest of any case is 16, of phases that integrate; TF32 makes 4000 of 1, bfloat16 65000.
 ROUNDINGS = 128.0
@@ -71,11 +71,11 @@ def compare(
         port: the port's result, any float, integer or bool dtype.
         ref32: the float32 reference's result.
         ref64: the float64 reference's result (the oracle).
-        allow_inf: infinite entries are part of the answer (masked scores); they must then sit at the same places
-            with the same sign in all three and are left out of the error.
-        further: more float32 runs of the reference, in other orders, looked at where one leaves doubt.
-        rounded: the oracle's result from inputs and weights that are one float32 rounding away, so that a reference
-            with less than float32 is found out.
+        allow_inf: infinite entries are legitimate (masked scores); they must be at the same places with the same sign
+            in all three, and do not count in the error.
+        further: more float32 runs of the reference, in other orders, used if one leaves doubt.
+        rounded: the oracle's result for inputs and weights moved by one float32 rounding, to detect a reference that
+            computes in less than float32.
 
     Returns:
         PASS or FAIL; ERROR when the three cannot be compared (shape, kind of dtype, NaN, Inf, empty, one tensor twice)
@@ -193,7 +193,7 @@ def _incomparable(arrays: dict[str, np.ndarray], allow_inf: bool) -> str | None:
 def _compare_exact(port: np.ndarray, reference: np.ndarray, oracle: np.ndarray, about: dict[str, Any]) -> Reading:
     if not np.array_equal(reference, oracle):
         return Reading(
-            "ERROR", "the reference's integers differ between float32 and float64: no truth to hold to", **about
+            "ERROR", "the reference's integers differ between float32 and float64, so the truth is unknown", **about
         )
     different = port.astype(np.int64) != oracle.astype(np.int64)
     if not different.any():

@@ -1,4 +1,4 @@
-"""What `compare_models` found: a row an output, the first module that is wrong, a page to paste."""
+"""The result of `compare_models`: a row per output, the first wrong module, a summary to paste."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ LISTED = 10  # names of modules that only one side has
 PACKAGES = (*regime.PACKAGES, "mlx-lm", "mlx-audio")
 Where = Literal["", "here", "inside", "inputs"]
 UNMATCHED = {
-    "torch": "only in torch, judged inside the module around it",
-    "mlx": "only in mlx, judged inside the module around it",
-    "results": "more results on one side, the further ones not compared",
+    "torch": "only in torch, judged as part of the surrounding module",
+    "mlx": "only in mlx, judged as part of the surrounding module",
+    "results": "more results on one side; the extra ones are not compared",
 }
 WHERE: dict[Where, str] = {"": "", "here": "wrong here", "inside": "around a wrong one", "inputs": "inherited"}
 
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One output of one named module; the worst of its calls.
+    """One output of one named module: the worst of its calls.
 
     Args:
         module: its name in PyTorch, `(model)` for the whole.
         kind: its class.
         output: place in what it returns; '' where it returns one array.
         reading: of the module inside the model.
-        call: which call it was, counted from 0.
-        where: of a failure, whether the module fails on the reference's own inputs too (`here`; `inside` where a module
-            within it does) or only on what it was handed (`inputs`); '' where it passed or could not be run alone.
-        alone: the reading of that further run, fed the reference's own inputs.
+        call: index of the call, from 0.
+        where: of a failure: `here` if the module also fails on the reference's inputs, `inside` if a module within it
+            does, `inputs` if only its inputs were wrong; '' if it passed or could not run alone.
+        alone: the reading of that run on the reference's inputs.
     """
 
     module: str
@@ -68,7 +68,7 @@ class Comparison:
     """The result of `compare_models`.
 
     Args:
-        rows: in the order in which the modules ended in PyTorch.
+        rows: in the order in which the modules finished in PyTorch.
         unmatched: names of called modules that only one side has, by side (`torch`, `mlx`), which are judged inside the
             module around them; and modules of which one side returns more arrays (`results`), which are not compared.
     """
@@ -83,18 +83,18 @@ class Comparison:
 
     @property
     def first(self) -> str | None:
-        """Name of the first module over budget; one that only inherits its error counts where no other is wrong."""
+        """Name of the first module over budget; one that only inherits its error counts if no other is wrong."""
         return self.blamed[0].module if self.blamed else None
 
     @property
     def blamed(self) -> list[ModuleRow]:
-        """Rows that do not pass, without those that only inherit their error where others do not."""
+        """Rows that do not pass; those that only inherit their error are left out, unless all do."""
         wrong = [row for row in self.rows if row.reading.status != "PASS"]
         return [row for row in wrong if row.where != "inputs"] or wrong
 
     @property
     def worst(self) -> float:
-        """The largest ratio of all rows; 0 where none has one."""
+        """The largest ratio of all rows; 0 if no row has one."""
         return max((row.reading.ratio or 0.0 for row in self.rows), default=0.0)
 
     def verdict(self) -> str:
@@ -111,7 +111,7 @@ class Comparison:
         return "\n".join([*lines, self.verdict()])
 
     def notes(self) -> Iterator[str]:
-        """What was not compared by itself, a line each."""
+        """Modules that were not compared by themselves, one per line."""
         for side, names in self.unmatched.items():
             if names:
                 more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
@@ -140,7 +140,7 @@ class Comparison:
         return folder
 
     def summary(self, rows: int = 20) -> str:
-        """Markdown: the verdict, the versions, and a table of at most `rows` rows where something is wrong."""
+        """Markdown: verdict, versions, and a table of at most `rows` wrong rows."""
         lines = [f"**{markdown(self.verdict())}**", ""]
         lines += [", ".join(f"{name} {version}" for name, version in regime.versions(PACKAGES).items()), ""]
         if self.blamed:
@@ -153,7 +153,7 @@ class Comparison:
 
 
 def table_line(row: ModuleRow, before: str = "") -> str:
-    """A row of a Markdown table: module, status, ratio, and what is said of it."""
+    """A row of a Markdown table: module, status, ratio, and a remark."""
     said = markdown(WHERE[row.where] or row.reading.message)
     return f"| {before}{markdown(row.name)} ({row.kind}) | {row.reading.status} | {_ratio(row.reading)} | {said} |"
 

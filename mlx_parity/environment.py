@@ -1,4 +1,4 @@
-"""An environment of its own for foreign packages, cached in a folder; it reads this environment for what it lacks."""
+"""A separate environment for foreign packages, cached in a folder; what it lacks comes from this environment."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class CannotInstall(ValueError):
 
 
 def environment(folder: Path, pins: Path) -> Path:
-    """Make, or reuse, an environment with pinned packages; returns its python.
+    """Make or reuse an environment with pinned packages; returns its Python interpreter.
 
     Args:
-        folder: where it is; removed and made anew when the pins or this Python have changed.
+        folder: its place; made anew when the pins or this Python have changed.
         pins: a requirements file with one exact version a line. The packages are installed without their
             dependencies: what the file does not name comes from this environment.
 
@@ -31,16 +31,18 @@ def environment(folder: Path, pins: Path) -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     shutil.rmtree(folder, ignore_errors=True)
+    pip = [str(python), "-m", "pip"]
     steps = (
         [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(pins)],
+        # Compiled when imported: of most packages only few files are.
+        [*pip, "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile", "-r", str(pins)],
     )
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, check=False)
         if done.returncode:
             problem = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
             raise CannotInstall(f"cannot install {pins.name}: {problem}")
-    # Its own packages stand first on the path.
+    # Its own packages come first on the path.
     (site,) = folder.glob("lib/python*/site-packages")
     here = [place for place in sys.path if Path(place).name in ("site-packages", "dist-packages")]
     (site / "outer.pth").write_text("\n".join(dict.fromkeys([*here, str(HOME)])) + "\n")

@@ -40,7 +40,7 @@ class Row:
 
 
 def judge(case: Case, adapter: Adapter) -> list[Row]:
-    """Compare every output of a case; an exception of the port is an ERROR row, a part it lacks a SKIP row."""
+    """Compare every output of a case; an exception of the port is an ERROR row, a part that it lacks a SKIP row."""
     truth = truth_of(case)
     rows = _rows(case, truth, adapter, case.name)
     for form, other in adapter.also(case.part, case.config).items():
@@ -70,7 +70,7 @@ def _rows(case: Case, truth: Truth, adapter: Adapter, name: str) -> list[Row]:
 
 
 def compared(case: Case, truth: Truth, adapter: Adapter) -> dict[str, Reading]:
-    """Readings of a case by output name; what the port raises is raised."""
+    """Readings of a case by output name; exceptions of the port are raised."""
     port = adapter.run(case.part, case.config, truth.state, truth.inputs, case.call)
     return compare_all(port, truth.single, truth.double, truth.further, truth.rounded, case.part.follows)
 
@@ -113,7 +113,7 @@ def compare_all(
 
 
 def reduced(rows: Iterable[Row], precision: str, stages: Collection[str] | None = None) -> list[Row]:
-    """Rows of a port whose weights are not float32: over budget they inform, with their numbers, and judge nothing.
+    """Rows of a port whose weights are not float32: those over budget become REDUCED, which does not fail.
 
     A row that could not be compared (another shape, NaN) stays an error in any precision.
 

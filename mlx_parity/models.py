@@ -5,8 +5,8 @@
 
 Both models get the same weights and inputs from the caller. PyTorch runs in float32, in float64 and, where one float32
 run leaves doubt, with its sums in other orders; MLX runs once. What each named module returned is judged by the rule
-(compare.py). A module that fails runs once more alone, on the reference's own inputs: it is wrong itself, or its inputs
-already were.
+(compare.py). A module that fails runs again alone, on the reference's inputs: this tells whether it is wrong itself
+or its inputs were.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def compare_models(
         mlx_model: with the same weights, in float32.
         inputs: what the PyTorch model is called with: one array, a tuple of positional arguments, or a dictionary of
             keyword arguments; numpy arrays become tensors, anything else (flags, None) is passed on as it is.
-        mlx_inputs: what the MLX model is called with, where that differs.
-        names: PyTorch names that MLX spells otherwise, by their beginning: `{"encoder.layer": "encoder.layers"}`; or
-            a function from one name to the other. Equal names need none.
+        mlx_inputs: what the MLX model is called with, if different.
+        names: MLX names by PyTorch names, as prefixes: `{"encoder.layer": "encoder.layers"}`; or a function from a
+            PyTorch name to an MLX name. Equal names need no entry.
         channels_last: globs of PyTorch names of modules whose tensors have channels second in PyTorch, last in MLX.
 
     Returns:
@@ -98,7 +98,7 @@ class Comparer:
         self._forget()
 
     def _forget(self) -> None:
-        """Drop what follows from the runs of PyTorch: those of modules alone, and rows that passed."""
+        """Drop results derived from the PyTorch runs: runs of single modules, and rows that passed."""
         self.alone = Alone(self.side, self.spool)
         self.passed: dict[tuple[Key, tuple[Any, ...]], list[ModuleRow]] = {}
 
@@ -115,7 +115,7 @@ class Comparer:
 
         Args:
             mlx_inputs: what it is called with, where that differs from PyTorch's.
-            until_wrong: stop at the first module that is wrong itself.
+            until_wrong: stop at the first module that is itself wrong.
         """
         port, given = MlxSide(mlx_model), self.given(mlx_inputs)
         matched = self.matched(port)
@@ -149,7 +149,7 @@ class Comparer:
         return Comparison(list(rows.values()), unmatched)
 
     def on_machine(self, seed: int) -> Comparer:
-        """The same comparison with the PyTorch run of another machine, whose sums go in another order."""
+        """The same comparison with PyTorch run as on another machine, with sums in another order."""
         there = copy.copy(self)
         there.single = self.side.record_in_order(self.inputs, self.spool.store, seed)
         there._forget()
@@ -164,7 +164,7 @@ class Comparer:
         return {"": ""} | {name: other for name in self.side.names if (other := self.spelled(name)) in port.names}
 
     def expected(self, module: str, port: MlxSide) -> str:
-        """The row that a fault in an MLX module must be named by: its own, or that of the one around it."""
+        """The row that should name a fault in an MLX module: its own, or that of the surrounding module."""
         called = {call.name for call in self.single}
         rows = {other: name for name, other in self.matched(port).items() if name in called}
         while module not in rows:
@@ -172,7 +172,7 @@ class Comparer:
         return rows[module] or WHOLE
 
     def _rows(self, key: Key, call: Call, other: Call | None, port: MlxSide, spool: Spool) -> Iterable[ModuleRow]:
-        """The rows of one call; of one that passed before with the same results, those of then."""
+        """The rows of one call; reused if an earlier call with the same results passed."""
         if other is None:
             reading = Reading("ERROR", f"call {key[1]} was made by the PyTorch model only")
             return [ModuleRow(call.name or WHOLE, call.kind, "", reading, key[1])]
@@ -196,7 +196,7 @@ class Comparer:
             yield row("", Reading("ERROR", f"{side} returned no array that could be compared"))
         alone: list[Reading] | None = None
         for i, (r32, r64, p) in enumerate(zip(single, truth, mine, strict=False)):
-            if not r32.size and r32.shape == p.shape:  # such as a cache that nothing was put into
+            if not r32.size and r32.shape == p.shape:  # such as an empty cache
                 continue
             further = Lazily(partial(self._further, key, i))
             reading = compare(p, r32, r64, further=further)
@@ -217,7 +217,7 @@ class Comparer:
         return bool(name) and any(fnmatchcase(name, glob) for glob in self.channels_last)
 
     def _alone(self, key: Key, stored: Call, other: Call, port: MlxSide) -> list[Reading]:
-        """Readings of one module fed the reference's own inputs; none where a call depends on more than arrays."""
+        """Readings of one module on the reference's inputs; none if a call depends on more than arrays."""
         given, moves = self.spool.load(stored.arguments), self._moves(stored.name)
         if stateful(given, np.ndarray) or stateful(other.arguments, np.ndarray):
             return []
@@ -225,7 +225,7 @@ class Comparer:
             runs = [*self.alone.runs(key, stored)]
             mine = fed(other.arguments, given, _channels_last if moves else np.asarray)
             found = list(port.again(other.name, mine).values())
-        except Exception:  # it cannot run without what the model around it prepares
+        except Exception:  # it needs something that the surrounding model prepares
             return []
         if moves:
             found = [_channels_second(array) for array in found]
@@ -255,7 +255,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def _spelled(names: Mapping[str, str], name: str) -> str:
-    """The MLX name of a PyTorch name: its longest beginning that `names` has is exchanged."""
+    """The MLX name of a PyTorch name: its longest prefix in `names` is replaced."""
     found = [old for old in names if name == old or name.startswith(f"{old}.")]
     old = max(found, key=len, default="")
     return names[old] + name.removeprefix(old) if old else name
@@ -267,7 +267,7 @@ def loaded(call: Call, spool: Spool) -> Call:
 
 
 def _keep_worst(rows: dict[tuple[str, str], ModuleRow], row: ModuleRow) -> None:
-    """Add a row, unless one of an earlier call is worse; of a module around one that is wrong itself, say so."""
+    """Add a row, unless an earlier call's is worse; mark a module that contains one that is itself wrong."""
     if row.where == "here" and any(w.where == "here" and _holds(row.module, w.module) for w in rows.values()):
         row = replace(row, where="inside")
     worst = rows.get((row.module, row.output))
@@ -292,7 +292,7 @@ def _channels_second(array: np.ndarray) -> np.ndarray:
 
 
 def _hinted(reading: Reading, port: np.ndarray, single: np.ndarray) -> Reading:
-    """A wrong shape with what to do, where the channels are only elsewhere."""
+    """The message for a wrong shape, with a remedy if only the channel axis differs."""
     if port.shape == single.shape or _channels_second(port).shape != single.shape:
         return reading
     return Reading(reading.status, f"{reading.message}; name it in channels_last", reading.shape, reading.dtype)

@@ -1,7 +1,7 @@
-"""What can be compared: a class, a method or a function that the reference and the port have under one path.
+"""A comparable unit: a class, method or function that the reference and the port have under the same path.
 
-The reference keeps the original's layouts; a port is free in its own. A part says which arguments and results differ in
-layout, so that everything else (cases, recorded numbers, traces, adapters) speaks the reference's layout only.
+The reference keeps the original's layouts; a port may choose its own. A part says which arguments and results differ in
+layout, so that everything else (cases, recorded numbers, traces, adapters) uses the reference's layout only.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class Part:
         outputs: names of the results, in order.
         at: place of its weights in the official checkpoint, `file:prefix`; '' when it has none.
         config: dataclass that the constructor takes; None when it takes keyword arguments.
-        read: makes that dataclass of a case's mapping.
+        read: makes that dataclass from a case's mapping.
         live: draws weights that all matter, from a state dict's shapes and a generator.
         stage: of the report.
         to_port: argument name -> change from the reference's layout to the port's.
         from_port: output name -> change back.
         prepare: argument name -> path of a twin function that both sides apply to it first.
-        chained: both sides call it equally often inside the whole model.
-        replay: it can be called again with the arguments that the other side got.
-        run: how to call it when a plain call will not do; gets the callable and the arguments in the side's tensors.
+        chained: both sides call it the same number of times inside the whole model.
+        replay: it can be called again with the arguments of the other side.
+        run: how to call it if a plain call is not enough; gets the callable and the arguments as the side's tensors.
         follows: results -> what the next part makes of them, in the reference's layout; compared in their place, where
             the values themselves are a convention.
-        witness: torch's own function, where the reference calls that and has no twin; never part of a walk.
-        words: what else people look for it by; `pytest -k` finds its cases by them.
+        witness: a function of torch that the reference calls and has no twin of; never part of a walk.
+        words: other words for it; `pytest -k` finds its cases by them.
     """
 
     path: str

@@ -290,6 +290,6 @@ def _recorded(part: str, judged: Judged, row: ModuleRow) -> Recorded | None:
     single, double = (loaded(call, comparer.spool) for call in (single, comparer.double[name, row.call]))
     call = {k: v for k, v in leaves(single.arguments, PLAIN) if isinstance(v, bool | int | float | str)}
     weights, inputs = comparer.side.weights(name), dict(leaves(single.arguments, np.ndarray))
-    results = ({k or "y": v for k, v in run.results.items()} for run in (single, double))
+    r32, r64 = ({k or "y": v for k, v in run.results.items()} for run in (single, double))
     path = Path(re.sub(r"[^\w.-]+", "_", f"{part}.{row.module}") + ".safetensors")
-    return Recorded(path, row.kind, {}, call, weights, inputs, *results, {"part": part, "module": row.module})
+    return Recorded(path, row.kind, {}, call, weights, inputs, r32, r64, {"part": part, "module": row.module})

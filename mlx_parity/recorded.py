@@ -1,4 +1,4 @@
-"""One call of one named module, as both sides record it."""
+"""One call of one named module, in the form that both sides record."""
 
 from __future__ import annotations
 

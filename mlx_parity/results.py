@@ -1,4 +1,4 @@
-"""The results of a run as a folder for a maintainer: a summary to paste, commands to repeat it, the page, the cases."""
+"""Write the results of a run to a folder: a summary to paste, commands to repeat it, the page, recorded cases."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def versions(outcome: Outcome) -> dict[str, str]:
-    """Of Python and of the packages that matter."""
+    """Versions of Python and of the packages that matter."""
     return regime.versions(tuple(dict.fromkeys((*PACKAGES, *outcome.subject.packages))))
 
 
@@ -263,7 +263,7 @@ def _modules(judged: Judged) -> dict[str, data.Module]:
 
 
 def _place(side: MlxSide | TorchSide, name: str) -> str | None:
-    """Where a module is written; of a framework's own layer, the nearest module around it that is not one."""
+    """Source of a module; for a framework's own layer, that of the nearest surrounding module that is not one."""
     while name and (name not in side.names or side.kind(name).__module__.startswith(FRAMEWORKS)):
         name = name.rpartition(".")[0]
     return place_of(side.kind(name))

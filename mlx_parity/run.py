@@ -1,4 +1,4 @@
-"""Judge a subject: every part as it stands, then each finding's proof, then how many generic faults are seen."""
+"""Judge a subject: every part as it is, then the proof of each finding, then the generic fault score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlx_parity.subject import Finding, Load, Pair, Subject, SubjectError, mende
 
 @dataclass(frozen=True)
 class Judged:
-    """One part and what was found; `comparer` holds what PyTorch did."""
+    """One part and its comparison; `comparer` holds the PyTorch runs."""
 
     part: Pair
     comparison: Comparison
@@ -30,10 +30,10 @@ Parts = dict[str, Judged]  # by name
 
 @dataclass(frozen=True)
 class Proof:
-    """What the line of one finding does by itself.
+    """The effect of one finding's line alone.
 
     Args:
-        before: all findings mended but this one.
+        before: with all findings mended except this one.
         after: all mended.
     """
 
@@ -50,10 +50,10 @@ class Proof:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All that a run found.
+    """The outcome of a run.
 
     Args:
-        parts: as they stand.
+        parts: the port unchanged.
         proofs: one for each finding.
         mended: with the lines of all findings mended; `parts` where there are none.
         scores: generic faults by part, measured with all lines mended; empty where they were not asked for.
@@ -76,12 +76,12 @@ class Outcome:
 
     @property
     def as_declared(self) -> bool:
-        """What diverges is what the findings say: each is proved, and nothing is left when all are mended."""
+        """Exactly the known findings diverge: each is proved, and nothing diverges when all are mended."""
         return not self.unexplained and all(proof.parts for proof in self.proofs)
 
 
 def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> Outcome:
-    """Judge a subject; it is built anew for each proof, since a mended line may have to be there from the start.
+    """Judge a subject; it is rebuilt for each proof, because a mended line may act during construction.
 
     Args:
         load: gives the subject for a seed.
@@ -115,13 +115,13 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
 def judged(
     subject: Subject, only: str, said: str, sides: Collection[Side] = tuple(SIDES), known: Parts | None = None
 ) -> Parts:
-    """Every part as it stands.
+    """Judge every part as it is.
 
     Args:
         only: glob of names of parts.
-        said: beside the progress bar.
+        said: label of the progress bar.
         sides: which must compute in float32.
-        known: parts as they were judged before: PyTorch runs only those anew whose weights or inputs are others.
+        known: parts judged before: PyTorch runs again only if weights or inputs differ.
 
     Raises:
         SubjectError, ValueError: as `judge`.

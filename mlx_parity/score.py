@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one generic fault.
+    """The verdict on one generic fault.
 
     Args:
         kind, module: of the fault; the module by its MLX name.
-        status: caught; SURVIVED, where the comparison passed; or `no effect`, where the model returned the same bits.
+        status: caught; SURVIVED if the comparison passed; `no effect` if the model returned the same bits.
         first: the module that the comparison named first.
         right: it is the fault's own, or the innermost one around it that both sides have.
     """
@@ -53,7 +53,7 @@ class Score:
 
     @property
     def total(self) -> int:
-        """Faults that change anything."""
+        """Number of faults that have an effect."""
         return sum(v.status != "no effect" for v in self.verdicts)
 
     @property
@@ -67,7 +67,7 @@ class Score:
 
     @property
     def unreached(self) -> list[str]:
-        """Modules that no fault with an effect was planted in."""
+        """Modules without any fault that has an effect."""
         reached = {v.module for v in self.verdicts if v.status != "no effect"}
         return [name or WHOLE for name in self.modules if name not in reached]
 

@@ -1,7 +1,7 @@
-"""What users get who do not set MLX_ENABLE_TF32=0: a subject once more, in a process without that variable.
+"""Judge a subject again as users run it: in a process without MLX_ENABLE_TF32=0.
 
-On devices that have TF32, MLX then rounds the factors of float32 products to ten bits. Outputs over budget there inform
-(REDUCED) and judge nothing. Where MLX computes in float32 all the same, they are judged as always.
+On devices with TF32, MLX then rounds the factors of float32 products to ten bits. There, outputs over budget are
+REDUCED, which does not fail. If MLX computes in float32 all the same, they are judged as usual.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VARIABLE = "MLX_ENABLE_TF32"
 
 @dataclass(frozen=True)
 class Shipped:
-    """What was found, of all parts together, with the lines of all findings mended.
+    """The outcome for all parts together, with all findings mended.
 
     Args:
         regime: of MLX's products and convolutions: `float32`, `ten bits` or `less than ten bits`.
@@ -68,7 +68,7 @@ def as_shipped(program: Path, seed: int, only: str) -> Shipped:
 
 
 def measured(load: Load, seed: int, only: str) -> Shipped:
-    """What this process gives; only PyTorch must compute in float32.
+    """Judge in this process; only PyTorch must compute in float32.
 
     Raises:
         SubjectError, ValueError: as `run.judge`.

@@ -1,4 +1,4 @@
-"""Where a class or function stands, and a function that computes for a while with one line exchanged."""
+"""Place of a class or function in its source, and temporary replacement of one line of a function."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class SourceError(ValueError):
-    """A line that is not where it is said to be; the message is one line."""
+    """A line is not where it should be; the message is one line."""
 
 
 def place_of(thing: Any, line: str = "") -> str | None:
@@ -34,7 +34,7 @@ def place_of(thing: Any, line: str = "") -> str | None:
 
 @contextmanager
 def exchanged(function: Any, line: str, other: str) -> Iterator[None]:
-    """While open, a function computes with one of its lines exchanged for another of the same indentation.
+    """A context in which one line of a function is replaced by another of the same indentation.
 
     Raises:
         SourceError: the function does not hold the line exactly once, or cannot be changed so.

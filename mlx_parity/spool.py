@@ -1,4 +1,4 @@
-"""Arrays on disk: what a run of a whole model leaves at each of its parts is too much to hold at once."""
+"""Arrays on disk: all intermediate results of a whole model are too large for memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A subject: a PyTorch model, its MLX port and what is known of them, as a program that can be judged.
+"""A subject: a program that brings a PyTorch model, its MLX port and known findings.
 
-The program defines `subject(seed)`, which returns a `Subject`. Packages that it needs stand pinned beside it, in
+The program defines `subject(seed)`, which returns a `Subject`. Packages that it needs are pinned beside it in
 `PROGRAM.requirements.txt`. `python -m mlx_parity run PROGRAM.py --out DIR` judges it.
 """
 
@@ -47,10 +47,10 @@ class Finding:
     Args:
         title: a few words.
         where: the port's function or class that holds the line.
-        line: the line as it stands there; where that stands twice, with the line after it.
+        line: the line as written there; if it occurs twice, with the next line.
         fix: what it must be.
-        notice: what diverges, and what a user would notice.
-        mend: makes a context in which the port is mended; needed where the line is not in a function's body.
+        notice: the divergence, and what a user would notice.
+        mend: makes a context in which the port is mended; needed if the line is not in a function body.
     """
 
     title: str
@@ -78,7 +78,7 @@ class Subject:
         name: of the port, such as `mlx_lm Qwen2`.
         original: of the PyTorch side, such as `transformers Qwen2ForCausalLM`.
         parts: with random, live weights that follow from the seed; small sizes show as much as large ones.
-        findings: what is known to diverge, and why.
+        findings: known divergences and their causes.
         packages: distributions whose versions matter, beside PyTorch, MLX and numpy.
     """
 
@@ -101,7 +101,7 @@ def load_subject(program: Path) -> Load:
     """
     spec = importlib.util.spec_from_file_location(MODULE, program)
     if spec is None or spec.loader is None:
-        raise SubjectError(f"{program.name}: is no Python program; name a file that ends in .py")
+        raise SubjectError(f"{program.name}: is not a Python program; name a file that ends in .py")
     module = sys.modules[MODULE] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(program.resolve().parent))
     with _blaming(program):

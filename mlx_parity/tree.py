@@ -1,4 +1,4 @@
-"""What models pass around: arrays in tuples, lists and dictionaries, by their place; results in dataclasses too."""
+"""Nested arguments and results of models: arrays in tuples, lists, dictionaries and dataclasses, by path."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The same containers with `change` applied to all that is no container; tuples with names become plain ones."""
+    """The same containers with `change` applied to every leaf; named tuples become plain ones."""
     if isinstance(value, Mapping):
         return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -20,7 +20,7 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def leaves(value: Any, kind: type | tuple[type, ...], place: str = "") -> Iterator[tuple[str, Any]]:
-    """All of one kind inside containers, in order, each with its place: `logits`, `0`, `hidden_states.3`."""
+    """All leaves of one kind, in order, each with its path: `logits`, `0`, `hidden_states.3`."""
     if isinstance(value, Mapping):
         items: Any = value.items()
     elif isinstance(value, tuple | list):
@@ -44,7 +44,7 @@ def module_of(base: type, method: str, function: Callable[..., Any], modules: Ma
 
 
 def stateful(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """Whether anything is in there but values of `kind` and plain ones: an object that a call may have changed."""
+    """Whether it contains anything but values of `kind` and plain ones, such as an object that a call may change."""
     held: list[Any] = []
     mapped(value, held.append)
     return not all(isinstance(item, (*PLAIN, *(kind if isinstance(kind, tuple) else (kind,)))) for item in held)

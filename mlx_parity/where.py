@@ -1,4 +1,4 @@
-"""Where the error of one tensor sits: its worst elements, and a coarse map over its two largest axes."""
+"""Location of one tensor's error: its worst elements, and a coarse map over its two largest axes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ROWS, COLUMNS, POSITIONS = 8, 32, 5
 
 
 def largest(error: np.ndarray, count: int = POSITIONS) -> np.ndarray:
-    """Flat places of the largest values, the largest first."""
+    """Flat indices of the largest values, the largest first."""
     flat = error.ravel()
     count = min(count, flat.size)
     places = np.argpartition(flat, flat.size - count)[flat.size - count :]

@@ -17,22 +17,21 @@ import argparse
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from mlx_parity.alarms import Alarms
 from mlx_parity.compare import BUDGET, Reading
 from mlx_parity.faults.patch import clear_caches
 from mlx_parity.judge import compare_all
@@ -41,12 +40,12 @@ from mlx_parity.sides import orders_mlx
 from mlx_parity.sides.orders_pytorch import BLOCKS, FURTHER, Order
 from mlx_parity.sides.regime import NotFloat32, require_float32
 from mlx_parity.sides.truth import Reference, truth_of
+from mlx_parity.sides.walk import Runs, compare, run_port, run_reference
 from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
 from parity_tests.golden import EMBEDDED, judge_replays
-from parity_tests.harness.chain import Sides, compare_sides, run_port, run_reference
 from parity_tests.harness.golden_replay import Replays
 from parity_tests.harness.golden_special import FUNCTIONS
 from parity_tests.harness.golden_table import NAMES, part_of
@@ -56,36 +55,9 @@ from port.config import CosyVoice3Config
 from port.files.disk import beside
 
 FIRST_MACHINE = 1000  # seeds below are the suite's own orders
-WORST_ROWS = 12
 Result = TypeVar("Result")
 # One virtual machine: what the port gives there, what the reference gives, and its runs in other orders.
 Machine = tuple[Result, Result, list[Result]]
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """One row of the suite over all machines and seeds; a row that could not be compared has the ratio inf.
-
-    Args:
-        before, after: ratios by one float32 run of the reference and by several, a pair for each machine and seed.
-    """
-
-    row: str
-    before: list[float]
-    after: list[float]
-
-    @property
-    def alarms(self) -> int:
-        return sum(ratio > BUDGET for ratio in self.after)
-
-    @property
-    def chance(self) -> float:
-        """That a machine gives a false alarm, if logarithms of ratios are normally distributed."""
-        logs = [math.log(max(ratio, 1e-9)) for ratio in self.after]
-        if not all(map(math.isfinite, logs)):
-            return self.alarms / len(logs)
-        spread = statistics.pstdev(logs)
-        return 1 - statistics.NormalDist(statistics.fmean(logs), spread).cdf(math.log(BUDGET)) if spread else 0.0
 
 
 def machines(count: int, reference: Callable[[], Result], port: Callable[[], Result]) -> Iterator[Machine[Result]]:
@@ -125,7 +97,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
         )
         for port, single, further in found:
             one, several = (
-                compare_sides(plan, spool, Sides(single, double, port, more), isolated=False) for more in ([], further)
+                compare(plan, spool, Runs(single, double, port, more), isolated=False) for more in ([], further)
             )
             for before, after in zip(one, several, strict=True):
                 yield f"{after.name} ({after.kind})", before.reading, after.reading
@@ -167,8 +139,8 @@ def _measure(task: tuple[str, int, int]) -> dict[str, list[tuple[float, float]]]
     return found
 
 
-def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> list[Alarm]:
-    """Every row of some cases, walks and golden files, over all seeds and machines."""
+def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> dict[str, Alarms]:
+    """Every row of some cases, walks and golden files over all seeds and machines, by `before` and by `after`."""
     tasks = [
         (name, seed, count) for seed in range(seeds) for name in names if not (seed and name.startswith("golden."))
     ]
@@ -178,37 +150,8 @@ def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> list[Ala
         for found in tqdm(results, total=len(tasks), desc="alarms", unit="case", file=sys.stderr, disable=None):
             for row, more in found.items():
                 pairs.setdefault(row, []).extend(more)
-    return [Alarm(row, *map(list, zip(*found, strict=True))) for row, found in pairs.items()]
-
-
-def distribution(ratios: Sequence[float]) -> dict[str, float]:
-    """Median, 99th percentile and worst of some ratios, and how many are over budget."""
-    found = np.array(ratios)
-    return {
-        "median": float(np.median(found)),
-        "p99": float(np.quantile(found, 0.99, method="higher")),
-        "worst": float(found.max()),
-        "over": int((found > BUDGET).sum()),
-    }
-
-
-def report(alarms: Sequence[Alarm]) -> list[str]:
-    """The distribution before and after, and the rows that come nearest to an alarm."""
-    lines = []
-    for rule in ("before", "after"):
-        about = distribution([ratio for alarm in alarms for ratio in getattr(alarm, rule)])
-        lines.append(
-            f"{rule:7} median {about['median']:.2f}x  99th percentile {about['p99']:.2f}x  "
-            f"worst {about['worst']:.2f}x  over budget {about['over']}"
-        )
-    lines.append("rows nearest to a false alarm: median, worst, false alarms, chance of one on another machine")
-    for alarm in sorted(alarms, key=lambda alarm: -max(alarm.after))[:WORST_ROWS]:
-        middle, worst = statistics.median(alarm.after), max(alarm.after)
-        seen = f"{alarm.alarms} of {len(alarm.after)}"
-        lines.append(f"  {middle:5.2f}x  {worst:5.2f}x  {seen:>9}  {alarm.chance:8.1e}  {alarm.row}")
-    alarmed = sum(alarm.alarms > 0 for alarm in alarms)
-    lines.append(f"{alarmed} of {len(alarms)} rows gave a false alarm")
-    return lines
+    rules = enumerate(("before", "after"))
+    return {rule: Alarms({row: [pair[i] for pair in found] for row, found in pairs.items()}) for i, rule in rules}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -247,12 +190,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"alarms: {problem}", file=sys.stderr)
         return 2
     found = measure(names, options.seeds, options.machines, options.jobs)
-    print("\n".join(report(found)))
+    print("\n".join(f"{rule:7} {alarms.distribution}" for rule, alarms in found.items()), found["after"], sep="\n")
     if options.json:
+        rows = [{"row": row} | {rule: found[rule].ratios[row] for rule in found} for row in found["after"].ratios]
         content: dict[str, Any] = {"machines": options.machines, "seeds": options.seeds, "budget": BUDGET}
         with beside(options.json) as partial:
-            partial.write_text(json.dumps(content | {"rows": [asdict(alarm) for alarm in found]}), encoding="utf-8")
-    return 1 if any(alarm.alarms for alarm in found) else 0
+            partial.write_text(json.dumps(content | {"rows": rows}), encoding="utf-8")
+    return 1 if found["after"].alarms else 0
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import shlex
 import sys
@@ -204,23 +203,17 @@ def cases_of(path: Path) -> list[Case]:
 def report_rows(path: Path) -> list[Row]:
     """The port on an embedded file, as rows of the report."""
     file = Recorded.read(path)
-    module = named_by(file.name, file.upstream) or file.name
+    module, folder = named_by(file.upstream) or file.name, path.parent.relative_to(Path(__file__).parents[1])
+    return [report_row(row, module, folder) for row in judge_file(file, "port")]
+
+
+def report_row(row: GoldenRow, module: str, folder: Path) -> Row:
+    """A row of the report; `folder` as the command that repeats it names it."""
     package = module.split(".")[0]
     stage = PARTS[module].stage if module in PARTS else {"model": "whole"}.get(package, package)
-    folder = os.path.relpath(path.parent, Path(__file__).parents[1])
-    again = shlex.join(["python", "-m", "parity_tests.golden", folder, "--side", "port", "--only", escape(file.name)])
-    return [
-        Row(
-            f"golden.{file.name}.{row.tensor}",
-            stage,
-            "golden",
-            module,
-            file.name,
-            row.reading or Reading(row.status, row.note or numbers(row)),
-            again,
-        )
-        for row in judge_file(file, "port")
-    ]
+    reading = row.reading or Reading(row.status, row.note or numbers(row))
+    words = ["python", "-m", "parity_tests.golden", str(folder), "--side", "port", "--only", escape(row.file)]
+    return Row(f"golden.{row.file}.{row.tensor}", stage, "golden", module, row.file, reading, shlex.join(words))
 
 
 def numbers(row: GoldenRow) -> str:

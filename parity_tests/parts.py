@@ -60,6 +60,10 @@ _S3 = "speech_tokenizer:blocks.0"
 _BLOCK = f"{_DIT}.transformer_blocks.0"
 _LAYER = "llm:llm.model.model.layers.0"
 _ROPE = {"rope": "flow.layers.rotary_tables"}
+_TURNS, _CACHE, _PADS = ("rotary", "rope"), ("kv_cache",), ("causal_padding",)
+_TOKENS = {"config": sizes.SpeechTokenizerConfig, "to_port": {"mel": swap}}
+_FLOW, _HIFT = "flow.matching.CausalConditionalCFM", "vocoder.generator.CausalHiFTGenerator"
+_QWEN2, _CFM, _VOCODER = {"config": sizes.Qwen2Config}, {"config": sizes.FlowConfig}, {"config": sizes.VocoderConfig}
 _MEL = {"mu": swap, "cond": swap, "x": swap, "noise": swap, "mask": frame_mask}
 
 
@@ -86,21 +90,11 @@ PARTS = {
         part("frontend.speech_tokenizer.ResidualAttentionBlock", at=_S3, prepare=_ROPE),
         part("frontend.speech_tokenizer.FSQVectorQuantization.activations", at="speech_tokenizer:quantizer"),
         part("frontend.speech_tokenizer.FSQVectorQuantization", ("tokens",), at="speech_tokenizer:quantizer"),
-        part(
-            "frontend.speech_tokenizer.S3TokenizerV3.activations",
-            ("y", "lengths"),
-            at="speech_tokenizer:",
-            config=sizes.SpeechTokenizerConfig,
-            to_port={"mel": swap},
-            run=_valid_rows,
-        ),
-        part(
-            "frontend.speech_tokenizer.S3TokenizerV3",
-            ("tokens", "lengths"),
-            at="speech_tokenizer:",
-            config=sizes.SpeechTokenizerConfig,
-            to_port={"mel": swap},
-            run=_valid_rows,
+        *(
+            part(
+                f"frontend.speech_tokenizer.{name}", (y, "lengths"), at="speech_tokenizer:", run=_valid_rows, **_TOKENS
+            )
+            for name, y in (("S3TokenizerV3.activations", "y"), ("S3TokenizerV3", "tokens"))
         ),
         part("frontend.speaker.BasicResBlock", at="speaker:head.layer1.0", **_IMAGE),
         part("frontend.speaker.FCM", at="speaker:head", **_CONV),
@@ -114,19 +108,11 @@ PARTS = {
         part("frontend.speaker.CAMPPlus", ("embedding",), at="speaker:", config=sizes.SpeakerConfig),
         # language model, bottom-up
         part("llm.qwen2.Qwen2RMSNorm", at=f"{_LAYER}.input_layernorm"),
-        part("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=table_turns, words=("rotary", "rope")),
-        part(
-            "llm.qwen2.Qwen2Attention",
-            at=f"{_LAYER}.self_attn",
-            config=sizes.Qwen2Config,
-            prepare=_ROPE,
-            words=("kv_cache",),
-        ),
-        part("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", config=sizes.Qwen2Config),
-        part("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, config=sizes.Qwen2Config, prepare=_ROPE, words=("kv_cache",)),
-        part(
-            "llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", config=sizes.Qwen2Config, words=("kv_cache",)
-        ),
+        part("llm.qwen2.Qwen2RotaryEmbedding", ("cos", "sin"), follows=table_turns, words=_TURNS),
+        part("llm.qwen2.Qwen2Attention", at=f"{_LAYER}.self_attn", prepare=_ROPE, words=_CACHE, **_QWEN2),
+        part("llm.qwen2.Qwen2MLP", at=f"{_LAYER}.mlp", **_QWEN2),
+        part("llm.qwen2.Qwen2DecoderLayer", at=_LAYER, prepare=_ROPE, words=_CACHE, **_QWEN2),
+        part("llm.qwen2.Qwen2Model", ("hidden",), at="llm:llm.model.model", words=_CACHE, **_QWEN2),
         part("llm.speech_lm.CosyVoice3LM.prepare_input", ("lm_input",), at="llm:", config=sizes.LLMConfig),
         part("llm.speech_lm.CosyVoice3LM.scores", ("scores",), at="llm:", config=sizes.LLMConfig),
         # activations: fast forms of functions that the reference takes from torch
@@ -145,19 +131,9 @@ PARTS = {
         part("flow.masks.add_optional_chunk_mask", ("mask",), chained=False),
         part("flow.layers.SinusPositionEmbedding"),
         part("flow.layers.TimestepEmbedding", at=f"{_DIT}.time_embed"),
-        part(
-            "flow.layers.RotaryEmbedding",
-            ("freqs",),
-            at=f"{_DIT}.rotary_embed",
-            follows=turns,
-            words=("rotary", "rope"),
-        ),
-        part("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=turned, words=("rotary", "rope")),
-        part(
-            "flow.layers.CausalConvPositionEmbedding",
-            at=f"{_DIT}.input_embed.conv_pos_embed",
-            words=("causal_padding",),
-        ),
+        part("flow.layers.RotaryEmbedding", ("freqs",), at=f"{_DIT}.rotary_embed", follows=turns, words=_TURNS),
+        part("flow.layers.apply_rotary_pos_emb", prepare=_ROPE, follows=turned, words=_TURNS),
+        part("flow.layers.CausalConvPositionEmbedding", at=f"{_DIT}.input_embed.conv_pos_embed", words=_PADS),
         part("flow.layers.GRN", at="unit:grn"),
         part("flow.layers.ConvNeXtV2Block", at="unit:convnext"),
         part(
@@ -177,37 +153,26 @@ PARTS = {
         part("flow.lookahead.PreLookaheadLayer", at="flow:pre_lookahead_layer"),
         part("flow.matching.cosine_schedule", ("t_span",), words=("euler",)),
         part(
-            "flow.matching.CausalConditionalCFM.velocity",
+            f"{_FLOW}.velocity",
             ("v", "v_cond", "v_uncond"),
             at="flow:decoder",
-            config=sizes.FlowConfig,
             to_port=_MEL,
             from_port={"v": swap, "v_cond": swap, "v_uncond": swap},
             replay=False,  # the port takes its time as a number of the host
             words=("cfg", "guidance"),
+            **_CFM,
         ),
-        part(
-            "flow.matching.CausalConditionalCFM",
-            at="flow:decoder",
-            config=sizes.FlowConfig,
-            to_port=_MEL,
-            from_port={"y": swap},
-            words=("cfg", "guidance", "euler"),
-        ),
+        part(_FLOW, at="flow:decoder", to_port=_MEL, from_port={"y": swap}, words=("cfg", "guidance", "euler"), **_CFM),
         part(
             "flow.decoder.CausalMaskedDiffWithDiT.inference",
             ("feat",),
             at="flow:",
-            config=sizes.FlowConfig,
-            to_port={"noise": swap},
-            from_port={"feat": swap},
+            **dict(to_port={"noise": swap}, from_port={"feat": swap}, **_CFM),
         ),
         # vocoder, bottom-up
-        part("vocoder.convolution.CausalConv1d", at="hift:conv_post", **_CONV, words=("causal_padding",)),
-        part(
-            "vocoder.convolution.CausalConv1dDownSample", at="hift:source_downs.0", **_CONV, words=("causal_padding",)
-        ),
-        part("vocoder.convolution.CausalConv1dUpsample", at="hift:ups.0", **_CONV, words=("causal_padding",)),
+        part("vocoder.convolution.CausalConv1d", at="hift:conv_post", words=_PADS, **_CONV),
+        part("vocoder.convolution.CausalConv1dDownSample", at="hift:source_downs.0", words=_PADS, **_CONV),
+        part("vocoder.convolution.CausalConv1dUpsample", at="hift:ups.0", words=_PADS, **_CONV),
         part("vocoder.generator.Snake", at="hift:resblocks.0.activations1.0", **_CONV),
         part("vocoder.generator.ResBlock", at="hift:resblocks.0", **_CONV),
         part("vocoder.f0.CausalConvRNNF0Predictor", ("f0",), at="hift:f0_predictor", to_port={"x": swap}),
@@ -227,20 +192,12 @@ PARTS = {
         ),
         part("vocoder.stft.stft", ("real", "imag"), from_port={"real": swap, "imag": swap}),
         part("vocoder.stft.istft", ("x",), to_port={"magnitude": swap, "phase": swap}),
+        part(f"{_HIFT}.decode", ("wav",), at="hift:", to_port={"x": swap, "s": swap}, **_VOCODER),
         part(
-            "vocoder.generator.CausalHiFTGenerator.decode",
-            ("wav",),
-            at="hift:",
-            config=sizes.VocoderConfig,
-            to_port={"x": swap, "s": swap},
-        ),
-        part(
-            "vocoder.generator.CausalHiFTGenerator.inference",
+            f"{_HIFT}.inference",
             ("wav", "s"),
             at="hift:",
-            config=sizes.VocoderConfig,
-            to_port={"speech_feat": swap},
-            from_port={"s": swap},
+            **dict(to_port={"speech_feat": swap}, from_port={"s": swap}, **_VOCODER),
         ),
     )
 }

@@ -35,7 +35,7 @@ COMMAND = ("python", "-m", "parity_tests.record")
 ORIGINAL = "FunAudioLLM/CosyVoice ace7c47, by the reference of this repository, which is proved equal to it"
 
 
-def recorded(case: Case) -> Recorded:
+def with_truth(case: Case) -> Recorded:
     """A case with its weights, its inputs and the reference's results."""
     state, inputs, part = reference_state(case), case.draw(), case.part
     arguments = (part, case.config, state, inputs, case.call)
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if all(row.reading.status == "PASS" for row in rows) else 1
         elif options.cases and options.out:
             torch.set_num_threads(1)
-            count = write(map(recorded, select(known, options.cases)), options.out, ORIGINAL)
+            count = write(map(with_truth, select(known, options.cases)), options.out, ORIGINAL)
             print(f"{count} cases in {options.out}")
         else:
             raise RecordError("give cases and --out DIR, or --judge DIR RESULTS, or --list")

@@ -33,11 +33,7 @@ REQUESTS = {
     "sft": lambda v, prompt, source, words=WORDS, **o: v.inference_sft(SYSTEM + words, "saved", **o),
     "vc": lambda v, prompt, source, words=WORDS, seed=None, **o: v.inference_vc(source, prompt, **o),
     "bistream": lambda v, prompt, source, words=WORDS, **o: v.inference_zero_shot(
-        iter([words[:7], words[7:10], words[10:]]),
-        SYSTEM + PROMPT_WORDS,
-        prompt,
-        sampling=likely_to_end(v),
-        **o,
+        iter([words[:7], words[7:10], words[10:]]), SYSTEM + PROMPT_WORDS, prompt, sampling=likely_to_end(v), **o
     ),
 }
 

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_parity.sides.truth import against, reference_state, run_reference
+from mlx_parity.sides.truth import Reference, against, reference_state, run_reference
 from parity_tests.cases import case
 from parity_tests.cases.llm import LM, QWEN2
 from parity_tests.cases.vocoder import SINE
 from parity_tests.parts import PARTS
 from parity_tests.speech_support import small_models
-from port.config import LLMConfig, from_dict
 from port.flow.layers import RotaryEmbedding, sinus_frequencies
 from port.frontend.tokenizer import BYTE_ALPHABET, CosyVoice3Tokenizer
 from port.llm.qwen2 import KVCache, Qwen2RotaryEmbedding
@@ -19,7 +18,6 @@ from port.llm.sampling import RecordedDraws, nucleus, nucleus_sampling
 from port.request import Prompt, Stream
 from port.vocoder.source import SineGen2 as PortSines
 from reference.llm import sampling as reference_sampling
-from reference.llm.speech_lm import CosyVoice3LM
 from reference.vocoder.source import SineGen2 as ReferenceSines
 
 
@@ -92,8 +90,7 @@ def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
     config = dict(LM, end_of_prompt=50)
     part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
     state = reference_state(case("llm.built.endless", part.path, config))
-    reference = CosyVoice3LM(from_dict(LLMConfig, config))
-    reference.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()})
+    reference = Reference().build(part, config, state)
     port = parity.adapter.build(part, config, state)
     texts = [np.array(ids, np.int32) for ids in ([[3, 4]], [[7, 50, 9]], [[1]])]
 

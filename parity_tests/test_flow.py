@@ -41,11 +41,7 @@ def test_chunk_mask_at_every_edge(parity, n, chunk):
 @pytest.mark.part("flow.layers.Attention")
 @pytest.mark.float32
 @QUICK
-@given(
-    n=st.sampled_from((1, 2, 7, 8, 9, 15, 16, 17, 24)),
-    padded=st.integers(0, 6),
-    streaming=st.booleans(),
-)
+@given(n=st.sampled_from((1, 2, 7, 8, 9, 15, 16, 17, 24)), padded=st.integers(0, 6), streaming=st.booleans())
 def test_attention_of_any_length_and_padding(parity, n, padded, streaming):
     lengths = (n, max(1, n - padded))
     mask = chunked(n, 8 if streaming else n, *lengths)

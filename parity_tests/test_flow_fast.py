@@ -29,6 +29,7 @@ CFM = "flow.matching.CausalConditionalCFM"
 CLASSES = {
     "tables": {"TimeTable", "VectorTable", "RotaryTables"},
     "attention": {"FastAttention", "ChunkedDiT"},
+    "joined": {"FastAttention", "ChunkedDiT"},
     "blocks": {"FastAttention", "ChunkedDiT"},
     "activations": {"Activation"},
     "products": {"ProductConv1d"},
@@ -199,7 +200,7 @@ def test_quantized_layers_join_too(mixed):
         if name == "to_k" or not mixed:
             plain[name] = nn.QuantizedLinear.from_linear(plain[name])
     apart = np.array(plain(x))
-    joined = speed_up(plain, ["attention"])
+    joined = speed_up(plain, ["joined"])
     assert ("to_qkv" in joined) is not mixed
     np.testing.assert_allclose(np.array(joined(x)), apart, rtol=0, atol=1e-5)
 
@@ -228,9 +229,9 @@ def test_every_frame_valid_needs_no_mask():
     assert dit.attention_mask(mx.arange(23)[None] < 9, 23, streaming=True).shape == (1, 1, 23, 23)
 
 
-def test_rotary_tables_reach_as_far_as_the_noise():
+def test_rotary_tables_are_the_plain_ones_within_their_positions_and_beyond():
     plain, tables = built().estimator.rotary_embed, built(("tables",)).estimator.rotary_embed
-    for length, offset in ((5, 0), (3, 14_997), (6, 14_996)):
+    for length, offset in ((5, 0), (3, modulation.POSITIONS - 3), (6, modulation.POSITIONS - 3), (6, 14_996)):
         for one, other in zip(tables.tables(length, offset), plain.tables(length, offset), strict=True):
             np.testing.assert_array_equal(np.array(one), np.array(other))
 

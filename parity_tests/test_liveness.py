@@ -13,7 +13,7 @@ from mlx_parity.judge import compare_all, judge
 from mlx_parity.record import Recorded
 from mlx_parity.report.codec import plain
 from mlx_parity.sides import liveness
-from mlx_parity.sides.truth import reference_state, run_reference, to_numpy, to_torch
+from mlx_parity.sides.truth import Reference, reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, case
 from parity_tests.harness.walks import walks
@@ -63,11 +63,9 @@ def test_a_sample_of_the_models_tensors_matters(parity, name):
 def calls_of(name):
     """Every call inside the float32 reference of a case."""
     chosen = CASES[name]
-    built = chosen.part.build("reference", chosen.config)
-    built.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in reference_state(chosen).items()})
-    tensors = {k: to_torch(v, torch.float32) for k, v in chosen.draw().items()}
-    with torch.inference_mode(), recorded("reference", built.eval()) as recorder:
-        chosen.part.call("reference", built, {**tensors, **chosen.call})
+    built = Reference().build(*arguments(name)[:3])
+    with recorded("reference", built) as recorder:
+        Reference().call(chosen.part, built, chosen.draw(), chosen.call)
     return recorder
 
 

@@ -9,14 +9,13 @@ from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from mlx_parity.sides.truth import reference_state
+from mlx_parity.sides.truth import Reference, reference_state
 from parity_tests.cases import case
 from parity_tests.cases.llm import LM, QWEN2
 from parity_tests.parts import PARTS
-from port.config import LLMConfig, SamplingConfig, from_dict
+from port.config import SamplingConfig
 from port.llm import sampling as port_sampling
 from reference.llm import sampling as reference_sampling
-from reference.llm.speech_lm import CosyVoice3LM
 
 pytestmark = pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 
@@ -29,12 +28,8 @@ def twins(parity):
     """One language model on three sides: reference in float32 and float64, port."""
     part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
     state = reference_state(case("llm.built", part.path, CONFIG))
-    models = []
-    for dtype in (torch.float32, torch.float64):
-        model = CosyVoice3LM(from_dict(LLMConfig, CONFIG))
-        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
-        models.append(model.to(dtype).eval())
-    return *models, parity.adapter.build(part, CONFIG, state)
+    sides = Reference(), Reference(torch.float64), parity.adapter
+    return tuple(side.build(part, CONFIG, state) for side in sides)
 
 
 def ids(rng: np.random.Generator, count: int, high: int) -> np.ndarray:
@@ -78,15 +73,11 @@ def test_qwen2_agrees_with_transformers():
     transformers = pytest.importorskip("transformers", reason="transformers is an optional witness")
     if not transformers.__version__.startswith("4.51"):
         pytest.skip(f"transformers {transformers.__version__} is not the pinned 4.51.3")
-    from reference.llm.qwen2 import Qwen2Model
-
-    sizes = from_dict(LLMConfig, CONFIG).qwen2
     drawn = case("llm.witness", "llm.qwen2.Qwen2Model", QWEN2)
-    ours = Qwen2Model(sizes)
-    state = {k: torch.from_numpy(v) for k, v in reference_state(drawn).items()}
-    ours.load_state_dict(state)
+    state = reference_state(drawn)
+    ours = Reference().build(drawn.part, QWEN2, state)
     theirs = transformers.Qwen2Model(transformers.Qwen2Config(**QWEN2, rope_theta=1e6, rms_norm_eps=1e-6))
-    theirs.load_state_dict(state)
+    theirs.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     embeds = torch.from_numpy(
         np.random.default_rng(9).standard_normal((2, 31, QWEN2["hidden_size"])).astype(np.float32)
     )

@@ -7,7 +7,7 @@ import torch
 from convert.quantize import Precision
 from mlx_parity.case import normal
 from mlx_parity.compare import BUDGET, agreement
-from mlx_parity.sides.truth import reference_state, run_reference
+from mlx_parity.sides.truth import Reference, reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import case, valid
 
@@ -45,9 +45,7 @@ def test_the_transformer_does_not_overflow_where_a_plain_cast_does(how):
     arguments = (loud.part, loud.config, state, inputs, loud.call)
     truth = run_reference(*arguments, torch.float64)["y"]
     naive = {k: torch.from_numpy(v) for k, v in inputs.items()}
-    module = loud.part.build("reference", loud.config)
-    module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-    module.half()
+    module = Reference(torch.float16).build(loud.part, loud.config, state)
     with torch.inference_mode():
         cast = module(**{k: v.half() if v.is_floating_point() else v for k, v in naive.items()}).numpy()
     assert not np.isfinite(cast).all(), "the plain cast holds: the test proves nothing"

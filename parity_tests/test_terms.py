@@ -13,7 +13,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlx_parity.sides.truth import reference_state, to_torch
+from mlx_parity.sides.truth import Reference, reference_state
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, marked
 from port.fast import speed_up
@@ -55,12 +55,11 @@ class Products:
 
 def of_torch(case):
     """Multiply-adds of the reference."""
-    module = case.part.build("reference", case.config)
-    module.load_state_dict({k: torch.from_numpy(v) for k, v in reference_state(case).items()})
-    double = torch.float64 if case.name.startswith("vocoder.f0") else torch.float32
-    inputs = {k: to_torch(v, double) for k, v in case.draw().items()}
+    side = Reference(torch.float64 if case.name.startswith("vocoder.f0") else torch.float32)
+    built = side.build(case.part, case.config, reference_state(case))
+    inputs = {k: side.tensor(v) for k, v in case.draw().items()}
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        case.part.call("reference", module.to(double).eval(), {**inputs, **case.call})
+        case.part.call("reference", built, {**inputs, **case.call})
     return counter.get_total_flops() // 2
 
 

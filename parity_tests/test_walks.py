@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mlx_parity.faults.patch import patched
+from mlx_parity.sides import walk as walking
+from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests import trace
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, catalogue
-from parity_tests.harness import chain
-from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws
@@ -96,12 +96,12 @@ def test_the_first_to_fail_is_named_though_another_part_ran_before(parity, monke
 def test_a_walk_holds_little_of_what_passes_through_its_parts(parity, monkeypatch):
     spools = []
 
-    class Watched(chain.Spool):
+    class Watched(walking.Spool):
         def __exit__(self, *error):
             spools.append(self.size)
             super().__exit__(*error)
 
-    monkeypatch.setattr(chain, "Spool", Watched)
+    monkeypatch.setattr(walking, "Spool", Watched)
     plan = walks(parity.models.config)["walk.flow.full"]
     tracemalloc.start()
     try:

@@ -19,11 +19,11 @@ from mlx_parity.adapter import AdapterError, show_tracebacks
 from mlx_parity.judge import Row, judge
 from mlx_parity.report.words import budget_unit, failure_sentence, heat_map, number_text, ratio_text
 from mlx_parity.sides.regime import NotFloat32, require_float32
+from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.golden import EMBEDDED, report_rows
-from parity_tests.harness.chain import first_divergence, walk
 from parity_tests.harness.folders import check_folders
 from parity_tests.harness.session import prepare_models
 from parity_tests.harness.walks import walks

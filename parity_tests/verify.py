@@ -23,7 +23,7 @@ from convert.parts import Part, converted_parts
 from convert.quantize import precision_of
 from mlx_parity.judge import Row, failures, reduced
 from mlx_parity.sides.regime import require_float32
-from parity_tests.harness.chain import walk
+from mlx_parity.sides.walk import walk
 from parity_tests.harness.models import Models, attribute, shallow
 from parity_tests.harness.quality import GROUPS, Quality, measure
 from parity_tests.harness.walks import walks

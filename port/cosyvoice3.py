@@ -34,7 +34,7 @@ import mlx.core as mx
 from .batched.spoken import Piece, Spoken
 from .files.errors import Refused
 from .files.hub import find_folder
-from .files.loading import load_model
+from .files.loading import Later, load_model
 from .files.recording import Recording
 from .files.voices import Voice, check_name, load_voices, save_voice
 from .frontend.frontend import CosyVoiceFrontEnd
@@ -94,8 +94,8 @@ class CosyVoice3:
             path_or_hf_repo: folder written by convert/run.py, or the hub id of one; also a folder of mlx-community
                 (see community.py).
             revision: branch, tag or commit of a hub id.
-            lazy: leave weights on disk until they are used; another thread reads all that are left before it computes,
-                but only when it comes through the methods of this class.
+            lazy: leave weights and tokenizer on disk until they are used; another thread reads all weights that are
+                left before it computes, but only when it comes through the methods of this class.
             bake_timesteps: keep what the flow decoder makes of its fixed times instead of the weights that make it,
                 with the same result; frees 0.56 GB at the official size in float32.
             plain: leave the plain layers, whose steps are those of the original; slower.
@@ -106,8 +106,10 @@ class CosyVoice3:
         end_streams_with_thread()
         folder = find_folder(str(path_or_hf_repo), revision)
         model = load_model(folder, lazy, bake_timesteps, plain)
+        read = partial(CosyVoice3Tokenizer.from_folder, folder)
+        tokenizer: Any = Later(read) if lazy else read()
         frontend = CosyVoiceFrontEnd(
-            CosyVoice3Tokenizer.from_folder(folder),
+            tokenizer,
             model.speech_tokenizer,
             model.speaker,
             model.config,

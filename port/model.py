@@ -215,10 +215,9 @@ class CosyVoice3Model(nn.Module):
         prompt = prompt.filled(nothing, mx.array(np.zeros((1, 0, self.config.flow.output_size), np.float32)))
         arriving: Iterator[int] = iter(())
         if not ended:
-            before = prompt.prompt_text, prompt.llm_prompt_speech_token
+            before = prompt.prompt_text, prompt.llm_prompt_speech_token, chance.draws
             text = nothing if text is None else text
-            how = chance.draws, sampling or ras_sampling, strict_min_length
-            arriving = self.llm_job(text, *before, *how, decoder)
+            arriving = self.llm_job(text, *before, sampling or ras_sampling, strict_min_length, decoder)
         if progress is not None:
             arriving = _told(arriving, progress)
         speak = partial(self.token2wav, prompt=prompt, cache=SynthesisCache(stream=stream), chance=chance)

@@ -1,4 +1,4 @@
-"""The report page from a run of the suite, for people and for GitHub.
+"""Build the report pages from a run of the suite, for people and for GitHub.
 
     python -m reports.build RUN.json [--out DIR] [--against OLD.json | --last OLD.json] [--ledger FILE] [--annotations]
 

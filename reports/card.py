@@ -1,6 +1,6 @@
-"""The model card of a converted folder: what it was made from, how that was verified, and how to use it.
+"""The model card of a converted folder: its origin, how it was verified, and how to use it.
 
-Everything in it is read from the folder's own JSON files and, where there is one, from the suite's report.
+All facts come from the folder's JSON files and, if there is one, from the suite's report.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ def card(
 
 
 def write_card(folder: Path, text: str) -> Path:
-    """Put a card into the folder, in the place of an earlier one.
+    """Write a card into the folder, replacing an earlier one.
 
     Raises:
-        Refused: a README.md that somebody wrote stands there.
+        Refused: there is a README.md that this command did not write.
     """
     path = folder / CARD_FILE
     if (path.exists() or path.is_symlink()) and not is_card(path):
-        raise Refused(f"{path}: is not a card that this command made; move it away, the card takes its place")
+        raise Refused(f"{path}: was not written by this command; move it away first")
     with beside(path) as file:
         file.write_text(text, "utf-8")
     return path
@@ -222,5 +222,5 @@ def _code(value: object) -> str:
 
 
 def _plain(value: object) -> str:
-    """Text without what Markdown and HTML take for their own: a page of the hub shows both."""
+    """Text without characters that Markdown or HTML would interpret: the hub renders both."""
     return re.sub(r"[`|<>\[\]!&*\\\s]+", " ", printable(value, MAX_VALUE))

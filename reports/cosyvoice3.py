@@ -1,4 +1,4 @@
-"""What a report says of CosyVoice 3: its stages in words, and the original that is its truth."""
+"""CosyVoice 3 in the report: names of its stages, and the original that is the truth."""
 
 from __future__ import annotations
 

@@ -95,6 +95,19 @@ def conversion(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture
+def refuses(conversion):
+    """A conversion that ends with one line that holds some words; returns the line."""
+
+    def call(folder, *said, code=1, **how):
+        found, line = conversion(folder, **how)
+        assert found == code
+        assert [words for words in said if words not in line] == [], line
+        return line
+
+    return call
+
+
+@pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A fake hub in the place of huggingface.co, an empty cache, and a token that must never be shown."""
     with fake_hub() as served:

@@ -1,4 +1,4 @@
-"""Planted faults: a catalogue as a table, each fault in a process of its own, and a score.
+"""Planted faults: a catalogue as a table, each fault run in its own process, and a score.
 
-A suite that sees every fault and names the right part first is worth trusting with a port that nobody has read.
+A suite that catches every fault and names the right part first can be trusted with a port that nobody has read.
 """

@@ -1,8 +1,8 @@
-"""One change of one function or constant, undone on leaving.
+"""A context in which one function or constant is changed.
 
-A change is written as text: the function `module:qualified.name` runs with one piece of its source replaced, wherever
-the function has been imported to. A row whose piece does not stand there exactly once is an error, so that no
-catalogue rots in silence.
+A change is text: one piece of the source of the function `module:qualified.name` is replaced, wherever the function
+has been imported to. The piece must occur exactly once, otherwise the row is an error: a catalogue cannot become stale
+unnoticed.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Fault:
         family: kind of mistake.
         part: that must be named first.
         where: `module:qualified.name` of a function, or `module:NAME` of a constant.
-        old: stands once in the function's source; None for a constant.
+        old: occurs once in the function's source; None for a constant.
         new: what replaces it: text, or the constant's value.
         seen_in: where it was seen in the wild.
-        equivalent: proof that it changes nothing; such rows leave the score.
+        equivalent: proof that it changes nothing; such rows do not count in the score.
         line: file and line of the table.
     """
 
@@ -50,7 +50,7 @@ class Fault:
 
 @contextmanager
 def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
-    """Let the code be wrong.
+    """A context in which the code has the fault.
 
     Args:
         packages: that may be changed; the modules of the first are written without its name.
@@ -73,7 +73,7 @@ def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
 
 
 def clear_caches(packages: Sequence[str]) -> None:
-    """Forget every table that a function of some packages keeps."""
+    """Clear all caches of functions in some packages."""
     for module in loaded(packages):
         for value in vars(module).values():
             if callable(clear := getattr(value, "cache_clear", None)):

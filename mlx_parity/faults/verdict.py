@@ -1,7 +1,7 @@
-"""What became of a fault, and how many were caught.
+"""The verdict on each fault, and the score.
 
-A fault is caught when a check fails under it that passes without it. The checks run smallest parts first and stop at
-the first failure; that failure names the right part when it is the very part of the fault.
+A fault is caught when a check fails under it that passes without it. The checks run smallest parts first and stop
+at the first failure. It names the right part if it is the part of the fault.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Protocol
 from mlx_parity.faults.patch import Fault, FaultError, clear_caches, patched
 from mlx_parity.faults.worker import Outcome, Say, Workers
 
-LIMIT = 300.0  # seconds that one check may take; one that does not end failed if it takes a tenth of it by itself
-# An edit that no longer makes sense shows as one of these, which is no merit of the suite.
+LIMIT = 300.0  # limit of one check in seconds; a check without an end failed, if it normally takes a tenth of that
+# A fault that no longer fits the code shows as one of these; catching it proves nothing.
 BROKEN = ("NameError", "AttributeError", "UnboundLocalError", "ImportError", "SyntaxError")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what it is run by, and the part that it speaks of."""
+    """One check: how to run it, and the part that it judges."""
 
     by: str
     part: str
@@ -32,10 +32,10 @@ class Finding:
     """The first check that failed under a fault.
 
     Args:
-        check: it.
+        check: the failed check.
         shown: the very tensor or test that failed.
         message: what it said.
-        endless: it did not end within the limit.
+        endless: it exceeded the time limit.
     """
 
     check: Check
@@ -56,12 +56,12 @@ class Suite(Protocol):
         """Run some checks without any fault; seconds of those that passed, by `Check.by`."""
 
     def look(self, fault: Fault, say: Say) -> tuple[Finding | None, Any]:
-        """Run a fault's checks up to the first failure, telling each `Check` before it runs; and its signature."""
+        """Run a fault's checks up to the first failure, announcing each `Check`; and compute its signature."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one fault."""
+    """The verdict on one fault."""
 
     fault: Fault
     finding: Finding | None
@@ -79,7 +79,7 @@ class Verdict:
 
     @property
     def as_wanted(self) -> bool:
-        """Caught, or proved equivalent and not caught."""
+        """Caught; or not caught, if proved equivalent."""
         return not self.problem and self.caught == (self.fault.equivalent is None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Verdict:
 def examine(
     faults: Sequence[Fault], suite: Suite, workers: Workers, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[Verdict]:
-    """A verdict on each fault, as each is known: those that a test caught come last, when it has run by itself.
+    """Yield a verdict on each fault when it is known; faults caught by a test last, after it ran without them.
 
     Args:
         tell: gets a line on each fault that has to wait.
@@ -145,7 +145,7 @@ def _under(suite: Suite, fault: Fault, say: Say) -> tuple[Finding | None, Any]:
 
 
 def _alone(batches: Sequence[Sequence[Check]], suite: Suite, workers: Workers) -> tuple[dict[str, float], list[str]]:
-    """Seconds of the checks that pass without any fault, and what ended workers before their time."""
+    """Seconds of the checks that pass without any fault, and why workers ended early."""
     seconds: dict[str, float] = {}
     outcomes = [outcome for _, outcome in workers.run(suite.alone, batches)]
     for outcome in outcomes:

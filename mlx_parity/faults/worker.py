@@ -1,7 +1,7 @@
-"""Work in processes of its own: what a fault breaks, makes endless or crashes ends with its process.
+"""Run work in separate processes: a fault that breaks, hangs or crashes something ends with its process.
 
-Where it can, a worker is a fork, which has the imports and truths of this process at once. MLX computes in threads,
-which no fork has: this process must not have evaluated anything. Elsewhere a worker is a fresh interpreter.
+If possible a worker is a fork, which starts with the imports and truths of this process. MLX computes in threads, which
+a fork does not inherit: this process must not have evaluated anything. Otherwise a worker is a new interpreter.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 
 from mlx_parity.faults.patch import FaultError
 
-Say = Callable[[Any], None]  # tells that a check begins, and which; the time limit starts anew
+Say = Callable[[Any], None]  # announces the check that begins; restarts the time limit
 
 
 @dataclass
 class Outcome:
-    """What became of one piece of work.
+    """The outcome of one piece of work.
 
     Attributes:
-        result: what it returned; None where it did not.
-        said: what it told before.
+        result: its return value; None if it did not return.
+        said: what it announced.
         seconds: of wall clock.
-        endless: a check did not end within the time limit.
+        endless: a check exceeded the time limit.
         crashed: the process ended by itself.
-        problem: why there is no result; "" where there is one.
+        problem: why there is no result; "" if there is one.
     """
 
     result: Any = None
@@ -59,7 +59,7 @@ class Workers:
     Args:
         jobs: how many.
         limit: seconds that may pass between two calls of `say`; a process that takes longer is killed.
-        folder: for their temporary files; MLX keeps compiled kernels there, which the next process finds.
+        folder: for temporary files; MLX stores compiled kernels there, and the next process reuses them.
     """
 
     jobs: int

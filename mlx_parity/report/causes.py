@@ -1,8 +1,8 @@
-"""Which failures are causes: the parts that fail by themselves, and beneath each the rows that fail because of it.
+"""Find the causes among failures: the parts that fail by themselves, each with the rows that fail because of it.
 
 A module fails alone when a row that was fed given inputs (isolated, recorded or exact) fails and no module that it
 contains does. Rows of modules that contain it are folded beneath it, and of a run of the whole model all that fails
-from there on. What only fails inside the whole is led by the first failing row of its run.
+from there on. If something fails only inside the whole model, its cause is the first failing row of its run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Cause:
 
     Args:
         row: its first failing row.
-        own: its further failing rows.
-        folded: failing rows of what contains it or comes after it.
+        own: its other failing rows.
+        folded: failing rows of modules that contain it or come after it.
     """
 
     row: Row
@@ -32,7 +32,7 @@ class Cause:
 
     @property
     def alone(self) -> bool:
-        """It fails on given inputs, so that nothing before it is to blame."""
+        """It fails on given inputs, so nothing before it is the cause."""
         return self.row.kind != "chained"
 
     def rows(self) -> list[Row]:

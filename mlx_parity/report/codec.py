@@ -16,11 +16,11 @@ from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-SHOWN = 60  # characters of a wrong value
+SHOWN = 60  # longest quote of a wrong value, in characters
 
 
 class ReportError(ValueError):
-    """A report that cannot be read or that contradicts itself; the message is one line."""
+    """A report that is unreadable or inconsistent; the message is one line."""
 
 
 class derived(cached_property):
@@ -143,7 +143,7 @@ def _read_scalar(kind: type, limits: Limits, value: Any, place: str) -> Any:
 
 
 def printing(text: str) -> str:
-    """In one line, what does not print escaped: it could rewrite a terminal, forge a line of a log or command CI."""
+    """One line with unprintable characters escaped: they could rewrite a terminal, forge a log line or command CI."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
@@ -165,7 +165,7 @@ def _wrong(place: str, value: Any, words: str) -> ReportError:
 
 
 def _shown(value: Any) -> str:
-    """A value or key in one short line, whatever stands in it."""
+    """A value or key in one short line, whatever it contains."""
     text = value if isinstance(value, str) and re.fullmatch(r"[\w.@/ -]+", value, re.A) else ascii(value)
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
 

@@ -1,7 +1,7 @@
 """What a report holds of a run: its rows, tests and components, and what it was made with.
 
-The JSON, its schema and the checks on reading follow from these types (codec.py). Numbers are finite; None is what
-could not be measured. The texts beside the types are the schema's descriptions.
+The JSON, its schema and the checks on reading follow from these types (codec.py). Numbers are finite; None means
+not measured. The texts beside the types are the schema's descriptions.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Test:
-    """A test that compares no tensor, or whose rows are not about its failure."""
+    """A test that compares no tensor, or that failed for another reason than its rows."""
 
     __test__ = False  # for pytest, which takes a class of this name for one of tests
 
@@ -137,7 +137,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Gap:
-    """What was not checked, and why."""
+    """Something that was not checked, and why."""
 
     what: Text
     why: Text

@@ -1,4 +1,4 @@
-"""Two runs side by side: what broke, what was mended, which ratios moved; and a ledger of runs."""
+"""Compare two runs: regressions, fixes, moved ratios; and keep a ledger of runs."""
 
 from __future__ import annotations
 

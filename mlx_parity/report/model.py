@@ -61,7 +61,7 @@ class Report:
         return causes_of(self.rows, self.modules, self.stages)
 
     def problems(self) -> Iterator[str]:
-        """What the report says against itself."""
+        """The inconsistencies of the report."""
         seen: set[tuple[str, str, str]] = set()
         for i, row in enumerate(self.rows):
             if (key := (row.name, row.kind, row.case)) in seen:
@@ -222,7 +222,7 @@ def save(report: Report, path: str | Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside, then rename, so that no half-written file is ever seen; what a killed run left beside goes."""
+    """Write a temporary file, then rename: no half-written file is ever seen; removes leftovers of killed runs."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
     try:

@@ -60,7 +60,7 @@ _MARKDOWN = str.maketrans({c: f"&#{ord(c)};" for c in "&<>|`*\\"})
 
 
 def _markdown(value: object) -> object:
-    """Text that Markdown shows as it is, in a table too, without tags and links; what is marked safe stays."""
+    """Text escaped for Markdown, also in a table, without tags and links; text marked safe is unchanged."""
     if value is None or isinstance(value, Markup):
         return value or ""
     return re.sub(r"\s+", " ", str(value)).translate(_MARKDOWN).replace("](", "]&#40;")

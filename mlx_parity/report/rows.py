@@ -1,4 +1,4 @@
-"""What follows from rows alone: their order, the status of a group, the worst, the isolated run of a chained one."""
+"""Functions of rows alone: order, status of a group, worst row, the isolated run of a chained row."""
 
 from __future__ import annotations
 

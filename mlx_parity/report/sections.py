@@ -1,4 +1,4 @@
-"""What a report holds beside the run itself, each a section that may be absent, and the verdict."""
+"""The optional sections of a report, and the verdict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class WeightsAudit:
-    """The converter's accounts: every source tensor is consumed or dropped, every port parameter filled."""
+    """The converter's audit: every source tensor is used or dropped, every port parameter is filled."""
 
     sources: Count
     consumed: Count
@@ -141,7 +141,7 @@ class Catalogue(Faults):
 
 @dataclass(frozen=True)
 class LivenessRow:
-    """What a change of one tensor did: DEAD is a tensor that cannot move the result, for a stated reason."""
+    """The effect of changing one tensor. DEAD: it cannot change the result, for a stated reason."""
 
     case: Text
     tensor: Text

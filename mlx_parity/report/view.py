@@ -1,4 +1,4 @@
-"""What the templates of the report show: failures first, in the order of the pipeline."""
+"""Data for the report's templates: failures first, in the order of the pipeline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlx_parity.report.rows import by_stage, in_pipeline_order, isolated_of, sta
 from mlx_parity.report.sections import Faults
 from mlx_parity.report.words import RESTATED, Wording, budget_unit, failure_sentence, with_it
 
-PANELS, OPEN_PANELS = 100, 5  # causes with a panel of their own; those that are open at first
+PANELS, OPEN_PANELS = 100, 5  # causes with their own panel; panels that are open at first
 
 
 @dataclass(frozen=True)

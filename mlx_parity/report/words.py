@@ -1,4 +1,4 @@
-"""How ratios, values and failures are put into words, and what the words of a page are about."""
+"""Wording of ratios, values and failures, and the words that depend on the subject."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_parity.report.rows import Stage
 
 @dataclass(frozen=True)
 class Wording:
-    """What a page says of its subject.
+    """Words of a page about its subject.
 
     Args:
         title: the model's name.
@@ -39,7 +39,7 @@ def failure_sentence(
     isolated: Row | None = None,
     smallest: bool = False,
 ) -> str:
-    """What is wrong with one tensor, in one breath.
+    """What is wrong with one tensor, in a few sentences.
 
     Args:
         row: the tensor's.
@@ -91,7 +91,7 @@ def with_it(own: int, folded: int) -> str:
 
 
 def ratio_text(ratio: float | None, budget_ratio: float = BUDGET.ratio, *, padded: bool = False) -> str:
-    """`9.3x`, or `9.30x` for columns; digits enough to stay on the right side of the budget."""
+    """`9.3x`, or `9.30x` in columns; with enough digits that rounding never crosses the budget."""
     if ratio is None:
         return "not measured"
     if ratio >= 1e5 or 0 < ratio < 0.005:
@@ -104,7 +104,7 @@ def ratio_text(ratio: float | None, budget_ratio: float = BUDGET.ratio, *, padde
 
 
 def budget_unit(row: Row, *, budget_ratio: float = BUDGET.ratio, floor: float = BUDGET.floor) -> float:
-    """What one element may be wrong by, as |error| / rms(oracle): the unit that an error map is read in."""
+    """The allowed error of one element, |error| / rms(oracle): the unit of an error map."""
     return budget_ratio * max(row.e_ref_max or 0.0, floor)
 
 
@@ -139,7 +139,7 @@ def heat_map(grid: ErrorMap, unit: float) -> list[str]:
 
 
 def stage_number(found: Stage, budget_ratio: float = BUDGET.ratio) -> str:
-    """What stands in the box of a stage: a ratio, else what there is instead of one."""
+    """The text in the box of a stage: a ratio, or what replaces it."""
     if found.ratio is not None:
         return ratio_text(found.ratio, budget_ratio)
     instead = {"FAIL": "unequal", "ERROR": "error", "VACUOUS": "vacuous", "PASS": "exact"}
@@ -155,5 +155,5 @@ def sci_text(value: float | None, missing: str = "-") -> str:
 
 
 def markdown(text: str) -> str:
-    """Without what Markdown or a terminal would act on."""
+    """Text without characters that Markdown or a terminal would interpret."""
     return printing(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

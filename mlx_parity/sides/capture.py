@@ -1,4 +1,4 @@
-"""Record what every twin of one side received and returned, in the order in which the calls ended.
+"""Record arguments and results of every twin of one side, in the order in which the calls ended.
 
 MLX modules have no hooks, so both sides are recorded the same way: the classes and functions of its parts are
 wrapped while a `Recorder` is open. The k-th call of a twin on one side corresponds to its k-th call on the other.
@@ -44,7 +44,7 @@ class Recorder:
         parts: what is recorded.
         package: of the side.
         root: module whose sub-modules give the calls their names; a call of anything else is named by its twin.
-        keep: what to hold of each array instead of the array, such as its place in a file.
+        keep: function of each array whose result is kept instead, such as its place in a file.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Recorder:
             running = id(args[0]), attribute
             running = id(args[0]) if has_self else 0, attribute
             if has_self and running in self._running:
-                return original(*args, **kwargs)  # what a fast form takes from the plain one
+                return original(*args, **kwargs)  # what a fast form inherits from the plain one
             self._running.add(running)
             try:
                 result = original(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Is a case alive: would it notice if one of its weights or inputs were wrong?
+"""Is a case alive: would it detect that one of its weights or inputs is wrong?
 
 Every float tensor is multiplied by 1 + 0.1 n (n standard normal), one tensor at a time; the first of several tokens or
 lengths is mirrored within their range, masks lose a fifth of their valid entries. The float64 reference's output must
@@ -67,7 +67,7 @@ def moved(truth: Arrays, singles: Sequence[Arrays], found: Arrays) -> float:
 
 @contextmanager
 def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
-    """Change a tensor in place for a while; it stays of the same kind and within its range."""
+    """Change a tensor in place temporarily; it keeps its kind and range."""
     kept = tensor.clone()
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(_other(kept.numpy(), rng)))
@@ -78,10 +78,10 @@ def changed(tensor: torch.Tensor, rng: np.random.Generator) -> Iterator[None]:
             tensor.copy_(kept)
 
 
-def summarised(rows: Iterable[LivenessRow]) -> list[LivenessRow]:
-    """Rows for the report; where they are too many, the least moved tensor of a case stands for those that pass."""
+def summarised(rows: Iterable[LivenessRow], most: int = MAX_ROWS) -> list[LivenessRow]:
+    """Rows for the report; of more than `most`, the least moved tensor of a case stands for those that pass."""
     rows = list(rows)
-    if len(rows) <= MAX_ROWS:
+    if len(rows) <= most:
         return rows
     kept = [row for row in rows if row.status != "PASS"]
     passed: dict[str, list[LivenessRow]] = {}

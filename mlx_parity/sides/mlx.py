@@ -47,7 +47,7 @@ class MlxSide:
         return type(self.names[name] if name else self.model)
 
     def record(self, inputs: Arguments, keep: Keep, only: Collection[str] | None = None) -> list[Call]:
-        """The calls of one run. What `mx.compile` hides is run without it.
+        """The calls of one run. If `mx.compile` hides some, it runs again without compilation.
 
         Args:
             only: names of the modules whose arrays are wanted; calls of others are without. None for all.
@@ -99,7 +99,7 @@ class MlxSide:
 
 @contextlib.contextmanager
 def wrapped_calls(model: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """While open, each class of a model's modules is called through what `wrap` makes of its `__call__`."""
+    """A context in which `wrap` replaces `__call__` of each class of a model's modules."""
     kinds = {type(module) for module in model.modules() if callable(module)}
     own = {kind: kind.__dict__.get("__call__") for kind in kinds}
     made = {kind: wrap(kind.__call__) for kind in kinds}
@@ -127,7 +127,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class _Traced(Exception):
-    """A module was called inside a compiled function, where values cannot be looked at."""
+    """A module was called inside a compiled function, where its values are not available."""
 
 
 def _call(module: nn.Module, given: Arguments) -> Any:

@@ -1,8 +1,8 @@
-"""Generic faults: what people get wrong when they port a model to MLX, planted in any module by its kind.
+"""Generic faults: typical porting mistakes, planted in any MLX module by its kind.
 
 A mutation of a value (a weight, an epsilon) is set on the module. A mutation of a function (`mx.softmax`, `nn.gelu`)
-holds only where that very module calls it: the class of each module is wrapped, so that it is known which one is
-computing. `mx.compile` is off meanwhile, since a compiled graph keeps the functions it was traced with.
+applies only where that module calls it: the class of each module is wrapped to know which one is running. `mx.compile`
+is off meanwhile, because a compiled graph keeps the functions that it was traced with.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _set(module: nn.Module, name: str, value: Any) -> Iterator[None]:
 
 
 class _Running:
-    """A context in which it is known which module computes, and which calls which function.
+    """A context that tracks which module is running, and which module calls which function.
 
     Args:
         exchanged: functions that are others while it is open, by their place; called with the name of the module that

@@ -1,4 +1,4 @@
-"""MLX as another machine would run it: the twin of `orders_pytorch.py` for the other side.
+"""Run MLX as another machine would: the counterpart of `orders_pytorch.py`.
 
 Only the measurement of false alarms runs the port in it; a verdict never does.
 
@@ -21,8 +21,7 @@ FUNCTIONS = ["exp", "expm1", "log", "log1p", "log10", "logaddexp", "sin", "cos",
 
 
 class Order:
-    """A context in which MLX's float32 operations round as they do on a machine of one's own; other dtypes are left
-    alone.
+    """A context in which MLX's float32 operations round as on a simulated machine; other dtypes are unchanged.
 
     Whole process, one thread: MLX's functions are exchanged, and `mx.compile` is off, since a compiled graph would
     keep the functions it was traced with.

@@ -1,8 +1,8 @@
-"""The reference in float32 as another machine would run it: every sum in another order, every function a unit off.
+"""Run the reference in float32 as another machine would: sums in another order, functions one unit off.
 
-One float32 run is a draw, not a measure: on small tensors its error may be small by luck, and then a port that is as
+One float32 run does not measure the error: on small tensors it may be small by luck, and then a port that is as
 exact as any looks wrong. IEEE 754 fixes neither the order of the terms of a sum nor the last bits of a sine, and
-BLAS libraries and GPUs differ in both. Further runs in other orders show what float32 may cost.
+BLAS libraries and GPUs differ in both. Further runs in other orders show how large float32 errors can be.
 
 b batch, n rows or frames, K terms of a sum, g groups
 """
@@ -59,7 +59,7 @@ def in_other_orders(run: Callable[[], Result]) -> Sequence[Result]:
 
 
 class Order(TorchDispatchMode):
-    """A context in which float32 operations of PyTorch round as they do on a machine of one's own.
+    """A context in which float32 operations of PyTorch round as on a simulated machine.
 
     Terms of products, convolutions, means and norms are permuted and added in blocks; functions that IEEE 754 leaves
     open are off by up to `UNITS`. Other dtypes are left alone, so a float64 run is the same inside and outside.
@@ -79,7 +79,7 @@ class Order(TorchDispatchMode):
         kwargs = kwargs or {}
         handler = HANDLERS.get(func)
         if handler is not None and _is_single(args):
-            # Of a kind that no handler knows, it keeps the machine's own order: that can only make e_ref smaller.
+            # An operation without a handler keeps this machine's order, which can only make e_ref smaller.
             with contextlib.suppress(NotImplementedError):
                 return handler(self, *args, **kwargs)
         if handler is None and is_composite(func):

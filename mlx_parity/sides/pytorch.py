@@ -60,7 +60,7 @@ class TorchSide:
         found = {p.dtype for p in model.parameters() if p.is_floating_point()} - {torch.float32}
         if found:
             raise ValueError(f"the PyTorch model has {_names(found)} weights: compare it in float32 (model.float())")
-        self.model = copy.deepcopy(model)  # what a run leaves behind must not get into the next comparison's float64
+        self.model = copy.deepcopy(model)  # state left by a run must not enter the next comparison's float64
         self.double = _double(model)
         self.names = {name: module for name, module in self.model.named_modules() if name}
 

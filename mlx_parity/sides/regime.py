@@ -1,4 +1,4 @@
-"""Which arithmetic this machine really does: errors of float32 products and convolutions, measured, not believed."""
+"""The arithmetic that this machine really uses: measured errors of float32 products and convolutions."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def not_float32(found: dict[Side, tuple[float, str]]) -> dict[Side, str]:
 
 
 def require_float32(sides: Collection[Side] = tuple(SIDES)) -> None:
-    """Look before a comparison.
+    """Check both sides before a comparison.
 
     Raises:
         NotFloat32: one of these sides does not compute in float32, so nothing can be compared.
@@ -185,7 +185,7 @@ def precision(found: dict[Side, tuple[float, str]]) -> Precision:
 def provenance(
     root: Path, found: dict[Side, tuple[float, str]], adapter_versions: Mapping[str, str], **about: Any
 ) -> Provenance:
-    """What a run was made with: `root` is the checkout, `found` its arithmetic, `about` the further fields."""
+    """Provenance of a run: `root` is the checkout, `found` the arithmetic, `about` further fields."""
     head, dirty = commit(root)
     known: dict[str, Any] = {"commit": head, "dirty": dirty, "versions": {**versions(), **adapter_versions}}
     return Provenance(**known | machine(), precision=precision(found), **about)

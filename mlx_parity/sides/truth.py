@@ -24,7 +24,7 @@ Runs = tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Truth:
-    """What a port is judged by.
+    """The truth of a case, by which a port is judged.
 
     Args:
         state, inputs: of the case, float32.
@@ -43,7 +43,7 @@ class Truth:
 
 
 def truth_of(case: Case) -> Truth:
-    """Run the reference on a case in all the ways that a verdict needs."""
+    """Run the reference on a case in all forms that a verdict needs."""
     state, inputs = reference_state(case), case.draw()
 
     def run(dtype: torch.dtype, state: Arrays = state, inputs: Arrays = inputs) -> Arrays:

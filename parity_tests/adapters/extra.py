@@ -121,10 +121,7 @@ def extra_cases() -> list[Case]:
 
 def noise_rows(adapter: Adapter) -> list[Row]:
     """What the port takes for noise by itself, against the fixed buffers of the original."""
-    wanted = {
-        "rand_noise": noise.rand_noise(NOISE_FRAMES),
-        "sine_waves": noise.sine_waves(NOISE_SAMPLES)[None],
-    }
+    wanted = {"rand_noise": noise.rand_noise(NOISE_FRAMES), "sine_waves": noise.sine_waves(NOISE_SAMPLES)[None]}
     rows = []
     for name, truth in wanted.items():
         try:

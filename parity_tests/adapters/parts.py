@@ -146,12 +146,7 @@ class PartsAdapter(Adapter):
         return f"{file.relative_to(ROOT).as_posix()}:{code.co_firstlineno}" if file.is_relative_to(ROOT) else None
 
     def run(
-        self,
-        part: Part,
-        config: Mapping[str, Any],
-        state: Arrays,
-        inputs: Arrays,
-        call: Mapping[str, Any],
+        self, part: Part, config: Mapping[str, Any], state: Arrays, inputs: Arrays, call: Mapping[str, Any]
     ) -> dict[str, np.ndarray]:
         if part.path not in self.parts:
             reasons = [reason for path, reason in self.absent.items() if part.path.startswith(path)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -38,6 +38,15 @@ def case(
     """
     again = f"python -m parity_tests.trace {name}"
     return Case(name, PARTS[part], config or {}, inputs, call or {}, dead or {}, reproduce=again)
+
+
+def cases_of(stage: str, module: str) -> Callable[..., Case]:
+    """`case` for the parts of one module: its names begin with the stage, its parts with the module."""
+
+    def of_module(name: str, part: str, *more: Mapping[str, Any] | None, **inputs: Any) -> Case:
+        return case(f"{stage}.{name}", f"{module}.{part}", *more, **inputs)
+
+    return of_module
 
 
 def valid(n: int, *lengths: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlx_parity.case import normal, tokens, uniform, values
-from parity_tests.cases import angles, case, chunked, valid
+from parity_tests.cases import angles, case, cases_of, chunked, valid
 
 ATTENTION = dict(dim=48, heads=3, dim_head=16)
 DIT = dict(
@@ -42,10 +42,16 @@ NO_PROMPT = dict(
     noise=normal(1, 12, 16),
 )
 SEPARATE = dict(guidance="separate")
+BLOCK = dict(ATTENTION, ff_mult=2)
+SAME = "adds the same to all scores of a query, which softmax ignores"
+X, ROPE, FRAMES = normal(2, 23, 48), angles(23, 16), valid(23, 23, 17)[:, 0] > 0
 LAST_ROW = chunked(23, 8, 23, 17)
 LAST_ROW[0, 0, -1, 4:9] = False  # the original reads its frame mask from the last query's row
 BLIND = chunked(23, 8, 23, 17)
 BLIND[1, 0, 5] = False  # a query that may see nothing gets zeros from torch
+
+
+layer = cases_of("flow", "flow.layers")
 
 
 def _dit(name: str, streaming: bool, **inputs: object) -> object:
@@ -100,85 +106,34 @@ CASES = (
         dict(scale=0.25),
         **dict.fromkeys(("q", "k", "v"), normal(2, 3, 23, 16)),
     ),
-    case("flow.sinus", "flow.layers.SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
-    case("flow.time_embed", "flow.layers.TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
-    case("flow.rotary.angles", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=77)),
-    case("flow.rotary.angles.offset", "flow.layers.RotaryEmbedding", dict(dim=16), dict(seq_len=7, offset=250)),
-    case("flow.rotary", "flow.layers.apply_rotary_pos_emb", t=normal(2, 23, 48), rope=angles(23, 16)),
-    case("flow.conv_pos_embed", "flow.layers.CausalConvPositionEmbedding", dict(dim=48), x=normal(2, 23, 48)),
-    case(
-        "flow.conv_pos_embed.masked",
-        "flow.layers.CausalConvPositionEmbedding",
-        dict(dim=48),
-        x=normal(2, 23, 48),
-        mask=valid(23, 23, 17)[:, 0] > 0,
-    ),
-    case("flow.conv_pos_embed.one", "flow.layers.CausalConvPositionEmbedding", dict(dim=32), x=normal(1, 1, 32)),
-    case("flow.adaln_zero", "flow.layers.AdaLayerNormZero", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)),
-    case(
-        "flow.adaln_final", "flow.layers.AdaLayerNormZero_Final", dict(dim=48), x=normal(2, 23, 48), emb=normal(2, 48)
-    ),
+    layer("sinus", "SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
+    layer("time_embed", "TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
+    layer("rotary.angles", "RotaryEmbedding", dict(dim=16), dict(seq_len=77)),
+    layer("rotary.angles.offset", "RotaryEmbedding", dict(dim=16), dict(seq_len=7, offset=250)),
+    layer("rotary", "apply_rotary_pos_emb", t=X, rope=ROPE),
+    layer("conv_pos_embed", "CausalConvPositionEmbedding", dict(dim=48), x=X),
+    layer("conv_pos_embed.masked", "CausalConvPositionEmbedding", dict(dim=48), x=X, mask=FRAMES),
+    layer("conv_pos_embed.one", "CausalConvPositionEmbedding", dict(dim=32), x=normal(1, 1, 32)),
+    layer("adaln_zero", "AdaLayerNormZero", dict(dim=48), x=X, emb=normal(2, 48)),
+    layer("adaln_final", "AdaLayerNormZero_Final", dict(dim=48), x=X, emb=normal(2, 48)),
     *(
-        case(
-            f"flow.feed_forward.{kind}",
-            "flow.layers.FeedForward",
-            dict(dim=48, mult=2, approximate=kind),
-            x=normal(2, 23, 48, scale=2),
-        )
-        for kind in ("none", "tanh")
+        layer(f"feed_forward.{k}", "FeedForward", dict(dim=48, mult=2, approximate=k), x=normal(2, 23, 48, scale=2))
+        for k in ("none", "tanh")
     ),
-    case("flow.attention", "flow.layers.Attention", ATTENTION, x=normal(2, 23, 48), rope=angles(23, 16)),
-    case(
-        "flow.attention.no_rope",
-        "flow.layers.Attention",
-        ATTENTION,
-        dead={"to_k.bias": "adds the same to all scores of a query, which softmax ignores"},
-        x=normal(1, 5, 48),
-    ),
-    case(
-        "flow.attention.padded",
-        "flow.layers.Attention",
-        ATTENTION,
-        x=normal(2, 23, 48),
-        mask=valid(23, 23, 17)[:, 0] > 0,
-        rope=angles(23, 16),
-    ),
-    *(
-        case(
-            f"flow.attention.{name}",
-            "flow.layers.Attention",
-            ATTENTION,
-            x=normal(2, 23, 48),
-            mask=mask,
-            rope=angles(23, 16),
-        )
-        for name, mask in (
-            ("chunked", chunked(23, 8, 23, 17)),
-            ("full", chunked(23, 23, 23, 17)),
-            ("last_row", LAST_ROW),
-            ("blind", BLIND),
-        )
-    ),
-    *(
-        case(
-            f"flow.block.{name}",
-            "flow.layers.DiTBlock",
-            dict(ATTENTION, ff_mult=2),
-            x=normal(2, 23, 48),
-            t=normal(2, 48),
-            mask=mask,
-            rope=angles(23, 16),
-        )
-        for name, mask in (("chunked", chunked(23, 8, 23, 17)), ("full", chunked(23, 23, 23, 23)))
-    ),
+    layer("attention", "Attention", ATTENTION, x=X, rope=ROPE),
+    layer("attention.no_rope", "Attention", ATTENTION, dead=dict.fromkeys(["to_k.bias"], SAME), x=normal(1, 5, 48)),
+    layer("attention.padded", "Attention", ATTENTION, x=X, mask=FRAMES, rope=ROPE),
+    layer("attention.chunked", "Attention", ATTENTION, x=X, mask=chunked(23, 8, 23, 17), rope=ROPE),
+    layer("attention.full", "Attention", ATTENTION, x=X, mask=chunked(23, 23, 23, 17), rope=ROPE),
+    layer("attention.last_row", "Attention", ATTENTION, x=X, mask=LAST_ROW, rope=ROPE),
+    layer("attention.blind", "Attention", ATTENTION, x=X, mask=BLIND, rope=ROPE),
+    layer("block.chunked", "DiTBlock", BLOCK, x=X, t=normal(2, 48), mask=chunked(23, 8, 23, 17), rope=ROPE),
+    layer("block.full", "DiTBlock", BLOCK, x=X, t=normal(2, 48), mask=chunked(23, 23, 23, 23), rope=ROPE),
     case(
         "flow.input_embed",
         "flow.dit.InputEmbedding",
         dict(mel_dim=12, text_dim=16, out_dim=48, spk_dim=10),
-        x=normal(2, 23, 12),
-        cond=normal(2, 23, 12),
-        text_embed=normal(2, 23, 16),
-        spks=normal(2, 10),
+        **dict(x=normal(2, 23, 12), cond=normal(2, 23, 12), text_embed=normal(2, 23, 16), spks=normal(2, 10)),
     ),
     _dit("full", False),
     _dit("chunked", True),
@@ -229,15 +184,7 @@ CASES = (
         embedding=normal(1, 24),
     ),
     # What the model never builds, last: of the parts it uses none should be named by these.
-    case("flow.grn", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96)),
-    case("flow.grn.quiet", "flow.layers.GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
-    *(
-        case(
-            f"flow.convnext.{dilation}",
-            "flow.layers.ConvNeXtV2Block",
-            dict(dim=48, intermediate_dim=96, dilation=dilation),
-            x=normal(2, 23, 48),
-        )
-        for dilation in (1, 2)
-    ),
+    layer("grn", "GRN", dict(dim=96), x=normal(2, 23, 96)),
+    layer("grn.quiet", "GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
+    *(layer(f"convnext.{n}", "ConvNeXtV2Block", dict(dim=48, intermediate_dim=96, dilation=n), x=X) for n in (1, 2)),
 )

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from mlx_parity.case import Draw, normal
-from parity_tests.cases import case, valid
+from parity_tests.cases import case, cases_of, valid
 
 TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2)
-SPEAKER = dict(
-    n_mels=80,
-    embed_dim=24,
-    head_channels=4,
-    init_channels=8,
-    growth_rate=4,
-    bottleneck_channels=8,
-    block_layers=(2, 3),
-    block_dilations=(1, 2),
-)
+SPEAKER = dict(n_mels=80, embed_dim=24, head_channels=4, init_channels=8, growth_rate=4, bottleneck_channels=8)
+SPEAKER |= dict(block_layers=(2, 3), block_dilations=(1, 2))
 CAM = dict(bn_channels=8, out_channels=4, segment_frames=100)
 FULL, HELD = dict(divide_by_full_segment=True), dict(divide_by_full_segment=False)
 LAYER = dict(in_channels=12, out_channels=4, bn_channels=8, segment_frames=100, eps=1e-5, **FULL)
@@ -62,123 +54,56 @@ def _tokenizer(name: str, what: str, frames: int, *lengths: int, digits: int = 4
     return case(name, path, dict(TOKENIZER, fsq_dim=digits), mel=normal(len(lengths), 16, frames), mel_len=sizes)
 
 
+def _bank(rate: int, n_fft: int, mels: int, top: float) -> dict[str, float]:
+    return dict(sampling_rate=rate, n_fft=n_fft, num_mels=mels, fmin=0.0, fmax=top)
+
+
+def _cam(frames: int, dilation: int, divided: dict[str, bool]) -> object:
+    name = f"cam.{frames}.{dilation}{'' if divided is FULL else '.held'}"
+    return speaker(name, "CAMLayer", dict(CAM, dilation=dilation, **divided), x=normal(2, 8, frames))
+
+
+audio = cases_of("frontend", "frontend.audio")
+tokenizer = cases_of("speech_tokenizer", "frontend.speech_tokenizer")
+speaker = cases_of("speaker", "frontend.speaker")
+HEARD = dict(x=normal(2, 37, 32), mask=valid(37, 37, 20)[:, 0] > 0, rope=half_angles(37, 16))
+NARROW = dict(in_channels=12, out_channels=6, eps=1e-5)
 CASES = (
     *(_resample(*rates) for rates in ((24000, 16000, 2401), (22050, 16000, 2205), (22050, 24000, 2205))),
     *(_resample(*rates) for rates in ((44100, 24000, 4410), (48000, 16000, 4801), (16000, 24000, 1600))),
-    case(
-        "frontend.mel_basis",
-        "frontend.audio.mel_filterbank",
-        None,
-        dict(sampling_rate=24000, n_fft=1920, num_mels=80, fmin=0.0, fmax=12000.0),
-    ),
-    case(
-        "frontend.log_mel_basis",
-        "frontend.audio.mel_filterbank",
-        None,
-        dict(sampling_rate=16000, n_fft=400, num_mels=128, fmin=0.0, fmax=8000.0),
-    ),
-    case("frontend.mel", "frontend.audio.mel_spectrogram", y=voice(9600, batch=2)),
-    case("frontend.mel.odd", "frontend.audio.mel_spectrogram", y=voice(7001)),
-    case("frontend.mel.quiet", "frontend.audio.mel_spectrogram", y=from_silence(9600)),
-    case("frontend.log_mel", "frontend.audio.log_mel_spectrogram", audio=voice(8000, 16000, 2)),
-    case("frontend.log_mel.odd", "frontend.audio.log_mel_spectrogram", audio=voice(4999, 16000)),
-    case(
-        "frontend.kaldi_basis",
-        "frontend.audio.kaldi_mel_banks",
-        None,
-        dict(num_bins=80, n_fft=512, sample_frequency=16000),
-    ),
-    case("frontend.fbank", "frontend.audio.fbank", waveform=voice(8000, 16000)),
-    case("frontend.fbank.quiet", "frontend.audio.fbank", waveform=from_silence(6400)),
-    case("frontend.fbank.mean", "frontend.audio.fbank", None, dict(subtract_mean=True), waveform=voice(6001, 16000)),
-    case(
-        "speech_tokenizer.attention",
-        "frontend.speech_tokenizer.FSMNMultiHeadAttention",
-        ATTENTION,
-        x=normal(2, 37, 32),
-        mask=valid(37, 37, 20)[:, 0] > 0,
-        rope=half_angles(37, 16),
-    ),
-    case(
-        "speech_tokenizer.block",
-        "frontend.speech_tokenizer.ResidualAttentionBlock",
-        dict(ATTENTION, mlp_mult=4, eps=1e-5),
-        x=normal(2, 37, 32),
-        mask=valid(37, 37, 20)[:, 0] > 0,
-        rope=half_angles(37, 16),
-    ),
-    case(
-        "speech_tokenizer.fsq.activations",
-        "frontend.speech_tokenizer.FSQVectorQuantization.activations",
-        dict(dim=32, fsq_dim=8),
-        x=normal(2, 37, 32),
-    ),
-    case(
-        "speech_tokenizer.fsq",
-        "frontend.speech_tokenizer.FSQVectorQuantization",
-        dict(dim=32, fsq_dim=8),
-        x=normal(2, 37, 32),
-    ),
+    audio("mel_basis", "mel_filterbank", None, _bank(24000, 1920, 80, 12000.0)),
+    audio("log_mel_basis", "mel_filterbank", None, _bank(16000, 400, 128, 8000.0)),
+    audio("mel", "mel_spectrogram", y=voice(9600, batch=2)),
+    audio("mel.odd", "mel_spectrogram", y=voice(7001)),
+    audio("mel.quiet", "mel_spectrogram", y=from_silence(9600)),
+    audio("log_mel", "log_mel_spectrogram", audio=voice(8000, 16000, 2)),
+    audio("log_mel.odd", "log_mel_spectrogram", audio=voice(4999, 16000)),
+    audio("kaldi_basis", "kaldi_mel_banks", None, dict(num_bins=80, n_fft=512, sample_frequency=16000)),
+    audio("fbank", "fbank", waveform=voice(8000, 16000)),
+    audio("fbank.quiet", "fbank", waveform=from_silence(6400)),
+    audio("fbank.mean", "fbank", None, dict(subtract_mean=True), waveform=voice(6001, 16000)),
+    tokenizer("attention", "FSMNMultiHeadAttention", ATTENTION, **HEARD),
+    tokenizer("block", "ResidualAttentionBlock", dict(ATTENTION, mlp_mult=4, eps=1e-5), **HEARD),
+    tokenizer("fsq.activations", "FSQVectorQuantization.activations", dict(dim=32, fsq_dim=8), x=HEARD["x"]),
+    tokenizer("fsq", "FSQVectorQuantization", dict(dim=32, fsq_dim=8), x=HEARD["x"]),
     _tokenizer("speech_tokenizer.activations", ".activations", 101, 101),
     _tokenizer("speech_tokenizer.activations.padded", ".activations", 103, 103, 58),
     _tokenizer("speech_tokenizer.activations.short", ".activations", 5, 5),
     # Rounding hides small changes: only many digits show every weight.
     _tokenizer("speech_tokenizer.tokens", "", 1601, 1601, digits=8),
     _tokenizer("speech_tokenizer.tokens.padded", "", 1203, 1203, 858, digits=8),
+    *(speaker(f"res_block.{n}", "BasicResBlock", dict(channels=4, stride=n), x=normal(2, 4, 20, 17)) for n in (1, 2)),
+    speaker("head", "FCM", dict(channels=4), x=normal(2, 80, 23)),
+    speaker("tdnn", "TDNNLayer", dict(in_channels=12, out_channels=8, kernel_size=5, stride=2), x=normal(2, 12, 33)),
+    *(_cam(*sizes, FULL) for sizes in ((37, 1), (100, 2), (137, 2), (201, 1))),
+    *(_cam(*sizes, HELD) for sizes in ((37, 1), (137, 2))),
+    speaker("dense_layer", "CAMDenseTDNNLayer", dict(LAYER, dilation=2), x=normal(2, 12, 123)),
+    speaker("dense_block", "CAMDenseTDNNBlock", dict(LAYER, num_layers=3, dilation=2), x=normal(2, 12, 123)),
     *(
-        case(
-            f"speaker.res_block.{stride}",
-            "frontend.speaker.BasicResBlock",
-            dict(channels=4, stride=stride),
-            x=normal(2, 4, 20, 17),
-        )
-        for stride in (1, 2)
+        speaker(f"transit.{name}", "TransitLayer", dict(NARROW, bias=name == "bias"), x=normal(2, 12, 23))
+        for name in ("plain", "bias")
     ),
-    case("speaker.head", "frontend.speaker.FCM", dict(channels=4), x=normal(2, 80, 23)),
-    case(
-        "speaker.tdnn",
-        "frontend.speaker.TDNNLayer",
-        dict(in_channels=12, out_channels=8, kernel_size=5, stride=2),
-        x=normal(2, 12, 33),
-    ),
-    *(
-        case(
-            f"speaker.cam.{frames}.{dilation}{'' if divided is FULL else '.held'}",
-            "frontend.speaker.CAMLayer",
-            dict(CAM, dilation=dilation, **divided),
-            x=normal(2, 8, frames),
-        )
-        for frames, dilation, divided in (
-            (37, 1, FULL),
-            (100, 2, FULL),
-            (137, 2, FULL),
-            (201, 1, FULL),
-            (37, 1, HELD),
-            (137, 2, HELD),
-        )
-    ),
-    case("speaker.dense_layer", "frontend.speaker.CAMDenseTDNNLayer", dict(LAYER, dilation=2), x=normal(2, 12, 123)),
-    case(
-        "speaker.dense_block",
-        "frontend.speaker.CAMDenseTDNNBlock",
-        dict(LAYER, num_layers=3, dilation=2),
-        x=normal(2, 12, 123),
-    ),
-    *(
-        case(
-            f"speaker.transit.{'bias' if bias else 'plain'}",
-            "frontend.speaker.TransitLayer",
-            dict(in_channels=12, out_channels=6, bias=bias, eps=1e-5),
-            x=normal(2, 12, 23),
-        )
-        for bias in (False, True)
-    ),
-    case("speaker.stats", "frontend.speaker.StatsPool", x=normal(2, 12, 23)),
-    case(
-        "speaker.dense", "frontend.speaker.DenseLayer", dict(in_channels=12, out_channels=24, eps=1e-5), x=normal(2, 12)
-    ),
-    *(
-        case(f"speaker.embedding.{frames}", "frontend.speaker.CAMPPlus", SPEAKER, x=normal(1, frames, 80))
-        for frames in (57, 250)
-    ),
+    speaker("stats", "StatsPool", x=normal(2, 12, 23)),
+    speaker("dense", "DenseLayer", dict(in_channels=12, out_channels=24, eps=1e-5), x=normal(2, 12)),
+    *(speaker(f"embedding.{frames}", "CAMPPlus", SPEAKER, x=normal(1, frames, 80)) for frames in (57, 250)),
 )

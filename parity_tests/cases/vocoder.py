@@ -62,6 +62,20 @@ def _inference(name: str, frames: int, finalize: bool) -> object:
     )
 
 
+def _block(taps: int) -> dict[str, object]:
+    return dict(channels=10, kernel_size=taps, dilations=(1, 3, 5))
+
+
+def _sine(name: str, frames: int, f0: object) -> object:
+    return case(f"vocoder.sine.{name}", "vocoder.source.SineGen2", SINE, f0=f0, sine_waves=uniform(1, frames * 480, 9))
+
+
+def _istft(name: str, magnitude: object, batch: int, frames: int) -> object:
+    phase = uniform(batch, 9, frames, low=-3.2, high=3.2)
+    return case(name, "vocoder.stft.istft", None, STFT, magnitude=magnitude, phase=phase)
+
+
+PITCH = "vocoder.f0.CausalConvRNNF0Predictor"
 CASES = (
     *(_conv(side, *shape) for side in ("left", "right") for shape in ((1, 1), (2, 1), (3, 1), (3, 5), (4, 1), (11, 5))),
     *(_conv(side, 7, 3, cache=normal(2, 6, 18)) for side in ("left", "right")),
@@ -72,66 +86,27 @@ CASES = (
     _rate("Upsample", 16, 8, 11, cache=normal(2, 6, 15)),
     case("vocoder.snake", "vocoder.generator.Snake", dict(in_features=10), x=normal(2, 10, 37, scale=3)),
     *(
-        case(
-            f"vocoder.resblock.k{taps}",
-            "vocoder.generator.ResBlock",
-            dict(channels=10, kernel_size=taps, dilations=(1, 3, 5)),
-            x=normal(2, 10, 64),
-        )
+        case(f"vocoder.resblock.k{taps}", "vocoder.generator.ResBlock", _block(taps), x=normal(2, 10, 64))
         for taps in (3, 7, 11)
     ),
     *(
         case(
-            f"vocoder.f0.{'end' if final else 'more'}",
-            "vocoder.f0.CausalConvRNNF0Predictor",
-            dict(num_class=1, in_channels=80, cond_channels=48),
-            dict(finalize=final),
-            x=normal(2, 80, 24),
+            f"vocoder.f0.{name}", PITCH, dict(num_class=1, in_channels=80, cond_channels=48), call, x=normal(2, 80, 24)
         )
-        for final in (True, False)
+        for name, call in (("end", dict(finalize=True)), ("more", dict(finalize=False)))
     ),
-    *(
-        case(
-            f"vocoder.sine.{frames}",
-            "vocoder.source.SineGen2",
-            SINE,
-            f0=voiced_and_unvoiced(1, frames),
-            sine_waves=uniform(1, frames * 480, 9),
-        )
-        for frames in (1, 9, 150, 300)
-    ),
-    case(
-        "vocoder.sine.threshold",
-        "vocoder.source.SineGen2",
-        SINE,
-        f0=np.repeat(values(10.0, 10.000001, 9.999999, 0.0, 200.0, 10.0), 480)[None, :, None],
-        sine_waves=uniform(1, 6 * 480, 9),
-    ),
+    *(_sine(str(frames), frames, voiced_and_unvoiced(1, frames)) for frames in (1, 9, 150, 300)),
+    _sine("threshold", 6, np.repeat(values(10.0, 10.000001, 9.999999, 0.0, 200.0, 10.0), 480)[None, :, None]),
     case(
         "vocoder.source",
         "vocoder.source.SourceModuleHnNSF",
         SOURCE,
-        f0=voiced_and_unvoiced(2, 9),
-        sine_waves=uniform(1, 9 * 480, 9),
+        **dict(f0=voiced_and_unvoiced(2, 9), sine_waves=uniform(1, 9 * 480, 9)),
     ),
     case("vocoder.stft", "vocoder.stft.stft", None, STFT, x=normal(2, 1440)),
     case("vocoder.stft.odd", "vocoder.stft.stft", None, STFT, x=normal(1, 1001)),
-    case(
-        "vocoder.istft",
-        "vocoder.stft.istft",
-        None,
-        STFT,
-        magnitude=uniform(2, 9, 361, low=0, high=120),  # the original clips at 100
-        phase=uniform(2, 9, 361, low=-3.2, high=3.2),
-    ),
-    case(
-        "vocoder.istft.short",
-        "vocoder.stft.istft",
-        None,
-        STFT,
-        magnitude=uniform(1, 9, 3),
-        phase=uniform(1, 9, 3, low=-3.2, high=3.2),
-    ),
+    _istft("vocoder.istft", uniform(2, 9, 361, low=0, high=120), 2, 361),  # the original clips at 100
+    _istft("vocoder.istft.short", uniform(1, 9, 3), 1, 3),
     _decode("end", 20, True),
     _decode("more", 20, False),
     _decode("batch", 8, True, batch=2),

@@ -31,19 +31,8 @@ from parity_tests.harness.signatures import Signature, strength
 from port import noise
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = (
-    "-q",
-    "-m",
-    "not full",
-    "-p",
-    "no:cacheprovider",
-    "-p",
-    "no:unraisableexception",
-    "--rootdir",
-    str(ROOT),
-    "-c",
-    str(ROOT / "pyproject.toml"),
-)
+OPTIONS = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+OPTIONS += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
 
 
 @dataclass

@@ -68,6 +68,14 @@ _FLOW = "flow.decoder.CausalMaskedDiffWithDiT.inference"
 _HIFT = "vocoder.generator.CausalHiFTGenerator"
 _CONV = "vocoder.convolution.CausalConv1d"
 _F0 = "vocoder.f0.CausalConvRNNF0Predictor"
+_SINES = "vocoder.source.SineGen2"
+_STEPS = {name: Tap(_VELOCITY, name, every=True) for name in ("v_cond", "v_uncond", "t")}
+_STEPS |= {"states": Tap(_VELOCITY, "x", every=True, then="y")}
+_CONDITIONS = {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")}
+_CONDITIONS |= {"prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y")}
+_UNIT = {"sine_unit": Tap(f"{_SINES}._f02sine", "sines", step="upsample_scale")}
+_CONVOLUTIONS = {r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"), r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}")}
+_SOURCE = dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here")
 
 # By the last words of the original's path; a part that is not here is its twin of that name.
 TABLE: dict[str, tuple[Run, ...]] = {
@@ -76,25 +84,8 @@ TABLE: dict[str, tuple[Run, ...]] = {
     "Attention": (Run("flow.layers.Attention", inputs={"freqs": "rope"}),),
     "DiTBlock": (Run("flow.layers.DiTBlock", inputs={"freqs": "rope"}),),
     "DiT": (Run("flow.dit.DiT", {"y": "y", r"block(\d+)": Tap("flow.layers.DiTBlock", "y")}),),
-    "CausalConditionalCFM.forward": (
-        Run(
-            _CFM,
-            {
-                "y": "y",
-                "v_cond": Tap(_VELOCITY, "v_cond", every=True),
-                "v_uncond": Tap(_VELOCITY, "v_uncond", every=True),
-                "states": Tap(_VELOCITY, "x", every=True, then="y"),
-                "t": Tap(_VELOCITY, "t", every=True),
-            },
-        ),
-    ),
-    "CausalMaskedDiffWithDiT.inference": (
-        Run(
-            _FLOW,
-            {"feat": "feat", "prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y")}
-            | {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")},
-        ),
-    ),
+    "CausalConditionalCFM.forward": (Run(_CFM, {"y": "y"} | _STEPS),),
+    "CausalMaskedDiffWithDiT.inference": (Run(_FLOW, {"feat": "feat"} | _CONDITIONS),),
     **{
         f"CausalConv1d{kind}": (
             Run(f"{_CONV}{kind}", without=("cache",)),
@@ -102,29 +93,10 @@ TABLE: dict[str, tuple[Run, ...]] = {
         )
         for kind in ("", "DownSample", "Upsample")
     },
-    "SineGen2": (
-        Run(
-            "vocoder.source.SineGen2",
-            {
-                "y": "y",
-                "uv": "uv",
-                "sine_unit": Tap("vocoder.source.SineGen2._f02sine", "sines", step="upsample_scale"),
-            },
-        ),
-    ),
+    "SineGen2": (Run(_SINES, {"y": "y", "uv": "uv"} | _UNIT),),
     "CausalHiFTGenerator._stft": (Run("vocoder.stft.stft"),),
     "CausalHiFTGenerator._istft": (Run("vocoder.stft.istft"),),
-    "CausalHiFTGenerator.decode": (
-        Run(
-            f"{_HIFT}.decode",
-            {
-                "wav": "wav",
-                r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
-                r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
-            },
-            dead=dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here"),
-        ),
-    ),
+    "CausalHiFTGenerator.decode": (Run(f"{_HIFT}.decode", {"wav": "wav"} | _CONVOLUTIONS, dead=_SOURCE),),
     "CausalHiFTGenerator.inference": (
         Run(f"{_HIFT}.inference", {"wav": "wav", "s": "s", "f0": Tap(_F0, "f0")}),
         Run(f"{_HIFT}.decode", {"wav_given_s32": "wav"}, {"speech_feat": "x", "out.s": "s"}, ("sine_waves",)),
@@ -164,27 +136,18 @@ def runs(part: str) -> tuple[Run, ...]:
 NAMES = frozenset({*TABLE, *(path.split(".", 2)[2] for path in PARTS)})
 
 
-# What a file with a function of its own speaks of, by the beginning of its name.
+# What files with a function of their own speak of, where that is not the twin of their name.
 SPECIAL = {
-    "llm_bistream": "llm.speech_lm.CosyVoice3LM",
-    "llm_greedy": "llm.speech_lm.CosyVoice3LM",
-    "masks": "flow.masks.add_optional_chunk_mask",
-    "model_tts_vc": "model.CosyVoice3Model",
-    "sampling": "llm.sampling",
-    "silent": "model.drop_silence",
-    "upstream_noise": "noise",
+    **dict.fromkeys(("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream"), "llm.speech_lm.CosyVoice3LM"),
+    **dict.fromkeys(("ras_sampling", "nucleus_sampling"), "llm.sampling"),
+    **dict.fromkeys(("CausalConditionalCFM.rand_noise", "CausalHiFTGenerator.m_source"), "noise"),
+    "utils.mask": "flow.masks.add_optional_chunk_mask",
+    "CosyVoice3Model.tts": "model.CosyVoice3Model",
+    "CosyVoice3Model.llm_job": "model.drop_silence",
 }
 
 
-def named_by(file: str, upstream: str) -> str | None:
-    """The part that a failing golden file speaks of; None where it is not known.
-
-    Args:
-        file: its name without suffix.
-        upstream: what of the original it was recorded from.
-    """
-    for beginning, path in SPECIAL.items():
-        if file.startswith(beginning):
-            return path
-    part = part_of(upstream, NAMES)
-    return runs(part)[0].path if part else None
+def named_by(upstream: str) -> str | None:
+    """The part that a failing golden file speaks of, by what of the original it was recorded from; None if unknown."""
+    part = part_of(upstream, SPECIAL.keys() | NAMES)
+    return SPECIAL.get(part or "") or (runs(part)[0].path if part else None)

@@ -29,10 +29,7 @@ from reference.llm.speech_lm import CosyVoice3LM
 from reference.model import CosyVoice3Model as ReferenceModel
 from reference.vocoder.generator import CausalHiFTGenerator
 
-OLD_WEIGHT_NORM = {
-    ".parametrizations.weight.original0": ".weight_g",
-    ".parametrizations.weight.original1": ".weight_v",
-}
+OLD_WEIGHT_NORM = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
 TIED = {"llm.model.lm_head.weight": "llm.model.model.embed_tokens.weight"}
 BUILD: dict[str, type[torch.nn.Module]] = {
     "llm": CosyVoice3LM,

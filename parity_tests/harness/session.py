@@ -1,30 +1,26 @@
-"""One run of the suite: judges cases, hands out models, keeps every row, writes report.json at the end."""
+"""A run of this suite: what it adds to a session of the judge. It hands out models and builds the report."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import tempfile
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import pytest
 
 from convert.conversion import convert_folder
 from convert.hub import Source
 from convert.quantize import FLOAT32, Found, Precision, precision_of
+from mlx_parity import session
 from mlx_parity.adapter import Adapter, AdapterError
-from mlx_parity.case import Case
-from mlx_parity.compare import Reading
-from mlx_parity.judge import Row, failures, judge, reduced
+from mlx_parity.judge import Row
+from mlx_parity.judge import reduced as lowered
 from mlx_parity.report import data, sections
-from mlx_parity.report.codec import ReportError, plain, read
-from mlx_parity.report.model import Report, save
+from mlx_parity.report.codec import plain, read
+from mlx_parity.report.model import Report
 from mlx_parity.sides import regime
 from mlx_parity.sides.liveness import summarised
 from parity_tests.adapters import load_adapter
@@ -33,7 +29,6 @@ from parity_tests.harness import places
 from parity_tests.harness.components import NOT_CHECKED, components
 from parity_tests.harness.fingerprint import ROOT
 from parity_tests.harness.folders import FolderError, check_folders
-from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.models import Models
 from parity_tests.harness.signatures import name_nearest
 from port.fast import chosen
@@ -41,61 +36,22 @@ from port.files.errors import Refused
 from reference.synthesize import synthesize
 from reports.cosyvoice3 import ORIGINAL, STAGES
 
-T = TypeVar("T")
 LESS_PRECISE = ("llm", "flow")  # stages that `--dtype` makes so
-REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
 WITH_OPTIONS = ("pytest ", "python -m parity_tests.trace ")  # commands that take the options of a run
-ENDED = {  # exit codes of pytest with which tests are missing
-    pytest.ExitCode.INTERRUPTED: "interrupted",
-    pytest.ExitCode.INTERNAL_ERROR: "internal error",
-    pytest.ExitCode.USAGE_ERROR: "usage error",
-}
 
 
-class Session:
-    """State of one pytest run; `Session.current` is the running one."""
-
-    key: ClassVar[pytest.StashKey[Session]] = pytest.StashKey()
-    current: ClassVar[Session]
+class Session(session.Session):
+    """A run on a checkpoint of CosyVoice 3 and its conversion; `Session.current` is the running one."""
 
     def __init__(self, config: pytest.Config, command: str) -> None:
-        Session.current = self
+        super().__init__(config, command)
         OwnPort.usual = () if config.getoption("--plain") else None
-        self.config = config
-        self.command = command
-        self.gathered = Gathered()
-        self.started = datetime.now(UTC)
-        self._clock = time.monotonic()
-        self._scratch = tempfile.TemporaryDirectory(prefix="parity-")
-        self.arithmetic = regime.arithmetic()
-        self._report: Report | None = None
-        self._problem = ""
 
-    def begin(self) -> None:
-        """Check the folders that the run names, and drop the report of an earlier run: it is not that of this one.
-
-        Raises:
-            pytest.UsageError: a folder that is none of its kind, or that cannot be written to; one line.
-        """
-        if hasattr(self.config, "workerinput"):
-            return  # pytest-xdist: what started the workers has asked
+    def check_options(self) -> None:
         try:
             check_folders(self.config.getoption("--checkpoint"), self.config.getoption("--mlx-path"))
-            if folder := self._folder():
-                folder.mkdir(parents=True, exist_ok=True)
-                for name in REPORT_FILES:
-                    (folder / name).unlink(missing_ok=True)
         except FolderError as error:
             raise pytest.UsageError(str(error)) from None
-        except OSError as error:
-            raise pytest.UsageError(f"--report: {error.filename}: {error.strerror}; give a folder") from None
-
-    def _folder(self) -> Path | None:
-        """Where this process writes the report; a worker of pytest-xdist writes none."""
-        folder = self.config.getoption("--report")
-        if folder is None or hasattr(self.config, "workerinput") or self.config.getoption("--collect-only"):
-            return None
-        return Path(folder)
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -131,32 +87,7 @@ class Session:
         """Precision of the converted folder."""
         return precision_of(self.models.folder)
 
-    def require_float32(self) -> None:
-        """End the run, as an ERROR that names the side, where a side does not compute in float32."""
-        problems = regime.not_float32(self.arithmetic)
-        for side, problem in problems.items():
-            name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
-            row = Row(name, "whole", "exact", "mlx_parity.sides.regime", name, reading, self.command)
-            self.gathered.keep_outside("rows", [plain(self._entry(row, "arithmetic"))])
-        if problems:
-            pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)
-
-    def check(self, case: Case) -> None:
-        """Judge an isolated case and fail the running test on any row over budget."""
-        self.add(judge(case, self.adapter))
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Keep rows under the running test and fail it when one of them does not pass."""
-        rows = self._reduced(rows)
-        assert rows, "nothing was compared"
-        nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.keep("rows", [plain(self._entry(row, nodeid)) for row in rows])
-        if all(row.reading.status == "SKIP" for row in rows):
-            pytest.skip(rows[0].reading.message)
-        if broken := failures(rows):
-            pytest.fail("\n".join(broken), pytrace=False)
-
-    def _reduced(self, rows: Iterable[Row]) -> list[Row]:
+    def reduced(self, rows: Iterable[Row]) -> list[Row]:
         """Rows over budget as REDUCED where the port's weights are not float32.
 
         Single parts have the weights of `--dtype`, walks those of the converted folder.
@@ -164,71 +95,34 @@ class Session:
         dtype, found = self.config.getoption("--dtype"), []
         for row in rows:
             if row.case.startswith("walk."):
-                found += reduced([row], self.precision.label, self.precision.stages)
+                found += lowered([row], self.precision.label, self.precision.stages)
             else:
-                found += reduced([row], dtype, () if dtype == "float32" else LESS_PRECISE)
+                found += lowered([row], dtype, () if dtype == "float32" else LESS_PRECISE)
         return found
 
-    def keep(self, section: str, entries: Iterable[Any]) -> None:
-        """Add the running test's entries to a section of the report."""
-        self.gathered.keep(section, entries)
-
-    def finish(self, exit_code: int) -> int:
-        """Write DIR/report.json when asked to, drop what was written on the way, and return the exit code.
-
-        A run that ended early is an error in its report, and a report that is no PASS is no success.
-        """
-        try:
-            if folder := self._folder():
-                if exit_code in ENDED:
-                    self.gathered.error("session", f"the run ended early: {ENDED[exit_code]}")
-                self._report = self._build()
-                save(self._report, folder / "report.json")
-                if self._report.verdict.status != "PASS":
-                    exit_code = exit_code or pytest.ExitCode.TESTS_FAILED
-        except (ReportError, OSError) as error:
-            self._problem = f"ERROR: no report was written: {error}"
-            exit_code = exit_code or pytest.ExitCode.INTERNAL_ERROR
-        finally:
-            self._scratch.cleanup()
-        return exit_code
-
-    def summary(self) -> list[str]:
-        """Lines for the end of pytest's output."""
-        return [self._problem] if self._problem else [self._report.verdict.sentence] if self._report else []
-
-    def _build(self) -> Report:
-        rows = sorted(self._kept("rows", data.Row), key=_smallest_first)
+    def report(self, rows: Sequence[data.Row], tests: Sequence[data.Test]) -> Report:
+        rows = sorted(rows, key=_smallest_first)
         modules = places.describe((row.module for row in rows), self.adapter.place)
-        tests = {nodeid: read(data.Test, entry, nodeid) for nodeid, entry in self.gathered.tests.items()}
         compared = {row.test for row in rows}
         prepared = next(iter(self.gathered.entries("models")), None)
-        faults = self._kept("faults", sections.Fault)
+        faults = self.kept("faults", sections.Fault)
         return Report(
             provenance=self._provenance(prepared),
             stages=STAGES,
             rows=name_nearest(rows, modules, STAGES),
-            tests=tuple(test for nodeid, test in tests.items() if nodeid not in compared),
-            components=components(rows, list(tests.values()), self._partial()),
+            tests=tuple(test for test in tests if test.nodeid not in compared),
+            components=components(rows, tests, self._partial()),
             modules=modules,
             not_checked=NOT_CHECKED,
             weights_audit=prepared and read(sections.WeightsAudit | None, prepared["audit"], "weights_audit"),
-            audio=self._kept("audio", sections.Clip),
-            quality=self._kept("quality", sections.Metric),
+            audio=self.kept("audio", sections.Clip),
+            quality=self.kept("quality", sections.Metric),
             faults=sections.Faults(faults) if faults else None,
-            fault_catalogue=next(iter(self._kept("fault_catalogue", sections.Catalogue)), None),
-            liveness=tuple(summarised(self._kept("liveness", sections.LivenessRow))),
+            fault_catalogue=next(iter(self.kept("fault_catalogue", sections.Catalogue)), None),
+            liveness=tuple(summarised(self.kept("liveness", sections.LivenessRow))),
         )
 
-    def _kept(self, section: str, kind: type[T]) -> tuple[T, ...]:
-        """The entries that tests have left of a section."""
-        return tuple(read(kind, entry, section) for entry in self.gathered.entries(section))
-
-    def _entry(self, row: Row, nodeid: str) -> data.Row:
-        return row.entry(nodeid, self._again(row.reproduce or shlex.join(["pytest", nodeid])))
-
-    def _again(self, command: str) -> str:
-        """A command with the options of this run that decide what it compares."""
+    def again(self, command: str) -> str:
         option, words = self.config.getoption, []
         usual = {"--adapter": "own", "--dtype": "float32", "--device": "auto", "--seed": 0}
         usual |= {"--checkpoint": None, "--mlx-path": None}
@@ -263,7 +157,7 @@ class Session:
             dtype=self.label,
             seed=option("--seed"),
             started=self.started.isoformat(timespec="seconds"),
-            duration_s=round(time.monotonic() - self._clock, 1),
+            duration_s=self.seconds,
             command=self.command,
             adapter=option("--adapter"),
         )

@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from parity_tests.harness.chain import Walk
-from parity_tests.parts import swap
+from mlx_parity.sides.walk import Ground, Walk
+from parity_tests.parts import PARTS, swap
 from port.config import CosyVoice3Config
+from port.fast.modulation import TimeTable, is_baked
+from port.flow.layers import RotaryEmbedding
 
 PROMPT_TOKENS, TOKENS, TEXT, STEPS = 12, 34, 9, 6
+
+BAKED = "the folder holds tables of the fixed timesteps in place of these weights"
+# What a port with baked timesteps has no weights for, alone: inside the whole its tables stand for them.
+BY_TIME = ("SinusPositionEmbedding", "TimestepEmbedding", "AdaLayerNormZero", "AdaLayerNormZero_Final", "DiTBlock")
+
+
+@contextmanager
+def _without_tables(model: Any) -> Iterator[None]:
+    """The layers that make what a fast form looks up are called, as long as they are there."""
+    dit = model.flow.decoder.estimator
+    times, rotary = dit.time_embed, dit.rotary_embed
+    if isinstance(times, TimeTable) and "embedding" in times:
+        dit.time_embed = times.embedding
+    dit.rotary_embed = RotaryEmbedding(dit.config.dim_head)
+    try:
+        yield
+    finally:
+        dit.time_embed, dit.rotary_embed = times, rotary
+
+
+def _lacking(model: Any) -> dict[str, str]:
+    baked = is_baked(model.flow.decoder.estimator)
+    return dict.fromkeys((f"flow.layers.{name}" for name in BY_TIME if baked), BAKED)
+
+
+GROUND = Ground(
+    PARTS.values(),
+    # The reference keeps the official names; the port names the backbone for what it is, and MLX lists a sequence's
+    # layers.
+    spelled={
+        "llm.llm.model.model": "llm.qwen2",
+        "speaker.head.layer1.": "speaker.head.layer1.layers.",
+        "speaker.head.layer2.": "speaker.head.layer2.layers.",
+    },
+    fused=("vocoder.f0_predictor.condnet.",),  # the pitch in float64, by matrix products
+    inside=(".phases",),
+    recording=_without_tables,
+    lacking=_lacking,
+    again=lambda name: f"python -m parity_tests.trace {name}",
+)
 
 
 def teacher_forced(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -92,12 +136,12 @@ def walks(config: CosyVoice3Config, seed: int = 0) -> dict[str, Walk]:
     heard = {"mel": normal(1, config.speech_tokenizer.n_mels, 150), "mel_len": np.array([150], np.int32)}
     voice = {"x": normal(1, 230, config.speaker.n_mels)}
     plans = [
-        Walk("walk.speech_tokenizer", "speech_tokenizer", _tokenize, heard, {"mel": swap}),
-        Walk("walk.speaker", "speaker", _embed, voice),
-        Walk("walk.llm", "llm", teacher_forced, text),
+        Walk("walk.speech_tokenizer", "speech_tokenizer", _tokenize, heard, GROUND, {"mel": swap}),
+        Walk("walk.speaker", "speaker", _embed, voice, GROUND),
+        Walk("walk.llm", "llm", teacher_forced, text, GROUND),
     ]
     plans += [
-        Walk(f"walk.flow.{name}", "flow", run, spoken, to_port, from_port)
+        Walk(f"walk.flow.{name}", "flow", run, spoken, GROUND, to_port, from_port)
         for name, run in (
             ("full", _flow(False, True)),
             ("chunked", _flow(True, False)),
@@ -105,8 +149,8 @@ def walks(config: CosyVoice3Config, seed: int = 0) -> dict[str, Walk]:
         )
     ]
     plans += [
-        Walk("walk.vocoder.end", "vocoder", _vocoder(True), mel, to_port, from_port),
-        Walk("walk.vocoder.more", "vocoder", _vocoder(False), mel, to_port, from_port),
-        Walk("walk.whole", "whole", _whole, {**spoken, "sine_waves": waves}, to_port, from_port),
+        Walk("walk.vocoder.end", "vocoder", _vocoder(True), mel, GROUND, to_port, from_port),
+        Walk("walk.vocoder.more", "vocoder", _vocoder(False), mel, GROUND, to_port, from_port),
+        Walk("walk.whole", "whole", _whole, {**spoken, "sine_waves": waves}, GROUND, to_port, from_port),
     ]
     return {plan.name: plan for plan in plans}

@@ -56,7 +56,7 @@ def _vc(options: argparse.Namespace) -> None:
     check_output(options)
     source = check_recording(options.source_wav, voice=False)
     prompt = check_recording(options.prompt_wav)
-    voice = load_voice(options.model, options.revision, options.plain)
+    voice = load_voice(options.model, options.revision, options.plain, lazy=True)
     with bar(desc="audio", unit="s", unit_scale=True) as progress:
 
         def speech() -> Speech:

@@ -63,11 +63,11 @@ class Utterance:
         if unknown := [name for name in line if name not in FIELDS]:
             raise Refused(f"unknown field {unknown[0]!r:.40}; fields are {', '.join(FIELDS)}")
         line = {name: value for name, value in line.items() if value is not None}
-        types = {"seed": int, "speed": (int, float)}
+        types: dict[str, Any] = {"seed": int, "speed": (int, float)}
         for name, value in line.items():
             if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
                 raise Refused(f"{name}: a {type(value).__name__} cannot stand here")
-        given = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
+        given: dict[str, Any] = {name: str(folder / value) if name in PATHS else value for name, value in line.items()}
         made = cls(**given)
         made._check(line.keys() - {"id", "mode", "seed", "speed"})
         return made
@@ -95,10 +95,10 @@ class Utterance:
     def speak(self, voice: CosyVoice3, seed: int, raw_prompt: bool = False) -> Spoken:
         """Audio of this line; `seed` where the line has none of its own."""
         if self.source_wav is not None:
-            return voice.inference_vc(self.source_wav, self.prompt_wav, speed=self.speed)
+            return voice.inference_vc(self.source_wav, self.prompt_wav or "", speed=self.speed)
         seed = seed if self.seed is None else self.seed
         law = {"raw_prompt": raw_prompt, "split_long": not raw_prompt}
-        return speak(self, voice, self.text, law | {"speed": self.speed, "seed": seed})
+        return speak(self, voice, self.text or "", law | {"speed": self.speed, "seed": seed})
 
 
 FIELDS = tuple(field.name for field in fields(Utterance))

@@ -38,7 +38,7 @@ def say(options: argparse.Namespace) -> None:
     if options.prompt_wav:
         options.prompt_wav = check_recording(options.prompt_wav)
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    voice = load_voice(options.model, options.revision, options.plain)
+    voice = load_voice(options.model, options.revision, options.plain, lazy=True)
     ended: dict[str, Any] = {}
     spoken: str | Iterator[str] = text or ""
     if text is None:

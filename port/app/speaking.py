@@ -36,9 +36,14 @@ class Request(Protocol):
     def spk(self) -> str | None: ...
 
 
-def load_voice(model: str, revision: str | None = None, plain: bool = False) -> CosyVoice3:
-    """Load a model to speak with; the process also keeps freed memory for it."""
-    voice = CosyVoice3.from_pretrained(model, revision, plain=plain)
+def load_voice(model: str, revision: str | None = None, plain: bool = False, lazy: bool = False) -> CosyVoice3:
+    """Load a model to speak with; the process also keeps freed memory for it.
+
+    Args:
+        lazy: for one request: never read what it does not use. That is the prompt encoders (a fifth of the weights)
+            with a saved voice, the language model (nearly half) and the tokenizer in a conversion.
+    """
+    voice = CosyVoice3.from_pretrained(model, revision, lazy=lazy, plain=plain)
     keep_freed_memory()
     return voice
 

@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -46,7 +47,7 @@ class Row(Iterator[int]):
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     error: Exception | None = None
-    last: mx.array | None = None  # (1, 1, D) end of the prompt
+    last: mx.array = field(init=False)  # (1, 1, D) end of the prompt
     asked: int = 0
 
     def __next__(self) -> int:
@@ -162,7 +163,8 @@ class Decoder:
         ids = [np.array([row.tokens[-1:]], np.int32) for row in rows]
         lm_input = [self.llm.embed_speech(last) if last.size else row.last for row, last in zip(rows, ids, strict=True)]
         self._cache.begin()
-        scores = np.array(self.llm.scores(self.llm.qwen2(mx.concatenate(lm_input), self._cache.layers)[:, -1]))
+        layers: list[Any] = self._cache.layers
+        scores = np.array(self.llm.scores(self.llm.qwen2(mx.concatenate(lm_input), layers)[:, -1]))
         self._cache.commit()
         return scores
 

@@ -21,7 +21,7 @@ from ..noise import rand_noise
 from ..request import Prompt
 from .rows import Limits, limits_by_device, padded
 
-FRAME_BYTES = 210_000  # of a step, at the official size in float32
+FRAME_BYTES = 210_000  # of a step, at the official size in float32, measured on a CPU
 # Of a CPU: a pass costs as much as 10 to 20 frames more than its own (MLX 0.32, OpenBLAS, 50 to 400 frames, rows filled
 # up included), and 1000 frames bring all but 1 or 2 % of the gain. Of a GPU: a second, not measured.
 CPU_LIMITS, GPU_PADDING = Limits(1000, 10), 50
@@ -71,7 +71,7 @@ def flow_row(
         raise ValueError(f"noise holds {noise.shape[1]} frames, the mel needs {n}")
     return FlowRow(
         mu=flow.encode(np.concatenate((before, token), axis=1)),
-        cond=mx.pad(feat, ((0, 0), (0, n - feat.shape[1]), (0, 0))),
+        cond=mx.pad(feat, [(0, 0), (0, n - feat.shape[1]), (0, 0)]),
         noise=noise[:, :n],
         spks=flow.speaker(prompt.flow_embedding),
         prompt_frames=feat.shape[1],

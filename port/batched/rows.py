@@ -52,4 +52,4 @@ def groups(lengths: Sequence[int], limits: Limits) -> list[list[int]]:
 def padded(rows: Sequence[mx.array]) -> mx.array:
     """Arrays (1, n_i, C) as one (b, n, C), n the longest; zeros follow the end of a shorter one."""
     longest = max(row.shape[1] for row in rows)
-    return mx.concatenate([mx.pad(row, ((0, 0), (0, longest - row.shape[1]), (0, 0))) for row in rows])
+    return mx.concatenate([mx.pad(row, [(0, 0), (0, longest - row.shape[1]), (0, 0)]) for row in rows])

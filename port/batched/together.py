@@ -53,11 +53,11 @@ class _Request:
     """
 
     key: Any
-    spoken: Spoken | None = None
-    prompt: Prompt | None = None
+    spoken: Spoken = field(init=False)
+    prompt: Prompt = field(init=False)
     at: int = 0
     row: Row | None = None
-    arriving: Iterator[int] | None = None
+    arriving: Iterator[int] = field(init=False)
     tokens: list[int] = field(default_factory=list)
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     ended: bool = False
@@ -70,7 +70,7 @@ class _Decoded:
     request: _Request
     at: int
     row: FlowRow
-    mel: mx.array | None = None
+    mel: mx.array = field(init=False)
 
 
 def together(
@@ -187,7 +187,7 @@ class _Together:
             request.tokens.append(token)
             if progress is not None:
                 progress(len(request.tokens))
-            if request.row.asked == len(request.row.tokens):
+            if request.row is not None and request.row.asked == len(request.row.tokens):
                 return
         self.decoding.remove(request)
         self._gather(request, np.array([request.tokens], np.int32))

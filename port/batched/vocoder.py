@@ -18,7 +18,7 @@ from ..vocoder.generator import CausalHiFTGenerator
 from ..vocoder.stft import istft, stft
 from .rows import Limits, limits_by_device, padded
 
-FRAME_BYTES = 460_000  # at the official size in float32
+FRAME_BYTES = 460_000  # at the official size in float32, measured on a CPU
 # Its 120 spectra a frame fill a CPU by themselves: rows side by side took as long as one by one. Of a GPU: a second,
 # not measured.
 CPU_LIMITS, GPU_PADDING = Limits(0, 0), 50
@@ -44,18 +44,18 @@ def waves(
     spectra = []
     for i, mel in enumerate(mels):
         samples = mel.shape[1] * config.hop_samples
-        own = sine_waves[i] if sine_waves else None
-        if own is None:
-            own = mx.array(noise.sine_waves(samples))[None]
-        elif own.shape[1] < samples:
-            raise ValueError(f"sine_waves has {own.shape[1]} samples, the mel needs {samples}")
-        s, _ = vocoder.m_source(f0[i : i + 1, : mel.shape[1]], own)
-        spectra.append(mx.concatenate(stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len), axis=2))
+        given = sine_waves[i] if sine_waves else None
+        if given is None:
+            given = mx.array(noise.sine_waves(samples))[None]
+        elif given.shape[1] < samples:
+            raise ValueError(f"sine_waves has {given.shape[1]} samples, the mel needs {samples}")
+        s, _ = vocoder.m_source(f0[i : i + 1, : mel.shape[1]], given)
+        spectra.append(mx.concatenate([*stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len)], axis=2))
     magnitude, phase = vocoder.spectrum(vocoder.conv_pre(x), padded(spectra).astype(x.dtype))
     found = []
     for i, spectrum in enumerate(spectra):
-        own = (part[i : i + 1, : spectrum.shape[1]] for part in (magnitude, phase))
-        wav = istft(*own, config.istft_n_fft, config.istft_hop_len)
+        own = [part[i : i + 1, : spectrum.shape[1]] for part in (magnitude, phase)]
+        wav = istft(own[0], own[1], config.istft_n_fft, config.istft_hop_len)
         found.append(mx.clip(wav, -config.audio_limit, config.audio_limit))
     return found
 

@@ -34,7 +34,8 @@ def _on_gpu() -> bool:
 FORMS = {
     "own_dtype": Form("layers of reduced precision round their input, not promote their weights", precision.own_dtype),
     "tables": Form("the fixed times' modulations and the rotary angles made once", modulation.tables),
-    "attention": Form("one product for queries, keys and values; chunks meet their keys only", attention.join),
+    "attention": Form("attention's heads laid out once; chunks meet their keys only", attention.lay_out),
+    "joined": Form("one product for queries, keys and values", attention.join, _on_gpu),
     "blocks": Form(
         "attention in blocks that stay in the cache, by a polynomial for the exponential",
         attention.in_blocks,

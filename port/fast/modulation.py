@@ -15,7 +15,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..config import CFMConfig
 from ..flow.dit import DiT
 from ..flow.layers import RotaryEmbedding
 from ..flow.matching import CausalConditionalCFM, cosine_schedule
@@ -23,6 +22,7 @@ from .modules import recast, replace
 
 MAX_TIMES = 64  # most timesteps of a folder, 0.5 MB each at the official size; no schedule in use has more steps
 NOT_BAKED = "time {:.4f} is not among the timesteps that were baked; load or convert the model without baking them"
+POSITIONS = 4096  # 82 s; a longer request makes its rotary tables in each step, a thousandth of its work
 # Float32 rounding of the steps differs between machines; timesteps of any schedule are much further apart.
 SAME_TIME = 1e-6
 
@@ -130,7 +130,7 @@ def tables(model: nn.Module) -> nn.Module:
 
     def turned(plain: RotaryEmbedding) -> RotaryTables:
         made = recast(plain, RotaryTables)
-        made.cos, made.sin = plain.tables(CFMConfig().max_frames)
+        made.cos, made.sin = plain.tables(POSITIONS)
         return made
 
     return replace(model, {CausalConditionalCFM: timed, RotaryEmbedding: turned})

@@ -1,8 +1,8 @@
 """A decoding loop that queues the next step before it reads the last token, with sampling as part of the graph.
 
-The host loop, `CosyVoice3LM.inference`, decides what is right. A device has no correctly rounded float32 softmax, so
-the graph also tells whether its choice is certain: whether no decision hangs on less than float32 can be off by. The
-rare other tokens are settled by the host's own code from the same scores, and the step queued behind is made again.
+It gives the tokens of the host loop, `CosyVoice3LM.inference`. Devices round float32 differently from the host, so the
+graph also computes whether its choice is certain: no comparison in it is closer than the possible error of float32. The
+host loop's own code chooses the other, rare tokens from the same scores, and the step behind them is queued again.
 
 v vocabulary of speech tokens, k best of them, w tokens of the repetition window, n numbers drawn ahead
 """
@@ -23,22 +23,22 @@ from ..llm.sampling import Draws, SeededDraws, ras_sampling
 from ..llm.speech_lm import CosyVoice3LM, Sampling, Tokens
 from .modules import recast, replace
 
-# Sums and logarithms that are nearer to each other may compare otherwise on the host. Worst case of float32: 1.2e-5
-# for two logarithms up to 64, 5e-5 for a sum of 6761 terms in eight lanes.
+# Sums and logarithms that are closer than this may compare differently on the host. The error of float32 is at most
+# 1.2e-5 for two logarithms up to 64, and 5e-5 for the sum of 6761 probabilities in eight lanes.
 NEAR = 2.0**-14
-# Two scores this far apart have different float32 probabilities, whose steps are at most 2^-23 of their value ...
+# Two scores this far apart have different float32 probabilities: neighbouring float32 differ by at most 2^-23.
 APART = 2.0**-22
-LOWEST = -64.0  # ... down to so far below the best score; from -87 on steps are wider.
-NONE = -1  # in the window, where no token was
+LOWEST = -64.0  # below the best score; from -87 on probabilities are subnormal, and their neighbours are further apart
+NONE = -1  # in the window, for no token
 
 
 @dataclass(frozen=True)
 class Past:
-    """What the choice of a token needs of those before it, on the device.
+    """What the device knows of the tokens before a step.
 
     Attributes:
-        window: last tokens, oldest first, (w,) int32.
-        drawn: random numbers that they took, () int32.
+        window: the last tokens, oldest first, (w,) int32.
+        drawn: count of random numbers used so far, () int32.
     """
 
     window: mx.array
@@ -46,7 +46,7 @@ class Past:
 
     @staticmethod
     def of(tokens: Sequence[int], size: int) -> Past:
-        """After `tokens`, with a window of `size` and no number drawn."""
+        """After `tokens`, with a window of `size` and no number used."""
         last = [NONE] * size + list(tokens)
         return Past(mx.array(last[len(last) - size :], mx.int32), mx.array(0, mx.int32))
 
@@ -56,9 +56,9 @@ class Step:
     """One queued step.
 
     Attributes:
-        scores: (v,) float32, nothing forbidden yet.
-        answer: (4,) int32: token, size of its nucleus, whether it was drawn again, whether all this is certain.
-        past: of the next step.
+        scores: (v,) float32, before the minimum length masks any.
+        answer: (4,) int32: token, size of the nucleus, whether there was a second draw, whether all this is certain.
+        past: for the next step.
     """
 
     scores: mx.array
@@ -67,15 +67,15 @@ class Step:
 
 
 class Ahead:
-    """The numbers that a generator will give, on the device before they are needed.
+    """The next numbers of a generator, on the device before they are needed.
 
     Args:
-        draws: is copied and stays as it is.
-        most: that one token may take.
+        draws: the generator; a copy of it draws ahead.
+        most: numbers that one token may use.
 
     Attributes:
         numbers: -log of each number, (n,) float32.
-        start: how many numbers came before these.
+        start: position of the first of them among all numbers.
     """
 
     def __init__(self, draws: SeededDraws, most: int) -> None:
@@ -84,7 +84,7 @@ class Ahead:
         self.start = 0
 
     def reach(self, drawn: int) -> None:
-        """Let go of the first `drawn` numbers and have those that two tokens may take."""
+        """Have enough numbers after the first `drawn` for two tokens: one whose answer is not read, and the next."""
         if drawn + 2 * self._most > self.start + len(self._host):
             fresh = -np.log(self._draws.exponential(2 * self._most).astype(np.float64))
             self._host = np.concatenate((self._host[drawn - self.start :], fresh.astype(np.float32)))
@@ -105,9 +105,9 @@ def choose(scores: mx.array, past: Past, ahead: Ahead, config: SamplingConfig) -
     total = mx.logsumexp(scores)
     before = mx.cumsum(mx.exp(best[:count] - total))[:-1]
     kept = 1 + (before < config.top_p).sum()
-    # Not a number anywhere, and the total is none.
+    # With NaN among the scores the total is NaN.
     certain = mx.isfinite(total) & (mx.abs(before - config.top_p) > NEAR).all()
-    # The order of the kept, and of the first that is not, is that of their probabilities.
+    # The kept tokens and the next one are in the order of their probabilities.
     gaps = best[:-1] - best[1:]
     ordered = (gaps == 0) | ((gaps >= APART) & (best[:-1] - best[0] > LOWEST))
     certain &= (ordered | (mx.arange(gaps.size) >= kept)).all()
@@ -124,23 +124,23 @@ def choose(scores: mx.array, past: Past, ahead: Ahead, config: SamplingConfig) -
     token = mx.where(repeated, again, token)
     answer = mx.stack([part.astype(mx.int32) for part in (token, kept, repeated, certain)])
     drawn = past.drawn + kept + mx.where(repeated, size, 0)
-    return answer, Past(mx.concatenate((past.window, answer[:1]))[1:], drawn.astype(mx.int32))
+    return answer, Past(mx.concatenate([past.window, answer[:1]])[1:], drawn.astype(mx.int32))
 
 
 def _best(scores: mx.array, count: int) -> tuple[mx.array, mx.array]:
     """The `count` largest scores and their ids, largest first; equal ones in order of id.
 
-    By keys that differ, since MLX says nothing of the order that equal values are sorted in.
+    MLX does not document how it orders equal values, so the keys hold score and id and are never equal.
     """
     bits = mx.view(0 - scores, mx.int32)
-    ascending = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(mx.int64)  # as the floats are
+    ascending = mx.where(bits < 0, bits ^ 0x7FFFFFFF, bits).astype(mx.int64)  # like the floats
     keys = (ascending << 32) + mx.arange(scores.size)
     ids = (mx.sort(mx.partition(keys, count - 1)[:count]) & 0x7FFFFFFF).astype(mx.int32)
     return scores[ids], ids
 
 
 def _draw(scores: mx.array, numbers: mx.array, at: mx.array) -> tuple[mx.array, mx.array]:
-    """Index by `multinomial`, whose ratios are compared by their logarithms, and whether the next is not near."""
+    """The index that `multinomial` draws, by logarithms of its ratios, and whether the second best is not near."""
     numbers = mx.slice(numbers, at.reshape(1), (0,), scores.shape)
     ratios = scores - scores.max() + numbers
     index = ratios.argmax()
@@ -149,7 +149,7 @@ def _draw(scores: mx.array, numbers: mx.array, at: mx.array) -> tuple[mx.array, 
 
 
 class QueuedLM(CosyVoice3LM):
-    """`CosyVoice3LM` that waits for no token with nothing queued, where the original samples from seeded draws."""
+    """`CosyVoice3LM` with a queued loop for `ras_sampling` from seeded draws; other samplings run in the host loop."""
 
     def inference(
         self,
@@ -160,55 +160,57 @@ class QueuedLM(CosyVoice3LM):
         sampling: Sampling = ras_sampling,
         strict_min_length: bool = False,
     ) -> Iterator[int]:
-        """As in `CosyVoice3LM`, token for token; `draws` give out the same numbers by the time a token is yielded."""
+        """As in `CosyVoice3LM`, with the same tokens. At each yield `draws` are where the host loop leaves them."""
         if sampling is not ras_sampling or not isinstance(draws, SeededDraws):
             yield from super().inference(text, prompt_text, prompt_speech_token, draws, sampling, strict_min_length)
             return
         config, size = self.config, self.config.num_speech_embeddings
+        most, window = config.sampling.top_k + size, config.sampling.win_size
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len, max_len = (
-            int(text.shape[1] * ratio) for ratio in (config.min_token_text_ratio, config.max_token_text_ratio)
-        )
-        cache, tokens = self.qwen2.make_cache(), []
-        held_back = np.zeros(size, np.float32)
-        held_back[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
-        held_back = mx.array(held_back)
+        min_len = int(text.shape[1] * config.min_token_text_ratio)
+        max_len = int(text.shape[1] * config.max_token_text_ratio)
+        held = np.zeros(size, np.float32)
+        held[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
+        held_back, cache = mx.array(held), self.qwen2.make_cache()
+        tokens: list[int] = []
 
         def queue(i: int, lm_input: mx.array, past: Past) -> Step | None:
-            if i >= max_len:
+            """Queue the step that gives token `i`."""
+            if i == max_len:
                 return None
             ahead.reach(drawn)
             scores = self.step(lm_input, cache)
-            answer, past = choose(scores + held_back if i < min_len else scores, past, ahead, config.sampling)
-            # All that the next step needs, since another thread may ask for it.
+            allowed = scores + held_back if i < min_len else scores
+            answer, past = choose(allowed, past, ahead, config.sampling)
+            # All that the next step needs: another thread may queue it, and could not evaluate lazy arrays.
             mx.async_eval(scores, answer, past.window, past.drawn)
             return Step(scores, answer, past)
 
-        ahead, drawn = Ahead(draws, config.sampling.top_k + size), 0
-        queued = queue(0, lm_input, Past.of(tokens, config.sampling.win_size))
+        ahead, drawn = Ahead(draws, most), 0
+        coming = queue(0, lm_input, Past.of(tokens, window))
         try:
-            for i in range(max_len):
-                step = queued
-                queued = queue(i + 1, self.speech_embedding(step.answer[None, :1]), step.past)
-                token, kept, repeated, certain = step.answer.tolist()
+            while coming is not None:
+                step = coming
+                coming = queue(len(tokens) + 1, self.speech_embedding(step.answer[None, :1]), step.past)
+                token, kept, repeated, certain = np.array(step.answer).tolist()
                 if certain:
-                    drawn += len(draws.exponential(kept)) + (len(draws.exponential(size)) if repeated else 0)
+                    for count in (kept, size)[: 1 + repeated]:
+                        drawn += len(draws.exponential(count))
                 else:
-                    token = self.sampling_ids(
-                        np.array(step.scores), tokens, draws, sampling, i < min_len, strict_min_length
-                    )
+                    early = len(tokens) < min_len
+                    token = self.sampling_ids(np.array(step.scores), tokens, draws, sampling, early, strict_min_length)
                 if token >= config.speech_token_size:
                     break
                 tokens.append(token)
-                if not certain and queued is not None:
+                if not certain and coming is not None:
                     for layer in cache:
-                        layer.offset -= 1  # the next step writes over what the queued one did
-                    ahead, drawn = Ahead(draws, config.sampling.top_k + size), 0
-                    queued = queue(i + 1, self._special(token), Past.of(tokens, config.sampling.win_size))
+                        layer.offset -= 1  # the next step overwrites the queued one's keys
+                    ahead, drawn = Ahead(draws, most), 0
+                    coming = queue(len(tokens), self._special(token), Past.of(tokens, window))
                 yield token
         finally:
-            if queued is not None:
-                mx.eval(queued.answer)  # nothing runs on behind a generator that is closed
+            if coming is not None:
+                mx.eval(coming.answer)  # a closed generator leaves nothing running
 
 
 def queued(model: nn.Module) -> nn.Module:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -13,6 +16,20 @@ from ..fast.modulation import bake
 from ..model import CosyVoice3Model
 from ..stream.threads import for_any_thread
 from . import community, weights
+
+
+class Later:
+    """An object that is made when it is first used; its methods and attributes are to be had as if it were there."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> Any:
+        return self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._made, name)
 
 
 def load_model(folder: Path, lazy: bool = False, bake_timesteps: bool = False, plain: bool = False) -> CosyVoice3Model:

@@ -264,10 +264,10 @@ def _pairs(model: dict[str, Any], path: Path) -> list[tuple[str, str]]:
 
 def _pair(merge: Any, path: Path) -> tuple[str, str]:
     # tokenizers before 0.20 wrote "left right", later ones write ["left", "right"].
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise Refused(f"{path}: {merge!a:.60} is not a pair of tokens")
-    return parts[0], parts[1]
+    match merge.split(" ") if isinstance(merge, str) else merge:
+        case [str(left), str(right)] if left and right:
+            return left, right
+    raise Refused(f"{path}: {merge!a:.60} is not a pair of tokens")
 
 
 def _added_tokens(data: dict[str, Any], path: Path) -> list[dict[str, Any]]:

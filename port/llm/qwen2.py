@@ -68,8 +68,8 @@ class KVCache:
     step = 256  # positions by which the buffers grow, so that a token costs no copy of what came before
 
     def __init__(self) -> None:
-        self.keys: mx.array | None = None
-        self.values: mx.array | None = None
+        self.keys: Any = None  # (b, k, at least S, d), from the first position on
+        self.values: Any = None
         self.offset = 0
 
     def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array, Mask]:

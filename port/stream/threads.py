@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import mlx.core as mx
 
@@ -27,8 +28,12 @@ def end_streams_with_thread() -> None:
         _thread.streams = getattr(_thread, "streams", None) or _Streams()
 
 
-def for_any_thread() -> AbstractContextManager[object]:
-    """Arrays made inside can later be evaluated by another thread, one thread at a time."""
-    if not hasattr(mx, "new_thread_unsafe_stream"):
-        return nullcontext()
-    return mx.stream(mx.new_thread_unsafe_stream(mx.cpu))
+@contextmanager
+def for_any_thread() -> Iterator[None]:
+    """Arrays made inside can later be evaluated by another thread, one thread at a time. The default device stays."""
+    with ExitStack() as streams:
+        if hasattr(mx, "new_thread_unsafe_stream"):
+            # Weights files are read by the CPU; a stream makes its device the default, so the default one comes last.
+            for device in dict.fromkeys((mx.cpu, mx.default_device().type)):
+                streams.enter_context(mx.stream(mx.new_thread_unsafe_stream(device)))
+        yield

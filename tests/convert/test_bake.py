@@ -11,7 +11,7 @@ from convert import bake, run
 from convert.conversion import convert_folder
 from convert.hub import find_source
 from convert.quantize import Precision
-from parity_tests.harness.chain import walk
+from mlx_parity.sides.walk import walk
 from parity_tests.harness.models import Models
 from parity_tests.harness.walks import walks
 from port.cosyvoice3 import CosyVoice3

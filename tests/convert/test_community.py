@@ -72,8 +72,7 @@ def test_every_part_gives_what_ours_gives(own, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"flow.dit.heads": 2, "flow.dit.dim_head": 32}, {"flow.dit.heads": 8, "flow.dit.dim_head": 8}],
+    "settings", [{"flow.dit.heads": 2, "flow.dit.dim_head": 32}, {"flow.dit.heads": 8, "flow.dit.dim_head": 8}]
 )
 def test_the_frequencies_show_the_width_of_a_head(own, folder, tmp_path, settings):
     with pytest.raises(Refused, match="inv_freq is not of heads of"):

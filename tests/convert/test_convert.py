@@ -110,14 +110,13 @@ sys.meta_path.insert(0, Interrupt)"""
     assert (done.returncode, done.stderr) == (1, "convert: interrupted; nothing was written\n")
 
 
-def test_a_full_disk_names_the_output(source, conversion, monkeypatch, tmp_path):
+def test_a_full_disk_names_the_output(source, refuses, monkeypatch, tmp_path):
     def write(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("convert.conversion.Writer.write", write)
-    code, line = conversion(source, tmp_path / "results" / "out")
-    assert code == 1
-    assert line == f"convert: {tmp_path / 'results' / 'out'}: No space left on device"
+    out = tmp_path / "results" / "out"
+    assert refuses(source, out=out) == f"convert: {out}: No space left on device"
 
 
 def test_revision_of_a_folder_is_a_usage_error(official):

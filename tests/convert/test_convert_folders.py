@@ -52,12 +52,10 @@ def test_the_backbones_configuration_of_newer_transformers(source, version):
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta"),
     ],
 )
-def test_another_backbone(source, conversion, change, named):
+def test_another_backbone(source, refuses, change, named):
     path = source / "CosyVoice-BlankEN" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    code, line = conversion(source)
-    assert code == 1
-    assert named in line
+    refuses(source, named)
 
 
 # ---- the yaml as people edit it
@@ -97,13 +95,11 @@ def test_yaml_as_people_edit_it(source, old, new):
         "!ref <itself>",
     ],
 )
-def test_yaml_that_computes_too_much(source, conversion, new):
+def test_yaml_that_computes_too_much(source, refuses, new):
     path = source / "cosyvoice3.yaml"
     text = path.read_text().replace("!ref <chunk_size> * <token_mel_ratio>", new, 1)
     path.write_text(text + "\nitself: !ref <itself>\n")
-    code, line = conversion(source)
-    assert code == 1
-    assert "cosyvoice3.yaml" in line
+    refuses(source, "cosyvoice3.yaml")
 
 
 def test_a_limit_of_8000_hz_says_what_to_do(source, conversion):
@@ -116,32 +112,26 @@ def test_a_limit_of_8000_hz_says_what_to_do(source, conversion):
 
 
 @pytest.mark.parametrize("name", needed_files())
-def test_git_lfs_pointer(source, conversion, name):
+def test_git_lfs_pointer(source, refuses, name):
     (source / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    code, line = conversion(source)
-    assert code == 1
-    assert name in line and "git lfs pull" in line
+    refuses(source, name, "git lfs pull")
 
 
 @pytest.mark.parametrize(
     "levels", [("Fun-CosyVoice3-0.5B",), ("snapshots", "abc"), ("hub", "models--x--y", "snapshots", "b")]
 )
-def test_a_folder_around_a_checkpoint(source, conversion, tmp_path, levels):
+def test_a_folder_around_a_checkpoint(source, refuses, tmp_path, levels):
     top = tmp_path / "top"
     inner = top.joinpath(*levels)
     inner.parent.mkdir(parents=True)
     source.rename(inner)
     (top / "refs").mkdir()
-    code, line = conversion(top if len(levels) < 4 else top / "hub")
-    assert code == 1
-    assert f"give {inner}" in line
+    refuses(top if len(levels) < 4 else top / "hub", f"give {inner}")
 
 
-def test_the_tokenizer_of_training_alone(source, conversion):
+def test_the_tokenizer_of_training_alone(source, refuses):
     (source / "speech_tokenizer_v3.onnx").rename(source / "speech_tokenizer_v3.batch.onnx")
-    code, line = conversion(source)
-    assert code == 1
-    assert "speech_tokenizer_v3.batch.onnx is the variant for training, download speech_tokenizer_v3.onnx" in line
+    refuses(source, "speech_tokenizer_v3.batch.onnx is the variant for training, download speech_tokenizer_v3.onnx")
 
 
 def test_another_generation(source, conversion):
@@ -150,25 +140,19 @@ def test_another_generation(source, conversion):
     assert "only CosyVoice 3 is converted" in conversion(source)[1]
 
 
-def test_a_mistyped_folder(source, conversion):
-    code, line = conversion(source.parent / "sourse")
-    assert code == 2
-    assert f"did you mean {source}" in line
+def test_a_mistyped_folder(source, refuses):
+    refuses(source.parent / "sourse", f"did you mean {source}", code=2)
 
 
-def test_a_mistyped_relative_folder(source, conversion, monkeypatch):
+def test_a_mistyped_relative_folder(source, refuses, monkeypatch):
     monkeypatch.chdir(source.parent.parent)
-    code, line = conversion(f"{source.parent.name}/sourse")
-    assert code == 2
-    assert "no such folder; did you mean" in line
+    refuses(f"{source.parent.name}/sourse", "no such folder; did you mean", code=2)
 
 
 @pytest.mark.parametrize("name", ["./nothing", "../nothing", "/nothing/at/all", "~/nothing", "no thing/here"])
-def test_a_path_that_is_no_hub_id(conversion, name, tmp_path, monkeypatch):
+def test_a_path_that_is_no_hub_id(refuses, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, line = conversion(name)
-    assert code == 2
-    assert name in line and "folder" in line
+    refuses(name, name, "folder", code=2)
 
 
 def test_exchanged_paths(source, capsys, tmp_path):

@@ -52,24 +52,20 @@ def with_pickle(pickled):
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", [1, 4096])
-def test_damage_in_the_middle_of_a_file(source, conversion, name, length):
+def test_damage_in_the_middle_of_a_file(source, refuses, name, length):
     data = bytearray((source / name).read_bytes())
     middle = len(data) // 2
     data[middle : middle + length] = bytes(255 - byte for byte in data[middle : middle + length])
     (source / name).write_bytes(data)
-    code, line = conversion(source)
-    assert code == 1
-    assert name in line
+    line = refuses(source, name)
     assert "checksum" in line or "not where its directory says" in line  # a small record's header was hit
 
 
-def test_zeros_in_the_middle_of_the_language_model(source, conversion):
+def test_zeros_in_the_middle_of_the_language_model(source, refuses):
     data = bytearray((source / "llm.pt").read_bytes())
     data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
     (source / "llm.pt").write_bytes(data)
-    code, line = conversion(source)
-    assert code == 1
-    assert "llm.pt" in line and "checksum" in line
+    refuses(source, "llm.pt", "checksum")
 
 
 def test_every_record_is_checked(tmp_path):
@@ -253,20 +249,17 @@ def test_weights_beside_a_wrapper_are_not_ignored(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cosyvoice3.yaml", "CosyVoice-BlankEN/config.json", "flow.pt"])
-def test_a_pipe_in_the_place_of_a_file(source, conversion, name):
+def test_a_pipe_in_the_place_of_a_file(source, refuses, name):
     (source / name).unlink()
     os.mkfifo(source / name)
-    code, line = conversion(source)
-    assert code == 1
-    assert "not a file" in line
+    refuses(source, "not a file")
 
 
-def test_names_from_a_file_cannot_rewrite_the_terminal(source, conversion):
+def test_names_from_a_file_cannot_rewrite_the_terminal(source, refuses):
     resave(source / "flow.pt", lambda state: state | {"a.\x1b[2J\n::error::\u202e" + "x" * 5000: torch.ones(2)})
-    code, line = conversion(source)
-    assert code == 1
+    line = refuses(source)
     assert line.isprintable()
     assert len(line) < 1000
     path = source / "CosyVoice-BlankEN" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"\x1b[31m\nkey\u2028": 1}))
-    assert conversion(source)[1].isprintable()
+    assert refuses(source).isprintable()

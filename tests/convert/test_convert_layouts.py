@@ -61,60 +61,48 @@ def with_discriminator(state):
 DEEPSPEED = {"grad_norm": torch.tensor(2.5), "ds_version": "0.15", "global_steps": 7, "buffer_names": [], "lr": None}
 DEEPSPEED |= {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "sparse_tensor_module_names": {"a"}}
 COUNTED = {"epoch": torch.tensor(7), "step": torch.tensor([9], dtype=torch.int32)}
-# By name: what each file holds instead, and how exactly the converted weights are those of the plain checkpoint.
+# By name: how exactly the converted weights are those of the plain checkpoint, and what each of FILES holds instead.
 LAYOUTS = {
     "trainers": (
-        {
-            "llm.pt": lambda s: {"module": s, **DEEPSPEED},
-            "flow.pt": lambda s: before("module.", s) | {"epoch": 7, "step": torch.tensor(1200), "grad_norm": 1.5},
-            "hift.pt": lambda s: before("generator.", s),
-        },
         0,
+        lambda s: {"module": s, **DEEPSPEED},
+        lambda s: before("module.", s) | {"epoch": 7, "step": torch.tensor(1200), "grad_norm": 1.5},
+        lambda s: before("generator.", s),
     ),
     "without what is never used": (
-        {
-            "llm.pt": lambda s: before("module.", without(HEAD, s)),
-            "flow.pt": lambda s: {"state_dict": without(CONSTANT, s), "callbacks": {}},
-            "hift.pt": lambda s: before("module.", old_weight_norm(s)),
-        },
         0,
+        lambda s: before("module.", without(HEAD, s)),
+        lambda s: {"state_dict": without(CONSTANT, s), "callbacks": {}},
+        lambda s: before("module.", old_weight_norm(s)),
     ),
     "compiled, folded": (
-        {
-            "llm.pt": lambda s: {"model_state_dict": before("_orig_mod.", s), "epoch": 2},
-            "flow.pt": lambda s: compiled(before("module.", s)),
-            "hift.pt": folded,
-        },
         1e-6,
+        lambda s: {"model_state_dict": before("_orig_mod.", s), "epoch": 2},
+        lambda s: compiled(before("module.", s)),
+        folded,
     ),
     "a vocoder's whole training": (
-        {
-            "llm.pt": lambda s: {"model": s, "loss": torch.tensor(0.5)},
-            "flow.pt": lambda s: {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in s.items()},
-            "hift.pt": lambda s: with_discriminator(old_weight_norm(s)),
-        },
         0,
+        lambda s: {"model": s, "loss": torch.tensor(0.5)},
+        lambda s: {k: v.t().contiguous().t() if v.dim() == 2 else v for k, v in s.items()},
+        lambda s: with_discriminator(old_weight_norm(s)),
     ),
     "one in another": (
-        {
-            "llm.pt": lambda s: {"state_dict": {"module": compiled(s)}, "epoch": 1},
-            "flow.pt": lambda s: {"model": {"state_dict": before("_orig_mod.module.", s)}},
-            "hift.pt": lambda s: {
-                "generator": {k: v.double() for k, v in before("module.generator.", s).items()},
-                "discriminator": {"a.weight": torch.ones(2)},
-            },
-        },
         0,
-    ),
-    "bfloat16": (dict.fromkeys(FILES, lambda s: as_dtype(torch.bfloat16, s)), 2**-8),
-    "float16": (dict.fromkeys(FILES, lambda s: as_dtype(torch.float16, s)), 2**-11),
-    "safetensors": (
-        {
-            "llm.pt": lambda s: without(HEAD, s) | COUNTED,
-            "flow.pt": lambda s: as_dtype(torch.bfloat16, s),
-            "hift.pt": lambda s: as_dtype(torch.float64, before("generator.", s)),
+        lambda s: {"state_dict": {"module": compiled(s)}, "epoch": 1},
+        lambda s: {"model": {"state_dict": before("_orig_mod.module.", s)}},
+        lambda s: {
+            "generator": {k: v.double() for k, v in before("module.generator.", s).items()},
+            "discriminator": {"a.weight": torch.ones(2)},
         },
+    ),
+    "bfloat16": (2**-8, *[lambda s: as_dtype(torch.bfloat16, s)] * 3),
+    "float16": (2**-11, *[lambda s: as_dtype(torch.float16, s)] * 3),
+    "safetensors": (
         2**-8,
+        lambda s: without(HEAD, s) | COUNTED,
+        lambda s: as_dtype(torch.bfloat16, s),
+        lambda s: as_dtype(torch.float64, before("generator.", s)),
     ),
 }
 
@@ -128,8 +116,8 @@ def plain(official, tmp_path_factory):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, capsys, layout):
-    changes, tolerance = LAYOUTS[layout]
-    for file, change in changes.items():
+    tolerance, *changes = LAYOUTS[layout]
+    for file, change in zip(FILES, changes, strict=True):
         resave(source / file, change)
         if layout == "safetensors":
             state = {key: value.contiguous() for key, value in torch.load(source / file).items()}
@@ -224,16 +212,13 @@ def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys)
         ("flow.pt", "generator.x.weight", "unknown tensor"),
     ],
 )
-def test_tensors_of_other_training(source, conversion, file, key, said):
+def test_tensors_of_other_training(source, refuses, file, key, said):
     resave(source / file, lambda s: s | {key: torch.ones(2, 2)})
-    code, line = conversion(source)
-    assert code == 1
-    assert said in line
-    assert key in line
+    refuses(source, said, key)
 
 
 @pytest.mark.parametrize("wrapper", ["net_g", "net", "ema", "params", "llm", "model_state", "training.model"])
-def test_a_wrapper_of_another_name(source, conversion, wrapper):
+def test_a_wrapper_of_another_name(source, refuses, wrapper):
     """A name that some trainer has: it holds the tensors, the file itself a loss at most."""
 
     def wrap(state):
@@ -242,9 +227,7 @@ def test_a_wrapper_of_another_name(source, conversion, wrapper):
         return state | {"step": torch.tensor(3), "lr": 1e-4}
 
     resave(source / "flow.pt", wrap)
-    code, line = conversion(source)
-    assert code == 1
-    assert f"holds no tensors itself; its entry '{wrapper}' does: save that alone" in line
+    refuses(source, f"holds no tensors itself; its entry '{wrapper}' does: save that alone")
 
 
 def test_a_file_without_tensors(source, conversion):
@@ -254,8 +237,6 @@ def test_a_file_without_tensors(source, conversion):
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("prefix", ["model.", "ema_model.", "vocoder.", "base_model.model."])
-def test_a_prefix_of_every_name(source, conversion, file, prefix):
+def test_a_prefix_of_every_name(source, refuses, file, prefix):
     resave(source / file, lambda s: before(prefix, s))
-    code, line = conversion(source)
-    assert code == 1
-    assert f"every name begins with '{prefix}'; save the tensors under their names without it" in line
+    refuses(source, f"every name begins with '{prefix}'; save the tensors under their names without it")

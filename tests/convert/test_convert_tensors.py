@@ -20,10 +20,10 @@ PICKLED = ("llm.pt", "llm.rl.pt", "flow.pt", "hift.pt")
 GRAPHS = ("speech_tokenizer_v3.onnx", "campplus.onnx")
 
 
-def refused(conversion, source, file):
-    code, line = conversion(source, flags=("--llm", "rl") if file == "llm.rl.pt" else ())
-    assert code == 1
-    return line
+@pytest.fixture
+def refused(source, refuses):
+    """The line with which a conversion of a spoiled file ends."""
+    return lambda file, *said: refuses(source, *said, flags=("--llm", "rl") if file == "llm.rl.pt" else ())
 
 
 def some_keys(source, file):
@@ -36,31 +36,31 @@ def some_keys(source, file):
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("file", PICKLED)
-def test_a_missing_tensor(source, conversion, file, place):
+def test_a_missing_tensor(source, refused, file, place):
     key = some_keys(source, file)[place]
     resave(source / file, lambda state: {k: v for k, v in state.items() if k != key})
-    line = refused(conversion, source, file)
+    line = refused(file)
     assert "missing" in line or "not filled" in line or "lacks its partner" in line
 
 
 @pytest.mark.parametrize("place", range(3))
 @pytest.mark.parametrize("file", PICKLED)
-def test_a_tensor_of_another_shape(source, conversion, file, place):
+def test_a_tensor_of_another_shape(source, refused, file, place):
     key = some_keys(source, file)[place]
     resave(source / file, lambda state: state | {key: torch.cat([state[key], state[key][:1]])})
-    assert key in refused(conversion, source, file)
+    refused(file, key)
 
 
 @pytest.mark.parametrize("file", PICKLED)
 @pytest.mark.parametrize("stranger", ["extra.weight", "{}.extra", "text_embedding.weight"])
-def test_an_unknown_tensor(source, conversion, file, stranger):
+def test_an_unknown_tensor(source, refused, file, stranger):
     key = stranger.format(some_keys(source, file)[1])
     resave(source / file, lambda state: state | {key: torch.ones(3)})
-    assert f"unknown tensor '{key}'" in refused(conversion, source, file)
+    refused(file, f"unknown tensor '{key}'")
 
 
 @pytest.mark.parametrize("width", [8, 32])
-def test_the_rotary_frequencies_show_the_width_of_a_head(source, conversion, width):
+def test_the_rotary_frequencies_show_the_width_of_a_head(source, refused, width):
     """Two heads of twice the width have the shapes of four: only the frequencies tell them apart."""
     path = source / "cosyvoice3.yaml"
     text = path.read_text()
@@ -68,7 +68,7 @@ def test_the_rotary_frequencies_show_the_width_of_a_head(source, conversion, wid
     path.write_text(
         text.replace("heads: 4\n            dim_head: 16", f"heads: {64 // width}\n            dim_head: {width}")
     )
-    assert "decoder.estimator.rotary_embed.inv_freq" in refused(conversion, source, "flow.pt")
+    refused("flow.pt", "decoder.estimator.rotary_embed.inv_freq")
 
 
 # ---- the two graphs
@@ -137,7 +137,7 @@ def test_a_node_too_many(graphs, tmp_path, part):
 
 
 @pytest.mark.parametrize("file", GRAPHS)
-def test_a_graph_that_is_refused_leaves_nothing(source, conversion, file):
+def test_a_graph_that_is_refused_leaves_nothing(source, refused, file):
     path = source / file
     whole = onnx.load(path)
     node, held = list(nodes_with_weights(whole.graph))[-1]
@@ -152,4 +152,4 @@ def test_a_graph_that_is_refused_leaves_nothing(source, conversion, file):
         else:
             model.graph.initializer.append(numpy_helper.from_array(np.ones(7, np.float32), "stranger"))
         written(model, path)
-        assert file in refused(conversion, source, file)
+        refused(file, file)

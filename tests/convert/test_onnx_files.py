@@ -121,8 +121,13 @@ def _external(graph):
     tensor.external_data.add(key="location", value="../../etc/passwd")
 
 
-def _rename(graph, old, new):
-    _node(graph, old).name = new
+def _zeros(start, shape, dtype=np.float32):
+    """Zeros of another kind in the place of a weight of the same rank."""
+    return lambda graph: _replace(_initializer(graph, start, len(shape)), np.zeros(shape, dtype))
+
+
+def _rename(old, new):
+    return lambda graph: setattr(_node(graph, old), "name", new)
 
 
 def _change_eps(graph):
@@ -172,104 +177,64 @@ def _dims(graph):
     _initializer(graph, "onnx::MatMul").dims[0] = 1 << 40
 
 
-DAMAGE = {
-    "external data": ("speech_tokenizer", _external, "external data is not read"),
-    "claims more than it holds": ("speech_tokenizer", _dims, "claims shape"),
-    "half precision": (
-        "speech_tokenizer",
-        lambda g: _replace(_initializer(g, "onnx::Conv", 3), np.zeros((64, 128, 3), np.float16)),
-        "expected 1",
-    ),
-    "wrong shape": (
-        "speech_tokenizer",
-        lambda g: _replace(_initializer(g, "blocks.1.attn"), np.zeros((64, 1, 29), np.float32)),
-        "has shape",
-    ),
+IN_TOKENIZER = {
+    "external data": (_external, "external data is not read"),
+    "claims more than it holds": (_dims, "claims shape"),
+    "half precision": (_zeros("onnx::Conv", (64, 128, 3), np.float16), "expected 1"),
+    "wrong shape": (_zeros("blocks.1.attn", (64, 1, 29)), "has shape"),
     "renamed node": (
-        "speech_tokenizer",
-        lambda g: _rename(g, "/blocks.1/attn/value/Add", "/blocks.1/attn/worth/Add"),
+        _rename("/blocks.1/attn/value/Add", "/blocks.1/attn/worth/Add"),
         "speech_tokenizer.blocks.1.attn.value.bias; 37 of 38",
     ),
     "two nodes of one name": (
-        "speech_tokenizer",
-        lambda g: _rename(g, "/blocks.1/attn/value/MatMul", "/blocks.0/attn/value/MatMul"),
+        _rename("/blocks.1/attn/value/MatMul", "/blocks.0/attn/value/MatMul"),
         "two nodes give blocks.0.attn.value.weight",
     ),
-    "a layer too many": (
-        "speech_tokenizer",
-        lambda g: _rename(g, "/conv2/Conv", "/conv3/Conv"),
-        "unknown tensor 'conv3",
-    ),
+    "a layer too many": (_rename("/conv2/Conv", "/conv3/Conv"), "unknown tensor 'conv3"),
     "unused weight": (
-        "speech_tokenizer",
         lambda g: g.initializer.append(numpy_helper.from_array(np.ones(7, np.float32), "spare")),
         "no place for initializer 'spare'",
     ),
-    "epsilon of one norm": ("speech_tokenizer", _change_eps, "different epsilons"),
-    "rotary of another base": ("speech_tokenizer", _change_rotary, "rotary tables"),
-    "computed weight": ("speech_tokenizer", _compute_weight, "weight is computed"),
-    "circle of identities": ("speech_tokenizer", _loop, "defined by itself"),
-    "norm with a scale": ("speaker", _affine, "not 1 throughout"),
-    "stride": (
-        "speech_tokenizer",
-        _set("/conv2/Conv", "strides", [1]),
-        r"Conv /conv2/Conv: strides is \[1\], supported is \[2\]",
-    ),
-    "stride left out": (
-        "speech_tokenizer",
-        _set("/conv2/Conv", "strides", None),
-        r"strides is \[1\], supported is \[2\]",
-    ),
-    "padding": (
-        "speaker",
-        _set("/xvector/tdnn/linear/Conv", "pads", [4, 0]),
-        r"pads is \[4, 0\], supported is \[2, 2\]",
-    ),
-    "automatic padding": ("speaker", _set("/head/conv1/Conv", "auto_pad", "SAME_UPPER"), "auto_pad is SAME_UPPER"),
+    "epsilon of one norm": (_change_eps, "different epsilons"),
+    "rotary of another base": (_change_rotary, "rotary tables"),
+    "computed weight": (_compute_weight, "weight is computed"),
+    "circle of identities": (_loop, "defined by itself"),
+    "stride": (_set("/conv2/Conv", "strides", [1]), r"Conv /conv2/Conv: strides is \[1\], supported is \[2\]"),
+    "stride left out": (_set("/conv2/Conv", "strides", None), r"strides is \[1\], supported is \[2\]"),
+    "softmax": (_set("/blocks.0/attn/Softmax", "axis", 2), "attn/Softmax: axis is 2, supported is -1"),
+    "bound of the quantizer": (_constant_to("/quantizer/Constant_output_0", 0.99), "what is rounded"),
+    "scale of queries": (_constant_to("/blocks.0/attn/Constant_24_output_0", 0.51), "compute different things"),
+}
+IN_SPEAKER = {
+    "norm with a scale": (_affine, "not 1 throughout"),
+    "padding": (_set("/xvector/tdnn/linear/Conv", "pads", [4, 0]), r"pads is \[4, 0\], supported is \[2, 2\]"),
+    "automatic padding": (_set("/head/conv1/Conv", "auto_pad", "SAME_UPPER"), "auto_pad is SAME_UPPER"),
     "dilation of one layer": (
-        "speaker",
         _set("/xvector/block2/tdnnd2/cam_layer/linear_local/Conv", "dilations", [1]),
         r"tdnnd2.*dilations is \[1\], supported is \[2\]",
     ),
     "segments without the last": (
-        "speaker",
         _set("/xvector/block1/tdnnd1/cam_layer/AveragePool", "ceil_mode", 0),
         "ceil_mode is 0, supported is 1",
     ),
     "one segment divided otherwise": (
-        "speaker",
         _set("/xvector/block2/tdnnd1/cam_layer/AveragePool", "count_include_pad", 0),
         "block2/tdnnd1/cam_layer/AveragePool: count_include_pad is 0, supported is 1",
     ),
     "norm in training": (
-        "speaker",
         _set("/xvector/transit1/nonlinear/batchnorm/BatchNormalization", "training_mode", 1),
         "training_mode is 1, supported is 0",
     ),
-    "softmax": (
-        "speech_tokenizer",
-        _set("/blocks.0/attn/Softmax", "axis", 2),
-        "attn/Softmax: axis is 2, supported is -1",
-    ),
-    "unknown attribute": ("speaker", _set("/head/Relu", "alpha", 0.1), "Relu /head/Relu: unknown attribute 'alpha'"),
-    "attribute of another type": ("speaker", _set("/head/conv1/Conv", "group", [1]), "group is of type"),
-    "bound of the quantizer": (
-        "speech_tokenizer",
-        _constant_to("/quantizer/Constant_output_0", 0.99),
-        "what is rounded",
-    ),
-    "scale of queries": (
-        "speech_tokenizer",
-        _constant_to("/blocks.0/attn/Constant_24_output_0", 0.51),
-        "something else than the model",
-    ),
+    "unknown attribute": (_set("/head/Relu", "alpha", 0.1), "Relu /head/Relu: unknown attribute 'alpha'"),
+    "attribute of another type": (_set("/head/conv1/Conv", "group", [1]), "group is of type"),
     "deviation with all frames": (
-        "speaker",
         lambda g: g.node.remove(next(n for n in g.node if n.op_type == "Sqrt")),
         "no earlier node gives",
     ),
-    "another model": ("speaker", lambda g: _rename(g, "/head/conv1/Conv", "/stem/Conv"), "is not the speaker encoder"),
+    "another model": (_rename("/head/conv1/Conv", "/stem/Conv"), "is not the speaker encoder"),
 }
+DAMAGE = {name: ("speech_tokenizer", *found) for name, found in IN_TOKENIZER.items()}
+DAMAGE |= {name: ("speaker", *found) for name, found in IN_SPEAKER.items()}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -11,9 +11,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from mlx_parity.gathered import Gathered
 from parity_tests import trace
 from parity_tests.harness.folders import FolderError, check_folders
-from parity_tests.harness.gathered import Gathered
 from parity_tests.harness.session import Session
 
 pytestmark = pytest.mark.meta

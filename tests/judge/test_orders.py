@@ -1,5 +1,9 @@
 """PyTorch in other orders of its sums, for the operations that other people's models call."""
 
+import platform
+
+import mlx.core as mx
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,3 +41,18 @@ def test_each_is_the_same_operation_in_another_order(name):
         torch.testing.assert_close(other.double(), truth, rtol=1e-5, atol=1e-5)
     if name not in AS_THEY_ARE:
         assert len({other.numpy().tobytes() for other in (plain, *others)}) > 1
+
+
+@pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="another BLAS")
+def test_mlx_on_a_cpu_adds_the_terms_of_a_long_sum_one_after_another():
+    """Why a sum of many hundred terms can be over budget in a port that is right."""
+    rng, terms = np.random.default_rng(0), 960
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, terms), (terms, 4)))
+    one_by_one = np.zeros((6, 4), np.float32)
+    for k in range(terms):
+        one_by_one += a[:, k, None] * b[k]
+    filters = b.T.reshape(4, 3, terms // 3)
+    with mx.stream(mx.cpu):
+        product = mx.array(a) @ mx.array(b)
+        convolution = mx.conv1d(mx.array(a.reshape(6, 3, terms // 3)), mx.array(filters))
+    assert np.array_equal(product, one_by_one) and np.array_equal(convolution[:, 0], one_by_one)

@@ -8,7 +8,7 @@ from mlx_parity.record import Recorded, RecordError, read_manifest, write
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.parts import PARTS
-from parity_tests.record import ORIGINAL, judged, lines, main, recorded, select
+from parity_tests.record import ORIGINAL, judged, lines, main, select, with_truth
 
 pytestmark = pytest.mark.meta
 NAMES = ["flow.adaln_zero", "flow.masks.pad", "vocoder.resblock.k3", "vocoder.sine.9"]
@@ -17,7 +17,7 @@ NAMES = ["flow.adaln_zero", "flow.masks.pad", "vocoder.resblock.k3", "vocoder.si
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
-    write(map(recorded, select(all_cases(), NAMES)), folder, ORIGINAL)
+    write(map(with_truth, select(all_cases(), NAMES)), folder, ORIGINAL)
     return folder
 
 

@@ -240,7 +240,7 @@ def test_what_cannot_run_ends_with_one_line(run, text, said):
 def test_several_programs_end_with_a_line_each(tmp_path, capsys):
     (tmp_path / "good.py").write_text(PROGRAM)
     programs = [str(tmp_path / f"{name}.py") for name in ("good", "missing")]
-    assert main(["run", *programs, "--out", str(tmp_path / "out")]) == 2
+    assert main(["run", *programs, "--out", str(tmp_path / "out"), "--jobs", "2"]) == 2
     last = capsys.readouterr().out.splitlines()[-2:]
     assert last[0].startswith("PASS: toy") and last[1].startswith("missing: ")
     assert (tmp_path / "out" / "good" / "report.html").exists()
@@ -259,6 +259,14 @@ def test_a_line_is_exchanged_for_a_while():
         place_of(place_of, "return None")
     with exchanged(place_of, "return None\nif file is None:", "return 'no source'"):
         assert place_of(3) == "no source"
+
+
+@pytest.mark.parametrize("number", ["0", "65", "1.5", "\x1b[31m"])
+def test_a_wrong_number_of_programs_at_once_is_refused_in_a_line(number, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "toy.py", "--out", str(tmp_path), "--jobs", number])
+    said = capsys.readouterr().err
+    assert "--jobs" in said and "needs a whole number from 1 to 64" in said and "\x1b" not in said
 
 
 # The environment of its own

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port.app.arguments import EXAMPLES, PROGRAM
+from port.config import CosyVoice3Config
 from port.cosyvoice3 import CosyVoice3
 from port.files.voices import Voice, load_voices, save_voice
 from tests.support.cli_support import MODES, assert_one_line, heard, say
@@ -189,6 +192,31 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_l
     assert run(*arguments, SYSTEM + WORDS)[0] == 0
     heard(tmp_path / "o.wav")
     assert_one_line(run(*arguments, WORDS, "--raw-prompt"), 1, "no <|endofprompt|>")
+
+
+@pytest.mark.parametrize(("how", "unread"), [("say", ("speech_tokenizer", "speaker")), ("vc", ("llm",))])
+def test_what_a_request_does_not_use_stays_on_disk(
+    run, model, wavs, tmp_path, monkeypatch, how, unread, no_voices_left
+):
+    """A voice that is given by its embedding needs no prompt encoder, a conversion no language model and no text."""
+    load, loaded = CosyVoice3.from_pretrained.__func__, []
+
+    def kept(*given, **named):
+        loaded.append(load(*given, **named))
+        return loaded[0]
+
+    monkeypatch.setattr(CosyVoice3, "from_pretrained", classmethod(kept))
+    recordings = ("--source-wav", wavs["source"], "--ref-audio", wavs["prompt"])
+    words = (*recordings, "--stream") if how == "vc" else ("--voice", "bare", "--text", SYSTEM + WORDS)
+    config = CosyVoice3Config.load(model)
+    save_voice(model, "bare", Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
+    assert run(how, "--model", model, *words, "-o", tmp_path / "o.wav")[0] == 0
+    (voice,) = loaded
+    assert ("_made" in vars(voice.frontend.tokenizer)) is (how == "say")
+    before = mx.get_active_memory()
+    parameters = [array for part in unread for _, array in tree_flatten(voice.model[part].parameters())]
+    mx.eval(parameters)
+    assert mx.get_active_memory() - before >= sum(array.nbytes for array in parameters)
 
 
 def test_help_shows_an_example_of_each_mode(run):

@@ -237,11 +237,7 @@ def on_a_terminal(*arguments):
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
     done = subprocess.run(
-        [sys.executable, "-m", "port", *map(str, arguments)],
-        cwd=ROOT,
-        stdout=theirs,
-        stderr=theirs,
-        timeout=120,
+        [sys.executable, "-m", "port", *map(str, arguments)], cwd=ROOT, stdout=theirs, stderr=theirs, timeout=120
     )
     os.close(theirs)
     said = b""

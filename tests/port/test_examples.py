@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -10,12 +11,14 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
+from mlx_parity.compare import BUDGET
 from parity_tests.speech_support import PROMPT_WORDS, WORDS
 from port.cosyvoice3 import CosyVoice3
 from tests.support.cli_support import heard
 
 pytestmark = pytest.mark.part("app")
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SPOKEN = "Good morning, it is late."
 
 
@@ -101,6 +104,18 @@ def test_llm_to_speech(example, voices, monkeypatch):
     assert len(heard(example("llm_to_speech"))) > 960
     assert len(said) > 4 and "".join(said) == SPOKEN
     assert asked == [("mlx-community/Qwen2.5-0.5B-Instruct-4bit", tokenizer, "Why is the sky blue?")]
+
+
+def test_equal():
+    """As the README says it: without torch, and within the budget of the suite."""
+    shown = re.search(r"^python (examples/equal\.py) (.*)$", (ROOT / "examples/equal.py").read_text("utf-8"), re.M)
+    program = f"import runpy, sys; sys.argv = {list(shown.groups())}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    program += "; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    port, own = (float(line.split()[-2]) for line in done.stdout.splitlines())
+    assert port > own - 20 * np.log10(BUDGET) > 60
+    said = re.findall(r"(\d+\.\d) dB down", (ROOT / "README.md").read_text("utf-8"))
+    assert np.allclose([port, own], [float(number) for number in said], atol=3)  # another machine rounds elsewhere
 
 
 def test_every_example_is_run():

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -258,6 +259,17 @@ def test_worker_threads_end_well(parity, recordings, way):
             [sys.executable, "-c", WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
         )
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.part("stream.threads")
+def test_what_any_thread_may_compute_is_made_for_the_default_device(monkeypatch):
+    """On a GPU too: the stream of the CPU, which reads the weights, must not make that the default."""
+    entered = []
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    monkeypatch.setattr(mx, "new_thread_unsafe_stream", lambda device: device, raising=False)
+    monkeypatch.setattr(mx, "stream", lambda device: nullcontext(entered.append(device)))
+    with threads.for_any_thread():
+        assert entered == [mx.cpu, mx.gpu]
 
 
 @pytest.mark.part("stream.threads")

@@ -21,12 +21,11 @@ from mlx_parity.report.rows import by_stage
 from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
-from parity_tests.golden import GoldenRow
+from parity_tests.golden import GoldenRow, report_row
 from parity_tests.harness import places
 from parity_tests.harness.session import Session
 from parity_tests.harness.walks import walks
 from parity_tests.parts import PARTS, recorded
-from parity_tests.test_golden import report_row
 from reports.cosyvoice3 import STAGES, WORDING
 from tests.support.synthetic_report import changed, make, row
 
@@ -218,7 +217,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
     monkeypatch.setattr(sys, "argv", ["/x/pytest/__main__.py", "-m", "not meta", "--report", name])
     check(conftest._command(), "not meta", name)
     reading = Reading("FAIL", "x")
-    golden = report_row(GoldenRow(name, "y", "port", "", None, None, "FAIL", reading=reading), Path("a b"))
+    golden = report_row(GoldenRow(name, "y", "port", "", None, None, "FAIL", reading=reading), "model", Path("a b"))
     check(golden.reproduce, "a b")
     audited = audit_report._entry(Row("n", "flow", "isolated", "m", name, reading), "toy")
     check(audited.reproduce, "toy")
@@ -242,7 +241,9 @@ def test_a_printed_command_runs(tmp_path):
     name = "snake"
     (folder / f"{name}.safetensors").write_bytes((ROOT / f"parity_tests/data/golden/{name}.safetensors").read_bytes())
     reading = Reading("FAIL", "x")
-    command = report_row(GoldenRow(name, "y", "port", "", None, None, "FAIL", reading=reading), folder).reproduce
+    command = report_row(
+        GoldenRow(name, "y", "port", "", None, None, "FAIL", reading=reading), "model", folder
+    ).reproduce
     command = command.replace("python ", f"{shlex.quote(sys.executable)} ", 1)
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0 and "PASS" in done.stdout, done.stderr

@@ -1,16 +1,20 @@
 """The benchmark itself, at tiny size: what it writes is complete, its ratios follow from its times, and it refuses."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
-from benchmarks import cases, machine, measure, report, run, targets
+from benchmarks import cases, machine, measure, plots, report, run, start, targets, watch
 from benchmarks.process import Settings, WorkerProcess
 from mlx_parity.compare import BUDGET
+from parity_tests.speech_support import SYSTEM, WORDS
 from port.fast import FORMS
+from port.files.voices import Voice, save_voice
 
 pytestmark = pytest.mark.meta
 SCHEMA = json.loads((Path(run.__file__).parent / "schema.json").read_text("utf-8"))
@@ -209,6 +213,42 @@ def test_targets_are_judged_by_their_limits():
         rows = {target.what: target.status for target in targets.judge(found)}
         assert rows["DiT step, 250 frames, against torch"] == status
         assert rows["DiT step, 250 frames, mlx-audio-plus against the port"] == status
+
+
+@pytest.mark.parametrize(("kind", "share"), [("decode", "50 %"), ("prefill", "25 %")])
+def test_the_limit_of_single_tokens_is_the_memory(kind, share):
+    """Two tokens, 1 s: 4 of 8 bytes are read; or one pass of 3 of 12 operations."""
+    row = {"side": "port", "status": "measured", "message": "", "seconds": [1.0], "median": 1.0, "check": None}
+    counts = {"port": {"matmul_flops": 3, "weight_bytes": 2}}
+    case = {"kind": kind, "size": {"tokens": 2}, "counts": counts, "variants": {"port": row}, "ratios": {}}
+    ((*_, found, _, _, _),) = report.table(case | {"matrix_flops": {"port": 12.0}, "memory_bytes": {"port": 8.0}})
+    assert found == share
+
+
+def test_cost_is_drawn_against_the_length(tmp_path):
+    def case(length):
+        row = {"seconds": [3.0 * length], "median": 3.0 * length}
+        return {"kind": "stream", "audio_seconds": length, "variants": {"port": row, "port.offline": row}}
+
+    assert not plots._lengths([case(5)], tmp_path / "one.svg")
+    assert plots._lengths([case(60), case(5)], tmp_path / "two.svg") and (tmp_path / "two.svg").stat().st_size > 1000
+
+
+def test_the_cold_start_is_split_by_part(parity, tmp_path, capsys):
+    """A voice given by its embedding: no recording is read; the parts and the rest are the whole."""
+    config = parity.models.config
+    folder = Path(shutil.copytree(parity.models.folder, tmp_path / "model"))
+    save_voice(folder, "bare", Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
+    words = ["--repeats", "1", "--blas", "none", "--json", "say", "--model", str(folder), "--voice"]
+    assert start.main([*words, "bare", "--text", SYSTEM + WORDS, "--seed", "3"]) == 0
+    (run,) = json.loads(capsys.readouterr().out)
+    assert run.keys() == {*watch.PARTS, "wall"} and run["prompt"] == 0
+    for part in ("imports", "weights", "fast forms", "text", "language model", "flow", "vocoder"):
+        assert run[part] > 0, part
+    rows = {row[0]: row[3] for row in start.table([run])}
+    assert rows["all"] == "100 %" and rows["prompt"] == "0 %"
+    assert start.main([*words, "nobody", "--text", "Hello."]) == 2
+    assert "voice 'nobody' is not known" in capsys.readouterr().err
 
 
 def test_growth_of_a_stream_is_held_against_its_keys():

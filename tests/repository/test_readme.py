@@ -37,6 +37,8 @@ NOT_RUN = {
     "flow.attention.long": "an example of a case to write",
     "-m port serve": "it does not end; test_server_command.py runs it",
     "curl": "a running server; test_server_command.py runs it",
+    "cp -r reports/out": "the results of another run",
+    "reports.picture": "a browser; test_picture.py",
     "mlx.launch": "test_batch.py runs two ranks",
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",
@@ -63,6 +65,7 @@ def desk(parity, tmp_path_factory):
         "reports",
         "tests",
         "benchmarks",
+        "examples",
         "conftest.py",
         "pyproject.toml",
     ):
@@ -124,6 +127,17 @@ def test_links_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)", (ROOT / page).read_text("utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_python_files_that_pages_name_exist():
+    """By their path, or by its end; but for NAME.py, and the file that porting.md lets its reader write."""
+    done = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    tracked = [f"/{file}" for file in done.stdout.splitlines()]
+    for page in {*PAGES, "mlx_parity/README.md"} - {"docs/findings.md"}:  # which names files of other ports
+        named = set(re.findall(r"`([\w./-]+\.py)(?::[\w.]+)?`", (ROOT / page).read_text("utf-8"))) - {"toy.py"}
+        named -= {name for name in named if Path(name).stem.isupper()}
+        missing = [name for name in named if not any(file.endswith(f"/{name}") for file in tracked)]
+        assert missing == [], page
 
 
 def test_bash_reads_every_block():

@@ -44,3 +44,10 @@ def refused(read: Callable[[Path], Any], path: Path) -> str:
     assert line.isprintable()
     assert len(line) < 1000
     return line
+
+
+def refused_by(result: tuple[int, str, str], *words: str) -> None:
+    """A command that ended with 1 and one line, which holds some words."""
+    code, line, _ = result
+    assert code == 1
+    assert [said for said in words if said not in line] == [], line

@@ -19,21 +19,13 @@ from reference.frontend.speech_tokenizer import S3TokenizerV3
 
 TOKENIZER = SpeechTokenizerConfig(dim=64, heads=4, depth=2)
 SPEAKER = SpeakerConfig(
-    embed_dim=24,
-    head_channels=8,
-    init_channels=16,
-    growth_rate=8,
-    bottleneck_channels=16,
-    block_layers=(2, 3, 2),
+    embed_dim=24, head_channels=8, init_channels=16, growth_rate=8, bottleneck_channels=16, block_layers=(2, 3, 2)
 )
 # Divides the last segment by what it holds, as every onnxruntime does where the file says that padding does not count.
 HELD = replace(SPEAKER, divide_by_full_segment=False)
 COUNTS = {"speech_tokenizer": 38, "speaker": 122}
 READ = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
-CLASSES = {
-    "speech_tokenizer": (S3TokenizerV3, speech_tokenizer.S3TokenizerV3),
-    "speaker": (CAMPPlus, speaker.CAMPPlus),
-}
+CLASSES = {"speech_tokenizer": (S3TokenizerV3, speech_tokenizer.S3TokenizerV3), "speaker": (CAMPPlus, speaker.CAMPPlus)}
 
 
 def write_files(folder: Path) -> Path:

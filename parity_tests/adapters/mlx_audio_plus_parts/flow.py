@@ -73,9 +73,7 @@ LAYERS = {
 
 
 @PARTS.offers(
-    *(f"flow.layers.{name}" for name in list(LAYERS)[:8]),
-    "flow.dit.InputEmbedding",
-    "flow.lookahead.PreLookaheadLayer",
+    *(f"flow.layers.{name}" for name in list(LAYERS)[:8]), "flow.dit.InputEmbedding", "flow.lookahead.PreLookaheadLayer"
 )
 def layer(job: Job) -> Mapping[str, Any]:
     built = LAYERS[job.part.path.rpartition(".")[2]](**job.config)

@@ -7,8 +7,8 @@ shows in both; drift that only grows shows in the first. What the parts received
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,20 +18,48 @@ import torch
 
 from mlx_parity.compare import Reading
 from mlx_parity.judge import Row, compare_all
-from mlx_parity.part import Change
-from mlx_parity.sides.capture import Call
+from mlx_parity.part import Change, Part
+from mlx_parity.sides.capture import Call, Recorder
 from mlx_parity.sides.mlx import to_mlx
 from mlx_parity.sides.mlx import to_numpy as from_mlx
 from mlx_parity.sides.orders_pytorch import Lazily, in_other_orders
 from mlx_parity.sides.truth import to_numpy, to_torch
 from mlx_parity.spool import Spool
 from mlx_parity.tree import mapped, stateful
-from parity_tests.harness.models import Models
-from parity_tests.parts import recorded
-from port.fast.modulation import TimeTable, is_baked
-from port.flow.layers import RotaryEmbedding
 
 ABOVE = ("FAIL", "ERROR", "VACUOUS")
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all walks through a model need to know of it.
+
+    Args:
+        parts: what is compared on the way.
+        spelled: names of the reference that the port spells otherwise, by their beginning.
+        fused: beginnings of names of parts of the reference that the port computes inside their parent.
+        inside: ends of names of parts of the port that the reference computes in the whole part only.
+        recording: makes a context in which the port calls the parts that it has replaced by what they once made.
+        lacking: gets the port; paths of parts that it has not at all, or cannot run alone, with the reason.
+        again: gets the name of a walk; the command that repeats it.
+    """
+
+    parts: Collection[Part]
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    fused: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+    recording: Callable[[Any], AbstractContextManager[None]] = nullcontext
+    lacking: Callable[[Any], Mapping[str, str]] = lambda port: {}
+    again: Callable[[str], str] = str
+
+    def key(self, call: Call) -> tuple[str, str] | None:
+        """Twin and name of a call, as the port spells it; None where only one side makes it."""
+        name = call.name
+        for official, port in self.spelled.items():
+            if name.startswith(official) and not name.startswith(port):
+                name = port + name.removeprefix(official)
+        both = call.part.chained and not name.startswith(self.fused) and not name.endswith(self.inside)
+        return (call.part.path, name) if both else None
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,7 @@ class Walk:
         stage: stage of the report.
         run: gets the model of a side and the arguments as its tensors, returns results by name.
         inputs: arrays in the reference's layout.
+        ground: what is known of the model.
         to_port, from_port: changes of layout, as of a part.
     """
 
@@ -50,77 +79,48 @@ class Walk:
     stage: str
     run: Callable[[Any, dict[str, Any]], dict[str, Any]]
     inputs: Mapping[str, np.ndarray]
+    ground: Ground
     to_port: Mapping[str, Change] = field(default_factory=dict)
     from_port: Mapping[str, Change] = field(default_factory=dict)
 
-
-# Parts of the reference that the port computes inside their parent (the pitch in float64, by matrix products).
-FUSED = ("vocoder.f0_predictor.condnet.",)
-# Parts of a fast form of the port, which the reference computes in the whole part only.
-INSIDE = (".phases",)
-# The reference keeps the official names; the port names the backbone for what it is, and MLX lists a sequence's layers.
-SPELLED = {
-    "llm.llm.model.model": "llm.qwen2",
-    "speaker.head.layer1.": "speaker.head.layer1.layers.",
-    "speaker.head.layer2.": "speaker.head.layer2.layers.",
-}
-
-# What a port with baked timesteps has no weights for, alone: inside the whole its tables stand for them.
-BY_TIME = (
-    "flow.layers.SinusPositionEmbedding",
-    "flow.layers.TimestepEmbedding",
-    "flow.layers.AdaLayerNormZero",
-    "flow.layers.AdaLayerNormZero_Final",
-    "flow.layers.DiTBlock",
-)
-BAKED = Reading("SKIP", "the folder holds tables of the fixed timesteps in place of these weights")
 
 Key = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
-class Side:
+class Taken:
     """What one side of a walk returned, and every call in it, whose arrays lie in the walk's spool."""
 
     results: dict[str, np.ndarray]
     calls: list[Call]
 
-    def by_key(self) -> dict[Key, Call]:
+    def by_key(self, ground: Ground) -> dict[Key, Call]:
         """The calls of parts that both sides have, by twin, name and how often that one was called before."""
         counts: Counter[tuple[str, str]] = Counter()
         keyed = {}
         for call in self.calls:
-            part = call.part.path, _spelled(call.name)
-            if call.part.chained and not part[1].startswith(FUSED) and not part[1].endswith(INSIDE):
+            if part := ground.key(call):
                 keyed[*part, counts[part]] = call
                 counts[part] += 1
         return keyed
 
 
 @dataclass(frozen=True)
-class Sides:
+class Runs:
     """All runs of a walk: the reference in float32, in float64 and in other orders, and the port."""
 
-    single: Side
-    double: Side
-    port: Side
-    further: Sequence[Side]
+    single: Taken
+    double: Taken
+    port: Taken
+    further: Sequence[Taken]
 
 
-def _spelled(name: str) -> str:
-    """The port's spelling of a part's name."""
-    for official, port in SPELLED.items():
-        if name.startswith(official) and not name.startswith(port):
-            name = port + name.removeprefix(official)
-    return name
-
-
-def walk(models: Models, plan: Walk, isolated: bool = True, several: bool = True) -> list[Row]:
+def walk(models: Any, plan: Walk, isolated: bool = True, several: bool = True) -> list[Row]:
     """Rows for every named part in order of execution (of the first call over budget, where there is one), then for
     the results of the whole.
 
     Args:
-        models: both sides.
+        models: has the reference in float32 and float64 and the port: `single`, `double`, `port`.
         plan: what to run.
         isolated: judge each part on the reference's inputs too.
         several: measure the reference's own error in several orders of its sums, not in one.
@@ -135,69 +135,53 @@ def walk(models: Models, plan: Walk, isolated: bool = True, several: bool = True
             return [_row(plan, plan.name, plan.name, "chained", reading)]
         again = partial(run_reference, models.single, plan, torch.float32, spool)
         further = in_other_orders(again) if several else []
-        by_time = BY_TIME if is_baked(models.port.flow.decoder.estimator) else ()
-        return compare_sides(plan, spool, Sides(single, double, port, further), isolated, by_time)
+        return compare(plan, spool, Runs(single, double, port, further), isolated, plan.ground.lacking(models.port))
 
 
 def first_divergence(rows: list[Row]) -> Row | None:
     """The first row over budget in order of execution; where its isolated twin fails too, that twin."""
     broken = [row for row in rows if row.reading.status in ABOVE]
     isolated = [row for row in broken if row.kind == "isolated"]
-    return (isolated or broken or [None])[0]
+    return next(iter(isolated or broken), None)
 
 
-def run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype, spool: Spool) -> Side:
+def run_reference(model: torch.nn.Module, plan: Walk, dtype: torch.dtype, spool: Spool) -> Taken:
     arguments = {k: to_torch(v, dtype) for k, v in plan.inputs.items()}
-    with torch.inference_mode(), recorded("reference", model, spool.store) as recorder:
+    with torch.inference_mode(), Recorder(plan.ground.parts, "reference", model, spool.store) as recorder:
         results = {k: to_numpy(v) for k, v in plan.run(model, arguments).items()}
-    return Side(results, recorder.calls)
+    return Taken(results, recorder.calls)
 
 
-def run_port(model: Any, plan: Walk, spool: Spool) -> Side:
+def run_port(model: Any, plan: Walk, spool: Spool) -> Taken:
     arguments = {k: to_mlx(plan.to_port.get(k, np.asarray)(v)) for k, v in plan.inputs.items()}
-    with (
-        _without_tables(model.flow.decoder.estimator),
-        recorded("port", model, spool.store) as recorder,
-    ):
+    with plan.ground.recording(model), Recorder(plan.ground.parts, "port", model, spool.store) as recorder:
         plan.run(model, arguments)
     # The results are those of the model as it is: what it looks up in tables calls no twin of the reference.
     results = {k: from_mlx(v) for k, v in plan.run(model, arguments).items()}
-    return Side({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
+    return Taken({k: plan.from_port.get(k, np.asarray)(v) for k, v in results.items()}, recorder.calls)
 
 
-@contextmanager
-def _without_tables(dit: Any) -> Iterator[None]:
-    """The layers that make what a fast form looks up are called, as long as they are there."""
-    times, rotary = dit.time_embed, dit.rotary_embed
-    if isinstance(times, TimeTable) and "embedding" in times:
-        dit.time_embed = times.embedding
-    dit.rotary_embed = RotaryEmbedding(dit.config.dim_head)
-    try:
-        yield
-    finally:
-        dit.time_embed, dit.rotary_embed = times, rotary
-
-
-def compare_sides(
-    plan: Walk, spool: Spool, sides: Sides, isolated: bool = True, by_time: Sequence[str] = ()
+def compare(
+    plan: Walk, spool: Spool, sides: Runs, isolated: bool = True, lacking: Mapping[str, str] | None = None
 ) -> list[Row]:
     """One chained and one isolated row for each part and output, then the results of the whole.
 
     The worst of a part's calls stands for all.
 
     Args:
-        by_time: parts that the port cannot run alone, or has not at all.
+        lacking: as of `Ground`, of this port.
     """
-    calls, double_calls, port_calls = (side.by_key() for side in (sides.single, sides.double, sides.port))
-    further = Lazily(lambda: [side.by_key() for side in sides.further])
+    calls, double_calls, port_calls = (side.by_key(plan.ground) for side in (sides.single, sides.double, sides.port))
+    further = Lazily(lambda: [side.by_key(plan.ground) for side in sides.further])
+    without = {path: Reading("SKIP", reason) for path, reason in (lacking or {}).items()}
     rows: dict[tuple[str, str], Row] = {}
     for key in dict.fromkeys([*calls, *port_calls]):
         path, name, index = key
         if key not in calls or key not in port_calls:
             alone = "port" if key in port_calls else "reference"
             reading = Reading("ERROR", f"call {index} was made by the {alone} only")
-            if path in by_time and alone == "reference":
-                reading = BAKED
+            if alone == "reference":
+                reading = without.get(path, reading)
             name = f"{plan.name}/{name}"
             rows.setdefault((name, "chained"), _row(plan, name, path, "chained", reading))
             continue
@@ -205,21 +189,26 @@ def compare_sides(
             replace(side[key], results=spool.load(side[key].results)) for side in (calls, double_calls, port_calls)
         )
         results = {k: call.part.from_port.get(k, np.asarray)(v) for k, v in mine.results.items()}
-        others = Lazily(lambda key=key: [spool.load(side[key].results) for side in further])
+        others = Lazily(partial(_of_each, spool, further, key))
         readings = compare_all(results, call.results, truth.results, others, follow=call.part.follows)
         _keep_worst(rows, plan, key, "chained", readings)
-        if isolated and path in by_time:
+        if isolated and path in without:
             name = f"{plan.name}/{name}"
-            rows.setdefault((name, "isolated"), _row(plan, name, path, "isolated", BAKED))
+            rows.setdefault((name, "isolated"), _row(plan, name, path, "isolated", without[path]))
         elif isolated:
             call = replace(call, arguments=spool.load(call.arguments))
             _keep_worst(rows, plan, key, "isolated", _isolated(call, truth, mine))
-    results = Lazily(lambda: [side.results for side in sides.further])
-    whole = compare_all(sides.port.results, sides.single.results, sides.double.results, results)
+    runs = Lazily(lambda: [side.results for side in sides.further])
+    whole = compare_all(sides.port.results, sides.single.results, sides.double.results, runs)
     return [
         *rows.values(),
         *(_row(plan, f"{plan.name}.{name}", plan.name, "chained", reading) for name, reading in whole.items()),
     ]
+
+
+def _of_each(spool: Spool, runs: Sequence[Mapping[Key, Any]], key: Key) -> list[dict[str, np.ndarray]]:
+    """Results of one call in each further run of the reference."""
+    return [spool.load(run[key].results) for run in runs]
 
 
 def _keep_worst(
@@ -276,5 +265,4 @@ def _thaw(value: Any, tensor: Callable[[np.ndarray], Any]) -> Any:
 
 
 def _row(plan: Walk, name: str, module: str, kind: Any, reading: Reading) -> Row:
-    command = f"python -m parity_tests.trace {plan.name}"
-    return Row(name, plan.stage, kind, module, plan.name, reading, command)
+    return Row(name, plan.stage, kind, module, plan.name, reading, plan.ground.again(plan.name))
