@@ -239,10 +239,12 @@ def test_what_cannot_run_ends_with_one_line(run, text, said):
 
 def test_several_programs_end_with_a_line_each(tmp_path, capsys):
     (tmp_path / "good.py").write_text(PROGRAM)
-    programs = [str(tmp_path / f"{name}.py") for name in ("good", "missing")]
+    (tmp_path / "crash.py").write_text("import os; os.abort()")
+    programs = [str(tmp_path / f"{name}.py") for name in ("good", "missing", "crash")]
     assert main(["run", *programs, "--out", str(tmp_path / "out"), "--jobs", "2"]) == 2
-    last = capsys.readouterr().out.splitlines()[-2:]
+    last = capsys.readouterr().out.splitlines()[-3:]
     assert last[0].startswith("PASS: toy") and last[1].startswith("missing: ")
+    assert last[2] == "crash: ended by signal 6"
     assert (tmp_path / "out" / "good" / "report.html").exists()
 
 
