@@ -6,7 +6,7 @@ s samples
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,7 @@ class Spoken(Iterator[dict[str, Any]]):
         self.model, self.prompt, self.pieces = model, prompt, pieces
         self.chosen, self.enter = chosen, enter
         self.draws = SeededDraws(secrets.randbits(32) if chosen.seed is None else chosen.seed)
-        self._begun: list[Speech] = []
+        self._begun: Speech = iter(())
         self._results = self._speak(self._begin(0))
 
     def __next__(self) -> dict[str, Any]:
@@ -66,9 +66,10 @@ class Spoken(Iterator[dict[str, Any]]):
 
     def close(self) -> None:
         """End it where it is; its rows are free."""
-        for results in (self._results, *self._begun):
-            if (close := getattr(results, "close", None)) is not None:
-                close()
+        for results in (self._results, self._begun):
+            if isinstance(results, Generator):
+                results.close()
+        self._begun = iter(())
 
     def result(self, at: int, speech: mx.array) -> dict[str, Any]:
         """What is given of piece `at`."""
@@ -85,8 +86,8 @@ class Spoken(Iterator[dict[str, Any]]):
         inputs = self.pieces[at].inputs
         if inputs is None:
             return iter([{"tts_speech": self.pause()}])
-        self._begun = [self.model.tts(self.prompt, **inputs, **self.chosen.of_model(self.draws))]
-        return self._begun[0]
+        self._begun = self.model.tts(self.prompt, **inputs, **self.chosen.of_model(self.draws))
+        return self._begun
 
     def _speak(self, results: Speech) -> Speech:
         for at in range(len(self.pieces)):

@@ -2,9 +2,9 @@
 
 python -m tests.port.server_load MLX_FOLDER --voice me
 
-Compares each answer bit for bit with that of the same request alone. Rows that decode together give the same tokens
-as alone unless two tokens are equally likely up to rounding, which no request of this test meets. Prints one line for
-each part; exits with 1 if any was wrong.
+Compares each answer bit for bit with that of the same request alone. Rows that decode together give the same tokens as
+alone unless two tokens are equally likely up to rounding, which no request of this test meets. Prints one line for each
+part; exits with 1 if any was wrong.
 """
 
 from __future__ import annotations
