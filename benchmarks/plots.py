@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,6 @@ COLOURS = {"port": "#1f77b4", "mlx_audio_plus": "#d62728", "torch": "#7f7f7f"}
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[str]:
     """Write the plots for which the run has numbers; returns their file names."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "benchmarks"
     drawn = {"ratios.svg": _ratios, "streams.svg": _streams, "lengths.svg": _lengths, "paths.svg": _paths}
     return [name for name, function in drawn.items() if function(result["cases"], folder / name)]
 
@@ -101,9 +97,23 @@ def _paths(cases: list[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
+def lines(x: Sequence[float], found: Mapping[str, Sequence[float]], x_label: str, y_label: str, path: Path) -> None:
+    """Plot values over `x`, a line per name, from zero on."""
+    figure, axes = _figure(8)
+    for name, values in found.items():
+        axes.plot(x, values, "o-", markersize=3, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    _finish(figure, axes, None, path)
+
+
 def _figure(rows: int) -> tuple[Any, Any]:
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "benchmarks"
     figure = Figure(figsize=(8, 1.5 + 0.32 * rows), layout="constrained")
     return figure, figure.subplots()
 

@@ -159,7 +159,7 @@ def test_exchanged_paths(source, capsys, tmp_path):
     """Never the advice to delete a checkpoint."""
     assert run.main(["--hf-path", str(tmp_path / "new"), "--mlx-path", str(source)]) == 2
     line = capsys.readouterr().err
-    assert "is a checkpoint" in line and "--hf-path takes it" in line
+    assert "is a checkpoint" in line and "give it to --hf-path" in line
     assert "remove" not in line and "delete" not in line
     assert sorted(path.name for path in source.iterdir()) == sorted({name.split("/")[0] for name in needed_files()})
 

@@ -173,7 +173,7 @@ def test_upload_with_the_conversion(hub, parity, tmp_path, monkeypatch, capsys):
 
 def test_a_readme_of_the_users_own_is_neither_lost_nor_sent(hub, converted, command):
     (converted / "README.md").write_text("mine")
-    refused_by(command(), "README.md: is not a card that this command made; move it away")
+    refused_by(command(), "README.md: was not written by this command; move it away")
     assert (converted / "README.md").read_text() == "mine"
     assert NAME not in hub.repos
 

@@ -32,6 +32,7 @@ NOT_RUN = {
     "reports.drift": "two runs; test_reports_drift.py",
     "--seconds 600": "ten minutes a reader; test_fuzz.py runs each briefly",
     "benchmarks.run": "a minute; test_benchmarks.py",
+    "benchmarks.start": "a saved voice; test_benchmarks.py runs it",
     "port benchmark": "minutes; test_tools.py",
     "--only guidance_rate": "half a minute; test_faults.py runs the same command on others",
     "flow.attention.long": "an example of a case to write",
@@ -43,7 +44,7 @@ NOT_RUN = {
     "walk.flow.full": "the whole trace; test_walks.py",
     "parity_tests.golden": "test_golden.py",
     "--judge": "results of another port; test_record.py",
-    "pip install ./mlx_parity": "the network",
+    "pip install CHECKOUT/mlx_parity": "the network",
     "run toy.py": "test_porting.py",
 }
 
