@@ -174,5 +174,5 @@ def test_a_folder_in_the_way_is_kept(tmp_path, monkeypatch, capsys):
     partial.mkdir()
     (partial / "mine.txt").write_text("keep")
     assert run.main(["--hf-path", str(tmp_path), "--mlx-path", str(tmp_path / "out")]) == 2
-    assert "not left by a conversion" in capsys.readouterr().err
+    assert "is no leftover of a conversion" in capsys.readouterr().err
     assert (partial / "mine.txt").read_text() == "keep"

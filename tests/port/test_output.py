@@ -130,8 +130,14 @@ def test_without_what_playing_needs(run, model, wavs, monkeypatch):
     assert_one_line(run(*ask), 2, "needs the library PortAudio")
 
 
-def test_ctrl_c_stops_the_sound_at_once_and_keeps_what_was_said(run, model, wavs, tmp_path, device, monkeypatch):
+def test_ctrl_c_stops_the_sound_at_once_and_keeps_what_was_said(
+    run, model, wavs, tmp_path, device, monkeypatch, request
+):
     device.pace = 1
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where a shell runs this in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def breaks(self, *arguments, **options):
         yield {"tts_speech": np.full((1, 8 * RATE), 0.25, np.float32)}
