@@ -72,7 +72,8 @@ TOP_FLOOR = {"convert/run.py", "convert/publish.py", "reference/export_onnx.py",
 
 def sources(package: str) -> dict[str, Path]:
     folder = ROOT / package
-    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*.py")) if p.name != "__init__.py"}
+    found = {p.relative_to(folder): p for p in sorted(folder.rglob("*.py")) if p.name != "__init__.py"}
+    return {str(name): p for name, p in found.items() if name.parts[0] != "build"}  # which `pip install` leaves
 
 
 def shared_files() -> list[str]:
