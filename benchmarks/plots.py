@@ -65,15 +65,13 @@ def _lengths(cases: list[Mapping[str, Any]], path: Path) -> bool:
     rows = {name: [case for case in streams if case["variants"].get(name, {}).get("seconds")] for name in ways}
     if max(map(len, rows.values())) < 2:
         return False
-    figure, axes = _figure(8)
-    for name, found in rows.items():
-        lengths = [case["audio_seconds"] for case in found]
-        costs = [case["variants"][name]["median"] / case["audio_seconds"] for case in found]
-        axes.plot(lengths, costs, "o-", label=ways[name])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds of audio")
-    axes.set_ylabel("seconds of work per second of audio")
-    _finish(figure, axes, None, path)
+    drawn = {
+        ways[name]: [
+            (case["audio_seconds"], case["variants"][name]["median"] / case["audio_seconds"]) for case in found
+        ]
+        for name, found in rows.items()
+    }
+    lines(drawn, "seconds of audio", "seconds of work per second of audio", path)
     return True
 
 
@@ -97,11 +95,11 @@ def _paths(cases: list[Mapping[str, Any]], path: Path) -> bool:
     return True
 
 
-def lines(x: Sequence[float], found: Mapping[str, Sequence[float]], x_label: str, y_label: str, path: Path) -> None:
-    """Plot values over `x`, a line per name, from zero on."""
+def lines(drawn: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, path: Path) -> None:
+    """Plot points (x, y), a line per name, from y = 0 on."""
     figure, axes = _figure(8)
-    for name, values in found.items():
-        axes.plot(x, values, "o-", markersize=3, label=name)
+    for name, points in drawn.items():
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", markersize=3, label=name)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)

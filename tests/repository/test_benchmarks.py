@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from benchmarks import cases, machine, measure, plots, report, run, start, targets, watch
+from benchmarks import cases, machine, measure, plots, report, run, start, stream_work, targets, watch
 from benchmarks.process import Settings, WorkerProcess
 from mlx_parity.compare import BUDGET
 from parity_tests.speech_support import SYSTEM, WORDS
@@ -262,3 +262,11 @@ def test_growth_of_a_stream_is_held_against_its_keys():
         stream["variants"]["port"] |= {"status": "measured", "check": None}
         (found,) = (t for t in targets.judge({"stream.30s": stream}) if t.what.startswith("growth"))
         assert found.status == status and found.value == pytest.approx(last / 4.0 / 4.0)
+
+
+def test_work_of_a_stream():
+    """Of two chunks: the original's second is a whole pass, and so is the port's last one unless it keeps the mask."""
+    model = stream_work.counted()
+    again, usual, causal = (stream_work.passes(model, 2, stream) for stream in stream_work.WAYS.values())
+    assert causal == 1
+    assert 1 < usual <= again < 2
