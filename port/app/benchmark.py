@@ -1,7 +1,7 @@
 """The command `benchmark`: time a model on this machine, with speech of given lengths.
 
-Weights may be anything, also random: the sampling suppresses the stop tokens until a length is reached, so every stage
-does all its work and the lengths are equal on every machine. Prompt and text are fixed. The prompt is prepared before:
+Weights may be anything, also random: the shortest and the longest speech of the text are the same, so every stage does
+all its work and the lengths are equal on every machine. Prompt and text are fixed. The prompt is prepared before:
 reading a recording is not timed.
 """
 
@@ -12,6 +12,7 @@ import json
 import platform
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from statistics import median
@@ -22,10 +23,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..config import CosyVoice3Config, SamplingConfig
+from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3
 from ..files.strict import TOKENS_PER_SECOND
-from ..llm.sampling import Draws, SeededDraws, ras_sampling
+from ..llm.sampling import SeededDraws
 from ..model import CosyVoice3Model, SynthesisCache
 from ..request import Chance, Prompt, Stream
 from .device import keep_freed_memory
@@ -60,25 +61,20 @@ def speak(model: CosyVoice3Model, seconds: float, how: Stream | None) -> list[tu
     """Speak a text of a given length; returns arrival time and length of each chunk, both in seconds."""
     prompt, count = _prompt(model.config), round(seconds * TOKENS_PER_SECOND)
     text = np.full((1, count // SPEECH_OF_A_TEXT_TOKEN + 1), 1, np.int32)
+    speaks(model, count, text.shape[1])
     model.stream_memory.clear()
     started, marks = time.perf_counter(), []
     chance = Chance(SeededDraws(0))
-    for chunk in model.tts(prompt, text, stream=how, chance=chance, sampling=held(model.config, count)):
+    for chunk in model.tts(prompt, text, stream=how, chance=chance, strict_min_length=True):
         marks.append((time.perf_counter() - started, chunk["tts_speech"].shape[1] / model.config.sample_rate))
     return marks
 
 
-def held(config: CosyVoice3Config, count: int) -> Any:
-    """The original's sampling, ended after `count` tokens and without the tokens that are dropped as silence."""
-    barred = [token for token in config.streaming.silent_tokens if token < config.llm.speech_token_size]
-
-    def sample(scores: np.ndarray, decoded: Sequence[int], draws: Draws, settings: SamplingConfig) -> int:
-        if len(decoded) == count:
-            return config.llm.eos
-        scores[barred] = scores[config.llm.speech_token_size :] = -np.inf
-        return ras_sampling(scores, decoded, draws, settings)
-
-    return sample
+def speaks(model: CosyVoice3Model, count: int, text_tokens: int) -> None:
+    """Make the model speak `count` tokens, no more and no fewer, of a text of `text_tokens`; none is dropped."""
+    ratio = (count + 0.5) / text_tokens  # the model rounds the product down
+    model.llm.config = replace(model.llm.config, min_token_text_ratio=ratio, max_token_text_ratio=ratio)
+    model.config = replace(model.config, streaming=replace(model.config.streaming, silent_tokens=()))
 
 
 def spoken(model: CosyVoice3Model, seconds: float, how: Stream | None, repeats: int) -> dict[str, Any]:
