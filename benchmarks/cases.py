@@ -14,7 +14,7 @@ FORMS_OF = {
     "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
     "vocoder": ("activations", "polyphase", "products", "padded", "double"),
     "prefill": ("activations",),
-    "decode": ("queued",),
+    "decode": ("columns", "queued"),
 }
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps

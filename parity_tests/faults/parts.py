@@ -25,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fast.sampling": ("llm.sampling",),
     "fast.precision": (),
     "fast.convolution": (),
+    "fast.layout": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
     "flow": ("fast",),
     "vocoder": ("fast",),
@@ -72,7 +73,7 @@ WITHOUT_CASES = frozenset(
     {
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
-        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.precision", "fast.sampling"),
+        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.layout", "fast.precision", "fast.sampling"),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
         *("batched.cache", "batched.decoder", "batched.rows", "batched.flow", "batched.vocoder", "batched.together"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),
