@@ -15,7 +15,7 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
-# By width, the places where the original's float32 exp on x86 (MKL) is one unit too low: 6e-5 rad at an angle of 1000 rad.
+# By width, where the original's float32 exp on x86 (MKL) is one unit too low, which is 6e-5 rad at 1000 rad.
 TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[Tensor, Tensor]
 
@@ -93,7 +93,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", rotary_frequencies(dim))
 
     def forward(self, seq_len: int, offset: int = 0) -> Tensor:
-        """Angles (1, n, dim) of `seq_len` positions from `offset` on; both channels of a pair have its angle."""
+        """Angles (1, n, dim) of `seq_len` positions from `offset` on, the same for both channels of a pair."""
         positions = torch.arange(offset, offset + seq_len, device=self.inv_freq.device).type_as(self.inv_freq)
         return (positions[:, None] * self.inv_freq).repeat_interleave(2, dim=-1)[None]
 

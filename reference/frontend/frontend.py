@@ -154,7 +154,7 @@ class CosyVoiceFrontEnd:
         """An instruction for the language model, which does not get the recording's sound.
 
         Args:
-            instruct_text: how to speak, ends with `<|endofprompt|>`. A saved voice brings its own prompt text instead,
+            instruct_text: how to speak, closed by `<|endofprompt|>`. A saved voice brings its own prompt text instead,
                 as in the original.
             prompt_wav, zero_shot_spk_id: as for `frontend_zero_shot`.
 
