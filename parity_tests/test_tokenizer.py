@@ -143,8 +143,8 @@ class Witnesses:
 
     def __init__(self, folder, saved):
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-        special = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
-        special["additional_special_tokens"] = list(ADDITIONAL_SPECIAL_TOKENS)
+        ends = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
+        special = ends | {"additional_special_tokens": list(ADDITIONAL_SPECIAL_TOKENS)}
         self.ours = CosyVoice3Tokenizer.from_folder(folder)
         self.ours.save(saved)
         self.reloaded = CosyVoice3Tokenizer.from_folder(saved)
