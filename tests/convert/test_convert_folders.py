@@ -1,4 +1,4 @@
-"""Configurations and folders as people have them: read, or one line that says what they are and what to do."""
+"""Configurations and folders as people have them: accepted, or refused in one line that says what to do."""
 
 import json
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.robust
 
 
 def saved_by(version, content):
-    """As transformers 4 and 5 save what `content` says."""
+    """`content` as transformers 4 or 5 saves it."""
     content = dict(content)
     layers = ["full_attention"] * content["num_hidden_layers"]
     if version == 4:
@@ -156,7 +156,7 @@ def test_a_path_that_is_no_hub_id(refuses, name, tmp_path, monkeypatch):
 
 
 def test_exchanged_paths(source, capsys, tmp_path):
-    """Never the advice to delete a checkpoint."""
+    """The error must not advise to delete the checkpoint."""
     assert run.main(["--hf-path", str(tmp_path / "new"), "--mlx-path", str(source)]) == 2
     line = capsys.readouterr().err
     assert "is a checkpoint" in line and "give it to --hf-path" in line
@@ -174,7 +174,7 @@ def test_a_converted_folder_is_no_source(source, tmp_path, conversion):
 
 @pytest.mark.parametrize("settings", [{"group_size": 0, "bits": 4}, {"group_size": 32, "bits": 0}])
 def test_a_converted_folder_that_divides_by_zero(official, tmp_path, settings):
-    """MLX divides by the group size: SIGFPE ended the process."""
+    """MLX divides by the group size: zero once ended the process with SIGFPE."""
     folder = tmp_path / "out"
     convert_folder(find_source(str(official)), folder)
     layer = "llm.qwen2.layers.0.mlp.gate_proj"

@@ -1,4 +1,4 @@
-"""Layouts in which people have a checkpoint: each converts and passes the real comparison, or a line says why not."""
+"""Layouts of checkpoints that people have: each converts and passes the real comparison, or a line says why not."""
 
 import json
 import re
@@ -61,7 +61,7 @@ def with_discriminator(state):
 DEEPSPEED = {"grad_norm": torch.tensor(2.5), "ds_version": "0.15", "global_steps": 7, "buffer_names": [], "lr": None}
 DEEPSPEED |= {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "sparse_tensor_module_names": {"a"}}
 COUNTED = {"epoch": torch.tensor(7), "step": torch.tensor([9], dtype=torch.int32)}
-# By name: how exactly the converted weights are those of the plain checkpoint, and what each of FILES holds instead.
+# By name: tolerance relative to the weights of the plain checkpoint, and the change to each of FILES.
 LAYOUTS = {
     "trainers": (
         0,
@@ -134,7 +134,7 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
     assert found.keys() == plain.keys()
     for name, value in plain.items():
         got, wanted = np.array(found[name], np.float64), np.array(value, np.float64)
-        if value.ndim == 4 and "condnet" in name:  # two summands
+        if value.ndim == 4 and "condnet" in name:  # stored as two summands
             got, wanted = got.sum(0), wanted.sum(0)
         assert np.abs(got - wanted).max() <= 2 * tolerance * np.abs(wanted).max(), name
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -170,10 +170,10 @@ def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, 
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_comparison_sees_other_weights_in_a_layout(source, tmp_path, monkeypatch, file):
-    """The port filled from the plain file, the reference from a changed one of another layout: told apart."""
+    """The port has the plain weights, the reference changed ones in another layout: the comparison fails."""
     spoiled = Path(shutil.copytree(source, tmp_path / "spoiled"))
     state = torch.load(spoiled / file)
-    key = next(k for k, v in state.items() if v.dim() > 1 and k not in (HEAD,) and "embed" not in k)
+    key = next(k for k, v in state.items() if v.dim() > 1 and k != HEAD and "embed" not in k)
     torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), spoiled / file)
     real = run.parity_check
     with pytest.raises(Refused, match="is FAIL"):
@@ -219,7 +219,7 @@ def test_tensors_of_other_training(source, refuses, file, key, said):
 
 @pytest.mark.parametrize("wrapper", ["net_g", "net", "ema", "params", "llm", "model_state", "training.model"])
 def test_a_wrapper_of_another_name(source, refuses, wrapper):
-    """A name that some trainer has: it holds the tensors, the file itself a loss at most."""
+    """Some trainers wrap the tensors under another name, beside a loss."""
 
     def wrap(state):
         for name in reversed(wrapper.split(".")):

@@ -1,4 +1,4 @@
-"""Yaml files made to harm a conversion, and yaml with anchors, which people write."""
+"""Malicious yaml is refused; yaml with anchors, which people write, is read."""
 
 import pytest
 
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.robust
         "[" * 100,
     ],
 )
-def test_yaml_that_is_refused_soon(tmp_path, text):
+def test_malicious_yaml_is_refused(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text, encoding="utf-8")
     refused(read_yaml, tmp_path / "x.yaml")
 

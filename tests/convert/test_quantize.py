@@ -1,4 +1,4 @@
-"""Conversion to half precision and quantized weights: what is stored how, what is refused, and how it is judged."""
+"""Conversion to half precision and quantized weights: how tensors are stored, what is refused, how it is judged."""
 
 import json
 import re
@@ -46,11 +46,11 @@ def converted(source, out, precision, compare=None):
     return out
 
 
-# ---- what is stored how
+# ---- storage
 
 
 def test_what_stays_float32():
-    """By name, at the official sizes: sums, phases and what is small."""
+    """Norms, the pitch's path and small layers, by name, at the official sizes."""
     precision = Precision("float16", tuple(PARTS), {"llm": 4, "embeddings": 8, "flow": 8, "speech_tokenizer": 8})
     kept = {name for name, info in precision.layout(OFFICIAL).items() if info.dtype == "F32"}
     assert {name for name in OFFICIAL if "norm" in name.lower() and "attn_norm.linear" not in name} <= kept
@@ -65,7 +65,7 @@ def test_what_stays_float32():
 
 
 def test_quantized_by_default():
-    """The 168 linear layers of the language model, nothing else, as mlx_lm does."""
+    """As in mlx_lm: the 168 linear layers of the language model, nothing else."""
     layout = Precision(bits={"llm": 4}).layout(OFFICIAL)
     packed = [name for name, info in layout.items() if info.dtype == "U32"]
     assert len(packed) == 168
@@ -168,7 +168,7 @@ def test_the_command_verifies_what_it_writes(source, tmp_path, capsys):
 
 
 def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
-    """Scales written 20 % too large: what eight bits may cost comes from the source, not from the folder."""
+    """Scales written 20 % too large: the limit comes from the source, not from the damaged folder."""
     stored = Precision.stored
 
     def louder(self, name, array):
@@ -182,7 +182,7 @@ def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [7e4, -7e4])
-def test_weights_that_leave_the_range(source, tmp_path, value):
+def test_weights_beyond_the_range_of_float16(source, tmp_path, value):
     folder = shutil.copytree(source.folder, tmp_path / "loud")
     state = torch.load(folder / "flow.pt", weights_only=True)
     state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
@@ -209,7 +209,7 @@ def reading(status):
     return Reading(status, "9x the reference's own float32 error")
 
 
-def test_reduced_rows_inform_and_errors_stay():
+def test_reduced_rows_do_not_fail_and_errors_stay():
     rows = [Row(f"{stage}.{status}", stage, "chained", "m", "c", reading(status))
             for stage in ("llm", "whole", "vocoder") for status in ("PASS", "FAIL", "ERROR", "VACUOUS")]  # fmt: skip
     found = {row.name: row.reading.status for row in reduced(rows, "4-bit", {"llm"})}
@@ -222,7 +222,7 @@ def test_reduced_rows_inform_and_errors_stay():
     assert "in 4-bit: 9x" in next(r for r in reduced(rows, "4-bit", {"llm"}) if r.name == "llm.FAIL").reading.message
 
 
-def test_precision_of_a_folder_by_others(source, tmp_path):
+def test_precision_of_a_folder_from_elsewhere(source, tmp_path):
     out = converted(source, tmp_path / "out", Precision())
     model = weights.load(out)
     model.set_dtype(mx.float16)
@@ -236,7 +236,7 @@ def test_precision_of_a_folder_by_others(source, tmp_path):
 @pytest.mark.meta
 @pytest.mark.parametrize("spoilt", [False, True], ids=["as converted", "spoilt"])
 def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
-    """Walks over budget inform; what fails the run is a limit of quality that is broken."""
+    """Walks over budget do not fail the run; a quality limit that is not met does."""
     out = converted(source, tmp_path / "out", Precision(bits={"llm": 4}, group_size=32))
     if spoilt:
         arrays = mx.load(str(out / "model.safetensors"))

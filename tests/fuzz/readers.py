@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of a file that somebody else may have made, with a valid file to start from."""
+"""What is fuzzed: every reader of untrusted files, each with a valid file to start from."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Reader:
 
 @cache
 def _checkpoint() -> Path:
-    """A tiny official checkpoint, from which the text files are taken."""
+    """A tiny official checkpoint; the text files are copied from it."""
     folder = Path(mkdtemp(prefix="fuzz-")) / "checkpoint"
     synthesize(folder, "tiny", 0)
     return folder
@@ -89,7 +89,7 @@ def _read_state_dict(folder: Path) -> None:
 
 
 def _write_pickle(folder: Path) -> None:
-    """What trainers save, as the files that the archive is made of."""
+    """What trainers save, unpacked into the files of the archive."""
     weights = {"a.weight": torch.randn(3, 4), "a.bias": torch.nn.Parameter(torch.randn(3)), "b": torch.ones(2).half()}
     beside = {"args": Namespace(lr=1e-4, tags={"x"}, size=1 << 70), "rng": (1, None, True, b"x"), "norm": torch.ones(1)}
     torch.save({"epoch": 3, "model": OrderedDict(weights), "steps": [1, 300, 70_000], **beside}, folder / "x.pt")
@@ -98,7 +98,7 @@ def _write_pickle(folder: Path) -> None:
 
 
 def _read_pickle(folder: Path) -> None:
-    """With the right checksums, which hardly any damage of the archive itself would have."""
+    """Pack the files again with right checksums; damage to the archive itself would rarely get past them."""
     with ZipFile(folder / "x.pt", "w") as archive:
         for path in sorted(path for path in (folder / "x").rglob("*") if path.is_file()):
             archive.write(path, path.relative_to(folder))
@@ -140,7 +140,7 @@ def _read_weights(folder: Path) -> None:
 
 @cache
 def _converted() -> Path:
-    """The checkpoint converted; the comparison is of no interest here."""
+    """The checkpoint, converted without the comparison."""
     folder = Path(mkdtemp(prefix="fuzz-")) / "converted"
     convert_folder(Source(_checkpoint(), "tiny"), folder)
     return folder
@@ -157,7 +157,7 @@ def _write_community(folder: Path) -> None:
 
 
 def _write_quantized(folder: Path) -> None:
-    """A model with quantized layers, one of them by settings of its own."""
+    """A model with quantized layers, one of them with its own settings."""
     model = weights.load(_converted())
     own = "llm.qwen2.layers.1.mlp.gate_proj"
     settings = {"group_size": 32, "bits": 4, "mode": "affine", own: {"group_size": 64, "bits": 8}}

@@ -123,8 +123,8 @@ def test_numpy_arrays(model, tmp_path):
     assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))
 
 
-def test_a_folder_made_before_the_last_segment_was_read(model, tmp_path, caplog):
-    """It says so in one line, and divides as the official file does; a new folder says nothing."""
+def test_a_folder_that_lacks_the_speakers_division(model, tmp_path, caplog):
+    """It is read with a warning of one line, and divides as the official file does; a whole folder gives no warning."""
     weights.save(tmp_path / "out", model, CONFIG)
     assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))
     assert not caplog.messages
@@ -247,8 +247,7 @@ def test_weights_that_do_not_fit_the_model(model, tmp_path, change, said):
 )
 @pytest.mark.parametrize("shards", [1 << 40, 1 << 20])
 def test_heads_that_the_weights_do_not_have(model, tmp_path, change, shards):
-    """Half as many of twice the width have the same shapes."""
-
+    """Half as many heads of twice the width have the same shapes."""
     weights.save(tmp_path / "out", model, CONFIG, shards)
     path = tmp_path / "out" / "config.json"
     path.write_text(json.dumps(put(json.loads(path.read_text()), change)))
@@ -256,7 +255,7 @@ def test_heads_that_the_weights_do_not_have(model, tmp_path, change, shards):
         weights.load(tmp_path / "out")
 
 
-def test_weights_that_say_nothing_of_heads_are_taken(model, tmp_path):
+def test_weights_without_a_note_of_their_heads_are_accepted(model, tmp_path):
     weights.save_config(copy_config(tmp_path / "out"), CONFIG)
     mx.save_safetensors(str(tmp_path / "out" / FILE), parameters(model), {"format": "mlx"})
     assert_same(parameters(weights.load(tmp_path / "out")), parameters(model))

@@ -17,7 +17,7 @@ from mlx_parity.judge import Row
 from mlx_parity.report import model, page
 from mlx_parity.report.causes import causes_of
 from mlx_parity.report.data import Module
-from mlx_parity.report.rows import by_stage
+from mlx_parity.report.rows import by_stage, isolated_of
 from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
@@ -27,7 +27,7 @@ from parity_tests.harness.session import Session
 from parity_tests.harness.walks import walks
 from parity_tests.parts import PARTS, recorded
 from reports.cosyvoice3 import STAGES, WORDING
-from tests.support.synthetic_report import changed, make, row
+from tests.support.synthetic_report import changed, make, place_of, row
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,15 @@ def test_a_stage_shows_the_number_of_the_row_that_fails():
         assert f">{shown}<" in html.partition('data-stage="llm"')[2].partition("</li>")[0]
 
 
+def test_the_isolated_run_of_a_chained_row():
+    found = make(broken=True)
+    block = "flow.decoder.estimator.transformer_blocks.1.attn@step"
+    same, other = (found.rows[place_of(found, f"{block}{step}", "chained")] for step in (0, 2))
+    assert isolated_of(same, found.rows).name == same.name
+    assert isolated_of(other, found.rows).module == other.module
+    assert isolated_of(replace(other, module="nowhere"), found.rows) is None
+
+
 # ---- places
 
 
@@ -161,7 +170,7 @@ def test_a_place_is_the_line_of_the_definition_on_both_sides(path):
     "name", ["walk.flow.full", "walk.flow.chunked", "walk.vocoder.end", "walk.llm", "walk.speaker"]
 )
 def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
-    """What the source says against what a run of the reference shows, by the names of the submodules."""
+    """What the source says must hold what a run of the reference shows, by the names of the submodules."""
     models = parity.models
     plan = walks(models.config)[name]
     arguments = {k: to_torch(v, torch.float32) for k, v in plan.inputs.items()}
@@ -187,22 +196,11 @@ def test_what_is_no_part_has_no_place_and_contains_nothing():
 
 # ---- commands
 
-AWKWARD = [
-    "plain",
-    "with space",
-    "br[ack]et",
-    "quo'te",
-    'dou"ble',
-    "dollar$HOME",
-    "semi;colon",
-    "a|b",
-    "star*",
-    "`tick`",
-]
+AWKWARD = ["plain", "with space", "br[ack]et", "quo'te", 'dou"ble', "$HOME", "semi;colon", "a|b", "star*", "`tick`"]
 
 
 def check(command, *expected):
-    """The command is one line that bash takes as the words it was made from."""
+    """The command is one line that bash splits into the words that it was made from."""
     done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
     assert not done.returncode and "\n" not in command, (command, done.stderr)
     script = f"f() {{ printf '%s\\0' \"$@\"; }}; f {command}"
@@ -235,7 +233,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
 
 
 def test_a_printed_command_runs(tmp_path):
-    """Of a golden file with an awkward name, whose folder has one too."""
+    """That of a golden file in a folder with an awkward name."""
     folder = tmp_path / "my golden [1]"
     folder.mkdir()
     name = "snake"

@@ -1,4 +1,4 @@
-"""The house itself: the packages are twins, imports run one way, and the port stands without torch."""
+"""The rules of the house: packages are twins, imports run one way, and the port runs without torch."""
 
 import ast
 import importlib
@@ -55,7 +55,7 @@ MOST_DIFFERENCES = 8
 # What a stream carries from chunk to chunk, and what requests share, which only the port has; last, and left out by
 # default.
 CARRIED = {"state", "kept", "tail", "start", "decoder"}
-# Whose meaning is the framework's.
+# Arguments that belong to the framework.
 OF_FRAMEWORK = {"device", "dtype", "rand_ini"}
 OURS = ("benchmarks", "convert", "parity_tests", "port", "reference", "reports", "tests")
 FORBIDDEN = {
@@ -154,7 +154,7 @@ def test_imports_run_one_way(package):
 
 
 def test_the_judge_knows_the_frameworks_in_one_folder():
-    """But for types: `if TYPE_CHECKING:` runs nothing."""
+    """Imports under `if TYPE_CHECKING:` do not count: they never run."""
     for file, path in sources("mlx_parity").items():
         run = [node for node in ast.parse(path.read_text("utf-8")).body if not isinstance(node, ast.If)]
         names = {n for part in run for node in ast.walk(part) for n in imported(node)}
@@ -169,7 +169,7 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def imports(package: str) -> dict[str, set[str]]:
-    """Files of a package, each with those of it that it imports."""
+    """Each file of a package, with the files of the package that it imports."""
     names = {file.removesuffix(".py").replace("/", "."): file for file in sources(package)}
     found: dict[str, set[str]] = {}
     for name, file in names.items():
@@ -193,7 +193,7 @@ def imports(package: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("package", ["port", "reference", "convert", "mlx_parity", "reports"])
 def test_no_two_files_import_each_other(package):
-    """Nor do several in a circle: whatever is left when files that import nothing are taken away, again and again."""
+    """Nor several in a circle: removing files that import nothing, again and again, leaves none."""
     left = imports(package)
     assert any(left.values())
     while free := [file for file, needs in left.items() if not needs & left.keys()]:

@@ -1,4 +1,4 @@
-"""What the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
+"""Helpers that the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIG = tiny_config()
 
 
 def resave(path: Path, change: Callable[[Any], Any]) -> None:
-    """Put another content in the place of a state dict."""
+    """Replace a saved state dict by what `change` makes of it."""
     torch.save(change(torch.load(path, weights_only=True)), path)
 
 
@@ -33,7 +33,7 @@ def put(content: Any, changes: Mapping[str, Any]) -> Any:
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:
-    """The one line that a reader refuses a file with, soon and without the memory that the file asks for."""
+    """The line with which a reader refuses a file, quickly and without allocating the memory that the file claims."""
     before, started = peak(), time.process_time()
     with pytest.raises(Refused) as error:
         read(path)
@@ -47,7 +47,7 @@ def refused(read: Callable[[Path], Any], path: Path) -> str:
 
 
 def refused_by(result: tuple[int, str, str], *words: str) -> None:
-    """A command that ended with 1 and one line, which holds some words."""
+    """Check that a command ended with code 1 and a line that contains `words`."""
     code, line, _ = result
     assert code == 1
     assert [said for said in words if said not in line] == [], line

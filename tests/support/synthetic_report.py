@@ -112,7 +112,7 @@ def make(seed: int = 0, *, broken: bool = False, **overrides: Any) -> Report:
 
 
 def places() -> dict[str, data.Module]:
-    """Places of the units, and that the last of each stage is made of the others."""
+    """Places of the units; the last unit of each stage contains the others."""
     found = {}
     for units in UNITS.values():
         for i, path in enumerate(units):
@@ -195,7 +195,7 @@ def amended(report: Report, section: str, i: int, **change: Any) -> Report:
 
 
 def place_of(report: Report, name: str, kind: str = "isolated") -> int:
-    """Where a row is."""
+    """Index of a row."""
     return next(i for i, r in enumerate(report.rows) if (r.name, r.kind) == (name, kind))
 
 
