@@ -130,7 +130,8 @@ def test_a_baked_model_is_saved_and_loaded(folders, tmp_path):
     model = CosyVoice3.from_pretrained(folders[0], bake_timesteps=True, plain=True).model
     weights.save(tmp_path / "again", model, model.config)
     assert parameters(weights.load(tmp_path / "again")).keys() == parameters(model).keys()
-    assert CosyVoice3.from_pretrained(folders[1], bake_timesteps=True).model.flow.decoder is not None
+    again = CosyVoice3.from_pretrained(folders[1], bake_timesteps=True, plain=True).model  # it is baked already
+    assert parameters(again).keys() == parameters(model).keys()
 
 
 def test_times_that_another_machine_rounds_otherwise_are_found(folders):

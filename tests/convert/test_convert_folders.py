@@ -88,7 +88,6 @@ def test_yaml_as_people_edit_it(source, old, new):
         "!ref <chunk_size> * x",
         "!ref <chunk_size> / 0",
         "!ref <chunk_size> * <token_mel_ratio>.real",
-        "!ref __import__('os')",
         "!ref <chunk_size> if 1 else 2",
         "!ref " + " * ".join(["<chunk_size>"] * 15),
         "!ref " + "(" * 150 + "<chunk_size>" + ")" * 150,
@@ -152,7 +151,7 @@ def test_a_mistyped_relative_folder(source, refuses, monkeypatch):
 @pytest.mark.parametrize("name", ["./nothing", "../nothing", "/nothing/at/all", "~/nothing", "no thing/here"])
 def test_a_path_that_is_no_hub_id(refuses, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refuses(name, name, "folder", code=2)
+    refuses(name, f"{name}: no such folder; give a folder, or a hub id", code=2)
 
 
 def test_exchanged_paths(source, capsys, tmp_path):

@@ -61,13 +61,6 @@ def test_damage_in_the_middle_of_a_file(source, refuses, name, length):
     assert "checksum" in line or "not where its directory says" in line  # a small record's header was hit
 
 
-def test_zeros_in_the_middle_of_the_language_model(source, refuses):
-    data = bytearray((source / "llm.pt").read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
-    (source / "llm.pt").write_bytes(data)
-    refuses(source, "llm.pt", "checksum")
-
-
 def test_every_record_is_checked(tmp_path):
     """One bit flipped in each record, the pickle and the small ones too."""
     data, path = saved(TENSORS), tmp_path / "x.pt"

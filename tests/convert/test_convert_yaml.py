@@ -43,6 +43,7 @@ pytestmark = pytest.mark.robust
         "a: &a {k: 1}\n" + "".join(f"b{i}: &b{i} {{k: *{'a' if not i else f'b{i - 1}'}}}\n" for i in range(60)),
         "x: " + "a" * 300_000,
         "[" * 100,
+        *("x: [1", "- 1\n- 2\n", "\x00", "x: 2000-13-45\n", "a: !new:x.y ["),
     ],
 )
 def test_malicious_yaml_is_refused(tmp_path, text):

@@ -1,8 +1,6 @@
 """Speech tokenizer and speaker encoder: three witnesses (reference, port, onnxruntime) on official-style ONNX files,
 and the batch, length and segment rules of both models."""
 
-from pathlib import Path
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 import torch
 
 from mlx_parity.compare import BUDGET, FLOOR, compare
+from parity_tests.speech_support import write_voice
 from port.frontend import audio as port_audio
 from port.frontend import speaker as port_speaker
 from port.frontend import speech_tokenizer as port_tokenizer
@@ -17,7 +16,6 @@ from reference.frontend import audio as reference_audio
 from reference.frontend.speaker import CAMPPlus
 from tests.support.onnx_support import CLASSES, COUNTS, HELD, OPSETS, SPEAKER, Witnesses
 
-PROMPT = Path(__file__).resolve().parents[3] / "shared" / "audio" / "zero_shot_prompt.wav"
 PARTS = pytest.mark.parametrize("part", COUNTS)
 EVERY_OPSET = pytest.mark.parametrize("opset", OPSETS)
 
@@ -100,15 +98,14 @@ def test_both_divisions_are_written_and_read(witnesses):
 
 
 @pytest.mark.part("frontend.frontend")
-def test_a_real_prompt_from_file_to_tokens_and_embedding(witnesses):
-    if not PROMPT.exists():
-        pytest.skip(f"{PROMPT} is not here")
-    theirs, own = reference_audio.load_wav(PROMPT, 16000), port_audio.load_wav(PROMPT, 16000)
+def test_from_a_file_to_tokens_and_embedding(witnesses, tmp_path):
+    path = write_voice(tmp_path / "prompt.wav", 3.5, 22050)
+    theirs, own = reference_audio.load_wav(path, 16000), port_audio.load_wav(path, 16000)
     w = witnesses["speech_tokenizer", 14]
     mel = reference_audio.log_mel_spectrogram(theirs).numpy()
     lengths = np.array([mel.shape[2]], np.int32)
     tokens = tokens_of(w, mel, lengths)[1][0]
-    assert tokens.shape == (1, 87)
+    assert tokens.shape == (1, 87)  # 25 a second
     port_mel = port_audio.log_mel_spectrogram(own)
     assert np.array_equal(np.array(w.port(port_mel, mx.array(lengths))[0]), tokens)
     assert np.array_equal(w.onnx(mel, lengths).flatten(), tokens.flatten())

@@ -134,7 +134,7 @@ def test_ctrl_c_stops_the_sound_at_once_and_keeps_what_was_said(
     run, model, wavs, tmp_path, device, monkeypatch, request
 ):
     device.pace = 1
-    # A shell that runs this in the background has it ignored.
+    # It is ignored where a shell runs this in the background.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 

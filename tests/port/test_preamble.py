@@ -115,7 +115,7 @@ def test_marks_alone_still_say_nothing(port, recordings):
 
 
 def test_at_the_command_line(run, model, wavs, tmp_path):
-    """The preamble need not be typed, and the names of other tools for the flags work too."""
+    """The preamble need not be typed, and flags may have the names that other tools give them."""
     words = ("--text", WORDS, "--seed", 3, "-o")
     short = ("--prompt-text", PROMPT_WORDS), ("--ref-text", PROMPT_WORDS), ("--ref-text", SYSTEM + PROMPT_WORDS)
     for name, more in zip("abc", (*short[:2], (*short[2], "--raw-prompt")), strict=True):

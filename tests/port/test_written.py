@@ -88,7 +88,7 @@ def voice(model, monkeypatch):
 
 @pytest.mark.float32
 def test_a_pipe_is_spoken_before_its_last_word_is_written(model, wavs, voice):
-    """It sounds like an iterator over the same text in Python, wherever the pipe's reads fall, even inside é."""
+    """It sounds like the same text from an iterator in Python, wherever the pipe's reads fall, even inside é."""
     arguments = say(model, wavs, "--ref-text", PROMPT_WORDS, "--seed", 1, "--stream", "--reset-hop")
     data = STORY.encode()
     middle = data.index("é".encode()) + 1
