@@ -54,7 +54,7 @@ def run_command(model, capsys, monkeypatch):
         try:
             code = cli.main([str(a) for a in arguments if a is not None])
         except SystemExit as exit_:  # argparse
-            code = exit_.code
+            code = int(exit_.code)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 

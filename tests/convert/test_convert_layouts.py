@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,7 @@ from convert.hub import find_source
 from port.files.errors import Refused
 from tests.convert.test_convert_folders import EDITS, saved_by
 from tests.convert.test_mapping import folded
-from tests.support.convert_support import resave
+from tests.support.convert_support import arrays_of, resave
 
 pytestmark = pytest.mark.part("convert.layouts")
 
@@ -62,7 +63,7 @@ DEEPSPEED = {"grad_norm": torch.tensor(2.5), "ds_version": "0.15", "global_steps
 DEEPSPEED |= {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "sparse_tensor_module_names": {"a"}}
 COUNTED = {"epoch": torch.tensor(7), "step": torch.tensor([9], dtype=torch.int32)}
 # By name: tolerance relative to the weights of the plain checkpoint, and the change to each of FILES.
-LAYOUTS = {
+LAYOUTS: dict[str, Any] = {
     "trainers": (
         0,
         lambda s: {"module": s, **DEEPSPEED},
@@ -111,7 +112,7 @@ LAYOUTS = {
 def plain(official, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     assert run.main(["--hf-path", str(official), "--mlx-path", str(out)]) == 0
-    return mx.load(str(out / "model.safetensors"))
+    return arrays_of(out)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -130,7 +131,7 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
         dropped = json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"]
         lacks = key not in "".join(dropped).replace("_orig_mod.", "")
         assert lacks == (f"note: the checkpoint has no {key}" in said), file
-    found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    found = arrays_of(tmp_path / "out")
     assert found.keys() == plain.keys()
     for name, value in plain.items():
         got, wanted = np.array(found[name], np.float64), np.array(value, np.float64)
@@ -163,7 +164,7 @@ def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, 
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
-    found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    found = arrays_of(tmp_path / "out")
     assert found.keys() == plain.keys()
     assert all(mx.array_equal(found[name], value) for name, value in plain.items())
 

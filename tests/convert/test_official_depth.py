@@ -56,7 +56,7 @@ def deep(tmp_path_factory):
     convert_folder(find_source(str(scratch / "source")), scratch / "out")
     model = weights.load(scratch / "out")
     assert model.config == config
-    return scratch / "source", {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    return scratch / "source", {name: np.array(value) for name, value in dict(tree_flatten(model.parameters())).items()}
 
 
 def source_tensors(folder, part):
@@ -134,9 +134,9 @@ def audit():
     return run
 
 
-def one_of_each_line(part):
+def one_of_each_kind(part):
     """A tensor of each kind, from a layer drawn at random."""
-    kinds = {}
+    kinds: dict[str, list[str]] = {}
     for entry in official_tensors.entries(part):
         for name in entry.names:
             kind = re.sub(r"\d+", "#", name)
@@ -148,7 +148,7 @@ def one_of_each_line(part):
 def test_a_tensor_that_is_missing(audit, part):
     whole = official_tensors.shapes(part)
     assert audit(part, whole).sources == len(whole)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         with pytest.raises(Refused) as refusal:
             audit(part, {key: shape for key, shape in whole.items() if key != name})
         assert "missing" in str(refusal.value) or "not filled" in str(refusal.value) or name in str(refusal.value), name
@@ -157,7 +157,7 @@ def test_a_tensor_that_is_missing(audit, part):
 @PARTS
 def test_a_tensor_of_another_shape(audit, part):
     whole = official_tensors.shapes(part)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         shape = whole[name]
         others = [(*shape[:i], size + 1, *shape[i + 1 :]) for i, size in enumerate(shape)]
         others = [(*shape, 1), shape[:-1], *others] if name != ROTARY else [(*shape, 1), ()]
@@ -172,7 +172,7 @@ def test_a_tensor_of_another_shape(audit, part):
 @PARTS
 def test_a_tensor_that_the_model_does_not_know(audit, part):
     whole = official_tensors.shapes(part)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         pieces = name.split(".")
         strangers = [f"{name}x", f"x{name}", f"{name}.weight", ".".join([*pieces[:-1], "extra", pieces[-1]])]
         # One more layer in each stack that contains the tensor.

@@ -27,7 +27,7 @@ FORMS = {"speech_tokenizer": "speech_tokenizer", "speaker": "speaker_held"}
 
 def kinds(graph):
     """Index of one node for each place, operator and set of values; the modules of a list are one place."""
-    found = {}
+    found: dict[tuple[object, ...], int] = {}
     for i, node in enumerate(graph.node):
         place = re.sub("[0-9]+", "#", module_path(node.name)), node.op_type
         values = tuple((a.name, str(helper.get_attribute_value(a))) for a in node.attribute)

@@ -235,8 +235,8 @@ def test_a_report_must_be_of_these_weights_and_pass(hub, converted, command, tmp
     save(make(), path)
     refused_by(command("--report", str(path)), "judges other weights")
     audit = json.loads((converted / "audit.json").read_text())
-    weights = (WeightFile(f["name"], f["sha256"], f["bytes"]) for f in audit["files"].values())
-    weights = tuple(w for w in weights if w.file.endswith((".pt", ".onnx")))
+    files = [f for f in audit["files"].values() if f["name"].endswith((".pt", ".onnx"))]
+    weights = tuple(WeightFile(f["name"], f["sha256"], f["bytes"]) for f in files)
     save(make(provenance=replace(provenance(), weights=weights)), path)
     code, line, _ = command("--report", str(path))
     assert code == 0, line

@@ -26,12 +26,14 @@ from port.files.errors import Misused, Refused
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
+from tests.support.convert_support import arrays_of
 
 pytestmark = pytest.mark.part("convert.quantize")
 
 ROOT = Path(__file__).parents[2]
 HALVES = ("float16", "bfloat16")
-OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}
+MODEL = CosyVoice3Model(CosyVoice3Config())
+OFFICIAL = {name: tuple(value.shape) for name, value in dict(tree_flatten(MODEL.parameters())).items()}
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,10 @@ def test_quantized_by_default():
 def test_half_precision(source, tmp_path, dtype):
     out = converted(source, tmp_path / "out", Precision(dtype))
     exact = converted(source, tmp_path / "exact", Precision())
-    found, plain = precision_of(out), mx.load(str(exact / "model.safetensors"))
+    found, plain = precision_of(out), arrays_of(exact)
     assert found.label == dtype
     assert found.stages == {"llm", "flow"}
-    for name, value in mx.load(str(out / "model.safetensors")).items():
+    for name, value in arrays_of(out).items():
         assert mx.array_equal(value, plain[name].astype(value.dtype)), name
     model = weights.load(out)
     assert model.flow.decoder.estimator.transformer_blocks[0].attn.to_q.weight.dtype == getattr(mx, dtype)
@@ -239,8 +241,7 @@ def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
     """Walks over budget do not fail the run; a quality limit that is not met does."""
     out = converted(source, tmp_path / "out", Precision(bits={"llm": 4}, group_size=32))
     if spoilt:
-        arrays = mx.load(str(out / "model.safetensors"))
-        arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays.items()}
+        arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays_of(out).items()}
         mx.save_safetensors(str(out / "model.safetensors"), arrays, {"format": "mlx"})
     tests = ["test_walks.py::test_walk[walk.llm]", "test_walks.py::test_seeded_speech_tokens_are_equal"]
     tests += ["test_quality.py::test_quality_of_this_run"]

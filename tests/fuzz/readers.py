@@ -6,7 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -115,7 +115,7 @@ def _write_onnx(part: str) -> Callable[[Path], None]:
     return write
 
 
-def _read_onnx(read: Callable[[Path], dict[str, np.ndarray]]) -> Callable[[Path], None]:
+def _read_onnx(read: Callable[[Path], Mapping[str, np.ndarray]]) -> Callable[[Path], None]:
     def reader(folder: Path) -> None:
         for array in read(folder / "x.onnx").values():
             array.sum()
@@ -125,7 +125,8 @@ def _read_onnx(read: Callable[[Path], dict[str, np.ndarray]]) -> Callable[[Path]
 
 def _write_weights(shard: int) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        arrays = {"a": np.ones((4, 3), np.float32), "b": np.ones(7, np.float16), "c": np.ones((2, 2), np.uint32)}
+        types: dict[str, type] = {"a": np.float32, "b": np.float16, "c": np.uint32}
+        arrays: dict[str, np.ndarray] = {name: np.ones((4, 3), dtype) for name, dtype in types.items()}
         with Writer(folder, {name: describe(name, array) for name, array in arrays.items()}, shard) as writer:
             for name, array in arrays.items():
                 writer.write(name, array)
@@ -188,6 +189,10 @@ def _write_sound(kind: str) -> Callable[[Path], None]:
     return write
 
 
+def _read_sound(kind: str) -> Callable[[Path], object]:
+    return lambda folder: load_wav(folder / f"x.{kind}", 16000)
+
+
 def _write_manifest(folder: Path) -> None:
     lines = [
         dict(id="a", text="x", spk="me", seed=None),
@@ -213,7 +218,7 @@ def _write_text(folder: Path) -> None:
 def _read_text(folder: Path) -> None:
     text = read_text(folder / "x.txt")
     for part, split_long in ((text, False), (text.partition("他")[0], True)):  # Chinese, and English alone
-        text_normalize(part, str.split, True, True, load_normalizer(), split_long)
+        text_normalize(part, lambda words: [*map(len, words.split())], True, True, load_normalizer(), split_long)
 
 
 def _write_report(folder: Path) -> None:
@@ -245,10 +250,7 @@ READERS = (
     Reader("community_weights", "model.safetensors", _write_community, community.load),
     Reader("config", "config.json", _write_config, _read_config),
     Reader("voice", "x", _write_voice, lambda folder: read_voice(folder / "x", CosyVoice3Config())),
-    *(
-        Reader(kind, f"x.{kind}", _write_sound(kind), lambda folder, kind=kind: load_wav(folder / f"x.{kind}", 16000))
-        for kind in ("wav", "flac", "ogg", "aiff")
-    ),
+    *(Reader(kind, f"x.{kind}", _write_sound(kind), _read_sound(kind)) for kind in ("wav", "flac", "ogg", "aiff")),
     Reader("text", "x.txt", _write_text, _read_text),
     Reader("manifest", "x.jsonl", _write_manifest, _read_manifest),
     Reader("report", "x.json", _write_report, lambda folder: load_report(folder / "x.json")),

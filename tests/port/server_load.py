@@ -124,13 +124,11 @@ def hang_ups(client: httpx.Client, voice: str, clients: int) -> bool:
 def random_requests(client: httpx.Client, log: Path, voice: str, seconds: float) -> bool:
     """Random requests, right and wrong; none may get a status of 500 or above or leave a traceback in the log."""
     draw, statuses = random.Random(1), dict[int, int]()
-    values = [None, True, 0, -1, 1e308, "", "x", "me\0", "../x", "é" * 300, [], {}, [[]], voice, WORDS[0], "pcm", 2**70]
+    values: list[Any] = [None, True, 0, -1, 1e308, "", "x", "me\0", "../x", "é" * 300, [], {}, [[]], 2**70]
+    values += [voice, WORDS[0], "pcm"]
     names = ["input", "voice", "model", "response_format", "speed", "stream", "stream_format", "seed", "instructions"]
-    paths = (
-        ["/v1/audio/speech"] * 6
-        + ["/v1/audio/voices"] * 2
-        + ["/v1/audio/voices/x", "/health", "/", "/v1/models", "/%00"]
-    )
+    paths = ["/v1/audio/speech"] * 6 + ["/v1/audio/voices"] * 2
+    paths += ["/v1/audio/voices/x", "/health", "/", "/v1/models", "/%00"]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         body: dict[str, Any] = {"input": WORDS[1], "voice": voice, "response_format": "pcm", "seed": draw.randrange(9)}

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -57,7 +57,8 @@ def test_voice_conversion(example):
 
 def test_stream_to_speaker(example, monkeypatch):
     """All chunks are played, in order, on a speaker that is opened once and closed."""
-    played, opened = [], []
+    played: list[np.ndarray] = []
+    opened: list[object] = []
 
     class OutputStream:
         def __init__(self, rate, channels, dtype):
@@ -88,8 +89,7 @@ def test_llm_to_speech(example, voices, monkeypatch):
         asked.append((llm, given, prompt[0]["content"]))
         return (SimpleNamespace(text=part) for part in re.findall(r"\W*\w+|\W+$", SPOKEN))
 
-    fake = ModuleType("mlx_lm")
-    fake.load, fake.stream_generate = lambda name: (name, tokenizer), stream_generate
+    fake = SimpleNamespace(load=lambda name: (name, tokenizer), stream_generate=stream_generate)
     monkeypatch.setitem(sys.modules, "mlx_lm", fake)
     # With random weights, text that arrives may end at any time or never.
     end, last = voices.port.model.config.llm.eos, voices.port.model.config.llm.speech_token_size

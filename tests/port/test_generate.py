@@ -40,7 +40,7 @@ def test_each_way_to_ask_is_a_mode(voice, recordings):
 def test_the_fields_of_a_result(voice, recordings):
     """Of each chunk of a stream."""
     voice.add_zero_shot_spk(SYSTEM + PROMPT_WORDS, recordings[0], "me")
-    counted = []
+    counted: list[int] = []
     told = list(generate(voice, LONGER, "me", stream=True, seed=1, strict_min_length=True, progress=counted.append))
     assert [result.segment_idx for result in told] == list(range(len(told)))
     assert len(told) > 1

@@ -71,7 +71,7 @@ def test_speech_that_is_only_played(run, model, wavs, tmp_path, device, spoken, 
 class Still(NullDevice):
     """A device that asks for sound only when the test calls `ask`."""
 
-    def OutputStream(self, callback, **_):
+    def OutputStream(self, callback, finished_callback, **given):
         self.ask = lambda: callback(out := np.full((960, 1), np.nan, np.float32), 960) or out[:, 0]
         return SimpleNamespace(start=lambda: None, close=lambda: None)
 

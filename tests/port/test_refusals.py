@@ -55,8 +55,8 @@ def refusals(tmp_path):
         "strict_min_length 1 is": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, strict_min_length=1),
         "sampling 3 cannot be called": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, sampling=3),
         "progress 3 cannot be called": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, progress=3),
-        "incremental 'no' is neither": lambda v: Stream(incremental="no"),
-        "max_cache_bytes '2G' is no whole number": lambda v: Stream(max_cache_bytes="2G"),
+        "incremental 'no' is neither": lambda v: Stream(incremental="no"),  # type: ignore[arg-type]
+        "max_cache_bytes '2G' is no whole number": lambda v: Stream(max_cache_bytes="2G"),  # type: ignore[arg-type]
         "voice ['x'] is not known": lambda v: v.inference_sft(SYSTEM + WORDS, ["x"]),
         "voice 3 is not known": lambda v: v.inference_zero_shot(WORDS, SYSTEM, good, zero_shot_spk_id=3),
         "voice name 3 must": lambda v: v.add_zero_shot_spk(SYSTEM, good, 3),

@@ -151,7 +151,7 @@ def test_keys(served_voice, nothing_left):
     allowed = Settings(api_key=KEY, names=["speech.example"], origins=["https://app.example"])
     with serving(served_voice, allowed) as guarded:
         for given in (None, "", KEY, f"Basic {KEY}", "Bearer", "Bearer x", f"Bearer {KEY}x", "Bearer é"):
-            headers = {} if given is None else {"Authorization": given.encode()}
+            headers = {} if given is None else {b"Authorization": given.encode()}
             for path in ("/v1/models", VOICES, "/v1", "/openapi.json"):
                 with httpx.Client(base_url=guarded.url) as stranger:
                     assert_refused(stranger.get(path, headers=headers), 401, "API key; send the header Authorization")

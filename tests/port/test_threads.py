@@ -188,7 +188,8 @@ USES = ("reserve", "find", "keep", "nbytes", "clear")
 @pytest.mark.parametrize("first", USES)
 def test_one_at_a_time_in_the_memory_of_streams(flow, monkeypatch, first, second):
     memory, uses = memory_and_uses(flow)
-    assert waits(monkeypatch, memory, "_lock", *uses[first], uses[second][1])
+    (inside, act), (_, other) = uses[first], uses[second]
+    assert waits(monkeypatch, memory, "_lock", inside, act, other)
 
 
 @pytest.mark.part("frontend.text")

@@ -1,6 +1,7 @@
 """Saved voices: how they speak, and their files, which both sides read."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def write(path, config, arrays, **notes):
     save_file({field: np.ascontiguousarray(array) for field, array in arrays.items()}, path, said)
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "field missing": ("expected flow_embedding alone", dict(prompt_text=None)),
     "dtype": ("prompt_text is int64", dict(prompt_text=lambda array: array.astype(np.int64))),
     "rows": ("prompt_text is int32 \\[2", dict(prompt_text=lambda array: np.repeat(array, 2, axis=0))),

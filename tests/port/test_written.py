@@ -96,8 +96,8 @@ def test_a_pipe_is_spoken_before_its_last_word_is_written(model, wavs, voice):
     assert before > 0
     text, ended = arriving.as_it_comes(voice, iter([STORY]))
     given = {"seed": 1, "stream": Stream(reset_hop=True), **ended}
-    expected = [r["tts_speech"] for r in voice.inference_zero_shot(text, PROMPT_WORDS, wavs["prompt"], **given)]
-    expected = np.concatenate([np.array(part)[0] for part in expected])
+    results = voice.inference_zero_shot(text, PROMPT_WORDS, wavs["prompt"], **given)
+    expected = np.concatenate([np.array(result["tts_speech"])[0] for result in results])
     assert len(samples) == len(expected)
     assert np.abs(samples / 32768 - expected).max() < 1e-4
 

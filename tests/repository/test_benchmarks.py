@@ -3,7 +3,9 @@
 import json
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jsonschema
 import numpy as np
@@ -175,6 +177,17 @@ def test_a_wrong_argument_is_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_another_port_runs_in_the_environment_of_its_audit(monkeypatch):
+    asked = Namespace(against="mlx_audio_plus", plus_python=None)
+    monkeypatch.setattr(run, "environment", lambda folder, pins: folder / pins.stem)
+    assert run._sides(asked) == ["port", "mlx_audio_plus"]
+    assert asked.plus_python.endswith("build/audit-mlx_audio_plus/mlx_audio_plus.requirements")
+    asked.plus_python = None
+    monkeypatch.setattr(run, "environment", Mock(side_effect=run.CannotInstall("no network")))
+    with pytest.raises(machine.BenchmarkError, match="no network"):
+        run._sides(asked)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing is preloaded elsewhere")
 def test_a_blas_that_is_not_there():
     with pytest.raises(machine.BenchmarkError, match="no such file"):
@@ -258,8 +271,8 @@ def test_growth_of_a_stream_is_compared_with_its_keys():
         for cost in (4.0, 5.0, 6.0, last, 100.0):
             elapsed += cost
             marks.append([elapsed, 4 * targets.RATE])
-        stream = {"variants": {"port": {"marks": marks}}, "size": {"prompt": 0}, "ratios": {}, "counts": {}}
-        stream["variants"]["port"] |= {"status": "measured", "check": None}
+        row = {"marks": marks, "status": "measured", "check": None}
+        stream = {"variants": {"port": row}, "size": {"prompt": 0}, "ratios": {}, "counts": {}}
         (found,) = (t for t in targets.judge({"stream.30s": stream}) if t.what.startswith("growth"))
         assert found.status == status and found.value == pytest.approx(last / 4.0 / 4.0)
 

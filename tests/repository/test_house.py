@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,15 +81,15 @@ def shared_files() -> list[str]:
     return sorted(sources("port").keys() & sources("reference").keys())
 
 
-def public(body: list[ast.stmt], kind: type | tuple[type, ...]) -> list:
-    return [node for node in body if isinstance(node, kind) and not node.name.startswith("_")]
+def public(body: list[ast.stmt], kind: type | tuple[type, ...]) -> list[Any]:
+    return [node for node in body if isinstance(node, kind) and not getattr(node, "name", "_").startswith("_")]
 
 
 def arguments(function: ast.FunctionDef) -> list[str]:
     """Each as it is written, without its type: `name` or `name=default`, `*` before those that need their name."""
     given = function.args
     plain = [*given.posonlyargs, *given.args]
-    pairs = [*zip(plain, [None] * (len(plain) - len(given.defaults)) + given.defaults, strict=True)]
+    pairs = [*zip(plain, [*[None] * (len(plain) - len(given.defaults)), *given.defaults], strict=True)]
     named = [*zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     found = [a.arg if default is None else f"{a.arg}={ast.unparse(default)}" for a, default in pairs]
     return [*found, *["*"] * bool(named), *(a.arg if d is None else f"{a.arg}={ast.unparse(d)}" for a, d in named)]

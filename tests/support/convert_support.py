@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import mlx.core as mx
 import pytest
 import torch
 
@@ -20,6 +21,11 @@ CONFIG = tiny_config()
 def resave(path: Path, change: Callable[[Any], Any]) -> None:
     """Replace a saved state dict by what `change` makes of it."""
     torch.save(change(torch.load(path, weights_only=True)), path)
+
+
+def arrays_of(folder: Path) -> dict[str, mx.array]:
+    """The arrays of a folder's model.safetensors."""
+    return cast(dict[str, mx.array], mx.load(str(folder / "model.safetensors")))
 
 
 def put(content: Any, changes: Mapping[str, Any]) -> Any:

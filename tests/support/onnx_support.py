@@ -1,6 +1,7 @@
 """Tiny ONNX files of the speech tokenizer and the speaker encoder, and all models that compute what they do."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import onnxruntime
 import torch
 
 from convert.mapping import convert
-from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.onnx_weights import OnnxWeights, read_speaker, read_speech_tokenizer
 from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 from port.frontend import speaker, speech_tokenizer
 from reference.export_onnx import OPSETS, export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
@@ -25,7 +26,7 @@ SPEAKER = SpeakerConfig(
 # Divides the last segment by its length, as every onnxruntime does where the file excludes padding from the count.
 HELD = replace(SPEAKER, divide_by_full_segment=False)
 COUNTS = {"speech_tokenizer": 38, "speaker": 122}
-READ = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
+READ: dict[str, Callable[[Path], OnnxWeights]] = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
 CLASSES = {"speech_tokenizer": (S3TokenizerV3, speech_tokenizer.S3TokenizerV3), "speaker": (CAMPPlus, speaker.CAMPPlus)}
 
 
