@@ -16,9 +16,9 @@ from mlx_parity.sides import liveness
 from mlx_parity.sides.truth import Reference, reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, case
-from parity_tests.harness.walks import walks
 from parity_tests.parts import recorded
 from parity_tests.trace import walk
+from parity_tests.walks import walks
 
 pytestmark = pytest.mark.part("liveness")
 GOLDEN = Path(__file__).parent / "data" / "golden"

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
+from mlx_parity.faults import signatures
 from mlx_parity.report.data import Row
-from parity_tests.harness import signatures
+from parity_tests.faults import score
 
 pytestmark = pytest.mark.meta
 
 
 @pytest.fixture(scope="module")
 def catalogue():
-    known = signatures.known()
+    known = score.known()
     weight = signatures.weights(known.signatures.values())
     return known, weight, signatures.trials(known, weight)
 
@@ -39,7 +40,7 @@ def failing(signature, others=()):
 
 
 def named(rows):
-    return [row for row in signatures.name_nearest(rows, {}, ["flow"]) if row.nearest_fault]
+    return [row for row in signatures.name_nearest(rows, {}, ["flow"], score.known()) if row.nearest_fault]
 
 
 def test_one_sentence_a_report_at_the_first_part_that_fails(catalogue):
