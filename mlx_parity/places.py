@@ -84,9 +84,9 @@ class Places:
     def _describe(self, path: str, paths: list[str], port: Callable[[str], str | None] | None) -> Module:
         reference, own = (self.find(package, path) for package in self.packages)
         inside = {inner for place in (reference, own) if place is not None for inner in self.made_of(place)}
-        found = port(path) if port else own and str(own)
         contains = tuple(other for other in paths if other != path and other in inside)
-        return Module(reference and str(reference), found, contains)
+        found = port(path) if port else str(own) if own else None
+        return Module(str(reference) if reference else None, found, contains)
 
     def made_of(self, place: Place) -> set[str]:
         """Paths of all that a part is made of, itself left out."""
@@ -192,7 +192,8 @@ def _resolved(
     """Dotted paths of the package that the names in a piece of source stand for; local names of `function` too."""
     found: list[str] = []
     for inner in ast.walk(node):
-        name, rest = inner, []
+        name: ast.AST = inner
+        rest: list[str] = []
         while isinstance(name, ast.Attribute):
             rest.insert(0, name.attr)
             name = name.value
@@ -215,12 +216,14 @@ def _methods(node: ast.AST) -> dict[str, Definition]:
 
 
 def _own_attributes(node: ast.AST) -> list[str]:
-    return [inner.attr for inner in ast.walk(node) if isinstance(inner, ast.Attribute) and _is(inner, inner.attr, True)]
+    attributes = (inner for inner in ast.walk(node) if isinstance(inner, ast.Attribute))
+    return [inner.attr for inner in attributes if _is(inner, inner.attr, True)]
 
 
 def _is(node: ast.AST, name: str, of_self: bool) -> bool:
     """Whether a node is `self.name`, or the local `name`."""
     if not of_self:
         return isinstance(node, ast.Name) and node.id == name
-    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
-    return own and node.attr == name
+    if not isinstance(node, ast.Attribute) or node.attr != name:
+        return False
+    return isinstance(node.value, ast.Name) and node.value.id == "self"

@@ -185,7 +185,7 @@ def name_nearest(
     near = nearest({name: value for name, value in broken.items() if value}, faults, weight)
     places = {faults.modules[fault] for fault in near.faults}
     if len(places) == 1 and (held := reach(faults, weight)) and near.likeness >= held.least:
-        named = replace(first, nearest_fault=_words(near, *places, faults, held))
+        named = replace(first, nearest_fault=_words(near, places.pop(), faults, held))
         return tuple(named if row is first else row for row in rows)
     return tuple(rows)
 

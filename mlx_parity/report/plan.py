@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlx_parity.report.data import Component, Row, Test
+from mlx_parity.report.data import Component, Row, Status, Test
 from mlx_parity.report.rows import BAD
 
 
@@ -69,6 +69,7 @@ def _judge(planned: Planned, rows: Sequence[Row], tests: Sequence[Test], partial
     broken = [row for row in rows if row.status in BAD]
     issues = [f"{row.name}: {row.message}" for row in broken]
     issues += [f"{test.nodeid}: {test.reason}" for test in tests if test.outcome in ("failed", "error")]
+    status: Status
     if issues:
         status = "ERROR" if any(row.status == "ERROR" for row in broken) else "FAIL"
     elif any(row.status == "PASS" for row in rows) or any(test.outcome == "passed" for test in tests):
