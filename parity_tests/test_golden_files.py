@@ -89,7 +89,7 @@ def test_one_spoiled_number_fails(others, name, tensor):
 
 def test_a_wrong_reference_is_no_truth(monkeypatch):
     """Where the original has no float64, the reference's counts only if the original's float32 fits it."""
-    monkeypatch.setattr("reference.frontend.audio.fbank", lambda wave, **_: wave.new_ones(98, 80))
+    monkeypatch.setattr("reference.frontend.audio.fbank", lambda waveform, **_: waveform.new_ones(98, 80))
     rows = judge_file(golden("resample_fbank"), *SIDES)
     assert {(row.tensor, row.side) for row in rows if row.status != "PASS"} == {
         (tensor, side) for tensor in ("fbank", "fbank_norm") for side in SIDES
