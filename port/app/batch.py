@@ -31,7 +31,8 @@ from ..files.disk import beside, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
 from .manifest import MAX_NAME_BYTES, Utterance, read_manifest
-from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file
+from .sound import sound_file
+from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
