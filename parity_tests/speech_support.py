@@ -17,8 +17,8 @@ from convert.mapping import PORT_ROOT, convert
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.live import live_state
-from parity_tests.harness.models import Models
+from parity_tests.live import live_state
+from parity_tests.models import Models
 from port import cosyvoice3 as port_side
 from port.config import (
     CosyVoice3Config,

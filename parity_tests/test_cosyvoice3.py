@@ -13,7 +13,7 @@ from mlx_parity.compare import compare
 from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from parity_tests.driver_support import watched
-from parity_tests.harness.listening import listening
+from parity_tests.listening import listening
 from parity_tests.parts import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise

@@ -9,16 +9,16 @@ import torch
 
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import normal
-from mlx_parity.judge import compare_all, judge
+from mlx_parity.judge import judge
 from mlx_parity.record import Recorded
 from mlx_parity.report.codec import plain
 from mlx_parity.sides import liveness
 from mlx_parity.sides.truth import Reference, reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, case
-from parity_tests.harness.walks import walks
 from parity_tests.parts import recorded
 from parity_tests.trace import walk
+from parity_tests.walks import walks
 
 pytestmark = pytest.mark.part("liveness")
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -179,12 +179,8 @@ ADALN = CASES["flow.adaln_zero"]
         (lambda found: {**found, "gate": found["y"]}, "gate is missing on the side of the reference"),
         (lambda found: {}, "missing on the side of the port"),
         (lambda found: {k.replace("y", "Y"): v for k, v in found.items()}, "missing on the side of the port"),
-        (lambda found: {**found, "y": found["y"][:0]}, "shape"),
-        (lambda found: {**found, "y": np.full_like(found["y"], np.nan)}, "NaN"),
-        (lambda found: {**found, "y": found["y"].astype(np.int32)}, "float against integer"),
-        (lambda found: {**found, "y": found["y"][0]}, "shape"),
     ],
-    ids=["missing", "extra", "nothing", "renamed", "empty", "nan", "integers", "one row"],
+    ids=["missing", "extra", "nothing", "renamed"],
 )
 def test_a_wrong_comparison_is_an_error(change, message):
     rows = judge(ADALN, _Answer(change))
@@ -201,22 +197,6 @@ def test_exchanged_names_are_an_error():
     assert rows["shift_mlp"].status == rows["scale_mlp"].status == "ERROR"
     assert "shift_mlp is the reference's scale_mlp" in rows["shift_mlp"].message
     assert rows["y"].status == "PASS"
-
-
-@pytest.mark.meta
-def test_a_port_compared_with_itself_is_an_error():
-    part, config, state, inputs, call = arguments("flow.adaln_zero")
-    single = run_reference(part, config, state, inputs, call, torch.float32)
-    double = run_reference(part, config, state, inputs, call, torch.float64)
-    for own in (single, double):
-        assert {r.status for r in compare_all(own, single, double).values()} == {"ERROR"}
-
-
-@pytest.mark.meta
-def test_nan_on_all_sides_is_an_error():
-    nan = {"y": np.full((2, 3), np.nan, np.float32)}
-    found = compare_all(nan, {"y": nan["y"].copy()}, {"y": nan["y"].astype(np.float64)})
-    assert found["y"].status == "ERROR"
 
 
 @pytest.mark.meta

@@ -9,9 +9,9 @@ import torch
 
 from convert.quantize import Precision, precision_of
 from mlx_parity.compare import BUDGET
-from parity_tests.harness.quality import METRICS, bound, measure
-from parity_tests.harness.rounding import round_reference
-from parity_tests.harness.session import prepare_models
+from parity_tests.models import prepare_models
+from parity_tests.quality import METRICS, bound, measure
+from parity_tests.rounding import round_reference
 
 pytestmark = pytest.mark.part("convert.quantize")
 

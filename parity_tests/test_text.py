@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from parity_tests.official_tokenizer import REASON, official_tokenizer
 from port.frontend import normalizer as wetext_side
 from port.frontend import text as front
 from port.frontend.text import split_paragraph, split_sentences, text_normalize

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from parity_tests.official_tokenizer import REASON, official_tokenizer
 from port.files.errors import Refused
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, SPECIAL_TOKENS
 from port.frontend.tokenizer import OFFICIAL_VOCAB_SIZE, PROBE_IDS, PROBE_TEXT, CosyVoice3Tokenizer

@@ -19,8 +19,8 @@ from mlx_parity.sides.truth import Runs, against, reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
-from parity_tests.harness.walks import walks
 from parity_tests.parts import PARTS, swap
+from parity_tests.walks import walks
 from port.fast.convolution import PaddedConv1d, ProductConv1d
 from port.noise import MAX_SAMPLES
 from port.stream.state import State

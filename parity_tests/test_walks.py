@@ -15,7 +15,7 @@ from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests import trace
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, catalogue
-from parity_tests.harness.walks import walks
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws
 from reference.llm.sampling import SeededDraws as ReferenceDraws

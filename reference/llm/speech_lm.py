@@ -85,6 +85,11 @@ class CosyVoice3LM(nn.Module):
         )
         return torch.cat(parts, dim=1)
 
+    def length_limits(self, text: torch.Tensor) -> tuple[int, int]:
+        """Fewest and most speech tokens of a text (1, L)."""
+        length, config = text.shape[1], self.config
+        return int(length * config.min_token_text_ratio), int(length * config.max_token_text_ratio)
+
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the next speech token: hidden (..., D) -> (..., v)."""
         return self.llm_decoder(hidden).log_softmax(dim=-1)
@@ -143,8 +148,7 @@ class CosyVoice3LM(nn.Module):
             ValueError: as for `prepare_input`.
         """
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len = int(text.shape[1] * self.config.min_token_text_ratio)
-        max_len = int(text.shape[1] * self.config.max_token_text_ratio)
+        min_len, max_len = self.length_limits(text)
         cache, tokens = self.qwen2.make_cache(), list[int]()
         for i in range(max_len):
             scores = self.step(lm_input, cache)
