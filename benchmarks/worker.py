@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import BAKED, SIDES, VARIED, make_inputs
+from benchmarks.cases import BAKED, SIDES, VARIED
+from benchmarks.inputs import make_inputs
 from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rss
 from benchmarks.weights import receive
 

@@ -12,8 +12,8 @@ from convert.conversion import convert_folder
 from convert.hub import find_source
 from convert.quantize import Precision
 from mlx_parity.sides.walk import walk
-from parity_tests.harness.models import Models
-from parity_tests.harness.walks import walks
+from parity_tests.models import Models
+from parity_tests.walks import walks
 from port.cosyvoice3 import CosyVoice3
 from port.fast import modulation
 from port.files import weights

@@ -17,8 +17,8 @@ from parity_tests.speech_support import LONGER, PROMPT_WORDS, WORDS
 from port.app.server.api import Server
 from port.app.server.asked import Asked
 from port.app.server.settings import Limits, Settings
-from port.app.server.sound import FORMATS, formats
 from port.app.server.speech import spoken
+from port.app.sound import FORMATS, formats
 from port.files.voices import VOICES, voice_files
 from port.request import Stream
 from tests.support.server_support import SEED, VOICE, pcm, samples_of, serving, wait_until

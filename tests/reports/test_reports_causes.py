@@ -22,11 +22,10 @@ from mlx_parity.report.rows import by_stage, isolated_of
 from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
-from parity_tests.golden import GoldenRow, report_row
-from parity_tests.harness import places
-from parity_tests.harness.session import Session
-from parity_tests.harness.walks import walks
-from parity_tests.parts import PARTS, recorded
+from parity_tests.golden.judge import GoldenRow, report_row
+from parity_tests.parts import PARTS, PLACES, recorded
+from parity_tests.session import Session
+from parity_tests.walks import walks
 from reports.cosyvoice3 import STAGES, WORDING
 from tests.support.synthetic_report import amended, changed, make, measured, place_of, row
 
@@ -161,8 +160,8 @@ def test_the_isolated_run_of_a_chained_row():
 
 @pytest.mark.parametrize("path", PARTS)
 def test_a_place_is_the_line_of_the_definition_on_both_sides(path):
-    for package in ("port",) if PARTS[path].witness else places.PACKAGES:
-        file, _, line = str(places.find(package, path)).rpartition(":")
+    for package in ("port",) if PARTS[path].witness else PLACES.packages:
+        file, _, line = str(PLACES.find(package, path)).rpartition(":")
         words = (ROOT / file).read_text("utf-8").splitlines()[int(line) - 1].split()
         assert words[0] in ("class", "def") and words[1].split("(")[0].rstrip(":") == path.rpartition(".")[2]
 
@@ -181,18 +180,18 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
     pairs = {(o, i) for on, o in called for i_n, i in called if i_n.startswith(f"{on}.") and o != i}
     assert pairs
     for outer, inner in pairs:
-        assert inner in places.made_of(places.find("reference", outer)), (outer, inner)
+        assert inner in PLACES.made_of(PLACES.find("reference", outer)), (outer, inner)
 
 
 def test_what_is_no_part_has_no_place_and_contains_nothing():
-    found = places.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
+    found = PLACES.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
     assert all(place == Module(None, None, ()) for place in found.values())
-    fast = places.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
+    fast = PLACES.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
     silu = fast["fast.arithmetic.silu"]
     assert silu.reference is None and silu.port.startswith("port/fast/arithmetic.py:")
-    stream = places.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
+    stream = PLACES.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
     assert stream["stream.vocoder.StreamingVocoder"].contains == ("vocoder.generator.Snake",)
-    assert places.describe(["flow.layers.GRN"], OwnPort().place) == places.describe(["flow.layers.GRN"])
+    assert PLACES.describe(["flow.layers.GRN"], OwnPort().place) == PLACES.describe(["flow.layers.GRN"])
 
 
 # ---- commands

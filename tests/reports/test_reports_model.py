@@ -13,7 +13,7 @@ from mlx_parity.report.codec import ReportError, plain, read, schema
 from mlx_parity.report.data import Position, Row
 from mlx_parity.report.model import Report
 from mlx_parity.report.words import failure_sentence, ratio_text
-from parity_tests.harness.session import weights_audit
+from parity_tests.session import weights_audit
 from reports import build, drift
 from tests.support.synthetic_report import amended, edited, every_section, make
 

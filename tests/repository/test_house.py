@@ -67,7 +67,7 @@ FORBIDDEN = {
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
     "mlx_parity/faults": ("mlx", "torch", "port", "reference", "convert", "parity_tests", "reports", "benchmarks"),
 }
-# Commands stand on the top floor and may reach the harness.
+# Commands stand on the top floor and may reach the suite.
 TOP_FLOOR = {"convert/run.py", "convert/publish.py", "reference/export_onnx.py", "reports/card.py"}
 
 
