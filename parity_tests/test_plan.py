@@ -1,4 +1,4 @@
-"""The verification plan has a line for every part, and every test of the proof names the part that it speaks of."""
+"""The verification plan has a line for every part, and every test of the proof is marked with its part."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def line(name, tests, **how):
     return found
 
 
-def test_every_test_of_the_proof_names_its_part():
+def test_every_test_of_the_proof_is_marked_with_its_part():
     done = subprocess.run([sys.executable, "-c", NAMELESS], cwd=ROOT, capture_output=True, text=True, timeout=300)
     said = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("found ", "nameless "))]
     assert [name for kind, name in said if kind == "nameless"] == []
@@ -54,7 +54,7 @@ def test_the_longest_path_counts():
     assert PLAN.line_of("flowers") is None
 
 
-def test_a_line_stands_on_the_tests_of_its_parts():
+def test_a_line_takes_its_status_from_the_tests_of_its_parts():
     assert line("DiT", [PASSED]).evidence == (PASSED.nodeid,)
     assert line("DiT", [PASSED]).status == "PASS"
     failed = replace(PASSED, outcome="failed", reason="rows differ")
@@ -68,7 +68,7 @@ def test_a_line_without_evidence_is_an_error():
     assert line("Community folders", [replace(PASSED, nodeid=f"{PLAN.elsewhere}test_x.py::test_y")]).status == "ERROR"
 
 
-def test_what_no_line_has_is_an_error():
+def test_a_test_of_no_line_is_an_error():
     lost = replace(PASSED, part="nowhere")
     assert line("Elsewhere", [lost]).status == "ERROR"
     assert line("Elsewhere", [lost]).issues == (lost.nodeid,)
