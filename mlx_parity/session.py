@@ -15,7 +15,7 @@ import pytest
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
-from mlx_parity.comparison import Comparison
+from mlx_parity.comparison import Comparison, nested
 from mlx_parity.gathered import RUNNING, Gathered
 from mlx_parity.judge import Row, failures, judge
 from mlx_parity.models import compare_models
@@ -92,6 +92,7 @@ class Session:
             rows=tuple(rows),
             tests=tuple(test for test in tests if test.nodeid not in compared),
             components=plan.components(rows, tests),
+            modules={m: data.Module(None, None, within) for m, within in nested(row.module for row in rows).items()},
             not_checked=self.kept("not_checked", data.Gap),
         )
 

@@ -76,6 +76,7 @@ def test_a_test_of_three_lines_compares_models_and_leaves_a_report(run, tmp_path
         "encoder": "PASS",
         "decoder": "FAIL",
     }
+    assert report["modules"]["decoder/(model)"]["contains"] == ["decoder/up"], "the fault is one cause"
     assert report["verdict"]["sentence"] in printed
     assert "decoder/up" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
