@@ -19,11 +19,12 @@ TOY = """
 import mlx.nn, numpy, pytest, torch
 from mlx_parity import mlx_module, torch_module
 
-def sides(**change):
-    theirs = torch_module(lambda self, x: self.up(x).relu(), up=torch.nn.Linear(5, 7))
-    mine = mlx_module(lambda self, x: mlx.nn.relu(self.up(x)), up=mlx.nn.Linear(5, 7))
+def sides():
+    torch.manual_seed(0)
+    theirs = torch_module(lambda self, x: self.up(x).relu(), up=torch.nn.Linear(16, 32))
+    mine = mlx_module(lambda self, x: mlx.nn.relu(self.up(x)), up=mlx.nn.Linear(16, 32))
     mine.load_weights([(k, mlx.core.array(v.numpy())) for k, v in theirs.state_dict().items()])
-    return theirs, mine, numpy.ones((2, 5), numpy.float32)
+    return theirs, mine, numpy.random.default_rng(0).standard_normal((9, 16)).astype(numpy.float32)
 """
 TESTS = """
 import pytest
