@@ -203,7 +203,7 @@ def test_what_is_no_mel_is_refused(generator):
 def test_noise_that_ends_too_soon_is_refused_and_harms_nothing(generator):
     about = truth(9)
     vocoder = StreamingVocoder(generator, mx.array(about["noise"]))
-    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the stream needs {10 * HOP}"):
+    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the mel needs {10 * HOP}"):
         vocoder.push(mx.zeros((1, 10, 80)), finalize=True)
     whole = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [])
     np.testing.assert_array_equal(stream(vocoder, about["mel"], []), whole)
