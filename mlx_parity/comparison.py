@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.judge import Row
 from mlx_parity.report.model import write_atomically
 from mlx_parity.report.words import markdown, ratio_text
 from mlx_parity.sides import regime
@@ -116,6 +117,14 @@ class Comparison:
             if names:
                 more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
                 yield f"{UNMATCHED[side]}: {', '.join(names[:LISTED])}{more}"
+
+    def entries(self, part: str, case: str) -> Iterator[Row]:
+        """Rows of a report, named below `part`: of each module inside the model, and alone where it ran so."""
+        for row in self.rows:
+            name, module = f"{part}/{row.name}", f"{part}/{row.module}"
+            yield Row(name, part, "chained", module, case, row.reading)
+            if row.alone is not None:
+                yield Row(name, part, "isolated", module, case, row.alone)
 
     def save(self, folder: str | Path) -> Path:
         """Write `report.json` (every row) and `summary.md` (to paste into a pull request) into a folder.

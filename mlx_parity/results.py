@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_parity import judge
 from mlx_parity.compare import BUDGET, FLOOR
 from mlx_parity.comparison import PACKAGES, WHOLE, table_line
 from mlx_parity.record import record
@@ -195,7 +194,8 @@ def report_of(outcome: Outcome, about: About) -> Report:
     components: list[data.Component] = []
     modules: dict[str, data.Module] = {}
     for name, judged in outcome.parts.items():
-        found = list(_rows(judged, f"{about.command} --only '{name}'"))
+        command = f"{about.command} --only '{name}'"
+        found = [row.entry(command, command) for row in judged.comparison.entries(name, name)]
         rows += found
         modules |= _modules(judged)
         bad = [row for row in found if row.status != "PASS"]
@@ -233,15 +233,6 @@ def report_of(outcome: Outcome, about: About) -> Report:
         modules=modules,
         not_checked=tuple(notes),
     )
-
-
-def _rows(judged: Judged, command: str) -> Iterator[data.Row]:
-    part = judged.part.name
-    for row in judged.comparison.rows:
-        about = (f"{part}/{row.name}", part), (f"{part}/{row.module}", part)
-        yield judge.Row(*about[0], "chained", *about[1], row.reading).entry(command, command)
-        if row.alone is not None:
-            yield judge.Row(*about[0], "isolated", *about[1], row.alone).entry(command, command)
 
 
 def _modules(judged: Judged) -> dict[str, data.Module]:

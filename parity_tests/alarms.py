@@ -45,12 +45,10 @@ from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
-from parity_tests.golden import EMBEDDED, judge_replays
-from parity_tests.harness.golden_replay import Replays
-from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import NAMES, part_of
-from parity_tests.harness.session import prepare_models
-from parity_tests.harness.walks import walks
+from parity_tests.golden.judge import EMBEDDED, judge_replays
+from parity_tests.golden.replay import Replays
+from parity_tests.models import prepare_models
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.files.disk import beside
 
@@ -106,14 +104,13 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
     file = Recorded.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
-    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
-    plain = Replays(file, part)
+    plain = Replays(file)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
     found = machines(count, lambda: plain.run(Reference()), lambda: plain.run(OwnPort()))
     for port, single, further in found:
         rules = []
         for more in ([single], further):
-            given = Replays(file, part)
+            given = Replays(file)
             vars(given).update(doubles | {"port": port, "single": single, "further": more})
             rules.append(judge_replays(given, "reference", "port"))
         for before, after in zip(*rules, strict=True):

@@ -16,12 +16,11 @@ from safetensors.numpy import save_file
 from mlx_parity import record
 from mlx_parity.record import Recorded
 from mlx_parity.sides.truth import Reference
-from parity_tests.golden import EMBEDDED
-from parity_tests.harness.golden_driver import requests
-from parity_tests.harness.golden_replay import CONFIGS, Replays
-from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import NAMES, part_of, runs
-from parity_tests.harness.live import live_state
+from parity_tests.golden.driver import requests
+from parity_tests.golden.judge import EMBEDDED
+from parity_tests.golden.replay import CONFIGS, Replays
+from parity_tests.golden.table import NAMES, part_of, runs
+from parity_tests.live import live_state
 from parity_tests.parts import PARTS
 
 
@@ -47,13 +46,12 @@ def write(files: Iterable[Recorded], folder: Path, manifest: bool = True, metada
 def made(file: Recorded, *names: str, then: Iterable[str] = (), double: bool = True) -> Recorded:
     """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
     of `out64` too when `double`."""
-    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     file = replace(file, out={}, out64={})
     for wanted in (names, tuple(then)):
         draft = replace(file, out={**dict.fromkeys(wanted, np.zeros(0, np.float32)), **file.out})
-        found = Replays(draft, part).single
+        found = Replays(draft).single
         file = replace(file, out={**file.out, **{k: _plain(found[k]) for k in wanted}})
-    truth = Replays(file, part).double if double else {}
+    truth = Replays(file).double if double else {}
     return replace(file, out64={k: truth[k] for k, v in file.out.items() if k in truth and v.dtype == np.float32})
 
 

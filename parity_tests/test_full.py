@@ -1,6 +1,6 @@
 """Real sizes (`pytest --full`): one DiT step, the whole vocoder and the whole Qwen2 stack with live weights.
 
-Small cases keep every quirk alive; these show that nothing grows with width and depth.
+The small cases reach every quirk; these show that no error grows with width and depth.
 """
 
 from dataclasses import asdict, replace
@@ -16,7 +16,7 @@ from reference.synthesize import state_dict
 
 pytestmark = pytest.mark.full
 CONFIG = CosyVoice3Config()
-TEXT_ROWS = 1000  # of the text embedding: the stack never reads the others
+TEXT_ROWS = 1000  # of the text embedding; the stack reads no others
 
 
 def weights(part: str, config: CosyVoice3Config, prefix: str) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""CAM++ against numbers of the onnxruntime that the original pins: `harness/golden_onnx.py` on `data/pinned`."""
+"""CAM++ against numbers of the onnxruntime that the original pins: `golden/onnx.py` on `data/pinned`."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ import onnx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from parity_tests import golden
-from parity_tests.harness.golden_onnx import judge_onnx
+from parity_tests.golden import __main__ as golden
+from parity_tests.golden.onnx import judge_onnx
 from port.frontend import speaker
 
 pytestmark = pytest.mark.part("frontend.speaker.CAMPPlus")

@@ -16,7 +16,7 @@ from mlx_parity.adapter import Adapter, Side
 from mlx_parity.part import Part
 from mlx_parity.sides.mlx import to_mlx, to_numpy
 from mlx_parity.sides.truth import Reference
-from parity_tests.harness.places import find
+from parity_tests.parts import PLACES
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
 from port.fast import replaced, speed_up
@@ -76,7 +76,7 @@ class OwnPort(Side):
         return np.array(draw[name]())
 
     def place(self, path: str) -> str | None:
-        found = find("port", path)
+        found = PLACES.find("port", path)
         return found and str(found)
 
     def versions(self) -> dict[str, str]:

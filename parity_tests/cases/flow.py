@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mlx_parity.case import normal, tokens, uniform, values
-from parity_tests.cases import angles, case, cases_of, chunked, valid
+from mlx_parity.case import Case, normal, tokens, uniform, values
+from parity_tests.cases import Input, angles, case, cases_of, chunked, valid
 
 ATTENTION = dict(dim=48, heads=3, dim_head=16)
 DIT = dict(
@@ -48,35 +50,35 @@ X, ROPE, FRAMES = normal(2, 23, 48), angles(23, 16), valid(23, 23, 17)[:, 0] > 0
 LAST_ROW = chunked(23, 8, 23, 17)
 LAST_ROW[0, 0, -1, 4:9] = False  # the original reads its frame mask from the last query's row
 BLIND = chunked(23, 8, 23, 17)
-BLIND[1, 0, 5] = False  # a query that may see nothing gets zeros from torch
+BLIND[1, 0, 5] = False  # torch gives zeros to a query that may see nothing
 
 
 layer = cases_of("flow", "flow.layers")
 
 
-def _dit(name: str, streaming: bool, **inputs: object) -> object:
+def _dit(name: str, streaming: bool, **inputs: Input) -> Case:
     return case(f"flow.dit.{name}", "flow.dit.DiT", DIT, dict(streaming=streaming), **{**PADDED, **inputs})
 
 
-def _cfm(name: str, inputs: dict = CFM, **call: object) -> object:
+def _cfm(name: str, inputs: dict[str, Input] = CFM, **call: Any) -> Case:
     return case(f"flow.cfm.{name}", "flow.matching.CausalConditionalCFM", FLOW, call, **inputs)
 
 
-def _velocity(name: str, **call: object) -> object:
+def _velocity(name: str, **call: Any) -> Case:
     inputs = {**CFM, "x": CFM["noise"], "t": np.full((), 0.4, np.float32)}
     del inputs["noise"]
     return case(f"flow.velocity.{name}", "flow.matching.CausalConditionalCFM.velocity", FLOW, call, **inputs)
 
 
-def _decoder(name: str, inputs: dict, **call: object) -> object:
+def _decoder(name: str, inputs: dict[str, Input], **call: Any) -> Case:
     return case(f"flow.decoder.{name}", "flow.decoder.CausalMaskedDiffWithDiT.inference", FLOW, call, **inputs)
 
 
-def _mask(name: str, path: str, call: dict | None = None, **inputs: object) -> object:
+def _mask(name: str, path: str, call: dict[str, Any] | None = None, **inputs: Input) -> Case:
     return case(f"flow.masks.{name}", f"flow.masks.{path}", None, call, **inputs)
 
 
-def _look(name: str, batch: int, **inputs: object) -> object:
+def _look(name: str, batch: int, **inputs: Input) -> Case:
     sizes = dict(in_channels=12, channels=20, pre_lookahead_len=3)
     return case(
         f"flow.lookahead.{name}", "flow.lookahead.PreLookaheadLayer", sizes, inputs=normal(batch, 37, 12), **inputs
@@ -171,9 +173,9 @@ CASES = (
     ),
     _decoder("prompt.separate", PROMPT, streaming=True, finalize=True, **SEPARATE),
     _decoder("no_prompt", NO_PROMPT, streaming=False, finalize=True),
-    # Voice conversion does not cut the prompt to whole tokens: a frame more than two for each.
+    # Voice conversion does not cut the prompt to whole tokens: one frame more than two per token.
     _decoder("longer_prompt", {**PROMPT, "prompt_feat": normal(1, 13, 12)}, streaming=False, finalize=True),
-    case(  # without `noise`: both sides take the original's, which has the official 80 channels
+    case(  # without `noise` both sides take the original's, which has the official 80 channels
         "flow.decoder.fixed_noise",
         "flow.decoder.CausalMaskedDiffWithDiT.inference",
         FULL_WIDTH,
@@ -183,7 +185,7 @@ CASES = (
         prompt_feat=normal(1, 6, 80),
         embedding=normal(1, 24),
     ),
-    # What the model never builds, last: of the parts it uses none should be named by these.
+    # Last, what the model never builds: these must not fail before a part that it uses.
     layer("grn", "GRN", dict(dim=96), x=normal(2, 23, 96)),
     layer("grn.quiet", "GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
     *(layer(f"convnext.{n}", "ConvNeXtV2Block", dict(dim=48, intermediate_dim=96, dilation=n), x=X) for n in (1, 2)),

@@ -18,6 +18,7 @@ import pytest
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.faults.patch import Fault, FaultError
+from mlx_parity.faults.signatures import Signature, strength
 from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
 from mlx_parity.judge import compared
@@ -27,7 +28,6 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, TESTS
 from parity_tests.faults.parts import ASIDE, BEFORE, GROUPS, cases_of, group_of, is_part, place
-from parity_tests.harness.signatures import Signature, strength
 from port import noise
 
 ROOT = Path(__file__).parents[2]

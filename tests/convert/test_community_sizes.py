@@ -1,4 +1,4 @@
-"""Sizes of mlx-community's folders, by shapes alone: the official ones, heads included, and nothing ignored."""
+"""Configurations of mlx-community's folders: sizes are the official ones, heads included, and no setting is ignored."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_settings_that_do_not_fit(official_arrays, changes, hearing, said):
 
 
 def test_every_published_setting_is_followed(official_arrays):
-    """Each number with another value changes the configuration or is refused."""
+    """Each number, when changed, changes the configuration or is refused."""
     for section in ("llm", "flow", "flow.dit", "hifigan"):
         place = PUBLISHED
         for name in section.split("."):

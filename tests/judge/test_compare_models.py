@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import mlx_parity
-from mlx_parity import compare_models
+from mlx_parity import compare_models, mlx_module, torch_module
 from mlx_parity.sides.pytorch import TorchSide
 from tests.judge.toys import MlxToy, TorchToy, alive, ids, toys
 
@@ -119,23 +119,10 @@ def test_further_results_of_one_side_are_listed(pair, monkeypatch):
 
 
 def test_names_that_are_spelled_otherwise():
-    class Theirs(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.encoder = torch.nn.ModuleDict({"layer": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
-
-        def forward(self, x):
-            return self.encoder["layer"][0](x)
-
-    class Ours(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = [nn.Linear(4, 4)]
-
-        def __call__(self, x):
-            return self.layers[0](x)
-
-    theirs, ours, x = alive(Theirs()), Ours(), np.ones((2, 4), np.float32)
+    encoder = torch.nn.ModuleDict({"layer": torch.nn.ModuleList([torch.nn.Linear(4, 4)])})
+    theirs = alive(torch_module(lambda self, x: self.encoder["layer"][0](x), encoder=encoder))
+    ours = mlx_module(lambda self, x: self.layers[0](x), layers=[nn.Linear(4, 4)])
+    x = np.ones((2, 4), np.float32)
     ours.layers[0].update({k: mx.array(v.numpy()) for k, v in theirs.encoder["layer"][0].state_dict().items()})
     assert [row.module for row in compare_models(theirs, ours, x).rows] == ["(model)"]
     for names in ({"encoder.layer": "layers"}, lambda name: name.replace("encoder.layer", "layers")):
@@ -241,23 +228,8 @@ def test_what_both_sides_leave_empty_is_no_row_and_no_error(pair, monkeypatch):
 
 
 def test_what_is_compiled_is_looked_into():
-    class Ours(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = nn.Linear(4, 4)
-
-        def __call__(self, x):
-            return mx.compile(lambda y: self.inner(y) * 2)(x)
-
-    class Theirs(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = torch.nn.Linear(4, 4)
-
-        def forward(self, x):
-            return self.inner(x) * 2
-
-    theirs, ours = alive(Theirs()), Ours()
+    theirs = alive(torch_module(lambda self, x: self.inner(x) * 2, inner=torch.nn.Linear(4, 4)))
+    ours = mlx_module(lambda self, x: mx.compile(lambda y: self.inner(y) * 2)(x), inner=nn.Linear(4, 4))
     ours.inner.update({k: mx.array(v.numpy()) for k, v in theirs.inner.state_dict().items()})
     result = compare_models(theirs, ours, np.ones((2, 4), np.float32))
     assert result.passed and {row.module for row in result.rows} == {"inner", "(model)"}

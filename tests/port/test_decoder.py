@@ -1,4 +1,4 @@
-"""Rows of a decoder: when they enter and leave, whose error is whose, and requests of the driver that share one."""
+"""Rows of a decoder: when they enter and leave, that an error stays in its row, and requests that share a decoder."""
 
 from itertools import islice
 
@@ -44,7 +44,7 @@ def test_rows_wait_until_they_are_asked_for_and_there_is_room(llm, sizes):
     rows = [decoder.inference(*asked(text, speech)) for text, speech in ((1, 4), (2, 0), (2, 3))]
     assert not sizes, "a request that only waits computes something"
     assert isinstance(next(rows[2]), int)
-    assert rows[0].done and [len(row.tokens) for row in rows] == [20, 21, 1]  # 20 tokens for each of text
+    assert rows[0].done and [len(row.tokens) for row in rows] == [20, 21, 1]  # 20 speech tokens for each text token
     assert sizes == [(7, 1), (4, 1), *[(1, 2)] * 20, (7, 1), (1, 2)]
 
 
@@ -116,7 +116,7 @@ def test_a_request_is_checked_at_once(llm, change, message):
 
 
 def test_requests_of_the_driver_decode_together(models, sizes):
-    """From the call of `tts` on, asked for in whatever order; what each says is what it says alone."""
+    """From the call of `tts` on, read in any order; each is as long as alone."""
     speaker = Speaker("port", models["port"])
     prompt, text = Prompt(**speaker.prompt, prompt_text=PROMPT), np.full((1, 4), 5, np.int32)
 

@@ -1,4 +1,4 @@
-"""`generate`: the speech of the `inference_*` methods, told as mlx-audio tells it."""
+"""`generate`: the speech of the `inference_*` methods, in results like those of mlx-audio."""
 
 import mlx.core as mx
 import numpy as np
@@ -37,10 +37,10 @@ def test_each_way_to_ask_is_a_mode(voice, recordings):
         assert not found.is_streaming_chunk
 
 
-def test_what_is_told(voice, recordings):
-    """Of each chunk of a stream; what the caller does in between is not counted."""
+def test_the_fields_of_a_result(voice, recordings):
+    """Of each chunk of a stream."""
     voice.add_zero_shot_spk(SYSTEM + PROMPT_WORDS, recordings[0], "me")
-    counted = []
+    counted: list[int] = []
     told = list(generate(voice, LONGER, "me", stream=True, seed=1, strict_min_length=True, progress=counted.append))
     assert [result.segment_idx for result in told] == list(range(len(told)))
     assert len(told) > 1

@@ -67,9 +67,9 @@ def test_speech_that_is_only_played(run, model, wavs, tmp_path, device, spoken, 
 
 
 class Still(NullDevice):
-    """A device that the test asks for sound, in its own time."""
+    """A device that asks for sound only when the test calls `ask`."""
 
-    def OutputStream(self, callback, **_):
+    def OutputStream(self, callback, finished_callback, **given):
         self.ask = lambda: callback(out := np.full((960, 1), np.nan, np.float32), 960) or out[:, 0]
         return SimpleNamespace(start=lambda: None, close=lambda: None)
 
@@ -89,7 +89,7 @@ def test_the_player_counts_how_often_it_ran_dry():
     assert player.ran_dry == 2
 
 
-def test_a_maker_that_is_faster_waits():
+def test_a_faster_producer_waits():
     device = NullDevice(pace=20)
     with Player(RATE, device) as player:
         player.write(np.zeros(round(RATE * (BUFFER_SECONDS + 4)), np.float32))
@@ -132,9 +132,8 @@ def test_ctrl_c_stops_the_sound_at_once_and_keeps_what_was_said(
     run, model, wavs, tmp_path, device, monkeypatch, request
 ):
     device.pace = 1
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where a shell runs this in the background
+    # It is ignored where a shell runs this in the background.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     def breaks(self, *arguments, **options):
@@ -197,7 +196,7 @@ def test_every_kind_of_file(run, model, wavs, tmp_path, spoken, kind):
     assert run(*say(model, wavs, *MODES["cross-lingual"], "-o", path))[0] == 0
     wave, rate = soundfile.read(path)
     assert rate == RATE
-    assert abs(len(wave) - len(spoken)) <= 0.1 * RATE  # mp3 and opus fill their frames
+    assert abs(len(wave) - len(spoken)) <= 0.1 * RATE  # mp3 and opus pad their last frame
     subtypes = {"mp3": "MPEG_LAYER_III", "ogg": "VORBIS", "opus": "OPUS"}
     assert soundfile.info(path).subtype == subtypes.get(kind, "PCM_16")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

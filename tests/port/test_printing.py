@@ -1,4 +1,4 @@
-"""What a file says never reaches a terminal, a log or a page as it stands."""
+"""Text from files is escaped before it reaches a terminal, a log or a page."""
 
 import json
 
@@ -39,7 +39,7 @@ def test_long_lines_lose_their_middle(size):
 
 
 def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
-    """To write them out takes more of the stack than to read them."""
+    """Writing them out takes more of the stack than reading them."""
     for depth in range(100, 1000, 5):
         content = json.dumps(CONFIG.to_dict()).replace(
             '"sample_rate": 24000', f'"sample_rate": {"[" * depth}{"]" * depth}'
@@ -52,7 +52,7 @@ def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
 
 @pytest.mark.parametrize("bite", [*BITES[:7], "x" * 9_000])
 def test_notes_of_a_voice_are_shown_in_lines_that_print(tmp_path, capsys, bite):
-    """Whoever made the file wrote them."""
+    """The author of the file wrote them."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (tmp_path / "voices").mkdir()
     bite = bite.replace("\ud800", "")  # half a character, which the format has no bytes for
@@ -79,14 +79,14 @@ def test_tensors_of_a_voice_that_do_not_print(tmp_path, bite):
 HTML = "<script>alert(1)</script><img src=x onerror=y> ![x](https://x) | `\n\n# FAIL\n---\n\x1b[2J"
 
 
-def spoiled(value, path=()):
-    """Every place of a JSON file that holds text, to put another in."""
+def leaves(value, path=()):
+    """Paths of all leaves of a JSON value."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from spoiled(inner, (*path, key))
+            yield from leaves(inner, (*path, key))
     elif isinstance(value, list):
         for i, inner in enumerate(value):
-            yield from spoiled(inner, (*path, i))
+            yield from leaves(inner, (*path, i))
     else:
         yield path
 
@@ -112,7 +112,7 @@ QUALITY = {
     "metrics": [{"metric": "m", "unit": "dB", "value": 1.0, "rounding": 1.0, "limit": 1.0, "status": "PASS"}],
 }
 FILES = {"config.json": CONFIGURATION, "audit.json": AUDIT, "quality.json": QUALITY}
-PLACES = [(name, path) for name, content in FILES.items() for path in spoiled(content)]
+PLACES = [(name, path) for name, content in FILES.items() for path in leaves(content)]
 
 
 def write(folder, changed=None, path=(), value=None):
@@ -148,16 +148,9 @@ def test_a_readme_that_somebody_wrote_is_kept(tmp_path):
     write(tmp_path)
     readme = write_card(tmp_path, card(tmp_path))
     assert is_card(readme)
-    write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card takes the place of a card
+    write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card may be replaced
     for text in ("mine", readme.read_text() + "\nmine\n", readme.read_text().replace("MLX", "mlx", 1), ""):
         readme.write_text(text)
         with pytest.raises(Refused, match="move it away"):
             write_card(tmp_path, card(tmp_path))
         assert readme.read_text() == text
-
-
-def test_a_card_names_what_only_its_user_knows(tmp_path):
-    write(tmp_path)
-    head = yaml.safe_load(card(tmp_path, base_model="me/tuned", licence="cc-by-4.0").split("---")[1])
-    assert (head["base_model"], head["license"]) == ("me/tuned", "cc-by-4.0")
-    assert yaml.safe_load(card(tmp_path).split("---")[1])["base_model"] == "me/x"

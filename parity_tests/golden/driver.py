@@ -1,6 +1,6 @@
 """Golden files of the model driver: what one object does over several requests, and the silent-token filter.
 
-Written for either side like the functions of `golden_special.py`; on the way they check what is no tensor: lengths of
+Written for either side like the functions of `functions.py`; on the way they check what is no tensor: lengths of
 the chunks, which runs of the two networks made them, and how the hop grows.
 """
 

@@ -1,6 +1,6 @@
 """Golden files of the language model: sampling from recorded draws, and tokens one at a time.
 
-Written for either side like the functions of `golden_special.py`.
+Written for either side like the functions of `functions.py`.
 """
 
 from __future__ import annotations

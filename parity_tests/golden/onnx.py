@@ -23,7 +23,7 @@ from mlx_parity.record import read_tensors
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import Reference
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.golden_replay import GoldenRow
+from parity_tests.golden.replay import GoldenRow
 from parity_tests.parts import PARTS
 
 PART = PARTS["frontend.speaker.CAMPPlus"]

@@ -29,10 +29,10 @@ from mlx_parity.compare import BUDGET
 from mlx_parity.sides.mlx import to_mlx
 from mlx_parity.sides.mlx import to_numpy as from_mlx
 from mlx_parity.sides.truth import Arrays, to_torch
-from parity_tests.harness.models import Models
-from parity_tests.harness.rounding import round_reference
-from parity_tests.harness.walks import walks
+from parity_tests.models import Models
 from parity_tests.parts import swap
+from parity_tests.rounding import round_reference
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws, ras_sampling
 from port.model import CosyVoice3Model as PortModel

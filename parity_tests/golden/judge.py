@@ -1,11 +1,4 @@
-"""Replay the golden files (numbers made by running the original) on the reference, on the port, or on both.
-
-    python -m parity_tests.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
-
-DIR holds NAME.safetensors: weights `w.*`, inputs `in.*`, the original's results `out.*` (float32) and `out64.*`
-(float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class
-or function of the original), `config` (its sizes) and `call` (arguments of the call). A file that these do not explain,
-or that is not what the manifest says, is an ERROR.
+"""The verdicts on golden files, tensor by tensor.
 
 The reference passes when its float64 run agrees with the original's to 1e-12 relative rms (that proves the mathematics)
 and when neither's float32 run is further from the truth than the ratio of compare.py allows to the other. The truth is
@@ -14,13 +7,9 @@ the original's float64, or the reference's where the original has none. The port
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -31,27 +20,24 @@ from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
 from mlx_parity.judge import Row
 from mlx_parity.record import MANIFEST, Entry, Recorded, RecordError, differences, read_manifest
-from mlx_parity.sides.regime import NotFloat32, require_float32
-from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.golden_onnx import judge_onnx
-from parity_tests.harness.golden_replay import GoldenRow, Replays, cases
-from parity_tests.harness.golden_special import FUNCTIONS, NOT_DOUBLE
-from parity_tests.harness.golden_table import NAMES, OMITTED, named_by, part_of
-from parity_tests.parts import PARTS
-from port.files.disk import beside
+from parity_tests.golden.functions import NOT_DOUBLE
+from parity_tests.golden.onnx import judge_onnx
+from parity_tests.golden.replay import GoldenRow, Replays, cases
+from parity_tests.golden.table import OMITTED, named_by
+from parity_tests.parts import PARTS, ROOT
 
 DOUBLE_LIMIT = 1e-12
-EMBEDDED = Path(__file__).parent / "data" / "golden"
+EMBEDDED = ROOT / "parity_tests" / "data" / "golden"
 
 
 def judge_file(file: Recorded, *sides: str) -> list[GoldenRow]:
     """Every tensor of one file on each side."""
-    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
-    if part is None:
-        return [_error(file.name, sides[0], f"upstream {file.upstream!r} names no part that both sides have")]
     if not file.out and not file.out64:
         return [_error(file.name, sides[0], "holds no out.* tensor: nothing to compare")]
-    return judge_replays(Replays(file, part), *sides)
+    try:
+        return judge_replays(Replays(file), *sides)
+    except RecordError as error:
+        return [_error(file.name, sides[0], str(error))]
 
 
 def judge_replays(replays: Replays, *sides: str) -> list[GoldenRow]:
@@ -197,13 +183,13 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[s
 def cases_of(path: Path) -> list[Case]:
     """An embedded file as cases: one for each call that reproduces it, none where it has a function of its own."""
     file = Recorded.read(path)
-    return [case for case, _ in cases(file, part_of(file.upstream, FUNCTIONS.keys() | NAMES) or "")]
+    return [case for case, _ in cases(file, Replays(file).part)]
 
 
 def report_rows(path: Path) -> list[Row]:
     """The port on an embedded file, as rows of the report."""
     file = Recorded.read(path)
-    module, folder = named_by(file.upstream) or file.name, path.parent.relative_to(Path(__file__).parents[1])
+    module, folder = named_by(file.upstream) or file.name, path.parent.relative_to(ROOT)
     return [report_row(row, module, folder) for row in judge_file(file, "port")]
 
 
@@ -219,49 +205,3 @@ def report_row(row: GoldenRow, module: str, folder: Path) -> Row:
 def numbers(row: GoldenRow) -> str:
     """Value and limit of a row, where it has them."""
     return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"
-
-
-def main(argv: list[str] | None = None) -> int:
-    what, _, more = __doc__.partition("\n")
-    more = more.partition("[--only GLOB]")[2].strip()
-    parser = argparse.ArgumentParser(
-        prog="python -m parity_tests.golden",
-        description=what,
-        epilog=more,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of golden .safetensors files")
-    parser.add_argument("--side", choices=["reference", "port", "both"], default="both")
-    parser.add_argument("--only", metavar="GLOB", default="*", help="file names to run, e.g. 'hift_*'")
-    parser.add_argument("--plain", action="store_true", help="the port without its fast forms")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
-    options = parser.parse_args(argv)
-    sides: tuple[str, ...] = ("reference", "port") if options.side == "both" else (options.side,)
-    OwnPort.usual = () if options.plain else None
-    try:
-        require_float32()
-        rows = judge_folder(options.folder, sides, options.only)
-        _print(rows)
-        if options.json:
-            with beside(options.json) as partial:
-                partial.write_text(json.dumps([asdict(row) for row in rows], indent=1), encoding="utf-8")
-    except (RecordError, NotFloat32, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    statuses = {row.status for row in rows}
-    return 0 if "PASS" in statuses and statuses <= {"PASS", "SKIP"} else 1
-
-
-def _print(rows: list[GoldenRow]) -> None:
-    def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2e}"
-
-    for row in rows:
-        line = f"{row.status:8} {row.side:9} {row.file:32} {row.tensor:26} {row.measure:8}"
-        print(f"{line} {number(row.value):>9} {number(row.limit):>9} {row.note}".rstrip())
-    counts = {status: sum(row.status == status for row in rows) for status in dict.fromkeys(r.status for r in rows)}
-    print(", ".join(f"{count} {status}" for status, count in counts.items()) + f" of {len(rows)} tensors")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
