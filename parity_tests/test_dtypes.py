@@ -61,7 +61,8 @@ PARTS_SEEN = sorted({row[0] for row in (*SUMS, *FUNCTIONS)} | {LINEAR, DIT})
 LEFT_OUT = {"emb", "t", "mu", "cond", "spks", "given", "halves", "hidden", "token"}
 
 
-@pytest.fixture(scope="module")
+# For the session: tests sorted by their parts go in and out of this file.
+@pytest.fixture(scope="session")
 def halves():
     """The small model in half precision, by dtype and how much of it is."""
     made = {}
@@ -140,7 +141,7 @@ class Watch:
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def watched(halves):
     """What a watch saw from token ids to scores, to mel, to a streamed mel, and from mel to samples; once for each."""
     kept = {}

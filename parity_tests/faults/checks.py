@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from mlx_parity import judge
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.faults.patch import Fault, FaultError, clear_caches
 from mlx_parity.faults.reach import Place, entered, reaches
 from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
-from mlx_parity.judge import compared
 from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
@@ -67,12 +67,16 @@ class Checks:
         checks = [_check(case) for case in cases_for(faults)]
         return [batch for batch in (checks[::2], checks[1::2]) if batch]
 
+    def lasts(self, fault: Fault) -> int:
+        """All tests of an equivalent one, some of one that a test caught last time, else isolated cases alone."""
+        return 2 if fault.equivalent else int("::" in self.caught_by.get(fault.name, "::"))
+
     def look(self, fault: Fault, say: Say) -> tuple[Finding | None, Signature]:
         """The first failure of a fault's checks; of all checks before it may count as survived.
 
         An isolated case that does not run the changed function gives what it gave without the fault.
         """
-        regime.arithmetic = lambda: self.arithmetic
+        self._hand_on()
         noise._FIXED = noise._FixedNoise()
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
@@ -94,7 +98,7 @@ class Checks:
 
     def alone(self, checks: Sequence[Check], say: Say) -> dict[str, float]:
         """Seconds of the checks that pass without any fault."""
-        regime.arithmetic = lambda: self.arithmetic
+        self._hand_on()
         tests, seconds = [check for check in checks if "::" in check.by], {}
         for case in (case for case in all_cases() if _check(case) in checks):
             start = time.perf_counter()
@@ -102,6 +106,18 @@ class Checks:
             if all(reading.status == "PASS" for _, reading in self._readings(case)):
                 seconds[case.name] = time.perf_counter() - start
         return seconds | (run_tests(tests, say).seconds if tests else {})
+
+    def _hand_on(self) -> None:
+        """Tests of this process take what is known of the reference and of the machine, too."""
+        regime.arithmetic = lambda: self.arithmetic
+        judge.truth_of = self._truth_of
+
+    def _truth_of(self, case: Case) -> Truth:
+        if not any(case is known for known in all_cases()):
+            return truth_of(case)
+        if case.name not in self.truths:
+            self.truths[case.name] = truth_of(case)
+        return self.truths[case.name]
 
     def _reaches(self, case: Case, fault: Fault) -> bool:
         return reaches(self.reached.get(case.name), fault, self.packages)
@@ -124,10 +140,9 @@ class Checks:
 
     def _readings(self, case: Case) -> Iterator[tuple[str, Reading]]:
         """Every checkpoint of a case, with its name in the report."""
-        if case.name not in self.truths:
-            self.truths[case.name] = truth_of(case)
+        truth = self._truth_of(case)
         try:
-            readings = compared(case, self.truths[case.name], OwnPort())
+            readings = judge.compared(case, truth, OwnPort())
         except Exception as error:
             yield case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             return
@@ -165,5 +180,5 @@ def _truths(names: Sequence[str], say: Say) -> dict[str, Any]:
         clear_caches(PACKAGES)
         noise._FIXED = noise._FixedNoise()
         with entered(PACKAGES) as reached[case.name], suppress(Exception):  # what fails is found out later
-            compared(case, truth, OwnPort())
+            judge.compared(case, truth, OwnPort())
     return {"truths": truths, "reached": reached}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from hypothesis import strategies
 
 from mlx_parity.faults.patch import Fault, FaultError
 from mlx_parity.faults.verdict import Check, Finding
@@ -23,6 +26,7 @@ from parity_tests.faults.parts import ASIDE, is_part, place
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 OPTIONS += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
+NAMES_A_PART = re.compile(r"\bmark\.part\(|\bmarked\(")
 
 
 @dataclass(eq=False)
@@ -79,15 +83,16 @@ def import_tests() -> None:
     how = dict(deadline=None, derandomize=True, report_multiple_bugs=False, phases=phases)
     hypothesis.settings.register_profile("faults", **how)
     hypothesis.settings.load_profile("faults")
-    import_module("torch._dynamo")
+    files = [file for folder in TESTS for file in sorted((ROOT / folder).rglob("test_*.py"))]
+    marked = [file for file in files if NAMES_A_PART.search(file.read_text("utf-8"))]
+    for file in (ROOT / "parity_tests" / "fixtures.py", *marked):
+        import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
     for plugin in entry_points(group="pytest11"):
         plugin.load()
-    files = [file for folder in TESTS for file in sorted((ROOT / folder).rglob("test_*.py"))]
-    for file in [
-        ROOT / "parity_tests" / "fixtures.py",
-        *(file for file in files if "mark.part(" in file.read_text("utf-8")),
-    ]:
-        import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    import_module("torch._dynamo")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is slow, and is meant to be: Hypothesis reads the constants of all modules
+        hypothesis.given(strategies.integers())(lambda _: None)()
 
 
 def marked_tests() -> list[Check]:
