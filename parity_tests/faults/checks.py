@@ -31,7 +31,7 @@ from parity_tests.faults.parts import ASIDE, BEFORE, GROUPS, cases_of, group_of,
 from port import noise
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+OPTIONS: tuple[str, ...] = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 OPTIONS += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
 
 

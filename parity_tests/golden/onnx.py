@@ -20,6 +20,7 @@ from convert.onnx_weights import read_speaker
 from mlx_parity.adapter import Side
 from mlx_parity.compare import BUDGET, Reading, compare
 from mlx_parity.record import read_tensors
+from mlx_parity.report.data import Status
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import Reference
 from parity_tests.adapters.own import OwnPort
@@ -76,7 +77,7 @@ def _judge(single: Run, double: Run, x: np.ndarray) -> Callable[[np.ndarray], Re
     return lambda found: compare(found, r32, r64, further=further)
 
 
-def _row(path: Path, name: str, side: Side, reading: Reading) -> GoldenRow:
+def _row(path: Path, name: str, side: str, reading: Reading) -> GoldenRow:
     return GoldenRow(path.stem, name, side, "ratio", reading.ratio, BUDGET, reading.status, reading.message, reading)
 
 
@@ -88,7 +89,7 @@ def _not_the_other(
     if other is None or judge(other).status == "PASS" == judge(groups["out"][length]).status:
         return []
     reading = judge(other)
-    status = "PASS" if reading.status == "FAIL" else "FAIL" if reading.status == "PASS" else "ERROR"
+    status: Status = "PASS" if reading.status == "FAIL" else "FAIL" if reading.status == "PASS" else "ERROR"
     return [
         GoldenRow(*about, reading.ratio, BUDGET, status, "onnxruntime 1.32 divides the last segment by what it holds")
     ]
