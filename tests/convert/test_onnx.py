@@ -105,7 +105,7 @@ def test_from_a_file_to_tokens_and_embedding(witnesses, tmp_path):
     mel = reference_audio.log_mel_spectrogram(theirs).numpy()
     lengths = np.array([mel.shape[2]], np.int32)
     tokens = tokens_of(w, mel, lengths)[1][0]
-    assert tokens.shape == (1, 87)  # 25 a second
+    assert tokens.shape == (1, 88)  # 25 a second
     port_mel = port_audio.log_mel_spectrogram(own)
     assert np.array_equal(np.array(w.port(port_mel, mx.array(lengths))[0]), tokens)
     assert np.array_equal(w.onnx(mel, lengths).flatten(), tokens.flatten())

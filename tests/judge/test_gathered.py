@@ -8,6 +8,7 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -185,16 +186,15 @@ def test_a_crashed_worker_loses_nothing_that_it_had_finished():
     first, second = items(2)
     worker.keep("rows", [{"name": "row"}])
     controller.receive(through_a_worker(first, worker))
-    crashed = pytest.TestReport(second.nodeid, ("x", None, "x"), (), "failed", "worker 'gw0' crashed", "???")
+    crashed = pytest.TestReport(second.nodeid, ("x", None, "x"), {}, "failed", "crashed", "???")  # type: ignore[arg-type]
     controller.receive(crashed)
     assert controller.entries("rows") == [{"name": "row"}]
-    assert (
-        controller.tests[second.nodeid]["outcome"] == "error" and "crashed" in controller.tests[second.nodeid]["reason"]
-    )
+    found = controller.tests[second.nodeid]
+    assert found["outcome"] == "error" and "crashed" in found["reason"]
 
 
 def test_a_worker_writes_no_report(parity):
-    session = object.__new__(Session)
+    session: Any = object.__new__(Session)
     option = {"parity_report": "somewhere", "--collect-only": False}.__getitem__
     session.config = SimpleNamespace(getoption=option)
     assert session._folder() == Path("somewhere")

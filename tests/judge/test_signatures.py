@@ -76,8 +76,8 @@ def nearest(fault):
     with patched(fault, faults.PACKAGES):
         rows = [row.entry("t", "x") for case in checks.cases_for([fault]) for row in judge(case, OwnPort())]
     clear_caches(faults.PACKAGES)
-    rows = signatures.name_nearest(rows, PLACES.describe(row.module for row in rows), STAGES, score.known())
-    named = [row for row in rows if row.nearest_fault]
+    found = signatures.name_nearest(rows, PLACES.describe(row.module for row in rows), STAGES, score.known())
+    named = [row for row in found if row.nearest_fault]
     assert len(named) <= 1 and all(row.status != "PASS" for row in named)
     return named[0].nearest_fault if named else None
 

@@ -196,7 +196,7 @@ const shown = (row) => [...row.querySelectorAll("td.num")].map((cell) => cell.da
 found.panel = {
   name: closed.querySelector("summary .name").textContent, kind: closed.querySelector("summary .kind").textContent,
   numbers: [...closed.querySelectorAll("summary .num, dl.facts dd .num")].map((e) => e.dataset.v),
-  worst: [...closed.querySelectorAll("table.compact tbody tr")].map(shown), text: closed.innerText,
+  worst: [...closed.querySelectorAll("table.compact tbody tr")].map(shown), text: closed.textContent,
 };
 found.open = [...document.querySelectorAll("#failures > details.panel")].map((d) => d.open);
 found.plots = document.querySelectorAll("svg.plot").length;
