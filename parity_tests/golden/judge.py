@@ -21,6 +21,7 @@ from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
 from mlx_parity.judge import Row
 from mlx_parity.record import MANIFEST, Entry, Recorded, RecordError, differences, read_manifest
+from mlx_parity.report.data import Status
 from parity_tests.golden.functions import NOT_DOUBLE
 from parity_tests.golden.onnx import read_pair
 from parity_tests.golden.replay import GoldenRow, Replays, cases
