@@ -76,9 +76,9 @@ def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
     arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
     port.run(*arguments)  # what is made once is made without a machine
     found = machines(count, lambda: reference.run(*arguments), lambda: port.run(*arguments))
-    for port, single, further in found:
-        before = compare_all(port, single, truth.double, follow=case.part.follows)
-        for output, after in compare_all(port, single, truth.double, further, truth.rounded, case.part.follows).items():
+    for own, single, further in found:
+        before = compare_all(own, single, truth.double, follow=case.part.follows)
+        for output, after in compare_all(own, single, truth.double, further, truth.rounded, case.part.follows).items():
             yield f"{name}.{output}", before[output], after
 
 
@@ -116,7 +116,7 @@ def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading,
         for before, after in zip(*rules, strict=True):
             readings = [row.reading or Reading(row.status, row.note) for row in (before, after)]
             if any(reading.ratio is not None or reading.status != "PASS" for reading in readings):
-                yield f"{name}.{after.tensor} ({after.side})", *readings
+                yield f"{name}.{after.tensor} ({after.side})", readings[0], readings[1]
 
 
 def _ratio(reading: Reading) -> float:

@@ -78,14 +78,14 @@ def shorter(file: Recorded, call: Mapping[str, Any], steps: int) -> Recorded:
     """The language model's file as if it had ended after `steps` tokens; the numbers are still the original's."""
     per_step = ("logits", "scores_given_to_sampling", "tokens")
     cut = [{k: v[:steps] if k in per_step else v for k, v in group.items()} for group in (file.out, file.out64)]
-    return replace(file, call=file.call | call, out=cut[0], out64=cut[1])
+    return replace(file, call={**file.call, **call}, out=cut[0], out64=cut[1])
 
 
 def driver(flow: Recorded, vocoder: Recorded) -> Recorded:
     """A file of the model driver with the weights of two others, and other requests than the original's."""
     rng = np.random.default_rng(5)
     weights = {f"{k}.{name}": v for k, f in (("flow", flow), ("hift", vocoder)) for name, v in f.weights.items()}
-    inputs = {
+    inputs: dict[str, np.ndarray] = {
         "source_speech_token": rng.integers(0, 60, (1, 40)),
         "prompt_token": rng.integers(0, 60, (1, 3)),
         "prompt_feat": rng.standard_normal((1, 6, 80)).astype(np.float32),
@@ -193,14 +193,14 @@ def variants() -> dict[str, Recorded]:
         "chain": made(replace(chain, call={"seed": 9}, inputs={"scores": chain.inputs["scores"][:20]}), *chain.out,
                       double=False),
         "sines": made(
-            replace(sine, config=sine.config | {"upsample_scale": 240},
+            replace(sine, config={**sine.config, "upsample_scale": 240},
                     inputs={"f0": pitch, "sine_waves": uniform(1, 1680, 9), "rand_ini": uniform(1, 9)}),
             "y", "uv", "sine_unit",
         ),
         "greedy": shorter(greedy, {"steps": 4}, 4),
         "bistream": shorter(bistream, {"eos_after_sampler_calls": 60, "input_lengths": lengths[:-10]}, 60),
         "mel": made(
-            replace(mel, config=mel.config | {"fmax": 8000, "num_mels": 40},
+            replace(mel, config={**mel.config, "fmax": 8000, "num_mels": 40},
                     inputs={"y": 0.3 * mel.inputs["y"][:, :9000]}),
             "mel", "mel_basis",
         ),

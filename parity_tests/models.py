@@ -104,14 +104,15 @@ class Models:
         for name, part in parts.items():
             single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
         single.eval()
-        port = PortModel(config).eval()
+        port = PortModel(config)
+        port.eval()
         weights.expect_baked(port, headers := read_headers(folder), folder)
         # Arrays are read when they are used, those of deeper layers never.
         held = weights.read_arrays(file for file, _ in headers.values())
         if quantization := weights.quantization_of(read_settings(folder)):
             weights.quantize(port, quantization, held)
         for name in parts:
-            keys = [key for key, _ in tree_flatten(port[name].parameters())]
+            keys = list(dict(tree_flatten(port[name].parameters())))
             port[name].load_weights([(key, held[f"{name}.{key}"]) for key in keys], strict=True)
             port[name] = OwnPort().as_run(port[name], lazy=True)
         return cls(source, folder, config, single, exact(single), port, {})

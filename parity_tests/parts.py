@@ -75,11 +75,11 @@ def turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # ---- parts
 
 
-def part(path: str, *more: Any, **known: Any) -> Part:
+def part(path: str, outputs: tuple[str, ...] = ("y",), /, **known: Any) -> Part:
     """A part of this model. The encoders of the front end are stages of their own; fast forms are the flow's."""
     package, module = path.split(".")[:2]
     stage = module if module in ("speech_tokenizer", "speaker") else {"fast": "flow"}.get(package, package)
-    return Part(path, *more, stage=stage, read=sizes.from_dict, live=live_state, **known)
+    return Part(path, outputs, stage=stage, read=sizes.from_dict, live=live_state, **known)
 
 
 _CONV = {"to_port": {"x": swap, "cache": swap}, "from_port": {"y": swap}}

@@ -102,6 +102,7 @@ class Session(session.Session):
         compared = {row.test for row in rows}
         prepared = next(iter(self.gathered.entries("models")), None)
         faults = self.kept("faults", sections.Fault)
+        audit = prepared and prepared["audit"]
         return Report(
             provenance=self._provenance(prepared),
             stages=STAGES,
@@ -110,7 +111,7 @@ class Session(session.Session):
             components=PLAN.components(rows, tests, self._partial()),
             modules=modules,
             not_checked=NOT_CHECKED,
-            weights_audit=prepared and read(sections.WeightsAudit | None, prepared["audit"], "weights_audit"),
+            weights_audit=audit and read(sections.WeightsAudit, audit, "weights_audit"),
             audio=self.kept("audio", sections.Clip),
             quality=self.kept("quality", sections.Metric),
             faults=sections.Faults(faults) if faults else None,

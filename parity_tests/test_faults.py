@@ -165,8 +165,8 @@ def patch_of(path, old, new):
     """A patch that replaces the only piece of a file's text that is `old`."""
     source = (ROOT / path).read_text("utf-8")
     assert source.count(old) == 1
-    lines = [text.splitlines(keepends=True) for text in (source, source.replace(old, new))]
-    return "".join(difflib.unified_diff(*lines, f"a/{path}", f"b/{path}"))
+    before, after = (text.splitlines(keepends=True) for text in (source, source.replace(old, new)))
+    return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
 
 
 @pytest.mark.meta

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,7 +79,8 @@ def spoil(file: Recorded, tensor: str) -> Recorded:
     value = held[name] = held[name].copy()
     place = np.unravel_index(np.where(np.isfinite(value), np.abs(value.astype(float)), 0).argmax(), value.shape)
     value[place] = value[place] * value.dtype.type(1.001) if value.dtype.kind == "f" else 1 - value[place]
-    return replace(file, **{where: held})
+    change: dict[str, Any] = {where: held}
+    return replace(file, **change)
 
 
 @pytest.mark.parametrize(("name", "tensor"), SPOILED, ids=[".".join(pair) for pair in SPOILED])
@@ -154,7 +156,8 @@ def test_numbers_that_are_none_pass_nothing(group, value, whole):
     file = golden("snake")
     y = getattr(file, group)["y"].copy()
     y[... if whole else (0, 0, 0)] = value
-    rows = judge_file(replace(file, **{group: {"y": y}}), *SIDES)
+    change: dict[str, Any] = {group: {"y": y}}
+    rows = judge_file(replace(file, **change), *SIDES)
     assert {row.side for row in rows if row.status in ("FAIL", "ERROR")} == {*SIDES}
 
 

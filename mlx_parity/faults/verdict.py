@@ -47,7 +47,9 @@ class Finding:
 class Suite(Protocol):
     """The checks of a model. What has `say` runs in workers."""
 
-    packages: Sequence[str]
+    @property
+    def packages(self) -> Sequence[str]:
+        """Packages that faults are planted in."""
 
     def batches(self, faults: Sequence[Fault]) -> Sequence[Sequence[Check]]:
         """Checks that must pass before any fault is planted, in batches for a worker each."""

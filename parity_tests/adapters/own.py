@@ -113,7 +113,7 @@ def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: M
     head = config.get("dim_head") or config.get("dit", {}).get("dim_head") or DiTConfig.dim_head
     model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
     converted = convert(file, {f"{prefix}.{k}" if prefix else k: v for k, v in state.items()}, model).tensors
-    wanted = {k for k, _ in tree_flatten(module.parameters())}
+    wanted = set(dict(tree_flatten(module.parameters())))
     one = min(wanted, default="")
     roots = {k.removesuffix(one) for k in converted if k.endswith(one)} if wanted else {""}
     root = next((r for r in sorted(roots) if {r + w for w in wanted} == set(converted)), None)

@@ -11,7 +11,7 @@ from parity_tests.cases import case, cases_of
 
 QWEN2 = dict(vocab_size=64, hidden_size=24, intermediate_size=40)
 QWEN2 |= dict(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2)
-LM = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
+LM: dict[str, Any] = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
 HEAD = QWEN2["hidden_size"] // QWEN2["num_attention_heads"]
 
 ALONE = dict.fromkeys(("q_proj.*", "k_proj.*", "rope"), "a single position attends to itself, whatever its score is")

@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mlx_parity.adapter import Side
 from mlx_parity.record import Arrays, Recorded, RecordError
+from mlx_parity.sides.truth import Reference
 from parity_tests.adapters import own
 from parity_tests.golden import driver, language
 from parity_tests.golden.table import NAMES, part_of, runs
@@ -44,6 +45,7 @@ def _weight_norm(file: Recorded, side: Side) -> Arrays:
     if side.package == "port":
         module = own.OwnPort(forms=()).build(target, file.config, file.weights)
         return {"y": swap(side.array(module(side.tensor(swap(x))))), "weight": swap(side.array(module.weight))}
+    assert isinstance(side, Reference)
     module = weight_norm(target.build("reference", file.config))
     module.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
     module.to(side.dtype)
@@ -74,7 +76,7 @@ def _schedule(file: Recorded, side: Side) -> Arrays:
     for steps in sorted({int(match[1]) for _, match in _named(file, r"(?:t|t_span|t_end|dt)_(\d+)")}):
         cfm = side.get("flow.matching.CausalConditionalCFM")(FlowConfig(dit=sizes, cfm=CFMConfig(n_timesteps=steps)))
         x, spks, mask = np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 1, 3), bool)
-        if side.package == "reference":
+        if isinstance(side, Reference):
             cfm.to(side.dtype)
             t_span = side.get("flow.matching.cosine_schedule")(steps, side.dtype)
         else:
@@ -130,7 +132,7 @@ def _draw(side: Side, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
         calls = {"rand": source.uniform, "randn": source.normal, "exponential": source.exponential}
         return {name: calls[kind](count) for name, kind, count in draws}
     generator = torch.Generator().manual_seed(seed)
-    fill = {
+    fill: dict[str, Callable[..., torch.Tensor]] = {
         "rand": torch.Tensor.uniform_,
         "randn": torch.Tensor.normal_,
         "exponential": torch.Tensor.exponential_,

@@ -21,6 +21,7 @@ from mlx_parity.case import Case
 from mlx_parity.compare import BUDGET, FLOOR, Reading, agreement, compare
 from mlx_parity.judge import Row
 from mlx_parity.record import MANIFEST, Entry, Recorded, RecordError, differences, read_manifest
+from mlx_parity.report.data import Status
 from parity_tests.golden.functions import NOT_DOUBLE
 from parity_tests.golden.onnx import read_pair
 from parity_tests.golden.replay import GoldenRow, Replays, cases
@@ -78,7 +79,8 @@ def _not_the_other(replays: Replays, other: np.ndarray, name: str, passed: bool)
     reading = Judge(replays, "embedding").compare(other, replays.single["embedding"])
     if passed and reading.status == "PASS":
         return []
-    status = {"FAIL": "PASS", "PASS": "FAIL"}.get(reading.status, "ERROR")
+    opposite: dict[str, Status] = {"FAIL": "PASS", "PASS": "FAIL"}
+    status = opposite.get(reading.status, "ERROR")
     note = "onnxruntime 1.32 divides the last segment by what it holds"
     return [GoldenRow(replays.file.name, name, "reference", "differs", reading.ratio, BUDGET, status, note)]
 

@@ -17,6 +17,7 @@ from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.part import Part
 from mlx_parity.record import Arrays, Recorded, RecordError
+from mlx_parity.report.data import Status
 from mlx_parity.sides.capture import Recorder
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import Reference, one_rounding
@@ -26,7 +27,7 @@ from parity_tests.golden.table import NAMES, Run, Tap, part_of, runs
 from parity_tests.parts import PARTS, frames_of_samples, recorded
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
-CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
+CONFIGS: dict[Any, Callable[..., Any]] = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
 NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
 UNREAD = (
     "token_len",
@@ -52,7 +53,7 @@ class GoldenRow:
     measure: str
     value: float | None
     limit: float | None
-    status: str
+    status: Status
     note: str = ""
     reading: Reading | None = None
 
@@ -128,7 +129,7 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
         with recorded(side.package, built) as recorder:
             if isinstance(built, FunctionType):  # as it is recorded
                 built = side.build(case.part, case.config, file.weights)
-            results = side.call(case.part, built, case.inputs, case.call)
+            results = side.call(case.part, built, case.draw(), case.call)
         found |= {  # copies: a table that is made once is the same array in every run
             name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place].copy()
             for name, place in wanted.items()

@@ -36,7 +36,7 @@ class Tap:
         return replace(self, index=int(found))
 
 
-Wanted = dict[str, str | Tap]  # golden output -> result or tap
+Outputs = dict[str, str | Tap]  # golden output -> result or tap
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Run:
     dead: Mapping[str, str] = field(default_factory=dict)
     call: Callable[[Recorded, re.Match[str]], Mapping[str, Any]] | None = None
 
-    def calls(self, file: Recorded) -> Iterator[tuple[Mapping[str, Any] | None, Wanted]]:
+    def calls(self, file: Recorded) -> Iterator[tuple[Mapping[str, Any] | None, Outputs]]:
         """Each call with the file's outputs that it gives and their places; arguments as of `call`."""
         outputs = self.outputs or {name: name for name in PARTS[self.path].outputs}
-        found: Wanted = {}
+        found: Outputs = {}
         for name in file.out:
             match, place = next(((m, p) for k, p in outputs.items() if (m := re.fullmatch(k, name))), (None, ""))
             if match and self.call:
@@ -86,14 +86,20 @@ _HIFT = "vocoder.generator.CausalHiFTGenerator"
 _CONV = "vocoder.convolution.CausalConv1d"
 _F0 = "vocoder.f0.CausalConvRNNF0Predictor"
 _SINES = "vocoder.source.SineGen2"
-_STEPS = {name: Tap(_VELOCITY, name, every=True) for name in ("v_cond", "v_uncond", "t")}
+_STEPS: Outputs = {name: Tap(_VELOCITY, name, every=True) for name in ("v_cond", "v_uncond", "t")}
 _STEPS |= {"states": Tap(_VELOCITY, "x", every=True, then="y")}
-_CONDITIONS = {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")}
+_CONDITIONS: Outputs = {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")}
 _CONDITIONS |= {"prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y")}
-_UNIT = {"sine_unit": Tap(f"{_SINES}._f02sine", "sines", step="upsample_scale")}
-_CONVOLUTIONS = {r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"), r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}")}
+_UNIT: Outputs = {"sine_unit": Tap(f"{_SINES}._f02sine", "sines", step="upsample_scale")}
+_CONVOLUTIONS: Outputs = {
+    r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
+    r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
+}
 _CHUNKED = "flow.masks.add_optional_chunk_mask"
-_CHUNK_MASKS = {r"chunk_mask_zero_len(?:_c(\d+))?": "mask", r"mask_zero_len_mutated_by_c(\d+)": Tap(_CHUNKED, "masks")}
+_CHUNK_MASKS: Outputs = {
+    r"chunk_mask_zero_len(?:_c(\d+))?": "mask",
+    r"mask_zero_len_mutated_by_c(\d+)": Tap(_CHUNKED, "masks"),
+}
 _SOURCE = dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here")
 
 
@@ -137,8 +143,8 @@ TABLE: dict[str, tuple[Run, ...]] = {
     "Attention": (Run("flow.layers.Attention", inputs={"freqs": "rope"}),),
     "DiTBlock": (Run("flow.layers.DiTBlock", inputs={"freqs": "rope"}),),
     "DiT": (Run("flow.dit.DiT", {"y": "y", r"block(\d+)": Tap("flow.layers.DiTBlock", "y")}),),
-    "CausalConditionalCFM.forward": (Run(_CFM, {"y": "y"} | _STEPS),),
-    "CausalMaskedDiffWithDiT.inference": (Run(_FLOW, {"feat": "feat"} | _CONDITIONS),),
+    "CausalConditionalCFM.forward": (Run(_CFM, {"y": "y", **_STEPS}),),
+    "CausalMaskedDiffWithDiT.inference": (Run(_FLOW, {"feat": "feat", **_CONDITIONS}),),
     **{
         f"CausalConv1d{kind}": (
             Run(f"{_CONV}{kind}", without=("cache",)),
@@ -168,10 +174,10 @@ TABLE: dict[str, tuple[Run, ...]] = {
         )
         for name, wave in (("Resample", r"out\.y\d+"), ("fbank", "[^.]+"))
     },
-    "SineGen2": (Run(_SINES, {"y": "y", "uv": "uv"} | _UNIT),),
+    "SineGen2": (Run(_SINES, {"y": "y", "uv": "uv", **_UNIT}),),
     "CausalHiFTGenerator._stft": (Run("vocoder.stft.stft"),),
     "CausalHiFTGenerator._istft": (Run("vocoder.stft.istft"),),
-    "CausalHiFTGenerator.decode": (Run(f"{_HIFT}.decode", {"wav": "wav"} | _CONVOLUTIONS, dead=_SOURCE),),
+    "CausalHiFTGenerator.decode": (Run(f"{_HIFT}.decode", {"wav": "wav", **_CONVOLUTIONS}, dead=_SOURCE),),
     "CausalHiFTGenerator.inference": (
         Run(f"{_HIFT}.inference", {"wav": "wav", "s": "s", "f0": Tap(_F0, "f0")}),
         Run(f"{_HIFT}.decode", {"wav_given_s32": "wav"}, {"speech_feat": "x", "out.s": "s"}, ("sine_waves",)),
