@@ -26,7 +26,7 @@ def test_what_does_not_print_is_escaped(bite):
     assert str(Refused(f"x: tensor a{bite}b")).isprintable()
 
 
-def test_words_of_people_stay_as_they_are():
+def test_ordinary_text_stays_as_it_is():
     for text in ("café", "声音", "один", "😀", "a 'b' \"c\" \\d", "x" * LIMIT):
         assert printable(text) == text
 
@@ -129,7 +129,7 @@ def write(folder, changed=None, path=(), value=None):
 @pytest.mark.parametrize(
     "value", [HTML, [HTML], 3, None, {HTML: HTML}], ids=["text", "list", "number", "null", "object"]
 )
-def test_a_card_takes_nothing_raw(tmp_path, name, path, value):
+def test_a_card_escapes_untrusted_text(tmp_path, name, path, value):
     write(tmp_path, name, path, value)
     try:
         text = card(tmp_path)
