@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -159,6 +159,16 @@ class Comparison:
                 lines += ["", f"{rest} more outputs do not pass; most only inherit the error."]
             lines.append("")
         return "\n".join([*lines, *map(markdown, self.notes())]).rstrip() + "\n"
+
+
+def nested(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Which of some modules, named as in `Comparison.entries`, each contains."""
+    names, found = list(dict.fromkeys(modules)), {}
+    for module in names:
+        part, _, name = module.rpartition("/")
+        beginning = f"{part}/" if name == WHOLE else f"{module}."
+        found[module] = tuple(other for other in names if other != module and other.startswith(beginning))
+    return found
 
 
 def table_line(row: ModuleRow, before: str = "") -> str:

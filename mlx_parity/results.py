@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx_parity.compare import BUDGET, FLOOR
-from mlx_parity.comparison import PACKAGES, WHOLE, table_line
+from mlx_parity.comparison import PACKAGES, WHOLE, nested, table_line
 from mlx_parity.record import record
 from mlx_parity.report import data
 from mlx_parity.report.model import Report, to_json, write_atomically
@@ -238,18 +238,12 @@ def report_of(outcome: Outcome, about: About) -> Report:
 def _modules(judged: Judged) -> dict[str, data.Module]:
     """Where each module is written on both sides, and which others it contains."""
     part, comparer = judged.part, judged.comparer
-    names = list(dict.fromkeys(row.module for row in judged.comparison.rows))
     port = MlxSide(part.mlx_model)
-    matched = comparer.matched(port)
-    found = {}
-    for module in names:
-        name = "" if module == WHOLE else module
-        inside = [n for n in names if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))]
-        found[f"{part.name}/{module}"] = data.Module(
-            reference=_place(comparer.side, name),
-            port=_place(port, matched[name]) if name in matched else None,
-            contains=tuple(f"{part.name}/{n}" for n in inside),
-        )
+    matched, found = comparer.matched(port), {}
+    for module, inside in nested(f"{part.name}/{row.module}" for row in judged.comparison.rows).items():
+        name = module.removeprefix(f"{part.name}/").removeprefix(WHOLE)
+        own = _place(port, matched[name]) if name in matched else None
+        found[module] = data.Module(_place(comparer.side, name), own, inside)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +15,7 @@ import pytest
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
-from mlx_parity.comparison import Comparison
+from mlx_parity.comparison import Comparison, nested
 from mlx_parity.gathered import RUNNING, Gathered
 from mlx_parity.judge import Row, failures, judge
 from mlx_parity.models import compare_models
@@ -74,26 +74,21 @@ class Session:
         plan = Plan(tuple(Planned(part, "all that its tests compare", (part, *inside[part])) for part in parts))
         compared = {row.test for row in rows}
         return Report(
-            provenance=regime.provenance(
-                self.config.rootpath,
-                self.arithmetic,
-                {},
-                original="PyTorch",
-                weights=(),
-                revision=None,
-                dtype="float32",
-                seed=None,
-                started=self.started.isoformat(timespec="seconds"),
-                duration_s=self.seconds,
-                command=self.command,
-                adapter=self.config.rootpath.name,
-            ),
+            provenance=self.provenance(),
             stages=stages,
             rows=tuple(rows),
             tests=tuple(test for test in tests if test.nodeid not in compared),
             components=plan.components(rows, tests),
+            modules={m: data.Module(None, None, within) for m, within in nested(row.module for row in rows).items()},
             not_checked=self.kept("not_checked", data.Gap),
         )
+
+    def provenance(self, versions: Mapping[str, str] | None = None, **about: Any) -> data.Provenance:
+        """What the run was made with; `about` are fields that a suite knows better."""
+        about = {"original": "PyTorch", "weights": (), "revision": None, "dtype": "float32", "seed": None} | about
+        about = {"adapter": self.config.rootpath.name, "command": self.command, **about}
+        about |= {"started": self.started.isoformat(timespec="seconds"), "duration_s": self.seconds}
+        return regime.provenance(self.config.rootpath, self.arithmetic, versions or {}, **about)
 
     def write(self, report: Report, folder: Path) -> None:
         """Write a report's pages."""

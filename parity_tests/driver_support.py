@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
@@ -34,7 +34,7 @@ class Speaker:
 
     def stream(
         self, tokens: int | None = None, text: int | None = None, seed: int | None = None, **options: Any
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray]:
         """Chunks (1, L) of a request for `tokens` given speech tokens, or for a text of `text` tokens.
 
         Args:

@@ -21,13 +21,12 @@ from mlx_parity.report import data, sections
 from mlx_parity.report.codec import plain, read
 from mlx_parity.report.model import Report, save
 from mlx_parity.report.plan import Plan
-from mlx_parity.sides import regime
 from mlx_parity.sides.liveness import summarised
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.faults.score import known
 from parity_tests.models import FolderError, Models, check_folders, prepare_models
-from parity_tests.parts import PARTS, PLACES, ROOT
+from parity_tests.parts import PARTS, PLACES
 from port.fast import chosen
 from port.files.errors import Refused
 from reports.cosyvoice3 import NOT_CHECKED, ORIGINAL, STAGES
@@ -159,9 +158,7 @@ class Session(session.Session):
     def _provenance(self, prepared: dict[str, Any] | None) -> data.Provenance:
         option = self.config.getoption
         prepared = prepared or {"weights": [], "revision": None}
-        return regime.provenance(
-            ROOT,
-            self.arithmetic,
+        return self.provenance(
             self.adapter.versions(),
             original=ORIGINAL,
             weights=tuple(read(data.WeightFile, file, "weights") for file in prepared["weights"]),
@@ -169,9 +166,6 @@ class Session(session.Session):
             fast_forms=(() if option("--plain") else tuple(chosen())) if option("--adapter") == "own" else None,
             dtype=self.label,
             seed=option("--seed"),
-            started=self.started.isoformat(timespec="seconds"),
-            duration_s=self.seconds,
-            command=self.command,
             adapter=option("--adapter"),
         )
 

@@ -82,7 +82,7 @@ def small_models(seed: int = 0, forms: Collection[str] | None = None) -> tuple[R
     """Both sides of `SMALL` with the same live random weights; `forms` as for `OwnPort`."""
     reference = ReferenceModel(SMALL).eval()
     rng = np.random.default_rng(seed)
-    port, tensors = PortModel(SMALL), {}
+    port, tensors = PortModel(SMALL), dict[str, np.ndarray]()
     for part in ("llm", "flow", "hift", "speech_tokenizer", "speaker"):
         module = getattr(reference, PORT_ROOT[part])
         state = live_state({k: v.numpy() for k, v in module.state_dict().items()}, rng)

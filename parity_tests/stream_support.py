@@ -71,8 +71,8 @@ def original(state: Arrays, inputs: Arrays, **call: Any) -> Runs:
 
 def start(flow: Any, about: dict[str, np.ndarray], **options: Any) -> StreamingFlow:
     """A stream of an utterance."""
-    arrays = {name: mx.array(about[name]) for name in ("prompt_feat", "embedding")}
-    return StreamingFlow(flow, about["prompt_token"], noise=mx.array(swap(about["noise"])), **arrays, **options)
+    feat, embedding, noise = (mx.array(x) for x in (about["prompt_feat"], about["embedding"], swap(about["noise"])))
+    return StreamingFlow(flow, about["prompt_token"], feat, embedding, noise=noise, **options)
 
 
 def run(

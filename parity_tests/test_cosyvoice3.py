@@ -1,6 +1,8 @@
 """`CosyVoice3` on both sides, from a recording and a text to samples, and the inputs that each network gets."""
 
 from importlib import import_module
+from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -136,7 +138,7 @@ def test_tokens_are_equal_for_many_seeds(voices, recordings, mode):
 
 def inputs_of(voice, monkeypatch, make):
     """Arguments that `CosyVoice3Model.tts` gets."""
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def tts(prompt, text=None, **arguments):
         seen.update(prompt.given(), text=text, **arguments)
@@ -181,11 +183,11 @@ def test_a_prompt_is_read_once_for_all_pieces(voice, monkeypatch, recordings):
     text = "One, two, three, four, five, six, seven, eight and nine in the kitchen with fresh bread. " * 4
     pieces = voice.frontend.text_normalize(text)
     assert len(pieces) > 1
-    calls, original = [], voice.frontend.extract_speech_token
-    monkeypatch.setattr(voice.frontend, "extract_speech_token", lambda wav: calls.append(wav) or original(wav))
+    reads = mock.Mock(wraps=voice.frontend.extract_speech_token)
+    monkeypatch.setattr(voice.frontend, "extract_speech_token", reads)
     results = voice.inference_zero_shot(text, SYSTEM, recordings[0], seed=1)
     assert sum(1 for _ in results) == len(pieces)
-    assert len(calls) == 1
+    assert reads.call_count == 1
 
 
 @pytest.mark.float32

@@ -70,7 +70,7 @@ def test_a_long_remainder_joins_the_last_chunk_as_in_the_original(speaker):
 
 
 def test_chunks_do_not_wait_for_more_tokens_than_they_need(speaker):
-    seen = []
+    seen: list[int] = []
     stream = speaker.stream(text=20, stream=True, sampling=scripted(some_tokens(130)[0], seen))
     needed = [25 + 15 + 3, 25 + 15 + 50 + 3]
     for count in needed:

@@ -74,7 +74,7 @@ def halves():
             else:
                 precision = Precision(dtype, tuple(PARTS) if how == "every part" else Precision().parts)
                 wanted = lambda name: DTYPES[precision.tag(name)][0]  # noqa: E731
-            model.load_weights([(k, v.astype(wanted(k))) for k, v in tree_flatten(model.parameters())])
+            model.load_weights([(k, v.astype(wanted(k))) for k, v in dict(tree_flatten(model.parameters())).items()])
             made[dtype, how] = speed_up(model)
         return made[dtype, how]
 
@@ -203,9 +203,11 @@ def test_tables_and_caches_have_the_dtype_of_their_weights(halves, dtype, how):
 def test_a_stream_keeps_keys_in_the_dtype_of_their_weights(halves, dtype, how):
     """Its memory is counted with that dtype; the tails of convolutions are float32."""
     flow = halves(dtype, how).flow
-    stream = StreamingFlow(flow, *prompt(), memory=Memory())
+    token, feat, embedding = prompt()
+    stream = StreamingFlow(flow, token, feat, embedding, memory=Memory())
     for have in (5, 30):
         stream.push(speech_ids(30)[:, :have])
+        assert stream._state
         step = stream._state.steps[0]
         keys = fast.key_dtype(flow.decoder.estimator.transformer_blocks[0].attn)
         assert dtypes([[kept.keys, kept.values] for kept in step.kept]) == {keys}

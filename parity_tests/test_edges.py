@@ -1,5 +1,7 @@
 """Inputs beyond the isolated cases; for each there is a fault in the catalogue that no other test catches."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -127,7 +129,8 @@ def test_time_frequencies_are_made_in_float32(dim):
 @pytest.mark.part("model.CosyVoice3Model")
 def test_a_request_that_resets_the_hop_does_not_change_the_object():
     """The object's hop is still the shortest, so a change would show."""
-    for model, tensor in zip(small_models(), (torch.from_numpy, mx.array), strict=True):
+    sides: Any = zip(small_models(), (torch.from_numpy, mx.array), strict=True)
+    for model, tensor in sides:
         prompt, token = Prompt(tensor(np.ones((1, 8), np.float32))), tensor(np.full((1, 60), 33, np.int32))
         chunks = list(model.tts(prompt, source_speech_token=token, stream=Stream(reset_hop=True)))
         assert len(chunks) > 1

@@ -1,5 +1,7 @@
 """The flow decoder: properties that no single case can show."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -97,7 +99,7 @@ def test_decoder_of_any_length(parity, new, prompt, streaming, finalize):
     passes(parity, drawn)
 
 
-def build(parity, part: str, config: dict) -> object:
+def build(parity, part: str, config: Any) -> Any:
     drawn = case(f"flow.built.{part}", part, config)
     return parity.adapter.build(PARTS[part], config, reference_state(drawn))
 

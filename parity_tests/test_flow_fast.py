@@ -3,6 +3,7 @@
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -89,7 +90,7 @@ def test_parity_of_attention_as_on_a_gpu(parity, part, monkeypatch):
 def test_parity_at_the_official_chunk(parity, n):
     """Chunks of fifty frames, as in the model, and lengths that end inside a chunk."""
     sizes = {**FLOW, "dit": {**FLOW["dit"], "static_chunk_size": 50}}
-    mel = dict(mu=normal(1, 12, n), cond=normal(1, 12, n), noise=normal(1, 12, n))
+    mel: dict[str, Any] = dict(mu=normal(1, 12, n), cond=normal(1, 12, n), noise=normal(1, 12, n))
     call = dict(streaming=True, n_timesteps=2)
     parity.check(case(f"flow.cfm.official_chunk.{n}", CFM, sizes, call, mask=valid(n, n), spks=normal(1, 12), **mel))
 
@@ -144,6 +145,10 @@ def request(seed: int, n: int = 23) -> dict[str, mx.array | None]:
     return dict(mu=mu, mask=None, spks=spks, cond=cond, noise=noise)
 
 
+def bytes_of(module: nn.Module) -> int:
+    return sum(array.nbytes for array in dict(tree_flatten(module.parameters())).values())
+
+
 def close(one: mx.array, other: mx.array) -> bool:
     return np.abs(np.array(one - other)).max() < 2e-5 * np.abs(np.array(other)).max()
 
@@ -187,9 +192,9 @@ def test_fast_forms_do_not_hold_weights_twice():
     """Except tables, and the weights of convolutions in their former layout."""
     cfm = built()
     held = mx.get_active_memory()
-    weights = sum(value.nbytes for _, value in tree_flatten(cfm.parameters()))
+    weights = bytes_of(cfm)
     speed_up(cfm, [name for name in chosen() if name != "tables"])
-    assert sum(value.nbytes for _, value in tree_flatten(cfm.parameters())) == weights
+    assert bytes_of(cfm) == weights
     assert mx.get_active_memory() - held < 0.02 * weights
 
 
@@ -248,7 +253,7 @@ def test_a_baked_decoder_gives_the_same_and_frees_the_weights(guidance, forms):
     cfm = built()
     dit = cfm.estimator
     parts = (dit.time_embed, *(norm.linear for norm in modulation.norms(dit)))
-    weights = [weakref.ref(value) for part in parts for _, value in tree_flatten(part.parameters())]
+    weights = [weakref.ref(array) for part in parts for array in dict(tree_flatten(part.parameters())).values()]
     del parts
     modulation.bake(cfm)
     gc.collect()

@@ -1,5 +1,6 @@
 """Audio front end: difficult signals compared three-way, real mistakes of ports, and refused input."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -118,7 +119,7 @@ def _no_rounding(orig, new):
 
 
 # Mistakes that ports have really made; each must fail.
-MISTAKES = {
+MISTAKES: dict[str, tuple[str, dict[str, Callable]]] = {
     "phases not rounded to float32": ("resample_22_24", {"resample_kernel": _no_rounding}),
     "symmetric Hann window, 24 kHz": ("mel", {"_hann_window": np.hanning}),
     "symmetric Hann window, 16 kHz": ("log_mel", {"_hann_window": np.hanning}),

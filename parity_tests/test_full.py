@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from mlx_parity.case import Case, normal, uniform
+from mlx_parity.case import Case, Draw, normal, uniform
 from parity_tests.cases import valid
 from parity_tests.parts import PARTS
 from port.config import CosyVoice3Config
@@ -28,6 +28,7 @@ def weights(part: str, config: CosyVoice3Config, prefix: str) -> dict[str, np.nd
 @pytest.mark.parametrize("streaming", [False, True], ids=["full", "chunked"])
 def test_dit_step(parity, streaming):
     n = 60
+    inputs: dict[str, Draw | np.ndarray]
     inputs = dict(x=normal(2, 80, n), mask=valid(n, n, n), mu=normal(2, 80, n), t=np.array([0.3, 0.3], np.float32))
     inputs |= dict(spks=normal(2, 80, scale=0.3), cond=normal(2, 80, n))
     state = weights("flow", CONFIG, "decoder.estimator.")

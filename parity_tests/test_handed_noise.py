@@ -88,7 +88,7 @@ def is_the_originals(found, truth, start=0):
 
 def cuts(whole):
     """Ends of pieces of the lengths `CUTS`, the last at `whole`."""
-    ends, i = [], 0
+    ends, i = list[int](), 0
     while not ends or ends[-1] < whole:
         ends.append(min((ends[-1] if ends else 0) + CUTS[i % len(CUTS)], whole))
         i += 1

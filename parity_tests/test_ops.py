@@ -47,8 +47,8 @@ def test_each_form_equals_torchs_convolution(kind, groups, stride, dilation, pad
     if kind == "products":
         conv = recast(conv, convolution.ProductConv1d)
         conv.whole = convolution.adds_whole_products(mx.default_device().type)
-    x, conv.weight, conv.bias = (mx.array(a.astype(np.float32)) for a in (x, weight, bias))
-    assert np.abs(np.array(conv(x)) - truth).max() < 4e-6 * np.abs(truth).max()
+    frames, conv.weight, conv.bias = (mx.array(a.astype(np.float32)) for a in (x, weight, bias))
+    assert np.abs(np.array(conv(frames)) - truth).max() < 4e-6 * np.abs(truth).max()
 
 
 def test_too_few_frames_are_refused():

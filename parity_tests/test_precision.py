@@ -1,5 +1,7 @@
 """Half precision on loud inputs: finite although a plain cast overflows, and as exact as its roundings allow."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ DIT = dict(dim=64, depth=3, heads=4, dim_head=16)
 def loud_dit(factor):
     """A transformer with inputs `factor` times as large as usual."""
     frames = 20
-    inputs = {k: normal(1, 80, frames, scale=factor) for k in ("x", "mu", "cond")}
+    inputs: dict[str, Any] = {k: normal(1, 80, frames, scale=factor) for k in ("x", "mu", "cond")}
     inputs |= {"spks": normal(1, 80), "mask": valid(frames, frames), "t": np.array([0.4], np.float32)}
     return case("flow.dit.loud", "flow.dit.DiT", DIT, **inputs)
 

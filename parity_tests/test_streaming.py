@@ -63,6 +63,7 @@ def test_nbytes_counts_what_a_stream_holds(flow):
     about = utterance(15)
     stream = start(flow, about, memory=Memory())
     stream.push(about["token"][:, :9])
+    assert stream._state
     assert stream.nbytes == stream.bytes_for(stream._state.capacity) + stream.bytes_for(0)  # and a copy for the prompt
     stream.push(about["token"])
     assert stream.nbytes == stream.bytes_for(stream._state.capacity)
@@ -157,7 +158,7 @@ def test_a_prompt_is_kept_for_the_weights_that_computed_it():
 def test_streams_that_take_turns_do_not_mix(flow):
     abouts, memory = [utterance(15), utterance(6), utterance(0)], Memory()
     streams = [start(flow, about, memory=memory, max_cache_bytes=1 << 30) for about in abouts]
-    pieces = [[] for _ in streams]
+    pieces: list[list[np.ndarray]] = [[] for _ in streams]
     for have in (5, 9, 14):
         for stream, about, got in zip(streams, abouts, pieces, strict=True):
             got.append(np.array(stream.push(about["token"][:, :have])))

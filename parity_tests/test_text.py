@@ -70,7 +70,7 @@ def test_text_that_is_not_normalised():
     assert text_normalize(" 3. 4 ", words, text_frontend=False) == [" 3. 4 "]
     assert text_normalize(" 3 ", words, split=False, text_frontend=False) == " 3 "
     with pytest.raises(TypeError, match="not list"):
-        text_normalize(["a"], words)
+        text_normalize(["a"], words)  # type: ignore[arg-type]
 
 
 def test_without_split_no_full_stop_is_added():
@@ -139,8 +139,8 @@ def test_the_length_of_a_piece_is_that_of_its_tokens():
 
 def fake_wetext(monkeypatch, normalize):
     module = types.ModuleType("wetext")
-    module.__spec__ = ModuleSpec("wetext", None)
-    module.Normalizer = lambda **_: types.SimpleNamespace(normalize=normalize)
+    normalizer = types.SimpleNamespace(normalize=normalize)
+    vars(module).update(__spec__=ModuleSpec("wetext", None), Normalizer=lambda **_: normalizer)
     monkeypatch.setitem(sys.modules, "wetext", module)
     return wetext_side.WeTextNormalizer()
 

@@ -143,8 +143,8 @@ class Witnesses:
 
     def __init__(self, folder, saved):
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-        special = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
-        special["additional_special_tokens"] = list(ADDITIONAL_SPECIAL_TOKENS)
+        ends = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
+        special = ends | {"additional_special_tokens": list(ADDITIONAL_SPECIAL_TOKENS)}
         self.ours = CosyVoice3Tokenizer.from_folder(folder)
         self.ours.save(saved)
         self.reloaded = CosyVoice3Tokenizer.from_folder(saved)
@@ -253,7 +253,7 @@ def test_an_inconsistent_vocabulary_is_refused(damaged, change, message):
         ("vocab.json", b"\xff\xfe", "not readable as JSON"),
         ("merges.txt", b"a b c\n", "is not a pair of tokens"),
         ("merges.txt", b"h e\nh e\n", "a merge is there twice"),
-        ("merges.txt", b"#" * ((16 << 20) + 1), "larger than 16 MB"),
+        ("merges.txt", b"#" * ((16 << 20) + 1), "larger than 16777216 bytes"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "not an object of objects"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"320": {"content": "<|new|>"}}}', "'320' is unknown"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"321": {"content": "[a]"}}}', "'321' is unknown"),

@@ -42,7 +42,7 @@ PIECES = {
 
 def assigned():
     """Characters by category. Unicode 3.2 and today's agree on them, so every library does."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for code in range(0x20, min(sys.maxunicode, 0x30000)):
         character = chr(code)
         category = unicodedata.category(character)

@@ -1,5 +1,7 @@
 """The vocoder: each form of convolution, and properties that no single case can show."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -46,7 +48,7 @@ def test_causal_convolution_of_any_shape(parity, taps, dilation, frames, side, c
     if taps % 2 == 0 and dilation % 2 == 0:
         dilation += 1  # the original cannot run an even kernel with an even dilation
     context = (taps - 1) * dilation
-    inputs = {"cache": normal(2, 6, context)} if cached and context else {}
+    inputs: dict[str, Any] = {"cache": normal(2, 6, context)} if cached and context else {}
     sizes = dict(in_channels=6, out_channels=10, kernel_size=taps, dilation=dilation, causal_type=side)
     name = f"vocoder.conv.drawn.{taps}.{dilation}.{frames}"
     passes(parity, case(name, "vocoder.convolution.CausalConv1d", sizes, x=normal(2, 6, frames), **inputs))
@@ -106,7 +108,7 @@ def test_the_pitch_is_rounded_once(parity, seed):
     np.testing.assert_array_max_ulp(parity.adapter.run(*arguments)["f0"], truth.astype(np.float32), maxulp=1)
 
 
-def generator(parity) -> object:
+def generator(parity) -> Any:
     part = PARTS[f"{GENERATOR}.inference"]
     return parity.adapter.build(part, HIFT, reference_state(case("vocoder.built", part.path, HIFT)))
 

@@ -203,7 +203,7 @@ def test_another_shape_than_a_mel_is_refused(generator):
 def test_too_short_noise_is_refused_and_leaves_the_stream_usable(generator):
     about = truth(9)
     vocoder = StreamingVocoder(generator, mx.array(about["noise"]))
-    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the stream needs {10 * HOP}"):
+    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the mel needs {10 * HOP}"):
         vocoder.push(mx.zeros((1, 10, 80)), finalize=True)
     whole = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [])
     np.testing.assert_array_equal(stream(vocoder, about["mel"], []), whole)

@@ -6,6 +6,7 @@ The pitch is float64 on every device. No GPU of MLX has float64: each operation 
 import functools
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -109,7 +110,7 @@ def test_each_part_runs(metal, case):
 @pytest.mark.parametrize("mode", [*REQUESTS, "stream"])
 def test_every_mode_runs(metal, voices, recordings, mode):
     voices.port.add_zero_shot_spk(SYSTEM, recordings[0], "saved")
-    options = {"seed": 0}
+    options: dict[str, Any] = {"seed": 0}
     if mode == "bistream":
         options["strict_min_length"] = True  # no end inside a round
     if mode == "stream":

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mlx_parity.case import Case, Draw, normal
 from parity_tests.cases import case, cases_of, valid
 
 TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2)
-SPEAKER = dict(n_mels=80, embed_dim=24, head_channels=4, init_channels=8, growth_rate=4, bottleneck_channels=8)
+SPEAKER: dict[str, Any] = dict(
+    n_mels=80, embed_dim=24, head_channels=4, init_channels=8, growth_rate=4, bottleneck_channels=8
+)
 SPEAKER |= dict(block_layers=(2, 3), block_dilations=(1, 2))
 CAM = dict(bn_channels=8, out_channels=4, segment_frames=100)
 FULL, HELD = dict(divide_by_full_segment=True), dict(divide_by_full_segment=False)

@@ -9,7 +9,9 @@ import numpy as np
 from mlx_parity.case import Case, normal, uniform, values
 from parity_tests.cases import Input, case, voiced_and_unvoiced
 
-SINE = dict(samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10)
+SINE: dict[str, Any] = dict(
+    samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10
+)
 SOURCE = dict(
     sampling_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, add_noise_std=0.003, voiced_threshold=10
 )
@@ -18,7 +20,7 @@ STFT = dict(n_fft=16, hop_len=4)
 GENERATOR = "vocoder.generator.CausalHiFTGenerator"
 
 
-def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: Input) -> Case:
+def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: Any) -> Case:
     sizes = dict(in_channels=6, out_channels=10, kernel_size=taps, dilation=dilation, causal_type=side)
     suffix = ".cache" if inputs else ""
     return case(
@@ -30,7 +32,7 @@ def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: Input
     )
 
 
-def _rate(kind: str, taps: int, stride: int, frames: int, **inputs: Input) -> Case:
+def _rate(kind: str, taps: int, stride: int, frames: int, **inputs: Any) -> Case:
     suffix = ".cache" if inputs else ""
     return case(
         f"vocoder.conv.{kind.lower()}.k{taps}.s{stride}.n{frames}{suffix}",
@@ -103,7 +105,8 @@ CASES = (
         "vocoder.source",
         "vocoder.source.SourceModuleHnNSF",
         SOURCE,
-        **dict(f0=voiced_and_unvoiced(2, 9), sine_waves=uniform(1, 9 * 480, 9)),
+        f0=voiced_and_unvoiced(2, 9),
+        sine_waves=uniform(1, 9 * 480, 9),
     ),
     case("vocoder.stft", "vocoder.stft.stft", None, STFT, x=normal(2, 1440)),
     case("vocoder.stft.odd", "vocoder.stft.stft", None, STFT, x=normal(1, 1001)),

@@ -129,8 +129,8 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
             if isinstance(built, FunctionType):  # as it is recorded
                 built = side.build(case.part, case.config, file.weights)
             results = side.call(case.part, built, case.inputs, case.call)
-        found |= {
-            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place]
+        found |= {  # copies: a table that is made once is the same array in every run
+            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place].copy()
             for name, place in wanted.items()
         }
     return found

@@ -19,11 +19,12 @@ TOY = """
 import mlx.nn, numpy, pytest, torch
 from mlx_parity import mlx_module, torch_module
 
-def sides(**change):
-    theirs = torch_module(lambda self, x: self.up(x).relu(), up=torch.nn.Linear(5, 7))
-    mine = mlx_module(lambda self, x: mlx.nn.relu(self.up(x)), up=mlx.nn.Linear(5, 7))
+def sides():
+    torch.manual_seed(0)
+    theirs = torch_module(lambda self, x: self.up(x).relu(), up=torch.nn.Linear(16, 32))
+    mine = mlx_module(lambda self, x: mlx.nn.relu(self.up(x)), up=mlx.nn.Linear(16, 32))
     mine.load_weights([(k, mlx.core.array(v.numpy())) for k, v in theirs.state_dict().items()])
-    return theirs, mine, numpy.ones((2, 5), numpy.float32)
+    return theirs, mine, numpy.random.default_rng(0).standard_normal((9, 16)).astype(numpy.float32)
 """
 TESTS = """
 import pytest
@@ -76,6 +77,7 @@ def test_a_test_of_three_lines_compares_models_and_leaves_a_report(run, tmp_path
         "encoder": "PASS",
         "decoder": "FAIL",
     }
+    assert report["modules"]["decoder/(model)"]["contains"] == ["decoder/up"], "the fault is one cause"
     assert report["verdict"]["sentence"] in printed
     assert "decoder/up" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
