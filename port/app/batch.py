@@ -158,7 +158,7 @@ def _prepared(
 ) -> Spoken:
     own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{line['id']}".encode()).digest()[:4])
     asked = Utterance.from_line(line, folder)
-    recordings = {name: heard(path) for name in PATHS if (path := getattr(asked, name))}
+    recordings: dict[str, Any] = {name: heard(path) for name in PATHS if (path := getattr(asked, name))}
     return replace(asked, **recordings).speak(voice, own_seed, raw_prompt)
 
 
