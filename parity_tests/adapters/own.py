@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from importlib import metadata
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -52,7 +53,9 @@ class OwnPort(Side):
         built = part.build("port", config)
         if isinstance(built, nn.Module) and part.at:
             root = load_part(built, part, config, state)
-            built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
+            built.load_weights(
+                [(k, self._stored(root + k, v)) for k, v in dict(tree_flatten(built.parameters())).items()]
+            )
         return self.as_run(built)
 
     def as_run(self, built: Any, lazy: bool = False) -> Any:
@@ -77,14 +80,14 @@ class OwnPort(Side):
 
     def place(self, path: str) -> str | None:
         found = PLACES.find("port", path)
-        return found and str(found)
+        return str(found) if found else None
 
     def versions(self) -> dict[str, str]:
-        return {"mlx": mx.__version__}
+        return {"mlx": metadata.version("mlx")}
 
 
 # The two sides by name; the reference takes a dtype.
-SIDES: dict[str, type[Side]] = {"reference": Reference, "port": OwnPort}
+SIDES: dict[str, Callable[..., Side]] = {"reference": Reference, "port": OwnPort}
 
 
 def make(dtype: str = "float32") -> OwnPort:
