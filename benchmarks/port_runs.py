@@ -31,7 +31,7 @@ WAYS = {
     "causal_final": {"causal_final": True},
 }
 Run = Callable[[], Outputs]
-Inputs = dict[str, mx.array]
+Inputs = dict[str, Any]  # arrays by the name of the argument
 Words = Mapping[str, Any]  # size or options of a case
 
 
@@ -100,7 +100,8 @@ def manifest(model: CosyVoice3Model, x: Inputs, size: Words, options: Words) -> 
         return Spoken(model, prompt, [Piece({"text": mx.array(texts[line])})], chosen, lambda: None)
 
     def run() -> Outputs:
-        made = dict(together(model, ((line, partial(spoken, line)) for line in range(len(texts))), rows))
+        lines = ((line, partial(spoken, line)) for line in range(len(texts)))
+        made: dict[int, Any] = dict(together(model, lines, rows))
         return {"samples": [made[line][0]["tts_speech"].shape[1] for line in range(len(texts))]}
 
     return run

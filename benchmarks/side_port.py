@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import islice
 from typing import Any
 
@@ -40,14 +41,15 @@ class Side:
     name = "port"
 
     def __init__(self, threads: int) -> None:
-        self.model: CosyVoice3Model | None = None
+        self.model: CosyVoice3Model
         self.roots: list[str] = []
         self.variants: dict[Any, CosyVoice3Model] | None = None
         self._fast: set[str] = set()
 
     def load(self, part: str, config: CosyVoice3Config, state: State) -> None:
         """Convert and fill one part; the others stay lazy and take no memory."""
-        self.model = self.model or CosyVoice3Model(config)
+        if not self.roots:
+            self.model = CosyVoice3Model(config)
         root = PORT_ROOT[part]
         fill(self.model, root, convert(part, state, config).tensors)
         self.roots.append(root)
@@ -89,18 +91,21 @@ class Side:
         For decoding we count one token; for the vocoder only the filter: pitch and source run partly on the host.
         """
         model, config = self._model(options), self.model.config
+        run: Callable[..., mx.array]
+        arguments: tuple[mx.array, ...]
         if kind in ("prefill", "decode"):
 
-            def run(x: mx.array) -> mx.array:
+            def step(x: mx.array) -> mx.array:
                 return model.llm.step(x, model.llm.qwen2.make_cache())
 
-            arguments = (mx.zeros((1, size.get("positions", 1), config.llm.qwen2.hidden_size)),)
+            run, arguments = step, (mx.zeros((1, size.get("positions", 1), config.llm.qwen2.hidden_size)),)
         elif kind == "dit":
 
-            def run(x: mx.array, mu: mx.array, cond: mx.array, spks: mx.array) -> mx.array:
+            def velocity(x: mx.array, mu: mx.array, cond: mx.array, spks: mx.array) -> mx.array:
                 return model.flow.decoder.velocity(x, FIRST_TIME, mu, None, spks, cond)[0]
 
-            arguments = (*(mx.array(inputs[k]).swapaxes(1, 2) for k in ("x", "mu", "cond")), mx.array(inputs["spks"]))
+            run, spks = velocity, mx.array(inputs["spks"])
+            arguments = (*(mx.array(inputs[k]).swapaxes(1, 2) for k in ("x", "mu", "cond")), spks)
         elif kind == "vocoder":
             run = model.vocoder.decode
             mel = mx.array(inputs["speech_feat"]).swapaxes(1, 2)
@@ -138,7 +143,7 @@ class Side:
         return mx.get_peak_memory()
 
     def about(self) -> dict[str, Any]:
-        return {"version": mx.__version__, "device": mx.default_device().type.name}
+        return {"version": version("mlx"), "device": mx.default_device().type.name}
 
     def _model(self, options: Mapping[str, Any]) -> CosyVoice3Model:
         """The model in the requested forms and precision."""
@@ -161,9 +166,9 @@ class Side:
         return self.variants[key]
 
     @staticmethod
-    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, np.ndarray]) -> float:
+    def _idle_waits(model: CosyVoice3Model, inputs: Mapping[str, Any]) -> float:
         """How often the host waits for a token with nothing queued behind it, per token, after the first."""
-        job = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
+        job: Any = model.llm.inference(**inputs, draws=SeededDraws(0), strict_min_length=True)
         with watched() as waits:
             next(job)
             waits.idle = 0
