@@ -25,7 +25,7 @@ from .modules import recast, replace
 # Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one by one: a sum over 1024 channels had 6
 # times the reference's error.
 LONGEST_SUM = 256
-# In a product of a phase. With fewer, reading the whole weight for each phase costs more than adding up the taps.
+# In a product of a phase. With fewer, packing the whole weight for each phase costs what adding up the taps does.
 FEWEST_ROWS = 250
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
