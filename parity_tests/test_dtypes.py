@@ -60,7 +60,8 @@ PARTS_SEEN = sorted({row[0] for row in (*SUMS, *FUNCTIONS)} | {LINEAR, DIT})
 LEFT_OUT = {"emb", "t", "mu", "cond", "spks", "given", "halves", "hidden", "token"}
 
 
-@pytest.fixture(scope="module")
+# For the session: tests sorted by their parts go in and out of this file.
+@pytest.fixture(scope="session")
 def halves():
     """A function that gives the small model in a half dtype, `how` much of it one of `HOW`."""
     made = {}
@@ -139,7 +140,7 @@ class Watch:
 ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def watched(halves):
     """A function that gives the `Watch` of one run: token ids to scores, mel and streamed mel, and mel to samples."""
     kept = {}

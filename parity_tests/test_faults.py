@@ -94,7 +94,7 @@ def test_a_fault_fits_the_code_and_leaves_no_trace(fault):
 @pytest.mark.meta
 def test_every_part_of_a_fault_can_be_named():
     """By an isolated case, or by a test that is marked with it: a renamed test cannot drop out in silence."""
-    script = "from parity_tests.faults.checks import marked_tests; print(*{test.part for test in marked_tests()})"
+    script = "from parity_tests.faults.tests import marked_tests; print(*{test.part for test in marked_tests()})"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr
     marked = set(done.stdout.split())

@@ -25,7 +25,7 @@ QUICK = settings(max_examples=40, deadline=None, derandomize=True)
 CONFIG = dict(LM, end_of_prompt=50)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def twins(parity):
     """One language model on three sides: reference in float32 and float64, port."""
     part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]

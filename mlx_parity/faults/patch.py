@@ -58,9 +58,8 @@ def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
     Raises:
         FaultError: the code it was written for has changed.
     """
-    path, _, name = fault.where.partition(":")
     try:
-        module = import_module(path if path.split(".")[0] in packages else f"{packages[0]}.{path}")
+        module, name = _place(fault, packages)
         change = _replaced if fault.old is None else _edited
         context = change(fault, module, name, packages)
         context.__enter__()
@@ -70,6 +69,11 @@ def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         context.__exit__(None, None, None)
+
+
+def function_of(fault: Fault, packages: Sequence[str]) -> FunctionType:
+    """The function that a fault changes, which is not one of a constant."""
+    return _function(*_place(fault, packages))
 
 
 def clear_caches(packages: Sequence[str]) -> None:
@@ -121,6 +125,11 @@ def _replaced(fault: Fault, module: ModuleType, name: str, packages: Sequence[st
     finally:
         for holder in holders:
             setattr(holder, name, original)
+
+
+def _place(fault: Fault, packages: Sequence[str]) -> tuple[ModuleType, str]:
+    path, _, name = fault.where.partition(":")
+    return import_module(path if path.split(".")[0] in packages else f"{packages[0]}.{path}"), name
 
 
 def _function(module: ModuleType, qualname: str) -> FunctionType:

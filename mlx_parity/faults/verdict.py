@@ -54,6 +54,9 @@ class Suite(Protocol):
     def batches(self, faults: Sequence[Fault]) -> Sequence[Sequence[Check]]:
         """Checks that must pass before any fault is planted, in batches for a worker each."""
 
+    def lasts(self, fault: Fault) -> int:
+        """How long a fault will take, by any measure: the longest begin first, so that no worker ends alone."""
+
     def alone(self, checks: Sequence[Check], say: Say) -> dict[str, float]:
         """Run some checks without any fault; seconds of those that passed, by `Check.by`."""
 
@@ -126,7 +129,7 @@ def examine(
         raise FaultError("; ".join(problems) or f"{failed[0]} fails without any fault")
     doubtful: dict[str, list[Check]] = {}
     waiting: list[Verdict] = []
-    for fault, outcome in workers.run(partial(_under, suite), faults):
+    for fault, outcome in workers.run(partial(_under, suite), sorted(faults, key=suite.lasts, reverse=True)):
         verdict = _verdict(fault, outcome)
         if verdict.finding is None or (check := verdict.finding.check).by in seconds:
             yield _proved(verdict, seconds, workers.limit)

@@ -117,7 +117,8 @@ def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: M
     model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
     converted = convert(file, {f"{prefix}.{k}" if prefix else k: v for k, v in state.items()}, model).tensors
     wanted = set(dict(tree_flatten(module.parameters())))
-    roots = {k[: len(k) - len(w)] for k in converted for w in wanted if k.endswith(w)} if wanted else {""}
+    one = min(wanted, default="")
+    roots = {k.removesuffix(one) for k in converted if k.endswith(one)} if wanted else {""}
     root = next((r for r in sorted(roots) if {r + w for w in wanted} == set(converted)), None)
     if root is None:
         raise ValueError(f"{part.at}: the table gives {sorted(converted)}, the port has {sorted(wanted)}")

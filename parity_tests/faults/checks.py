@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
-from io import StringIO
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import pytest
-
+from mlx_parity import judge
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
-from mlx_parity.faults.patch import Fault, FaultError
+from mlx_parity.faults.patch import Fault, FaultError, clear_caches
+from mlx_parity.faults.reach import Place, entered, reaches
 from mlx_parity.faults.signatures import Signature, strength
 from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
-from mlx_parity.judge import compared
 from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.faults import PACKAGES, TESTS
-from parity_tests.faults.parts import ASIDE, BEFORE, GROUPS, cases_of, group_of, is_part, place
+from parity_tests.faults import PACKAGES
+from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, place
+from parity_tests.faults.tests import first_failing, import_tests, knows, marked_tests, run_tests
 from port import noise
-
-ROOT = Path(__file__).parents[2]
-OPTIONS: tuple[str, ...] = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
-OPTIONS += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
 
 
 @dataclass
@@ -42,6 +34,7 @@ class Checks:
     Args:
         signed: how wrong each isolated case is under a fault is kept as well.
         truths: what the reference gives for each isolated case.
+        reached: the port's functions that run in each isolated case.
         tests: all that are marked with a part, smallest parts first.
         arithmetic: what this machine was found to compute in.
         caught_by: the check that caught each fault when the score was recorded, by the fault's name.
@@ -49,6 +42,7 @@ class Checks:
 
     signed: bool = False
     truths: dict[str, Truth] = field(default_factory=dict)
+    reached: dict[str, set[Place]] = field(default_factory=dict)
     tests: list[Check] = field(default_factory=list)
     arithmetic: dict[Any, Any] = field(default_factory=dict)
     caught_by: Mapping[str, str] = field(default_factory=dict)
@@ -59,38 +53,37 @@ class Checks:
 
         Nothing of it evaluates an array of MLX: workers are forks of this process.
         """
+        import_tests()
         names = [case.name for case in cases_for(faults)]
-        for batch, outcome in workers.run(
-            _prepared, [None, *(names[i :: 2 * workers.jobs] for i in range(2 * workers.jobs))]
-        ):
+        parts = [partial(_truths, names[i :: 2 * workers.jobs]) for i in range(2 * workers.jobs)]
+        for _, outcome in workers.run(_call, [_tests, *parts]):
             if outcome.problem:
                 raise FaultError(outcome.problem)
-            if batch is None:
-                self.tests, self.arithmetic = outcome.result
-            else:
-                self.truths |= outcome.result
-        # What a run of pytest imports, and PyTorch at the first use of another order: seconds of each worker.
-        import_module("torch._dynamo")
-        for plugin in entry_points(group="pytest11"):
-            plugin.load()
-        for file in {"parity_tests/fixtures.py", *(test.by.partition("::")[0] for test in self.tests)}:
-            import_module(Path(file).with_suffix("").as_posix().replace("/", "."))
+            for name, found in outcome.result.items():
+                setattr(self, name, getattr(self, name) | found if isinstance(found, dict) else found)
 
     def batches(self, faults: Sequence[Fault]) -> Sequence[Sequence[Check]]:
         """The isolated cases that the faults need."""
         checks = [_check(case) for case in cases_for(faults)]
         return [batch for batch in (checks[::2], checks[1::2]) if batch]
 
+    def lasts(self, fault: Fault) -> int:
+        """All tests of an equivalent one, some of one that a test caught last time, else isolated cases alone."""
+        return 2 if fault.equivalent else int("::" in self.caught_by.get(fault.name, "::"))
+
     def look(self, fault: Fault, say: Say) -> tuple[Finding | None, Signature]:
-        """The first failure of a fault's checks; of all checks before it may count as survived."""
-        regime.arithmetic = lambda: self.arithmetic
+        """The first failure of a fault's checks; of all checks before it may count as survived.
+
+        An isolated case that does not run the changed function gives what it gave without the fault.
+        """
+        self._hand_on()
         noise._FIXED = noise._FixedNoise()
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
         # Among the tests of one part the order proves nothing: the likely ones first.
         own.sort(key=lambda test: (place(test.part), test.by != self.caught_by.get(fault.name), not knows(test, fault)))
-        cases = cases_for([fault])
+        cases = [case for case in cases_for([fault]) if fault.equivalent or self._reaches(case, fault)]
         signature: Signature = {}
         finding = first_failing(before, say)
         if finding is None or self.signed:
@@ -105,7 +98,7 @@ class Checks:
 
     def alone(self, checks: Sequence[Check], say: Say) -> dict[str, float]:
         """Seconds of the checks that pass without any fault."""
-        regime.arithmetic = lambda: self.arithmetic
+        self._hand_on()
         tests, seconds = [check for check in checks if "::" in check.by], {}
         for case in (case for case in all_cases() if _check(case) in checks):
             start = time.perf_counter()
@@ -113,6 +106,21 @@ class Checks:
             if all(reading.status == "PASS" for _, reading in self._readings(case)):
                 seconds[case.name] = time.perf_counter() - start
         return seconds | (run_tests(tests, say).seconds if tests else {})
+
+    def _hand_on(self) -> None:
+        """Tests of this process take what is known of the reference and of the machine, too."""
+        regime.arithmetic = lambda: self.arithmetic
+        judge.truth_of = self._truth_of
+
+    def _truth_of(self, case: Case) -> Truth:
+        if not any(case is known for known in all_cases()):
+            return truth_of(case)
+        if case.name not in self.truths:
+            self.truths[case.name] = truth_of(case)
+        return self.truths[case.name]
+
+    def _reaches(self, case: Case, fault: Fault) -> bool:
+        return reaches(self.reached.get(case.name), fault, self.packages)
 
     def _of(self, groups: Iterable[str]) -> list[Check]:
         return [test for test in self.tests if group_of(test.part) in groups]
@@ -132,10 +140,9 @@ class Checks:
 
     def _readings(self, case: Case) -> Iterator[tuple[str, Reading]]:
         """Every checkpoint of a case, with its name in the report."""
-        if case.name not in self.truths:
-            self.truths[case.name] = truth_of(case)
+        truth = self._truth_of(case)
         try:
-            readings = compared(case, self.truths[case.name], OwnPort())
+            readings = judge.compared(case, truth, OwnPort())
         except Exception as error:
             yield case.name, Reading("ERROR", f"{type(error).__name__}: {error}")
             return
@@ -154,125 +161,24 @@ def _check(case: Case) -> Check:
     return Check(case.name, case.part.path)
 
 
-def _prepared(names: Sequence[str] | None, say: Say) -> Any:
-    """The marked tests and the arithmetic, or the truths of some cases."""
-    if names is None:
-        return marked_tests(), regime.arithmetic()
-    found = {}
+def _call(work: Callable[[Say], dict[str, Any]], say: Say) -> dict[str, Any]:
+    return work(say)
+
+
+def _tests(say: Say) -> dict[str, Any]:
+    """The marked tests, and the arithmetic."""
+    return {"tests": marked_tests(), "arithmetic": regime.arithmetic()}
+
+
+def _truths(names: Sequence[str], say: Say) -> dict[str, Any]:
+    """The truths of some cases, and what of the port runs in them."""
+    truths, reached = {}, {}
     for case in (case for case in all_cases() if case.name in names):
         say(_check(case))
         truth = truth_of(case)
-        found[case.name] = replace(truth, further=list(truth.further))
-    return found
-
-
-# ---- tests
-
-
-@dataclass(eq=False)
-class Run:
-    """A pytest plugin that runs some tests in their order.
-
-    Attributes:
-        order: node ids; None for all that are marked.
-        seconds: of the tests that passed.
-        failed: node id and last line of the first that failed.
-        marked: node id and part of what was collected.
-        late: 1 for what takes long, after the other tests of its part.
-    """
-
-    order: dict[str, int] | None
-    say: Say
-    seconds: dict[str, float] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    marked: list[Check] = field(default_factory=list)
-    late: dict[str, int] = field(default_factory=dict)
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            if (mark := item.get_closest_marker("part")) is not None:
-                self.marked.append(Check(item.nodeid, *mark.args))
-                self.late[item.nodeid] = mark.kwargs.get("late", 0)
-        if self.order is not None:
-            order = self.order
-            items[:] = sorted((i for i in items if i.nodeid in order), key=lambda item: order[item.nodeid])
-
-    def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self.say(next((check for check in self.marked if check.by == nodeid), Check(nodeid, "")))
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.passed:
-            self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
-        self._failure(report)
-
-    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        self._failure(report)
-
-    def _failure(self, report: pytest.TestReport | pytest.CollectReport) -> None:
-        if report.failed:
-            lines = str(report.longrepr).strip().splitlines() or [""]
-            self.failed.setdefault(report.nodeid, lines[-1][:300])
-            self.seconds.pop(report.nodeid, None)
-
-
-def marked_tests() -> list[Check]:
-    """All tests that name a part, smallest parts first.
-
-    Raises:
-        FaultError: a test that cannot be imported, or that names a part that there is not.
-    """
-    run = _pytest(Run(None, print), ["--collect-only", *(str(ROOT / folder) for folder in TESTS)])
-    for nodeid, message in run.failed.items():
-        raise FaultError(f"{nodeid}: {message}")
-    for test in run.marked:
-        if not is_part(test.part):
-            raise FaultError(f"{test.by} is marked with {test.part}, which is no part")
-    tests = [test for test in run.marked if test.part not in ASIDE]
-    return sorted(tests, key=lambda test: (place(test.part), run.late[test.by]))
-
-
-@cache
-def _modules_of(file: str) -> frozenset[str]:
-    """Names of the modules that a test file has something of."""
-    values = vars(import_module(Path(file).with_suffix("").as_posix().replace("/", "."))).values()
-    return frozenset(str(getattr(value, "__module__", None) or getattr(value, "__name__", "")) for value in values)
-
-
-def knows(test: Check, fault: Fault) -> bool:
-    """Whether a test's file imports from that of the fault: of the tests of one part, those run first."""
-    path = fault.where.partition(":")[0]
-    return (path if path.split(".")[0] in PACKAGES else f"port.{path}") in _modules_of(test.by.partition("::")[0])
-
-
-def first_failing(tests: Sequence[Check], say: Say) -> Finding | None:
-    """Run tests in their order up to the first that fails."""
-    if not tests:
-        return None
-    parts = {test.by: test.part for test in tests}
-    for nodeid, message in run_tests(tests, say, "-x").failed.items():
-        return Finding(Check(nodeid, parts.get(nodeid, nodeid)), nodeid, message)
-    return None
-
-
-def run_tests(tests: Sequence[Check], say: Say, *options: str) -> Run:
-    """Run tests in their order, in this process.
-
-    Raises:
-        FaultError: none ran.
-    """
-    files = sorted({test.by.partition("::")[0] for test in tests})
-    order = {test.by: at for at, test in enumerate(tests)}
-    run = _pytest(Run(order, say), [*options, *(str(ROOT / file) for file in files)])
-    if not run.seconds and not run.failed:
-        raise FaultError(f"no test ran: {', '.join(files)}")
-    return run
-
-
-def _pytest(run: Run, arguments: Sequence[str]) -> Run:
-    printed = StringIO()
-    with redirect_stdout(printed), redirect_stderr(printed):
-        code = pytest.main([*OPTIONS, *arguments], plugins=[run])
-    if code in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR):
-        raise FaultError(f"pytest: {(printed.getvalue().strip().splitlines() or [str(code)])[-1]}")
-    return run
+        truths[case.name] = replace(truth, further=list(truth.further))
+        clear_caches(PACKAGES)
+        noise._FIXED = noise._FixedNoise()
+        with entered(PACKAGES) as reached[case.name], suppress(Exception):  # what fails is found out later
+            judge.compared(case, truth, OwnPort())
+    return {"truths": truths, "reached": reached}

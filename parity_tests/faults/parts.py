@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "batched.decoder": (),
     "fast.sampling": ("llm.sampling",),
     "fast.precision": (),
+    "fast.attention": ("fast", "flow"),
     "fast.convolution": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
     "flow": ("fast",),

@@ -14,6 +14,7 @@ import yaml
 from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, text_config, with_front_end
 from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
+from tests.support import parsed_json
 
 pytestmark = pytest.mark.part("convert", late=1)
 
@@ -198,25 +199,6 @@ def test_an_unknown_key_in_the_yaml(folder):
             assert read(folder) is None, path
 
 
-def json_leaves(content, path=()):
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in items:
-        if isinstance(value, dict | list) and value:
-            yield from json_leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def replaced(content, path, value):
-    """A copy of parsed JSON with another value at one place."""
-    copy = json.loads(json.dumps(content))
-    place = copy
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return copy
-
-
 def other_values(value):
     if isinstance(value, bool):
         return [not value]
@@ -228,12 +210,14 @@ def other_values(value):
 QWEN = json.loads((DATA / "config.json").read_text())
 
 
-@pytest.mark.parametrize("path", [path for path, _ in json_leaves(QWEN)], ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize(
+    "path", [path for path, _ in parsed_json.leaves(QWEN)], ids=lambda path: ".".join(map(str, path))
+)
 def test_another_value_in_the_backbones_config(folder, path):
     name = ".".join(map(str, path))
     known = reasons(QWEN_REASONS, name)
-    for value in other_values(dict(json_leaves(QWEN))[path]):
-        (folder / QWEN_FILE).write_text(json.dumps(replaced(QWEN, path, value)))
+    for value in other_values(dict(parsed_json.leaves(QWEN))[path]):
+        (folder / QWEN_FILE).write_text(json.dumps(parsed_json.edited(QWEN, path, value)))
         found = read(folder)
         assert (found in (None, CosyVoice3Config())) if known else found != CosyVoice3Config(), (name, value)
 

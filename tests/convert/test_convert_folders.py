@@ -119,7 +119,7 @@ def test_git_lfs_pointer(source, refuses, name):
 @pytest.mark.parametrize(
     "levels", [("Fun-CosyVoice3-0.5B",), ("snapshots", "abc"), ("hub", "models--x--y", "snapshots", "b")]
 )
-def test_a_folder_around_a_checkpoint(source, refuses, tmp_path, levels):
+def test_a_folder_that_contains_a_checkpoint(source, refuses, tmp_path, levels):
     top = tmp_path / "top"
     inner = top.joinpath(*levels)
     inner.parent.mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_the_tokenizer_of_training_alone(source, refuses):
     refuses(source, "speech_tokenizer_v3.batch.onnx is the variant for training, download speech_tokenizer_v3.onnx")
 
 
-def test_another_generation(source, conversion):
+def test_cosyvoice_2_is_refused(source, conversion):
     (source / "cosyvoice3.yaml").rename(source / "cosyvoice2.yaml")
     (source / "llm.pt").unlink()
     assert "only CosyVoice 3 is converted" in conversion(source)[1]
@@ -154,7 +154,7 @@ def test_a_path_that_is_no_hub_id(refuses, name, tmp_path, monkeypatch):
     refuses(name, f"{name}: no such folder; give a folder, or a hub id", code=2)
 
 
-def test_exchanged_paths(source, capsys, tmp_path):
+def test_swapped_paths(source, capsys, tmp_path):
     """The error must not advise to delete the checkpoint."""
     assert run.main(["--hf-path", str(tmp_path / "new"), "--mlx-path", str(source)]) == 2
     line = capsys.readouterr().err

@@ -218,7 +218,7 @@ def test_a_tensor_that_repeats_an_element_of_its_storage_is_read(tmp_path):
         (b"_rebuild_tensor_v2", b"_rebuild_tensor_v9"),
     ],
 )
-def test_tensors_that_lie(tmp_path, old, new):
+def test_tensors_with_false_sizes_or_types(tmp_path, old, new):
     records = records_of(saved(TENSORS))
     (name,) = (name for name in records if name.endswith("data.pkl"))
     pickled = records[name].replace(old, new, 1)

@@ -172,13 +172,13 @@ def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, 
 @pytest.mark.parametrize("file", FILES)
 def test_the_comparison_sees_other_weights_in_a_layout(source, tmp_path, monkeypatch, file):
     """The port has the plain weights, the reference changed ones in another layout: the comparison fails."""
-    spoiled = Path(shutil.copytree(source, tmp_path / "spoiled"))
-    state = torch.load(spoiled / file)
+    damaged = Path(shutil.copytree(source, tmp_path / "damaged"))
+    state = torch.load(damaged / file)
     key = next(k for k, v in state.items() if v.dim() > 1 and k != HEAD and "embed" not in k)
-    torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), spoiled / file)
+    torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), damaged / file)
     real = run.parity_check
     with pytest.raises(Refused, match="is FAIL"):
-        convert_folder(find_source(str(source)), tmp_path / "out", lambda _, folder: real(spoiled, folder))
+        convert_folder(find_source(str(source)), tmp_path / "out", lambda _, folder: real(damaged, folder))
 
 
 def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys):

@@ -137,7 +137,7 @@ def test_card_of_a_damaged_folder(converted, capsys, name, content):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_build_wants_something_to_do(capsys):
+def test_build_needs_a_report_or_a_folder(capsys):
     with pytest.raises(SystemExit) as stop:
         build.main([])
     assert stop.value.code == 2

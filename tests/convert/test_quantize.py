@@ -236,11 +236,11 @@ def test_precision_of_a_folder_from_elsewhere(source, tmp_path):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("spoilt", [False, True], ids=["as converted", "spoilt"])
-def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
+@pytest.mark.parametrize("damaged", [False, True], ids=["as converted", "damaged"])
+def test_the_suite_on_a_quantized_folder(source, tmp_path, damaged):
     """Walks over budget do not fail the run; a quality limit that is not met does."""
     out = converted(source, tmp_path / "out", Precision(bits={"llm": 4}, group_size=32))
-    if spoilt:
+    if damaged:
         arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays_of(out).items()}
         mx.save_safetensors(str(out / "model.safetensors"), arrays, {"format": "mlx"})
     tests = ["test_walks.py::test_walk[walk.llm]", "test_walks.py::test_seeded_speech_tokens_are_equal"]
@@ -248,7 +248,7 @@ def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"parity_tests/{t}" for t in tests)]
     command += ["--checkpoint", str(source.folder), "--mlx-path", str(out), "--report", str(tmp_path / "report")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == spoilt, done.stdout + done.stderr
+    assert done.returncode == damaged, done.stdout + done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     counts = report["verdict"]["counts"]
     assert counts["REDUCED"] > 5
@@ -256,5 +256,5 @@ def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
     assert report["verdict"]["test_counts"]["skipped"] == 3
     assert report["provenance"]["dtype"] == "4-bit"
     failed = {m["metric"] for m in report["quality"] if m["status"] == "FAIL"}
-    assert bool(failed) == spoilt
-    assert report["verdict"]["status"] == ("FAIL" if spoilt else "PASS")
+    assert bool(failed) == damaged
+    assert report["verdict"]["status"] == ("FAIL" if damaged else "PASS")

@@ -47,7 +47,7 @@ def test_every_reader_has_known_damage():
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_a_short_run(reader, tmp_path, monkeypatch):
+def test_every_reader_survives_a_short_run(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz.signal, "alarm", lambda seconds: 0)  # pytest has a clock of its own
     fuzz.work(reader, tmp_path, seconds=30, inputs=INPUTS, seed=time.time_ns())
     read, refused = map(int, (tmp_path / fuzz.TALLY).read_text().split())

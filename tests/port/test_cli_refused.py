@@ -93,7 +93,7 @@ def test_recordings_are_checked_before_the_model_is_loaded(run, wavs, tmp_path):
         assert_one_line(run(*unsafe), 1, "voice name")
 
 
-def test_refused_places(run, model, wavs, tmp_path):
+def test_output_paths_that_are_refused(run, model, wavs, tmp_path):
     for out in (tmp_path / "none" / "o.wav", tmp_path, tmp_path / "o.m4a", tmp_path / "o"):
         assert_one_line(run(*say(model, wavs, *MODES["cross-lingual"], "-o", out)), 2, str(out))
     assert_one_line(run("say", "--model", model, "--text", WORDS, "-o", tmp_path / "o.wav"), 2, "needs a voice")

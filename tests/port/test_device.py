@@ -29,7 +29,7 @@ def device():
     mx.set_default_device(before)
 
 
-def test_it_is_chosen_by_name(device):
+def test_the_device_is_chosen_by_name(device):
     use_device("cpu")
     assert mx.default_device() == mx.Device(mx.cpu)
     use_device("auto")

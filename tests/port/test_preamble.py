@@ -103,14 +103,14 @@ def test_what_people_wrote_is_still_read_and_cut(port, recordings):
     assert said == SYSTEM + "It is 3."
 
 
-def test_a_text_with_tokens_of_its_own(port, recordings):
+def test_a_text_with_special_tokens(port, recordings):
     """Text with `<|...|>` is spoken as it is, as in the original; its own instruction serves the whole request."""
     ask = lambda text: given(port, lambda: port.inference_zero_shot(text, PROMPT_WORDS, recordings[0]))  # noqa: E731
     assert ask("It is <|im_end|> 3.") == [(SYSTEM + PROMPT_WORDS, "It is <|im_end|> 3.")]
     assert ask("Slowly.<|endofprompt|>It is 3.") == [(PROMPT_WORDS, "Slowly.<|endofprompt|>It is 3.")]
 
 
-def test_marks_alone_still_say_nothing(port, recordings):
+def test_punctuation_alone_says_nothing(port, recordings):
     assert given(port, lambda: port.inference_cross_lingual("...", recordings[0])) == []
 
 

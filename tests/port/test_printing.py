@@ -13,6 +13,7 @@ from port.files.errors import LIMIT, Refused, printable
 from port.files.voices import Voice, read_voice, write_voice
 from reports.card import card, is_card, write_card
 from tests.support.convert_support import CONFIG
+from tests.support.parsed_json import edited, leaves
 
 pytestmark = pytest.mark.robust
 
@@ -26,7 +27,7 @@ def test_what_does_not_print_is_escaped(bite):
     assert str(Refused(f"x: tensor a{bite}b")).isprintable()
 
 
-def test_words_of_people_stay_as_they_are():
+def test_ordinary_text_stays_as_it_is():
     for text in ("café", "声音", "один", "😀", "a 'b' \"c\" \\d", "x" * LIMIT):
         assert printable(text) == text
 
@@ -79,24 +80,6 @@ def test_tensors_of_a_voice_that_do_not_print(tmp_path, bite):
 HTML = "<script>alert(1)</script><img src=x onerror=y> ![x](https://x) | `\n\n# FAIL\n---\n\x1b[2J"
 
 
-def leaves(value, path=()):
-    """Paths of all leaves of a JSON value."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from leaves(inner, (*path, key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from leaves(inner, (*path, i))
-    else:
-        yield path
-
-
-def put(content, path, value):
-    for key in path[:-1]:
-        content = content[key]
-    content[path[-1]] = value
-
-
 CONFIGURATION = {
     "provenance": {"source": "me/x", "revision": "0" * 40, "sha256": {}},
     "quantization": {"bits": 4, "group_size": 64, "llm.x": {"bits": 8}},
@@ -112,15 +95,12 @@ QUALITY = {
     "metrics": [{"metric": "m", "unit": "dB", "value": 1.0, "rounding": 1.0, "limit": 1.0, "status": "PASS"}],
 }
 FILES = {"config.json": CONFIGURATION, "audit.json": AUDIT, "quality.json": QUALITY}
-PLACES = [(name, path) for name, content in FILES.items() for path in leaves(content)]
+PLACES = [(name, path) for name, content in FILES.items() for path, _ in leaves(content)]
 
 
 def write(folder, changed=None, path=(), value=None):
     for name, content in FILES.items():
-        content = json.loads(json.dumps(content))
-        if name == changed:
-            put(content, path, value)
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(edited(content, path, value) if name == changed else content))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +109,7 @@ def write(folder, changed=None, path=(), value=None):
 @pytest.mark.parametrize(
     "value", [HTML, [HTML], 3, None, {HTML: HTML}], ids=["text", "list", "number", "null", "object"]
 )
-def test_a_card_takes_nothing_raw(tmp_path, name, path, value):
+def test_a_card_escapes_untrusted_text(tmp_path, name, path, value):
     write(tmp_path, name, path, value)
     try:
         text = card(tmp_path)

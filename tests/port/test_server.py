@@ -1,4 +1,4 @@
-"""`serve`: OpenAI's client gets the speech that the Python class makes, whole or streamed, whoever else asks."""
+"""`serve`: OpenAI's client gets the speech that the class makes, whole or streamed, whatever other clients do."""
 
 import asyncio
 import base64
@@ -74,7 +74,7 @@ def test_the_first_chunk_comes_before_the_last_is_made(client, running):
     running.idle()
 
 
-def test_events(running, served_voice):
+def test_speech_as_server_sent_events(running, served_voice):
     got = running.speech(LONGER, response_format="pcm", stream_format="sse")
     assert got.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(event.removeprefix("data: ")) for event in got.text.strip().split("\n\n")]

@@ -54,7 +54,7 @@ def test_the_example(served, tmp_path):
     heard(tmp_path / "out.wav")
 
 
-def test_a_signal_ends_it(served):
+def test_a_signal_ends_the_server(served):
     """The last test: it ends quietly, with exit code 0."""
     served[1].send_signal(signal.SIGINT)
     out, err = served[1].communicate(timeout=30)

@@ -121,8 +121,8 @@ def test_a_key_is_asked_for(page, served_voice):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits(page, running, width, scheme):
-    """Nothing is cut off, every field has a name, and text stands out from what is behind it (WCAG's 4.5)."""
+def test_the_page_fits_its_screen(page, running, width, scheme):
+    """Nothing is cut off, every field has a name, and text contrasts with its background (WCAG's 4.5)."""
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
     page.goto(running.url)

@@ -146,7 +146,7 @@ def test_refused_by_one_line(running, nothing_left, name, caplog):
     assert [record for record in caplog.records if not record.name.startswith(QUIET)] == []
 
 
-def test_keys(served_voice, nothing_left):
+def test_requests_without_the_right_key(served_voice, nothing_left):
     """Without the right key only the page and the health are served; only an allowed origin may call."""
     allowed = Settings(api_key=KEY, names=["speech.example"], origins=["https://app.example"])
     with serving(served_voice, allowed) as guarded:

@@ -87,13 +87,13 @@ def test_two_streams_of_one_model_know_nothing_of_each_other():
 class Door:
     """A lock that reports when a thread waits for it."""
 
-    def __init__(self, lock, told):
-        self._lock, self._told, self.waited = lock, told, False
+    def __init__(self, lock, noticed):
+        self._lock, self._noticed, self.waited = lock, noticed, False
 
     def __enter__(self):
         if not self._lock.acquire(blocking=False):
             self.waited = True
-            self._told.set()
+            self._noticed.set()
             self._lock.acquire()
 
     def __exit__(self, *error):
@@ -105,15 +105,15 @@ def waits(monkeypatch, owner, lock, inside, first, second):
 
     Timing plays no part: the first thread goes on when the second one waits for the lock or has ended.
     """
-    told, entered, results = threading.Event(), threading.Event(), {}
-    door = Door(getattr(owner, lock), told)
+    noticed, entered, results = threading.Event(), threading.Event(), {}
+    door = Door(getattr(owner, lock), noticed)
     monkeypatch.setattr(owner, lock, door)
     original = getattr(*inside)
 
     def stopped(*args, **kwargs):
         if threading.current_thread().name == "first" and not entered.is_set():
             entered.set()
-            assert told.wait(30), "the second thread neither waits nor ends"
+            assert noticed.wait(30), "the second thread neither waits nor ends"
         return original(*args, **kwargs)
 
     monkeypatch.setattr(*inside, stopped)
@@ -125,7 +125,7 @@ def waits(monkeypatch, owner, lock, inside, first, second):
             results[name] = error
         finally:
             if name == "second":
-                told.set()
+                noticed.set()
 
     one = threading.Thread(target=run, args=("first", first), name="first")
     one.start()

@@ -78,16 +78,16 @@ def test_verify(run, parity, model, tmp_path, monkeypatch):
     code, out, _ = run("verify", "--model", model, *checkpoint)
     assert code == 0
     assert re.search(r"equals .*: (\d+) PASS of \1 tensors", out)
-    spoiled = copy_folder(parity.models, tmp_path / "spoiled")
-    path = next(path for path in spoiled.glob("*.safetensors") if any(k.startswith("speaker") for k in load_file(path)))
+    damaged = copy_folder(parity.models, tmp_path / "damaged")
+    path = next(path for path in damaged.glob("*.safetensors") if any(k.startswith("speaker") for k in load_file(path)))
     tensors = load_file(path)
     name = max((key for key in tensors if key.startswith("speaker")), key=lambda key: tensors[key].size)
     save_file(tensors | {name: tensors[name] * 1.01}, path, {"format": "mlx"})
-    before = {file.name: file.read_bytes() for file in spoiled.iterdir()}
-    code, out, err = run("verify", "--model", spoiled, *checkpoint)
+    before = {file.name: file.read_bytes() for file in damaged.iterdir()}
+    code, out, err = run("verify", "--model", damaged, *checkpoint)
     assert (code, out) == (1, "")
-    assert re.search(r"^error: .*spoiled: differs from .* FAIL.*; first \S+: ", err, re.M)
-    assert {file.name: file.read_bytes() for file in spoiled.iterdir()} == before
+    assert re.search(r"^error: .*damaged: differs from .* FAIL.*; first \S+: ", err, re.M)
+    assert {file.name: file.read_bytes() for file in damaged.iterdir()} == before
 
 
 def test_verify_leaves_the_quality_of_a_folder_alone(run, parity, tmp_path, monkeypatch):

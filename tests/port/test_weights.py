@@ -18,7 +18,8 @@ from port.files.errors import Refused
 from port.files.storage import TensorInfo, Writer, read_header, read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
-from tests.support.convert_support import CONFIG, put
+from tests.support.convert_support import CONFIG
+from tests.support.parsed_json import put
 
 pytestmark = pytest.mark.part("files.weights")
 

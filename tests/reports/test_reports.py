@@ -97,7 +97,7 @@ def test_page_order_and_self_containment():
     assert not re.search(r"https?:|url\(|@import", re.sub(r'="data:[^"]*"', "", text))
 
 
-def test_a_subject_without_words_has_a_page():
+def test_a_report_without_wording_has_a_page():
     text = page.render_html(make(broken=True, **every_section()), Wording())
     assert "Model parity report" in text and ">whole<" in text and "CosyVoice 3" not in text
 

@@ -68,7 +68,7 @@ def test_parts_that_fail_independently_have_a_panel_each():
     assert led(found) == [("attn", [], ["block"]), ("ff", [], []), ("snake", [], [])]
 
 
-def test_in_a_run_of_the_whole_what_comes_after_is_folded_and_what_came_before_is_not():
+def test_in_a_whole_run_later_failures_are_folded_and_earlier_ones_are_not():
     found = rows(
         "isolated attn c1 attn",
         "chained time walk.a early",
@@ -80,12 +80,12 @@ def test_in_a_run_of_the_whole_what_comes_after_is_folded_and_what_came_before_i
     assert led(found) == [("attn", [], ["attn.chained", "late", "result"]), ("early", [], []), ("other", [], [])]
 
 
-def test_what_fails_only_inside_the_whole_is_led_by_the_first_of_its_run():
+def test_failures_only_inside_the_whole_fold_under_the_first_of_their_run():
     found = rows("chained attn walk.a a1", "chained dit walk.a a2", "chained dit walk.b b1", "chained ff walk.c c1")
     assert led(found) == [("a1", [], ["a2", "b1"]), ("c1", [], [])]
 
 
-def test_every_failing_row_has_one_cause_whatever_contains_what():
+def test_every_failing_row_has_one_cause():
     rng = random.Random(0)
     for _ in range(300):
         names = [f"m{i}" for i in range(5)]
@@ -102,7 +102,7 @@ def test_every_failing_row_has_one_cause_whatever_contains_what():
         assert sorted(covered) == sorted(r.name for r in found if r.status == "FAIL")
 
 
-def test_a_recording_of_no_one_part_is_folded_where_its_stage_has_a_cause():
+def test_a_golden_row_without_a_part_is_folded_under_a_cause_of_its_stage():
     section = NESTED | {"gold": Module(None, None, ())}
     found = rows("golden gold g g1", "isolated attn c attn")
     assert led(found, section) == [("attn", [], ["g1"])]

@@ -15,7 +15,8 @@ from mlx_parity.report.model import Report
 from mlx_parity.report.words import failure_sentence, ratio_text
 from parity_tests.session import weights_audit
 from reports import build, drift
-from tests.support.synthetic_report import amended, edited, every_section, make
+from tests.support.parsed_json import edited
+from tests.support.synthetic_report import amended, every_section, make
 
 pytestmark = pytest.mark.meta
 

@@ -76,7 +76,7 @@ def test_ratios_follow_from_the_times(measured):
         assert found["low"] <= found["median"] <= found["high"]
 
 
-def test_counts_see_the_tables(measured):
+def test_tables_make_the_counts_smaller(measured):
     """At 64 channels and 2 blocks the modulation's linears are known: 2 x (64 + 1) x 384 + (64 + 1) x 128 floats."""
     (case,) = measured[2]["cases"]
     fast, plain = (case["counts"][name] for name in ("port", "port.no_tables"))
@@ -93,7 +93,7 @@ def test_without_a_fast_blas_it_says_that_mlx_means_nothing(measured):
 
 
 @pytest.mark.parametrize(("mlx", "meaningless"), [(4.8e9, True), (183e9, False)])
-def test_the_sentence_follows_from_measured_speeds(mlx, meaningless):
+def test_a_slow_blas_is_found_by_measured_speeds(mlx, meaningless):
     about = {
         "port": {"device": "cpu", "matrix_flops": mlx, "blas_kernel": "Zen"},
         "torch": {"device": "cpu", "matrix_flops": 197e9},
@@ -229,7 +229,7 @@ def test_targets_are_judged_by_their_limits():
 
 
 @pytest.mark.parametrize(("kind", "share"), [("decode", "50 %"), ("prefill", "25 %")])
-def test_the_limit_of_single_tokens_is_the_memory(kind, share):
+def test_decoding_is_limited_by_memory_and_a_prefill_by_arithmetic(kind, share):
     """Two tokens in 1 s: decoding reads 4 of 8 bytes, one pass over both computes 3 of 12 operations."""
     row = {"side": "port", "status": "measured", "message": "", "seconds": [1.0], "median": 1.0, "check": None}
     counts = {"port": {"matmul_flops": 3, "weight_bytes": 2}}

@@ -79,7 +79,7 @@ def test_a_line_fits_on_a_screen(page):
     assert wide((ROOT / page).read_text("utf-8").partition("<!-- results -->")[0]) == []
 
 
-def test_what_is_too_long_is_seen():
+def test_long_sentences_and_lines_are_found():
     assert too_long("word " * 31 + ".") and not too_long("word " * 15 + "; " + "word " * 15 + ".")
     assert not too_long("```sh\n" + "word " * 40 + "\n```\n| " + "word " * 40 + " |")
     assert wide("x" * 131) and not wide("```\n" + "x" * 131 + "\n```\n| " + "x" * 131)

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from port.files import community
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model
-from tests.support.convert_support import put
+from tests.support.parsed_json import put
 
 PITCH = "vocoder.f0_predictor.condnet."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,16 +26,6 @@ def resave(path: Path, change: Callable[[Any], Any]) -> None:
 def arrays_of(folder: Path) -> dict[str, mx.array]:
     """The arrays of a folder's model.safetensors."""
     return cast(dict[str, mx.array], mx.load(str(folder / "model.safetensors")))
-
-
-def put(content: Any, changes: Mapping[str, Any]) -> Any:
-    """Give parsed JSON other values at some dotted paths, in place."""
-    for path, value in changes.items():
-        place = content
-        for name in path.split(".")[:-1]:
-            place = place[name]
-        place[path.rpartition(".")[2]] = value
-    return content
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import zlib
 from collections.abc import Sequence
@@ -204,14 +203,3 @@ def changed(report: Report, name: str, kind: str, ratio: float) -> Report:
     at = place_of(report, name, kind)
     status = "FAIL" if ratio > BUDGET.ratio else "PASS"
     return amended(report, "rows", at, status=status, **measured(report.rows[at].e_ref_rms, ratio))
-
-
-def edited(content: Any, path: Sequence[str | int], value: Any) -> Any:
-    """A copy of parsed JSON with another value at a place."""
-    content = copy.deepcopy(content)
-    *way, last = path
-    at = content
-    for step in way:
-        at = at[step]
-    at[last] = value
-    return content
