@@ -36,7 +36,7 @@ verify: $(STAMP)
 	@status=0; \
 	$(BIN)/python convert/run.py --hf-path $(CHECKPOINT) --mlx-path $(MLX) --device $(DEVICE) || status=1; \
 	given=$$(test -d $(MLX) && echo "--mlx-path $(MLX)"); \
-	$(BIN)/python -m parity_tests.harness.branches -m "not meta and not robust" $(WORKERS) --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
+	$(BIN)/python -m parity_tests.coverage -m "not meta and not robust" $(WORKERS) --device $(DEVICE) --checkpoint $(CHECKPOINT) $$given --report $(OUT) || status=1; \
 	$(BIN)/python -m reports.build $(OUT)/report.json --last $(LAST) --ledger build/ledger.jsonl || status=1; \
 	exit $$status
 

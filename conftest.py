@@ -1,4 +1,4 @@
-"""Options of the suite, the arithmetic it runs under, and the collection of every reading into one report file."""
+"""Options of the suite and the arithmetic it runs under; `mlx_parity.plugin` gathers every reading into one report."""
 
 import argparse
 import os
@@ -11,12 +11,11 @@ import pytest
 import torch
 
 from mlx_parity.case import Case
-from parity_tests.harness.session import Session
-from parity_tests.parts import PARTS
+from parity_tests.session import Session
 from port.app.device import DEVICES, use_device
 
 ROOT = Path(__file__).parent
-pytest_plugins = ("parity_tests.fixtures",)
+pytest_plugins = ("mlx_parity.plugin", "parity_tests.fixtures")
 # A busy machine is no fault of the port; and a verdict, on a fault of the catalogue too, must not hang on a draw.
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("suite")
@@ -26,7 +25,7 @@ def pytest_addoption(parser):
     group = parser.getgroup("parity")
     group.addoption("--checkpoint", type=_folder, metavar="DIR", help="official checkpoint (default: a tiny one)")
     group.addoption("--mlx-path", type=_folder, metavar="DIR", help="its conversion (default: converted on the fly)")
-    group.addoption("--report", metavar="DIR", help="write DIR/report.json")
+    group.addoption("--report", dest="parity_report", metavar="DIR", help="write DIR/report.json")
     dtypes = ["float32", "float16", "bfloat16"]
     group.addoption("--dtype", default="float32", choices=dtypes, help="dtype of the port's weights")
     group.addoption("--device", default="auto", choices=DEVICES, help="where MLX computes (default: its own choice)")
@@ -50,16 +49,10 @@ def pytest_configure(config):
         use_device(config.getoption("--device"))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from None
-    session = config.stash[Session.key] = Session(config, command=_command())
-    if not config.option.help and not config.option.version:
-        session.begin()
 
 
-def pytest_itemcollected(item):
-    """`-k` finds a test by the words of its part as well."""
-    mark = item.get_closest_marker("part")
-    if mark and mark.args[0] in PARTS:
-        item.extra_keyword_matches.update(PARTS[mark.args[0]].words)
+def pytest_parity_session(config):
+    return Session(config, _command())
 
 
 def pytest_collection_modifyitems(config, items):
@@ -68,52 +61,6 @@ def pytest_collection_modifyitems(config, items):
         left = [item for item in items if (case := _case(item)) and first[case.part.path] is not item]
         config.hook.pytest_deselected(items=left)
         items[:] = [item for item in items if item not in left]
-    reasons = {}
-    if not config.getoption("--full"):
-        reasons["full"] = "real sizes: run with --full"
-    if (label := config.stash[Session.key].label) != "float32":
-        reasons["float32"] = f"equal numbers need float32, this run is {label}: test_quality.py judges it"
-    for item in items:
-        for marker, reason in reasons.items():
-            if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=reason))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session):
-    if not session.config.option.collectonly and not hasattr(session.config, "workerinput"):
-        session.config.stash[Session.key].require_float32()
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    report = yield
-    item.config.stash[Session.key].gathered.attach(item, report)
-    return report
-
-
-def pytest_runtest_logreport(report):
-    Session.current.gathered.receive(report)
-
-
-def pytest_collectreport(report):
-    if report.failed:
-        Session.current.gathered.failed_collection(report)
-
-
-def pytest_sessionfinish(session, exitstatus):
-    session.exitstatus = session.config.stash[Session.key].finish(exitstatus)
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    for line in config.stash[Session.key].summary():
-        terminalreporter.write_line(line)
-
-
-@pytest.fixture(scope="session")
-def parity(request):
-    """The running session: judges cases, hands out the checkpoint and both models, keeps every row."""
-    return request.config.stash[Session.key]
 
 
 def _case(item):
@@ -129,6 +76,6 @@ def _folder(value):
 
 
 def _command():
-    names = {"__main__": "pytest", "branches": "python -m parity_tests.harness.branches"}
+    names = {"__main__": "pytest", "coverage": "python -m parity_tests.coverage"}
     first = Path(sys.argv[0]).stem
     return " ".join([names.get(first, first), shlex.join(sys.argv[1:])]).strip()

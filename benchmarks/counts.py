@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 
@@ -51,11 +52,10 @@ def count(function: Callable[..., Any], *arguments: mx.array) -> Counts:
     """
     events: list[dict[str, Any]] = []
     mx.disable_compile()  # a compiled function would count as one primitive, and cannot be exported
-    contiguous, mx.contiguous = mx.contiguous, lambda x: x  # a change of layout that cannot be exported either
     try:
-        mx.export_function(events.append, function, *arguments)
+        with patch.object(mx, "contiguous", lambda x: x):  # a change of layout that cannot be exported either
+            mx.export_function(events.append, function, *arguments)
     finally:
-        mx.contiguous = contiguous
         mx.enable_compile()
     constants = {name: a for event in events if event["type"] == "constants" for name, a in event["constants"]}
     steps = [event for event in events if event["type"] == "primitive"]

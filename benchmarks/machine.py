@@ -95,8 +95,8 @@ def peak_rss() -> int | None:
     """Largest resident size of this process in bytes since `reset_peak_rss`; or since its start."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
-    except (OSError, TypeError):
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    except (OSError, IndexError):
         import resource
 
         size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -159,7 +159,7 @@ class Bench:
         return row
 
     def _readings(self, case: Case, variant: Variant) -> list[Reading]:
-        way = MEANING.get(variant.options.get("way"))
+        way = MEANING.get(variant.options.get("way", ""))
         single, double = (self._reference(case, way, double=double) for double in (False, True))
         if case.kind in TO_SAMPLES:
             spread = float(np.sqrt(np.mean((single.pop("mel") - double.pop("mel")) ** 2)))

@@ -28,16 +28,17 @@ def in_precision(exact: CosyVoice3Model, roots: Sequence[str], dtype: str | None
     if not dtype and not bits:
         for root in roots:
             model[root].update(exact[root].parameters())
-        return model.eval()
+        model.eval()
+        return model
     precision = Precision(dtype or "float32", bits=dict.fromkeys(QUANTIZED, bits) if bits else {})
     held = {
         f"{root}.{name}": np.array(value)
         for root in roots
-        for name, value in tree_flatten(getattr(exact, root).parameters())
+        for name, value in dict(tree_flatten(getattr(exact, root).parameters())).items()
     }
     pieces = {name: mx.array(piece) for given, value in held.items() for name, piece in precision.stored(given, value)}
-    if bits:
-        quantize(model, precision.quantization({name: value.shape for name, value in held.items()}), pieces)
+    if settings := precision.quantization({name: value.shape for name, value in held.items()}):
+        quantize(model, settings, pieces)
     model.load_weights(list(pieces.items()), strict=False)
     model.eval()
     mx.eval(pieces)

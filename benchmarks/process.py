@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from benchmarks.machine import worker_environment
 
@@ -56,18 +56,20 @@ class WorkerProcess:
     def __init__(self, side: str, parts: Sequence[str], settings: Settings) -> None:
         self.side, self.settings = side, settings
         self.parts: tuple[str, ...] = ()
-        python = settings.plus_python if side == "mlx_audio_plus" else sys.executable
+        python = (settings.plus_python if side == "mlx_audio_plus" else None) or sys.executable
         words = ["--size", settings.size, "--seed", str(settings.seed), "--threads", str(settings.threads)]
         words += ["--checkpoint", str(settings.checkpoint)] if settings.checkpoint else []
         environment = worker_environment(settings.threads, None if side == "torch" else settings.blas)
         self.log = settings.logs / f"{side}.log"
         command = [python, "-m", "benchmarks.worker", side, *words, "--python", sys.executable]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         try:
             with self.log.open("ab") as log:
-                self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, **pipes)
+                self.process = subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+                )
         except OSError as error:
             raise WorkerError(f"{side}: {python} does not start ({error.strerror})") from None
+        self.stdin, self.stdout = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         self.load(parts)
 
     def load(self, parts: Sequence[str]) -> None:
@@ -84,15 +86,15 @@ class WorkerProcess:
             WorkerError: it refused the request, died or timed out.
         """
         try:
-            self.process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
-            self.process.stdin.flush()
+            self.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
+            self.stdin.flush()
         except OSError:
             raise WorkerError(self._died()) from None
-        ready, _, _ = select.select([self.process.stdout], [], [], self.settings.timeout_s)
+        ready, _, _ = select.select([self.stdout], [], [], self.settings.timeout_s)
         if not ready:
             self.close()
             raise WorkerError(f"{self.side}: no answer to {do} within {self.settings.timeout_s:g} s")
-        line = self.process.stdout.readline()
+        line = self.stdout.readline()
         if not line:
             raise WorkerError(self._died())
         answer = json.loads(line)
@@ -108,9 +110,9 @@ class WorkerProcess:
         """End the process."""
         self.process.kill()
         self.process.wait()
-        self.process.stdout.close()
+        self.stdout.close()
         with contextlib.suppress(BrokenPipeError):  # an unsent request to a process that died
-            self.process.stdin.close()
+            self.stdin.close()
 
     def _died(self) -> str:
         self.process.wait()

@@ -109,7 +109,7 @@ def notes(case: Mapping[str, Any]) -> list[str]:
 
 def target_rows(targets: list[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     """Target, limit, measured, range, verdict, note."""
-    rows = [("target", "limit", "measured", "range", "verdict", "note")]
+    rows: list[tuple[str, ...]] = [("target", "limit", "measured", "range", "verdict", "note")]
     for target in targets:
         value, low = target["value"], target["low"]
         rows.append(

@@ -32,6 +32,7 @@ from benchmarks import machine, report, targets
 from benchmarks.cases import SIDES, Case, all_cases
 from benchmarks.measure import Bench
 from benchmarks.process import Settings
+from mlx_parity.environment import CannotInstall, environment
 from port.files.disk import beside
 
 ROOT = Path(__file__).parents[1]
@@ -246,12 +247,10 @@ def _sides(options: argparse.Namespace) -> list[str]:
     if unknown := [name for name in wanted if name not in SIDES]:
         raise machine.BenchmarkError(f"--against {unknown[0]}: not known; there are torch and mlx_audio_plus")
     if "mlx_audio_plus" in wanted and not options.plus_python:
-        from mlx_parity.adapter import AdapterError
-        from parity_tests.audit import environment, requirements
-
         try:
-            options.plus_python = str(environment("mlx_audio_plus", requirements("mlx_audio_plus")))
-        except AdapterError as error:
+            pins = ROOT / "parity_tests" / "adapters" / "mlx_audio_plus.requirements.txt"
+            options.plus_python = str(environment(ROOT / "build" / "audit-mlx_audio_plus", pins))
+        except CannotInstall as error:
             raise machine.BenchmarkError(str(error)) from None
     return [side for side in SIDES if side in wanted or side == "port"]
 

@@ -103,8 +103,8 @@ class Side:
         return mx.get_peak_memory()
 
     def about(self) -> dict[str, Any]:
-        package = metadata.version("mlx-audio-plus")
-        return {"version": package, "mlx": mx.__version__, "device": mx.default_device().type.name}
+        version = metadata.version
+        return {"version": version("mlx-audio-plus"), "mlx": version("mlx"), "device": mx.default_device().type.name}
 
     def _prefill(self, x: dict[str, mx.array], *_: Any) -> Run:
         model = self.parts["llm"]
@@ -163,7 +163,7 @@ class Side:
 
     def _stream(self, x: dict[str, mx.array], size: Mapping[str, Any], options: Mapping[str, Any]) -> Run:
         model = cosyvoice3.CosyVoice3(None, None, self.parts["flow"], self.parts["hift"])
-        tokens = x["token"][0].tolist()
+        tokens = np.array(x["token"][0]).tolist()
         model.generate_tokens = lambda **_: iter(tokens)
         texts = {"text": x["token"], "prompt_text": x["token"], "prompt_speech_token": x["prompt_token"]}
         further = {"prompt_mel": x["prompt_feat"], "speaker_embedding": x["embedding"], "filter_silent_tokens": False}
@@ -184,4 +184,4 @@ def lengths(sequences: Mapping[str, mx.array]) -> dict[str, mx.array]:
 
 def likeliest(scores: mx.array, *_: Any) -> int:
     """Greedy choice, with the arguments of the package's sampling functions."""
-    return int(mx.argmax(scores).item())
+    return np.array(mx.argmax(scores)).item()

@@ -37,7 +37,7 @@ class Side:
         if self.model is None:
             with torch.device("meta"):
                 self.model = CosyVoice3Model(config)
-        module = build(part, config)
+        module: Any = build(part, config)
         tensors = {key: torch.from_numpy(value) for key, value in state.items()}
         if part == "llm":
             tensors[TIED] = tensors[EMBEDDED]

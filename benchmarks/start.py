@@ -50,7 +50,7 @@ def measure(words: Sequence[str], repeats: int, threads: int, blas: str | None) 
 
 def table(runs: Sequence[dict[str, float]]) -> list[tuple[str, ...]]:
     """Part, median of its CPU seconds with their range, its share of the run (median of each run's), what it is."""
-    rows = [("part", "CPU", "range", "share", "")]
+    rows: list[tuple[str, ...]] = [("part", "CPU", "range", "share", "")]
     for part, what in (PARTS | {"all": "CPU seconds together"}).items():
         spent = [sum(run[p] for p in PARTS) if part == "all" else run[part] for run in runs]
         share = statistics.median(s / sum(run[p] for p in PARTS) for s, run in zip(spent, runs, strict=True))

@@ -37,10 +37,10 @@ class Counted(CosyVoice3Model):
 
     cache: SynthesisCache
 
-    def token2wav(self, *args: Any, cache: SynthesisCache, **others: Any) -> mx.array:
+    def token2wav(self, *args: Any, **named: Any) -> mx.array:
         """As in `CosyVoice3Model`."""
-        self.cache = cache
-        return super().token2wav(*args, cache=cache, **others)
+        self.cache = named["cache"]
+        return super().token2wav(*args, **named)
 
 
 def counted() -> Counted:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+Status = Literal["met", "missed", "not measured"]
 Cases = Mapping[str, Mapping[str, Any]]
 RATE = 24000  # samples a second
 TOKEN_SAMPLES = RATE // 25
@@ -32,7 +33,7 @@ class Target:
     value: float | None
     low: float | None
     high: float | None
-    status: Literal["met", "missed", "not measured"]
+    status: Status
     note: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def judge(cases: Cases) -> list[Target]:
 
 def seconds_of_chunks(marks: list[list[float]]) -> list[tuple[float, float, float]]:
     """Start and length in seconds of audio, and cost in seconds a second, of each chunk of a stream."""
-    found, before, samples = [], 0.0, 0
+    found, before, samples = [], 0.0, 0.0
     for elapsed, count in marks:
         if count:
             found.append((samples / RATE, count / RATE, (elapsed - before) / (count / RATE)))
@@ -122,7 +123,7 @@ def _correct(cases: Cases) -> Target:
     rows = [(name, row) for name, row in rows if (row["check"] or {}).get("status") != "REDUCED"]
     passed = sum((row["check"] or {}).get("status") == "PASS" for _, row in rows)
     note = f"{passed} of {len(rows)} runs of the port pass the suite's rule" + (f"; not {wrong[0]}" if wrong else "")
-    status = "not measured" if not rows else "missed" if wrong else "met"
+    status: Status = "not measured" if not rows else "missed" if wrong else "met"
     return Target("no target is met by changing the result", "every path passes", None, None, None, status, note)
 
 
@@ -134,7 +135,7 @@ def _ratio(cases: Cases, what: str, case: str, name: str, at_most: float) -> Tar
         return Target(what, f"<= {at_most:g}", None, None, None, "not measured", "")
     # Two equal runs differ by noise, so a limit of "no difference" is met if the range includes it.
     measured = found["low"] if name == "port/one_hop" else found["median"]
-    status = "met" if measured <= at_most else "missed"
+    status: Status = "met" if measured <= at_most else "missed"
     return Target(what, f"<= {at_most:g}", found["median"], found["low"], found["high"], status, "ratio of times")
 
 
@@ -142,7 +143,7 @@ def _faster(cases: Cases, what: str, case: str, at_least: float) -> Target:
     found = cases.get(case, {}).get("ratios", {}).get("mlx_audio_plus/port")
     if found is None:
         return Target(what, f">= {at_least:g}", None, None, None, "not measured", "")
-    status = "met" if found["median"] >= at_least else "missed"
+    status: Status = "met" if found["median"] >= at_least else "missed"
     return Target(what, f">= {at_least:g}", found["median"], found["low"], found["high"], status, "ratio of times")
 
 

@@ -5,7 +5,8 @@ Tiny sizes, in this process, with its own BLAS: they compare two states of the p
 
 import pytest
 
-from benchmarks.cases import BAKED, all_cases, make_inputs
+from benchmarks.cases import BAKED, all_cases
+from benchmarks.inputs import make_inputs
 from benchmarks.side_port import Side
 from convert.mapping import PORT_ROOT
 from reference.synthesize import state_dict, tiny_config

@@ -11,8 +11,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -32,12 +33,13 @@ def receive(command: Sequence[str], environment: dict[str, str]) -> tuple[CosyVo
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         state: State = {}
-        first = process.stdout.readline()
-        while line := process.stdout.readline():
+        out, problems = (cast(BufferedReader, stream) for stream in (process.stdout, process.stderr))
+        first = out.readline()
+        while line := out.readline():
             key, shape = json.loads(line)
             state[key] = np.empty(shape, "<f4")
-            process.stdout.readinto(memoryview(state[key]).cast("B"))
-        problem = process.stderr.read().decode(errors="replace").strip()
+            out.readinto(state[key].data.cast("B"))
+        problem = problems.read().decode(errors="replace").strip()
     if process.returncode or not first:
         raise RuntimeError(f"weights: {problem.splitlines()[-1] if problem else 'no weights came'}")
     return CosyVoice3Config.from_dict(json.loads(first)), state
@@ -52,7 +54,7 @@ def send(part: str, options: argparse.Namespace, out: IO[bytes]) -> None:
             continue  # tied to the embedding
         array = np.ascontiguousarray(value, "<f4")
         out.write(json.dumps([key, value.shape]).encode() + b"\n")
-        out.write(memoryview(array).cast("B"))
+        out.write(array.data.cast("B"))
     out.flush()
 
 

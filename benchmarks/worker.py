@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import BAKED, SIDES, VARIED, make_inputs
+from benchmarks.cases import BAKED, SIDES, VARIED
+from benchmarks.inputs import make_inputs
 from benchmarks.machine import blas_kernel, loaded_blas, peak_rss, reset_peak_rss
 from benchmarks.weights import receive
 
@@ -127,7 +128,7 @@ def nudged(inputs: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     """The inputs with each float moved by one ulp."""
     rng = np.random.default_rng(seed)
     return {
-        k: np.nextafter(v, rng.choice(np.float32([-np.inf, np.inf]), v.shape)) if v.dtype == np.float32 else v
+        k: np.nextafter(v, rng.choice(np.array([-np.inf, np.inf], np.float32), v.shape)) if v.dtype == np.float32 else v
         for k, v in inputs.items()
     }
 

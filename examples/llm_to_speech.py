@@ -16,7 +16,7 @@ LLM = "mlx-community/Qwen2.5-0.5B-Instruct-4bit"
 
 def answer(question: str) -> Iterator[str]:
     """The answer in the parts that it comes in."""
-    llm, tokenizer = mlx_lm.load(LLM)
+    llm, tokenizer = mlx_lm.load(LLM)[:2]
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True)
     for part in mlx_lm.stream_generate(llm, tokenizer, prompt, max_tokens=200):
         yield part.text

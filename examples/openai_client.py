@@ -11,9 +11,10 @@ from openai import OpenAI
 def main(url: str, voice: str, text: str, out: str) -> None:
     # The key is the server's --api-key; without one any will do.
     client = OpenAI(base_url=url, api_key="none")
-    asked = {"model": "cosyvoice3", "voice": voice, "input": text, "response_format": "wav"}
     # `stream` and `seed` are this server's own fields; without `stream` the whole answer comes at once.
-    with client.audio.speech.with_streaming_response.create(**asked, extra_body={"stream": True, "seed": 0}) as answer:
+    with client.audio.speech.with_streaming_response.create(
+        model="cosyvoice3", voice=voice, input=text, response_format="wav", extra_body={"stream": True, "seed": 0}
+    ) as answer:
         answer.stream_to_file(out)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mlx_parity.compare import BUDGET, Reading
+from mlx_parity.judge import Row
 from mlx_parity.report.model import write_atomically
 from mlx_parity.report.words import markdown, ratio_text
 from mlx_parity.sides import regime
@@ -117,6 +118,14 @@ class Comparison:
                 more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
                 yield f"{UNMATCHED[side]}: {', '.join(names[:LISTED])}{more}"
 
+    def entries(self, part: str, case: str) -> Iterator[Row]:
+        """Rows of a report, named below `part`: of each module inside the model, and alone where it ran so."""
+        for row in self.rows:
+            name, module = f"{part}/{row.name}", f"{part}/{row.module}"
+            yield Row(name, part, "chained", module, case, row.reading)
+            if row.alone is not None:
+                yield Row(name, part, "isolated", module, case, row.alone)
+
     def save(self, folder: str | Path) -> Path:
         """Write `report.json` (every row) and `summary.md` (to paste into a pull request) into a folder.
 
@@ -150,6 +159,16 @@ class Comparison:
                 lines += ["", f"{rest} more outputs do not pass; most only inherit the error."]
             lines.append("")
         return "\n".join([*lines, *map(markdown, self.notes())]).rstrip() + "\n"
+
+
+def nested(modules: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Which of some modules, named as in `Comparison.entries`, each contains."""
+    names, found = list(dict.fromkeys(modules)), {}
+    for module in names:
+        part, _, name = module.rpartition("/")
+        beginning = f"{part}/" if name == WHOLE else f"{module}."
+        found[module] = tuple(other for other in names if other != module and other.startswith(beginning))
+    return found
 
 
 def table_line(row: ModuleRow, before: str = "") -> str:

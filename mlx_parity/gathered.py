@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 ATTRIBUTE = "parity"  # of a test's report: JSON, since workers send only plain values
+RUNNING: pytest.StashKey[pytest.Item] = pytest.StashKey()  # of the config: the test that runs
 LAST = 1 << 60  # place of what has none of its own
 
 

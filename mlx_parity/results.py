@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mlx_parity import judge
 from mlx_parity.compare import BUDGET, FLOOR
-from mlx_parity.comparison import PACKAGES, WHOLE, table_line
+from mlx_parity.comparison import PACKAGES, WHOLE, nested, table_line
 from mlx_parity.record import record
 from mlx_parity.report import data
 from mlx_parity.report.model import Report, to_json, write_atomically
@@ -195,7 +194,8 @@ def report_of(outcome: Outcome, about: About) -> Report:
     components: list[data.Component] = []
     modules: dict[str, data.Module] = {}
     for name, judged in outcome.parts.items():
-        found = list(_rows(judged, f"{about.command} --only '{name}'"))
+        command = f"{about.command} --only '{name}'"
+        found = [row.entry(command, command) for row in judged.comparison.entries(name, name)]
         rows += found
         modules |= _modules(judged)
         bad = [row for row in found if row.status != "PASS"]
@@ -235,30 +235,15 @@ def report_of(outcome: Outcome, about: About) -> Report:
     )
 
 
-def _rows(judged: Judged, command: str) -> Iterator[data.Row]:
-    part = judged.part.name
-    for row in judged.comparison.rows:
-        about = (f"{part}/{row.name}", part), (f"{part}/{row.module}", part)
-        yield judge.Row(*about[0], "chained", *about[1], row.reading).entry(command, command)
-        if row.alone is not None:
-            yield judge.Row(*about[0], "isolated", *about[1], row.alone).entry(command, command)
-
-
 def _modules(judged: Judged) -> dict[str, data.Module]:
     """Where each module is written on both sides, and which others it contains."""
     part, comparer = judged.part, judged.comparer
-    names = list(dict.fromkeys(row.module for row in judged.comparison.rows))
     port = MlxSide(part.mlx_model)
-    matched = comparer.matched(port)
-    found = {}
-    for module in names:
-        name = "" if module == WHOLE else module
-        inside = [n for n in names if n not in (module, WHOLE) and (not name or n.startswith(f"{name}."))]
-        found[f"{part.name}/{module}"] = data.Module(
-            reference=_place(comparer.side, name),
-            port=_place(port, matched[name]) if name in matched else None,
-            contains=tuple(f"{part.name}/{n}" for n in inside),
-        )
+    matched, found = comparer.matched(port), {}
+    for module, inside in nested(f"{part.name}/{row.module}" for row in judged.comparison.rows).items():
+        name = module.removeprefix(f"{part.name}/").removeprefix(WHOLE)
+        own = _place(port, matched[name]) if name in matched else None
+        found[module] = data.Module(_place(comparer.side, name), own, inside)
     return found
 
 

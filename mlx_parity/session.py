@@ -1,28 +1,35 @@
-"""One pytest run of a suite: judges cases, keeps every row, writes report.json at the end."""
+"""One pytest run: compares models, judges cases, keeps every row, writes the report at the end."""
 
 from __future__ import annotations
 
-import os
 import shlex
 import tempfile
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
-from mlx_parity.gathered import Gathered
+from mlx_parity.comparison import Comparison, nested
+from mlx_parity.gathered import RUNNING, Gathered
 from mlx_parity.judge import Row, failures, judge
+from mlx_parity.models import compare_models
 from mlx_parity.report import data
 from mlx_parity.report.codec import ReportError, plain, read
-from mlx_parity.report.model import Report, save
+from mlx_parity.report.model import Report
+from mlx_parity.report.page import write_pages
+from mlx_parity.report.plan import Plan, Planned
+from mlx_parity.report.words import Wording
 from mlx_parity.sides import regime
+
+if TYPE_CHECKING:
+    import mlx.nn
+    import torch
 
 T = TypeVar("T")
 REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
@@ -33,21 +40,17 @@ ENDED: dict[int, str] = {  # exit codes of pytest with which tests are missing
 }
 
 
-class Session(ABC):
-    """State of one pytest run, which has an option `--report`; `Session.current` of a suite is the running one.
+class Session:
+    """State of one pytest run, and the plugin that serves it. A suite extends it by what its tests need.
 
     Args:
-        config: of pytest.
-        command: that repeats the run.
+        config: of pytest; `parity_report` is the folder of the report, or None.
+        command: that repeats the run; pytest with its arguments when None.
     """
 
-    key: ClassVar[pytest.StashKey[Session]] = pytest.StashKey()
-    current: ClassVar[Session]
-
-    def __init__(self, config: pytest.Config, command: str) -> None:
-        type(self).current = self
+    def __init__(self, config: pytest.Config, command: str | None = None) -> None:
         self.config = config
-        self.command = command
+        self.command = command or shlex.join(["pytest", *map(str, config.invocation_params.args)])
         self.gathered = Gathered()
         self.started = datetime.now(UTC)
         self._clock = time.monotonic()
@@ -56,18 +59,45 @@ class Session(ABC):
         self._report: Report | None = None
         self._problem = ""
 
-    # ---- what a suite brings
+    # ---- what a suite may bring
 
     @property
-    @abstractmethod
     def adapter(self) -> Adapter:
-        """The port under test."""
+        """The port under test, for cases."""
+        raise pytest.UsageError("cases need a suite that brings an adapter; compare_models needs none")
 
-    @abstractmethod
     def report(self, rows: Sequence[data.Row], tests: Sequence[data.Test]) -> Report:
-        """The report of what the run has gathered."""
+        """The report of what the run has gathered: a stage and a component for each part."""
+        stages = tuple(dict.fromkeys(row.stage for row in rows))
+        parts = dict.fromkeys([*stages, *(test.part for test in tests if test.part)])
+        inside = {part: tuple(dict.fromkeys(row.module for row in rows if row.stage == part)) for part in parts}
+        plan = Plan(tuple(Planned(part, "all that its tests compare", (part, *inside[part])) for part in parts))
+        compared = {row.test for row in rows}
+        return Report(
+            provenance=self.provenance(),
+            stages=stages,
+            rows=tuple(rows),
+            tests=tuple(test for test in tests if test.nodeid not in compared),
+            components=plan.components(rows, tests),
+            modules={m: data.Module(None, None, within) for m, within in nested(row.module for row in rows).items()},
+            not_checked=self.kept("not_checked", data.Gap),
+        )
 
-    @abstractmethod
+    def provenance(self, versions: Mapping[str, str] | None = None, **about: Any) -> data.Provenance:
+        """What the run was made with; `about` are fields that a suite knows better."""
+        about = {"original": "PyTorch", "weights": (), "revision": None, "dtype": "float32", "seed": None} | about
+        about = {"adapter": self.config.rootpath.name, "command": self.command, **about}
+        about |= {"started": self.started.isoformat(timespec="seconds"), "duration_s": self.seconds}
+        return regime.provenance(self.config.rootpath, self.arithmetic, versions or {}, **about)
+
+    def write(self, report: Report, folder: Path) -> None:
+        """Write a report's pages."""
+        write_pages(report, folder, Wording(self.config.rootpath.name))
+
+    def words(self, part: str) -> Iterable[str]:
+        """By which `-k` finds the tests of a part."""
+        return (part,)
+
     def check_options(self) -> None:
         """Raise pytest.UsageError, with one line, where an option names what cannot be judged."""
 
@@ -100,7 +130,7 @@ class Session(ABC):
 
     def _folder(self) -> Path | None:
         """Where this process writes the report; a worker of pytest-xdist writes none."""
-        folder = self.config.getoption("--report")
+        folder = self.config.getoption("parity_report")
         if folder is None or hasattr(self.config, "workerinput") or self.config.getoption("--collect-only"):
             return None
         return Path(folder)
@@ -115,20 +145,42 @@ class Session(ABC):
         if problems:
             pytest.exit("\n".join(problems.values()), returncode=pytest.ExitCode.TESTS_FAILED)
 
+    def compare_models(
+        self, torch_model: torch.nn.Module, mlx_model: mlx.nn.Module, inputs: Any, *, part: str = "", **options: Any
+    ) -> Comparison:
+        """`mlx_parity.compare_models` in the running test, which fails unless every row passes.
+
+        Args:
+            part: what it is called in the report; by default what the test is marked with, or its name.
+            options: further arguments of the function.
+        """
+        item = self.config.stash[RUNNING]
+        mark = item.get_closest_marker("part")
+        part = part or (mark.args[0] if mark else item.name)
+        found = compare_models(torch_model, mlx_model, inputs, **options)
+        self.keep("not_checked", [plain(data.Gap(note, part)) for note in found.notes()])
+        self._keep_rows(found.entries(part, item.nodeid))
+        if not found.passed:
+            pytest.fail("\n".join([*map(str, found.blamed), found.verdict()]), pytrace=False)
+        return found
+
     def check(self, case: Case) -> None:
         """Judge an isolated case and fail the running test on any row over budget."""
         self.add(judge(case, self.adapter))
 
     def add(self, rows: Iterable[Row]) -> None:
         """Keep rows under the running test and fail it when one of them does not pass."""
-        rows = self.reduced(rows)
+        rows = self._keep_rows(rows)
         assert rows, "nothing was compared"
-        nodeid = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
-        self.keep("rows", [plain(self._entry(row, nodeid)) for row in rows])
         if all(row.reading.status == "SKIP" for row in rows):
             pytest.skip(rows[0].reading.message)
         if broken := failures(rows):
             pytest.fail("\n".join(broken), pytrace=False)
+
+    def _keep_rows(self, rows: Iterable[Row]) -> list[Row]:
+        rows, nodeid = self.reduced(rows), self.config.stash[RUNNING].nodeid
+        self.keep("rows", [plain(self._entry(row, nodeid)) for row in rows])
+        return rows
 
     def _entry(self, row: Row, nodeid: str) -> data.Row:
         return row.entry(nodeid, self.again(row.reproduce or shlex.join(["pytest", nodeid])))
@@ -147,7 +199,7 @@ class Session(ABC):
         return round(time.monotonic() - self._clock, 1)
 
     def finish(self, exit_code: int) -> int:
-        """Write DIR/report.json when asked to, drop what was written on the way, and return the exit code.
+        """Write the report when asked to, drop what was written on the way, and return the exit code.
 
         A run that ended early is an error in its report, and a report that is no PASS is no success.
         """
@@ -157,7 +209,7 @@ class Session(ABC):
                     self.gathered.error("session", f"the run ended early: {ENDED[exit_code]}")
                 tests = [read(data.Test, entry, nodeid) for nodeid, entry in self.gathered.tests.items()]
                 self._report = self.report(self.kept("rows", data.Row), tests)
-                save(self._report, folder / "report.json")
+                self.write(self._report, folder)
                 if self._report.verdict.status != "PASS":
                     exit_code = exit_code or pytest.ExitCode.TESTS_FAILED
         except (ReportError, OSError) as error:
@@ -167,6 +219,30 @@ class Session(ABC):
             self._scratch.cleanup()
         return exit_code
 
-    def summary(self) -> list[str]:
-        """Lines for the end of pytest's output."""
-        return [self._problem] if self._problem else [self._report.verdict.sentence] if self._report else []
+    # ---- pytest's hooks
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection(self) -> None:
+        if not self.config.option.collectonly and not hasattr(self.config, "workerinput"):
+            self.require_float32()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        self.gathered.attach(item, report)
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.gathered.receive(report)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.gathered.failed_collection(report)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        session.exitstatus = self.finish(exitstatus)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        said = self._problem or (self._report and self._report.verdict.sentence)
+        if said:
+            terminalreporter.write_line(said)

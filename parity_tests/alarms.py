@@ -45,12 +45,10 @@ from mlx_parity.spool import Spool
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
-from parity_tests.golden import EMBEDDED, judge_replays
-from parity_tests.harness.golden_replay import Replays
-from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import NAMES, part_of
-from parity_tests.harness.session import prepare_models
-from parity_tests.harness.walks import walks
+from parity_tests.golden.judge import EMBEDDED, judge_replays
+from parity_tests.golden.replay import Replays
+from parity_tests.models import prepare_models
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.files.disk import beside
 
@@ -78,9 +76,9 @@ def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
     arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
     port.run(*arguments)  # what is made once is made without a machine
     found = machines(count, lambda: reference.run(*arguments), lambda: port.run(*arguments))
-    for port, single, further in found:
-        before = compare_all(port, single, truth.double, follow=case.part.follows)
-        for output, after in compare_all(port, single, truth.double, further, truth.rounded, case.part.follows).items():
+    for own, single, further in found:
+        before = compare_all(own, single, truth.double, follow=case.part.follows)
+        for output, after in compare_all(own, single, truth.double, further, truth.rounded, case.part.follows).items():
             yield f"{name}.{output}", before[output], after
 
 
@@ -106,20 +104,19 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
     """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
     file = Recorded.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
-    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
-    plain = Replays(file, part)
+    plain = Replays(file)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
     found = machines(count, lambda: plain.run(Reference()), lambda: plain.run(OwnPort()))
     for port, single, further in found:
         rules = []
         for more in ([single], further):
-            given = Replays(file, part)
+            given = Replays(file)
             vars(given).update(doubles | {"port": port, "single": single, "further": more})
             rules.append(judge_replays(given, "reference", "port"))
         for before, after in zip(*rules, strict=True):
             readings = [row.reading or Reading(row.status, row.note) for row in (before, after)]
             if any(reading.ratio is not None or reading.status != "PASS" for reading in readings):
-                yield f"{name}.{after.tensor} ({after.side})", *readings
+                yield f"{name}.{after.tensor} ({after.side})", readings[0], readings[1]
 
 
 def _ratio(reading: Reading) -> float:

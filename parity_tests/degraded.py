@@ -34,7 +34,7 @@ PRODUCTS = [
 ]
 CONVOLUTIONS = [(torch.nn.functional, "conv1d"), (torch.nn.functional, "conv2d")]
 # kind of machine -> what is rounded first, and how
-KINDS = {
+KINDS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "bfloat16 products": (PRODUCTS + CONVOLUTIONS, "bfloat16"),
     "tf32": (PRODUCTS + CONVOLUTIONS, "tf32"),
     "float16 convolutions": (CONVOLUTIONS, "float16"),

@@ -1,8 +1,9 @@
-"""The driver of either side with a fixed prompt, and a language model that says what it is told."""
+"""The driver of either side with a fixed prompt, and a sampler that gives a list of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -14,15 +15,15 @@ from port.llm.sampling import SeededDraws
 from port.request import Chance, Prompt, Stream
 
 SIDES = ("reference", "port")
-SAMPLES = 960  # of a token
+SAMPLES = 960  # per token
 
 
 class Speaker:
-    """One side, a fixed prompt, and requests in numpy."""
+    """The driver of one side with a fixed prompt; requests and results are numpy arrays."""
 
     def __init__(self, side: str, model: Any, prompt_tokens: int = 10) -> None:
         self.kit, self.model = BY_NAME[side](), model
-        model.token_hop_len = SMALL.streaming.token_hop_len  # what a fresh object has
+        model.token_hop_len = SMALL.streaming.token_hop_len  # as in a new object
         rng = np.random.default_rng(prompt_tokens)
         prompt = {
             "flow_prompt_speech_token": rng.integers(0, 81, (1, prompt_tokens)).astype(np.int32),
@@ -33,11 +34,11 @@ class Speaker:
 
     def stream(
         self, tokens: int | None = None, text: int | None = None, seed: int | None = None, **options: Any
-    ) -> Iterator[np.ndarray]:
-        """Chunks (1, L) of a request for so many given tokens, or for so long a text.
+    ) -> Generator[np.ndarray]:
+        """Chunks (1, L) of a request for `tokens` given speech tokens, or for a text of `text` tokens.
 
         Args:
-            seed: of its draws.
+            seed: of the draws.
             options: `stream` as a bool, fields of `Stream` and `Chance`, and further arguments of `tts`.
         """
         prompt = dict(self.prompt)
@@ -61,7 +62,7 @@ class Speaker:
 
 
 def arguments(stream: bool = False, **options: Any) -> dict[str, Any]:
-    """Arguments of `tts` from the fields of its objects."""
+    """Arguments of `tts`, whose `Stream` and `Chance` are built from the options named like their fields."""
 
     def taken(kind: type) -> Any:
         return kind(**{f.name: options.pop(f.name) for f in fields(kind) if f.name in options})
@@ -76,7 +77,7 @@ def some_tokens(count: int) -> np.ndarray:
 
 
 def scripted(tokens: Sequence[int], seen: list[int] | None = None) -> Callable[..., int]:
-    """A sampler that says these tokens, then the end, and notes them in `seen`."""
+    """A sampler that gives these tokens, then the end, and notes them in `seen`."""
     script = iter([*tokens, SMALL.llm.eos])
 
     def sample(*_: Any) -> int:
@@ -88,6 +89,22 @@ def scripted(tokens: Sequence[int], seen: list[int] | None = None) -> Callable[.
     return sample
 
 
+@contextmanager
+def watched(model: Any, silence: Any = None) -> Iterator[list[tuple[list[int], Any]]]:
+    """Note the tokens and the cache of every chunk; an array `silence` (1, 0) replaces the two networks."""
+    calls, original = [], model.token2wav
+
+    def token2wav(token: Any, *arguments: Any, cache: Any, **options: Any) -> Any:
+        calls.append((token[0].tolist(), cache))
+        return original(token, *arguments, cache=cache, **options) if silence is None else silence
+
+    model.token2wav = token2wav
+    try:
+        yield calls
+    finally:
+        del model.token2wav
+
+
 def joined(chunks: Sequence[np.ndarray]) -> np.ndarray:
-    """One array (1, L) of chunks."""
+    """The chunks as one array (1, L)."""
     return np.concatenate(chunks, axis=1)

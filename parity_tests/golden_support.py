@@ -16,12 +16,11 @@ from safetensors.numpy import save_file
 from mlx_parity import record
 from mlx_parity.record import Recorded
 from mlx_parity.sides.truth import Reference
-from parity_tests.golden import EMBEDDED
-from parity_tests.harness.golden_driver import requests
-from parity_tests.harness.golden_replay import CONFIGS, Replays
-from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import NAMES, part_of, runs
-from parity_tests.harness.live import live_state
+from parity_tests.golden.driver import requests
+from parity_tests.golden.judge import EMBEDDED
+from parity_tests.golden.replay import CONFIGS, Replays
+from parity_tests.golden.table import NAMES, part_of, runs
+from parity_tests.live import live_state
 from parity_tests.parts import PARTS
 
 
@@ -47,13 +46,12 @@ def write(files: Iterable[Recorded], folder: Path, manifest: bool = True, metada
 def made(file: Recorded, *names: str, then: Iterable[str] = (), double: bool = True) -> Recorded:
     """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
     of `out64` too when `double`."""
-    part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
     file = replace(file, out={}, out64={})
     for wanted in (names, tuple(then)):
         draft = replace(file, out={**dict.fromkeys(wanted, np.zeros(0, np.float32)), **file.out})
-        found = Replays(draft, part).single
+        found = Replays(draft).single
         file = replace(file, out={**file.out, **{k: _plain(found[k]) for k in wanted}})
-    truth = Replays(file, part).double if double else {}
+    truth = Replays(file).double if double else {}
     return replace(file, out64={k: truth[k] for k, v in file.out.items() if k in truth and v.dtype == np.float32})
 
 
@@ -80,14 +78,14 @@ def shorter(file: Recorded, call: Mapping[str, Any], steps: int) -> Recorded:
     """The language model's file as if it had ended after `steps` tokens; the numbers are still the original's."""
     per_step = ("logits", "scores_given_to_sampling", "tokens")
     cut = [{k: v[:steps] if k in per_step else v for k, v in group.items()} for group in (file.out, file.out64)]
-    return replace(file, call=file.call | call, out=cut[0], out64=cut[1])
+    return replace(file, call={**file.call, **call}, out=cut[0], out64=cut[1])
 
 
 def driver(flow: Recorded, vocoder: Recorded) -> Recorded:
     """A file of the model driver with the weights of two others, and other requests than the original's."""
     rng = np.random.default_rng(5)
     weights = {f"{k}.{name}": v for k, f in (("flow", flow), ("hift", vocoder)) for name, v in f.weights.items()}
-    inputs = {
+    inputs: dict[str, np.ndarray] = {
         "source_speech_token": rng.integers(0, 60, (1, 40)),
         "prompt_token": rng.integers(0, 60, (1, 3)),
         "prompt_feat": rng.standard_normal((1, 6, 80)).astype(np.float32),
@@ -195,14 +193,14 @@ def variants() -> dict[str, Recorded]:
         "chain": made(replace(chain, call={"seed": 9}, inputs={"scores": chain.inputs["scores"][:20]}), *chain.out,
                       double=False),
         "sines": made(
-            replace(sine, config=sine.config | {"upsample_scale": 240},
+            replace(sine, config={**sine.config, "upsample_scale": 240},
                     inputs={"f0": pitch, "sine_waves": uniform(1, 1680, 9), "rand_ini": uniform(1, 9)}),
             "y", "uv", "sine_unit",
         ),
         "greedy": shorter(greedy, {"steps": 4}, 4),
         "bistream": shorter(bistream, {"eos_after_sampler_calls": 60, "input_lengths": lengths[:-10]}, 60),
         "mel": made(
-            replace(mel, config=mel.config | {"fmax": 8000, "num_mels": 40},
+            replace(mel, config={**mel.config, "fmax": 8000, "num_mels": 40},
                     inputs={"y": 0.3 * mel.inputs["y"][:, :9000]}),
             "mel", "mel_basis",
         ),

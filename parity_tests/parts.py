@@ -6,6 +6,7 @@ The port is channels-last; a row says which arguments and results differ in layo
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 import torch.nn.functional as F
 
 from mlx_parity.part import Part
+from mlx_parity.places import Places
 from mlx_parity.sides.capture import Recorder
-from parity_tests.harness.conventions import table_turns, turned, turns
-from parity_tests.harness.live import live_state
+from parity_tests.live import live_state
 from port import config as sizes
 
+ROOT = Path(__file__).parents[1]
+PLACES = Places(ROOT, ("reference", "port"))
 _HOP = sizes.VocoderConfig().hop_samples
 
 
@@ -43,11 +46,40 @@ def frames_of_samples(f0: np.ndarray, hop: int = _HOP) -> np.ndarray:
     return frames[:, :, 0]
 
 
-def part(path: str, *more: Any, **known: Any) -> Part:
+# ---- conventions: positions may be counted from anywhere, so that what is compared is relative to the first.
+# n positions, d width of a head, c channels
+
+
+def turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Angles (1, n, d) -> where they point."""
+    angles = results["freqs"].astype(np.float64)
+    angles = angles - angles[:, :1]
+    return {"freqs": np.stack((np.cos(angles), np.sin(angles)))}
+
+
+def table_turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Cosines and sines (n, d) -> the same of the angles between."""
+    z = results["cos"].astype(np.float64) + 1j * results["sin"]
+    z = z * z[:1].conj()
+    return {"tables": np.stack((z.real, z.imag))}
+
+
+def turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rotated channels (..., n, c), of which adjacent ones are a pair -> what the pairs turn by, and their lengths."""
+    y = results["y"].astype(np.float64)
+    z = y[..., ::2] + 1j * y[..., 1::2]
+    z = z * z[..., :1, :].conj()
+    return {"y": np.stack((z.real, z.imag))}
+
+
+# ---- parts
+
+
+def part(path: str, outputs: tuple[str, ...] = ("y",), /, **known: Any) -> Part:
     """A part of this model. The encoders of the front end are stages of their own; fast forms are the flow's."""
     package, module = path.split(".")[:2]
     stage = module if module in ("speech_tokenizer", "speaker") else {"fast": "flow"}.get(package, package)
-    return Part(path, *more, stage=stage, read=sizes.from_dict, live=live_state, **known)
+    return Part(path, outputs, stage=stage, read=sizes.from_dict, live=live_state, **known)
 
 
 _CONV = {"to_port": {"x": swap, "cache": swap}, "from_port": {"y": swap}}

@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.list:
             print("\n".join(case.name for case in known))
         elif options.judge:
-            rows = judged(*options.judge, options.only)
+            folder, results = options.judge
+            rows = judged(folder, results, options.only)
             print("\n".join(lines(rows)))
             return 0 if all(row.reading.status == "PASS" for row in rows) else 1
         elif options.cases and options.out:

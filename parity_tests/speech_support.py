@@ -17,8 +17,8 @@ from convert.mapping import PORT_ROOT, convert
 from convert.official import SPEAKER_FILE, SPEECH_TOKENIZER_FILE
 from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.live import live_state
-from parity_tests.harness.models import Models
+from parity_tests.live import live_state
+from parity_tests.models import Models
 from port import cosyvoice3 as port_side
 from port.config import (
     CosyVoice3Config,
@@ -40,7 +40,7 @@ SYSTEM = "You are a helpful assistant.<|endofprompt|>"
 WORDS, PROMPT_WORDS = "The morning train is late.", "How many people?"
 LONGER = "The morning train is late, and the rain stopped."  # for two chunks
 
-# Just enough of everything for the driver: the official frame rates and chunks, few tokens.
+# The smallest model for the driver: official frame rates and chunks, few tokens.
 SMALL = CosyVoice3Config(
     llm=LLMConfig(
         qwen2=Qwen2Config(
@@ -71,7 +71,7 @@ SMALL = CosyVoice3Config(
 
 @dataclass(frozen=True)
 class Sides:
-    """The class users call, three times on the same weights."""
+    """`CosyVoice3` three times with the same weights: the port, and the reference in float32 and float64."""
 
     port: port_side.CosyVoice3
     single: reference_side.CosyVoice3
@@ -82,7 +82,7 @@ def small_models(seed: int = 0, forms: Collection[str] | None = None) -> tuple[R
     """Both sides of `SMALL` with the same live random weights; `forms` as for `OwnPort`."""
     reference = ReferenceModel(SMALL).eval()
     rng = np.random.default_rng(seed)
-    port, tensors = PortModel(SMALL), {}
+    port, tensors = PortModel(SMALL), dict[str, np.ndarray]()
     for part in ("llm", "flow", "hift", "speech_tokenizer", "speaker"):
         module = getattr(reference, PORT_ROOT[part])
         state = live_state({k: v.numpy() for k, v in module.state_dict().items()}, rng)
@@ -96,7 +96,7 @@ def small_models(seed: int = 0, forms: Collection[str] | None = None) -> tuple[R
 
 
 def sides(models: Models) -> Sides:
-    """The suite's models with their front ends, no normaliser: what wetext does is not the question here."""
+    """The suite's models with their front ends, without wetext, which other tests judge."""
     source = models.source
     for name, read, file in (
         ("speech_tokenizer", read_speech_tokenizer, SPEECH_TOKENIZER_FILE),
@@ -121,12 +121,12 @@ def sides(models: Models) -> Sides:
 
 
 def copy_folder(models: Models, folder: Path) -> Path:
-    """The converted folder for a test to write into."""
+    """Copy the converted folder, for a test to write into."""
     return Path(shutil.copytree(models.folder, folder))
 
 
 def write_voice(path: Path, seconds: float, rate: int = 24000, pitch: float = 140.0) -> Path:
-    """A buzzing, swelling tone with a little noise: enough like a voice for features of all kinds."""
+    """Write a buzzing, swelling tone with a little noise, similar enough to a voice for every feature."""
     t = np.arange(int(seconds * rate)) / rate
     tone = sum(np.sin(2 * np.pi * pitch * h * t + h) / h for h in range(1, 12))
     noise = np.random.default_rng(int(pitch)).standard_normal(len(t))

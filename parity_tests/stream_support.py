@@ -1,4 +1,4 @@
-"""The small flow decoder, an utterance for it, and its stream held to what the original gives for the same tokens."""
+"""The small flow decoder, an utterance for it, and the comparison of its stream with the reference."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_state() -> Arrays:
 
 
 def small_flow(forms: Collection[str] | None = None) -> Any:
-    """The port's flow decoder with these weights, and the fast forms that suit the device or `forms`."""
+    """The port's flow decoder with these weights; `forms` None chooses the fast forms by device."""
     return OwnPort(forms=forms).build(INFERENCE, FLOW, small_state())
 
 
@@ -54,14 +54,14 @@ def utterance(prompt: int) -> dict[str, np.ndarray]:
 
 @cache
 def truth(prompt: int, have: int, finalize: bool) -> Runs:
-    """What the original would give for the first `have` tokens, (1, n, C)."""
+    """The reference's runs for the first `have` tokens, (1, n, C)."""
     inputs = utterance(prompt)
     inputs = {**inputs, "token": inputs["token"][:, :have]}
     return original(small_state(), inputs, streaming=True, finalize=finalize)
 
 
 def original(state: Arrays, inputs: Arrays, **call: Any) -> Runs:
-    """What the reference with these weights gives, (1, n, C)."""
+    """The reference's runs with these weights, (1, n, C)."""
 
     def run(dtype: torch.dtype = torch.float32) -> np.ndarray:
         return swap(run_reference(INFERENCE, FLOW, state, inputs, call, dtype)["feat"])
@@ -71,8 +71,8 @@ def original(state: Arrays, inputs: Arrays, **call: Any) -> Runs:
 
 def start(flow: Any, about: dict[str, np.ndarray], **options: Any) -> StreamingFlow:
     """A stream of an utterance."""
-    arrays = {name: mx.array(about[name]) for name in ("prompt_feat", "embedding")}
-    return StreamingFlow(flow, about["prompt_token"], noise=mx.array(swap(about["noise"])), **arrays, **options)
+    feat, embedding, noise = (mx.array(x) for x in (about["prompt_feat"], about["embedding"], swap(about["noise"])))
+    return StreamingFlow(flow, about["prompt_token"], feat, embedding, noise=noise, **options)
 
 
 def run(
@@ -82,7 +82,7 @@ def run(
     finalize: bool = True,
     truth: Callable[[int, int, bool], Runs] | None = truth,
 ) -> np.ndarray:
-    """Push tokens cut at the lengths `cuts`, then the rest; each piece is what the original's whole run ends with."""
+    """Push tokens in pieces of the lengths `cuts`, then the rest; each must equal the end of the reference's run."""
     prompt, count = about["prompt_token"].shape[1], about["token"].shape[1]
     given_frames, pieces = 0, []
     for have, last in [*((min(have, count), False) for have in accumulate(cuts)), (count, finalize)]:

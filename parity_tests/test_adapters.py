@@ -1,4 +1,4 @@
-"""Judging somebody else's port: what an adapter must do, what an audit makes of it, that nothing passes unproved."""
+"""Judging a foreign port through its adapter: what passes, what fails, and that nothing passes unproved."""
 
 import sys
 from unittest import mock
@@ -163,11 +163,11 @@ def test_an_adapter_that_cannot_be_loaded_says_why(monkeypatch):
         load_adapter("mlx_audio_plus")
 
 
-# What an audit asks beyond the isolated cases
+# Cases that only an audit runs
 
 
 @pytest.mark.parametrize("case", extra_cases(), ids=lambda case: case.name)
-def test_our_own_port_passes_what_only_an_audit_asks(case):
+def test_our_own_port_passes_the_cases_of_an_audit(case):
     assert not failures(judge(case, OwnPort()))
 
 
@@ -191,7 +191,7 @@ def test_the_noise_of_a_port_is_compared_with_the_fixed_buffers():
     assert [row.reading.status for row in noise_rows(OwnPort())] == ["PASS", "PASS"]
 
 
-def test_less_than_float32_informs_and_judges_nothing():
+def test_a_port_in_half_precision_is_measured_but_not_judged():
     found = audit(PartsAdapter("toy", toy_parts(faulty=True)), "toy", "vocoder.snake", "float16")
     assert found.rows[0].status == "REDUCED"
     assert found.verdict.status != "PASS"

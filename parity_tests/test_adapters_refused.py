@@ -1,4 +1,4 @@
-"""An adapter that names an unknown part, cannot be made, or raises: one line that says so."""
+"""An adapter that names an unknown part, cannot be made, or raises, ends in one clear line."""
 
 import sys
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.meta
         ("", ""),
     ],
 )
-def test_a_part_that_no_case_asks_for_is_refused_with_the_nearest(written, meant):
-    """In `offers`, in the table itself, or in `absent`: the audit would leave it out in silence."""
+def test_an_unknown_part_is_refused_and_the_nearest_is_named(written, meant):
+    """In `offers`, in the table itself and in `absent`; the audit would otherwise skip the part silently."""
     ways = [
         lambda: Parts().offers("flow.layers.GRN", written),
         lambda: PartsAdapter("toy", Parts({written: lambda job: {}})),
@@ -37,7 +37,7 @@ def test_a_part_that_no_case_asks_for_is_refused_with_the_nearest(written, meant
 
 
 def write_adapter(monkeypatch, tmp_path, name, text):
-    """An adapter beside the others for one test."""
+    """Put an adapter beside the others for one test."""
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.setattr(adapters, "__file__", str(tmp_path / "__init__.py"))
     monkeypatch.setattr(adapters, "__path__", [str(tmp_path), *adapters.__path__])
@@ -78,7 +78,7 @@ def test_an_adapter_that_cannot_be_made_is_one_line(monkeypatch, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_what_an_adapter_raises_is_said_as_it_is_with_a_traceback_on_request(monkeypatch, tmp_path, capsys):
+def test_an_adapter_that_raises_gives_one_line_and_a_traceback_on_request(monkeypatch, tmp_path, capsys):
     body = "raise TypeError('conv() got\\n  an unexpected keyword')"
     usual = {"path": "vocoder.generator.Snake", "body": body, "made": "return PartsAdapter('toy', PARTS)"}
     write_adapter(monkeypatch, tmp_path, "raising", ADAPTER.format(**usual))

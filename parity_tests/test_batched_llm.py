@@ -1,6 +1,7 @@
 """Requests that decode in one batch: scores of each row against float64 alone, keys and values, tokens."""
 
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -74,20 +75,20 @@ def test_scores_of_each_row_under_teacher_forcing(parity, twins):
     """Every step of every row, as near to float64 alone as the float32 reference is; its history is its own."""
     single, double, port = twins
     asked = [(texts(*sizes), list(np.random.default_rng(sizes).integers(0, 40, sizes[2]))) for sizes in REQUESTS]
-    found = [[] for _ in asked]
+    found: list[list] = [[] for _ in asked]
     pairs = zip(asked, found, strict=True)
     said = in_batch(port, [(*given, None, forced(script, seen)) for (given, script), seen in pairs])
     assert said == [script for _, script in asked]
 
     def alone(model, given, script):
-        seen = []
+        seen: list = []
         list(model.inference(*(torch.from_numpy(t) for t in given), None, forced(script, seen)))
         return np.stack([scores for scores, _ in seen])
 
     rows = []
     for at, ((given, script), seen) in enumerate(zip(asked, found, strict=True)):
         assert [history for _, history in seen] == [script[:n] for n in range(len(script) + 1)]
-        mine, others = np.stack([s for s, _ in seen]), in_other_orders(lambda g=given, s=script: alone(single, g, s))
+        mine, others = np.stack([s for s, _ in seen]), in_other_orders(partial(alone, single, given, script))
         reading = compare(
             mine, alone(single, given, script), alone(double, given, script), allow_inf=True, further=others
         )
@@ -110,7 +111,7 @@ def test_a_row_sees_its_own_positions_and_no_others():
             layer.update(mx.array(keys[None]), mx.array(values[None]))
         return held, cache
 
-    batch, own = BatchCache(2), []
+    batch, own = BatchCache(2), list[Any]()
     for stay, lengths in (([], (5, 9)), ([1, 0], (3, 254)), ([3, 1], ()), ([0, 1], ()), ([0], (40, 2, 1)), ([2], ())):
         new = [entering(length) for length in lengths]
         batch.take(stay, [cache for _, cache in new])
@@ -143,7 +144,7 @@ def test_a_step_that_broke_off_is_made_again():
     for layers in (batch.layers[:1], batch.layers):  # the first time, the second layer raises
         batch.begin()
         found = [layer.update(step, step)[0] for layer in layers]
-    assert all(mx.array_equal(keys, mx.concatenate((prompt, step), axis=2)) for keys in found)
+    assert all(mx.array_equal(keys, mx.concatenate([prompt, step], axis=2)) for keys in found)
 
 
 # ---- tokens
@@ -184,12 +185,12 @@ def test_requests_say_together_what_they_say_alone(parity, count):
         limits = (config.end_of_prompt, rng.integers(1, 5)), (config.speech_token_size, rng.integers(0, 9))
         words, spoken = (rng.integers(0, high, (1, n)) for high, n in limits)
         requests.append((words, np.array([[config.end_of_prompt]]), spoken))
-    together = [[] for _ in requests]
+    together: list[list] = [[] for _ in requests]
     asked = zip(requests, range(count), together, strict=True)
     said = in_batch(llm, [(*ids, SeededDraws(seed), watched(seen)) for ids, seed, seen in asked], 5)
     exceptions = []
     for seed, (ids, seen, tokens) in enumerate(zip(requests, together, said, strict=True)):
-        alone = []
+        alone: list = []
         expected = list(llm.inference(*ids, SeededDraws(seed), watched(alone)))
         steps = enumerate(zip(seen, alone, strict=False))
         first = next((at for at, (mine, own) in steps if mine[1:] != own[1:]), None)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -150,11 +151,12 @@ def waves(results):
 @pytest.mark.parametrize("size", [2, 8])
 def test_each_request_is_as_it_is_alone(models, one_by_one, size):
     """To the bit where no two share a pass, and beside requests that fail at every stage."""
-    model, counts, alone = models["port"], {name: [] for name in ASKED}, {name: [] for name in ASKED}
+    model = models["port"]
+    counts, alone = ({name: list[int]() for name in ASKED} for _ in range(2))
     calls = [(name, partial(spoken, model, asked, progress=counts[name].append)) for name, asked in ASKED.items()]
     broken = [(name, partial(make, model)) for name, make in BROKEN.items()]
     mixed = [call for pair in zip(calls, broken, strict=True) for call in pair]
-    made = dict(together(model, iter([*mixed, ("empty", partial(spoken, model, Asked([], 4)))]), size))
+    made: dict[str, Any] = dict(together(model, iter([*mixed, ("empty", partial(spoken, model, Asked([], 4)))]), size))
     assert len(made) == len(ASKED) + len(BROKEN) + 1
     assert made["empty"] == []
     assert {name for name, results in made.items() if isinstance(results, Exception)} == BROKEN.keys()
@@ -192,7 +194,7 @@ def test_a_group_that_fails_is_taken_apart(models, all_in_one):
 
 def test_one_by_one_is_the_same_calls(models):
     model = models["port"]
-    made = dict(together(model, [(name, lambda a=a: spoken(model, a)) for name, a in ASKED.items()], 1))
+    made: dict[str, Any] = dict(together(model, [(name, partial(spoken, model, a)) for name, a in ASKED.items()], 1))
     for name, asked in ASKED.items():
         for one, other in zip(made[name], spoken(model, asked), strict=True):
             assert np.array_equal(np.array(one["tts_speech"]), np.array(other["tts_speech"])), name

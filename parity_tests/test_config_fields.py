@@ -1,4 +1,4 @@
-"""Every field of a converted folder's config.json with another value: written, read back, and then refused or heard."""
+"""Change each field of a converted folder's config.json: it is written, read back, and refused or has an effect."""
 
 import json
 from contextlib import suppress
@@ -20,7 +20,7 @@ from port.request import Prompt, Stream
 
 pytestmark = pytest.mark.part("config")
 
-# Values that show where the next larger one would not.
+# For fields in which a slightly larger value would have no effect.
 ALTERNATIVES = {
     "llm.qwen2.rms_norm_eps": 0.1,
     "llm.qwen2.rope_theta": 100.0,
@@ -40,7 +40,7 @@ ALTERNATIVES = {
 
 
 def leaves(part, path=""):
-    """Every number of a configuration, by path."""
+    """Path and value of each number of a configuration."""
     for field in fields(part):
         value, here = getattr(part, field.name), f"{path}.{field.name}".lstrip(".")
         if is_dataclass(value):
@@ -52,7 +52,7 @@ def leaves(part, path=""):
 
 
 def other(path, value):
-    """A value of the same kind that is not the one given."""
+    """A different value of the same kind."""
     if path in ALTERNATIVES:
         return ALTERNATIVES[path]
     if isinstance(value, tuple):  # one list of a list of lists
@@ -61,7 +61,7 @@ def other(path, value):
 
 
 def put(config, path, value):
-    """The configuration with another value at one place."""
+    """The configuration with `value` at `path`."""
     name, _, rest = path.partition(".")
     if isinstance(config, tuple):
         items = list(config)
@@ -76,7 +76,7 @@ FOLLOWED = [pytest.param(p, marks=pytest.mark.part("model.CosyVoice3Model") if p
 
 
 def outcome(run):
-    """What a call gives as one array; a refusal counts as a result of its own."""
+    """The result of a call as an array; an error message counts as a result."""
     try:
         return np.asarray(run())
     except ValueError as error:
@@ -88,7 +88,7 @@ def part_of(path):
 
 
 def results(model, part):
-    """What one part of the model does, by name."""
+    """Outputs of one part of the model, by name."""
     rng, nothing = np.random.default_rng(0), np.zeros((1, 0), np.int32)
     text, prompt = rng.integers(10, 40, (1, 6)).astype(np.int32), np.array([[5, SMALL.llm.end_of_prompt, 7]], np.int32)
     scores = np.log(rng.dirichlet(np.full(81, 0.3))).astype(np.float32)
@@ -145,12 +145,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def heard(folder):
-    """What each part gives, from the folder as it is."""
+    """The outputs of each part, with the unchanged folder."""
     model = weights.load(folder)
     return {part: results(model, part) for part in set(map(part_of, FIELDS))}
 
 
-def test_the_same_model_gives_the_same(folder, heard):
+def test_the_outputs_repeat_and_are_no_errors(folder, heard):
     model = weights.load(folder)
     for part, found in heard.items():
         again = results(model, part)
@@ -172,8 +172,8 @@ def test_a_field_is_written_and_read(tmp_path, path):
 
 
 @pytest.mark.parametrize("path", FOLLOWED)
-def test_a_field_is_followed(folder, heard, tmp_path, path):
-    """With the weights of one model, another number anywhere is refused or changes what the model gives."""
+def test_a_changed_field_is_refused_or_changes_the_output(folder, heard, tmp_path, path):
+    """The weights stay the same."""
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     weights.save_config(tmp_path, put(SMALL, path, other(path, FIELDS[path])))
     try:
@@ -194,7 +194,7 @@ def test_a_field_is_followed(folder, heard, tmp_path, path):
         ("speech_tokenizer", {"heads": 10}),
     ],
 )
-def test_heads_that_the_official_width_does_not_have(part, change):
+def test_other_heads_at_the_official_width_are_refused(part, change):
     content = CosyVoice3Config().to_dict()
     assert CosyVoice3Config.from_dict(content) == CosyVoice3Config()
     place = content

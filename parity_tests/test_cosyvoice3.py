@@ -1,6 +1,8 @@
-"""`CosyVoice3` on both sides, from a recording and a text to samples, and which network gets what."""
+"""`CosyVoice3` on both sides, from a recording and a text to samples, and the inputs that each network gets."""
 
 from importlib import import_module
+from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -10,7 +12,8 @@ import torch
 from mlx_parity.compare import compare
 from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.harness.listening import listening
+from parity_tests.driver_support import watched
+from parity_tests.listening import listening
 from parity_tests.parts import swap
 from parity_tests.speech_support import LONGER, PROMPT_WORDS, SYSTEM, WORDS
 from port import noise
@@ -39,65 +42,52 @@ REQUESTS = {
 
 
 def likely_to_end(voice):
-    """Random weights would hardly ever choose the one stop token that may end arriving text; this sampler does."""
+    """A sampler that favours the only stop token that may end arriving text; random weights rarely choose it."""
     config = voice.model.config.llm
+    sampling = import_module(f"{type(voice).__module__.split('.')[0]}.llm.sampling")
 
     def sample(scores, *arguments):
         end = scores[config.eos] + 6
         scores[config.speech_token_size :] = -np.inf
         scores[config.eos] = end
-        return voice_module(voice, "llm.sampling").ras_sampling(scores, *arguments)
+        return sampling.ras_sampling(scores, *arguments)
 
     return sample
 
 
-def voice_module(voice, name):
-    return import_module(f"{type(voice).__module__.split('.')[0]}.{name}")
-
-
 def request(voice, mode, recordings, flow_noise, **options):
-    """Tokens, mel and samples of one request, arrays in the reference's layout, and the lengths of its chunks."""
-    calls, original, is_port = [], voice.model.token2wav, isinstance(voice, CosyVoice3)
-
-    def watched(token, **arguments):
-        speech = original(token, **arguments)
-        calls.append((np.array(token.tolist()), arguments["cache"].mel))
-        return speech
-
-    voice.model.token2wav = watched
+    """Tokens, mel, samples and chunk lengths of one request, in the reference's layout."""
+    is_port = isinstance(voice, CosyVoice3)
     given = mx.array(swap(flow_noise)) if is_port else torch.from_numpy(flow_noise).to(voice.frontend.dtype)
-    try:
-        options["stream"] = Stream(reset_hop=True) if options.get("stream") else False
-        options["raw_prompt"] = True  # what the original does, and nothing for people's sake
+    options["stream"] = Stream(reset_hop=True) if options.get("stream") else False
+    options["raw_prompt"] = True  # as the original, without the port's conveniences
+    with watched(voice.model) as calls:
         results = REQUESTS[mode](voice, *recordings, noise=given, **options)
         chunks = [np.array(result["tts_speech"].tolist()) for result in results]
-    finally:
-        del voice.model.token2wav
-    tokens, mel = calls[-1]
-    mel = swap(np.array(mel)) if is_port else mel.numpy()
+    tokens, cache = calls[-1]
+    mel = swap(np.array(cache.mel)) if is_port else cache.mel.numpy()
     dtype = np.float64 if mel.dtype == np.float64 else np.float32
     wav = np.concatenate(chunks, axis=1).astype(dtype)
-    return {"tokens": tokens, "mel": mel, "wav": wav, "chunks": np.array([[c.shape[1] for c in chunks]])}
+    return {"tokens": np.array([tokens]), "mel": mel, "wav": wav, "chunks": np.array([[c.shape[1] for c in chunks]])}
 
 
 def tokens_said(voice, make):
-    """The speech tokens of each piece of a request; the networks that would say them are left out."""
-    said, silent = [], mx.zeros((1, 0)) if isinstance(voice, CosyVoice3) else torch.zeros(1, 0)
-    voice.model.token2wav = lambda token, **_: (said.append(token[0].tolist()), silent)[1]
-    try:
+    """The speech tokens of each piece of a request, without the networks that turn them into sound."""
+    silence = mx.zeros((1, 0)) if isinstance(voice, CosyVoice3) else torch.zeros(1, 0)
+    with watched(voice.model, silence) as calls:
         list(make())
-    finally:
-        del voice.model.token2wav
-    return said
+    return [tokens for tokens, _ in calls]
 
 
 def test_zero_is_a_seed_like_any_other(voices, recordings):
-    """Not the sign for none: the tokens are those of the reference, and always the same."""
-    ask = lambda v, seed: tokens_said(  # noqa: E731
-        v, lambda: v.inference_zero_shot(WORDS, SYSTEM, recordings[0], seed=seed, strict_min_length=True)
-    )
+    """Seed 0 does not mean "no seed": the tokens repeat and are the reference's."""
+
+    def ask(v, seed):
+        options = dict(seed=seed, strict_min_length=True)
+        return tokens_said(v, lambda: v.inference_zero_shot(WORDS, SYSTEM, recordings[0], **options))
+
     found = [ask(voices.port, 0) for _ in range(3)]
-    assert found[0] == found[1] == found[2], "seed 0 is taken for none"
+    assert found[0] == found[1] == found[2], "seed 0 is taken as no seed"
     assert found[0] == ask(voices.single, 0) != ask(voices.port, 1)
 
 
@@ -105,11 +95,11 @@ def test_zero_is_a_seed_like_any_other(voices, recordings):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("mode", REQUESTS)
 def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, stream):
-    """Tokens and chunks equal; mel and samples as near to the truth as the float32 reference's own."""
+    """Tokens and chunk lengths are equal; mel and samples are as exact as those of the float32 reference."""
     flow_noise = np.array(noise.rand_noise(NOISE_FRAMES))
     options = {"words": LONGER, "stream": stream, "seed": 0}
     if mode != "vc":
-        options["strict_min_length"] = True  # long enough for two chunks, and no end in the middle of a bistream round
+        options["strict_min_length"] = True  # long enough for two chunks, and no end inside a bistream round
     if mode == "sft":
         for voice in (voices.port, voices.single, voices.double):
             voice.add_zero_shot_spk(SYSTEM, recordings[0], "saved")
@@ -120,7 +110,7 @@ def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, st
     others = in_other_orders(lambda: request(voices.single, mode, recordings, flow_noise, **options))
     rows = []
     for output, truth in double.items():
-        # Where other tokens were drawn the lengths differ, and there is nothing to compare.
+        # A run that drew other tokens has other lengths and cannot be compared.
         further = (run[output] for run in others if np.array_equal(run["tokens"], single["tokens"]))
         reading = compare(port[output], single[output], truth, further=further)
         name = f"speech.{mode}.{'stream' if stream else 'whole'}"
@@ -136,19 +126,19 @@ def test_from_recording_and_text_to_samples(parity, voices, recordings, mode, st
 @pytest.mark.parametrize("mode", ["zero_shot", "cross_lingual", "instruct2"])
 def test_tokens_are_equal_for_many_seeds(voices, recordings, mode):
     for seed in range(1, 4):
-        lengths = [
-            [result["tts_speech"].shape[1] for result in REQUESTS[mode](voice, *recordings, seed=seed)]
-            for voice in (voices.port, voices.single)
-        ]
-        assert lengths[0] == lengths[1], f"seed {seed}"
+        port, reference = (
+            tokens_said(v, lambda v=v, seed=seed: REQUESTS[mode](v, *recordings, seed=seed))
+            for v in (voices.port, voices.single)
+        )
+        assert port == reference, f"seed {seed}"
 
 
-# ---- what a mode gives to which network
+# ---- inputs of the networks in each mode
 
 
 def inputs_of(voice, monkeypatch, make):
-    """What `CosyVoice3Model.tts` is called with."""
-    seen = {}
+    """Arguments that `CosyVoice3Model.tts` gets."""
+    seen: dict[str, Any] = {}
 
     def tts(prompt, text=None, **arguments):
         seen.update(prompt.given(), text=text, **arguments)
@@ -169,7 +159,7 @@ PARTS_OF_MODE = {
 
 
 @pytest.mark.parametrize("mode", PARTS_OF_MODE)
-def test_parts_of_the_prompt(voice, monkeypatch, recordings, mode):
+def test_each_mode_passes_its_parts_of_the_prompt(voice, monkeypatch, recordings, mode):
     voice.add_zero_shot_spk(SYSTEM, recordings[0], "saved")
     seen = inputs_of(voice, monkeypatch, lambda: REQUESTS[mode](voice, *recordings, seed=0))
     assert {k for k in seen if k in FIELDS or k == "source_speech_token"} == PARTS_OF_MODE[mode]
@@ -179,8 +169,8 @@ def test_parts_of_the_prompt(voice, monkeypatch, recordings, mode):
         assert seen["prompt_speech_feat"].shape == (1, 54 if aligned else 55, 80)
 
 
-def test_vc_keeps_what_the_prompt_has_too_much(voice, recordings):
-    """55 frames against 28 tokens: as in the original, the frame that is missing is made and given out."""
+def test_vc_keeps_the_prompts_extra_frame_unless_it_aligns(voice, recordings):
+    """28 tokens have 56 frames and the prompt has 55; as in the original, the missing one is generated and returned."""
     prompt, source = recordings
     plain, aligned = (
         sum(result["tts_speech"].shape[1] for result in voice.inference_vc(source, prompt, align_prompt=align))
@@ -193,29 +183,29 @@ def test_a_prompt_is_read_once_for_all_pieces(voice, monkeypatch, recordings):
     text = "One, two, three, four, five, six, seven, eight and nine in the kitchen with fresh bread. " * 4
     pieces = voice.frontend.text_normalize(text)
     assert len(pieces) > 1
-    calls, original = [], voice.frontend.extract_speech_token
-    monkeypatch.setattr(voice.frontend, "extract_speech_token", lambda wav: calls.append(wav) or original(wav))
+    reads = mock.Mock(wraps=voice.frontend.extract_speech_token)
+    monkeypatch.setattr(voice.frontend, "extract_speech_token", reads)
     results = voice.inference_zero_shot(text, SYSTEM, recordings[0], seed=1)
     assert sum(1 for _ in results) == len(pieces)
-    assert len(calls) == 1
+    assert reads.call_count == 1
 
 
 @pytest.mark.float32
-def test_pieces_share_one_stream_of_numbers(voices, recordings):
-    """A seeded text of several pieces, on both sides token by token: the draws go on where the last piece ended."""
+def test_pieces_share_one_sequence_of_draws(voices, recordings):
+    """The draws of a piece continue those of the piece before, so equal pieces get different tokens."""
     text, sides = "One two three. " * 30, (voices.port, voices.single)
     pieces = voices.port.frontend.text_normalize(text)
-    assert len(pieces) == 5 and pieces[1] == pieces[2] == pieces[3], "no pieces alike"
+    assert len(pieces) == 5 and pieces[1] == pieces[2] == pieces[3], "the pieces differ"
     port, reference = (
         tokens_said(v, lambda v=v: v.inference_zero_shot(text, SYSTEM, recordings[0], seed=2, strict_min_length=True))
         for v in sides
     )
     assert port == reference
     assert len(port) == len(pieces)
-    assert port[1] != port[2] != port[3], "a piece begins the numbers anew"
+    assert port[1] != port[2] != port[3], "a piece restarts the draws"
 
 
-def test_without_a_seed_every_request_is_new(voice, recordings):
+def test_without_a_seed_requests_differ(voice, recordings):
     lengths = {
         sum(
             r["tts_speech"].shape[1]
@@ -250,5 +240,5 @@ def test_text_frontend_off_speaks_the_text_as_it_is(voice, monkeypatch, recordin
         assert voice.frontend.tokenizer.decode(seen["text"][0].tolist()) == words
 
 
-def test_text_of_marks_alone_says_nothing(voice, recordings):
+def test_text_of_punctuation_alone_gives_no_speech(voice, recordings):
     assert list(voice.inference_zero_shot("...", SYSTEM, recordings[0])) == []

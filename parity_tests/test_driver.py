@@ -1,7 +1,5 @@
 """The model driver on both sides: chunks, tempo, silence, text that still arrives."""
 
-from contextlib import contextmanager
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
-from parity_tests.driver_support import SAMPLES, SIDES, Speaker, joined, scripted, some_tokens
+from parity_tests.driver_support import SAMPLES, Speaker, joined, scripted, some_tokens, watched
 from parity_tests.parts import swap
 from parity_tests.speech_support import SMALL
 from port import model as port_driver
@@ -23,7 +21,7 @@ pytestmark = pytest.mark.part("model.CosyVoice3Model")
 
 
 def test_chunk_lengths_of_the_original(speaker):
-    """10 prompt tokens and 120 tokens: numbers of the original."""
+    """10 prompt tokens and 120 tokens; the lengths are the original's."""
     assert speaker.lengths(120, stream=True) == [34560, 48000, 32640]
     assert speaker.lengths(120) == [115200]
 
@@ -31,11 +29,11 @@ def test_chunk_lengths_of_the_original(speaker):
 @pytest.mark.parametrize("prompt", [0, 1, 24, 25, 26])
 def test_first_chunk_fills_the_prompt_up_to_a_whole_chunk(models, prompt):
     speaker = Speaker("port", models["port"], prompt)
-    first = (25 + -prompt % 25) * SAMPLES - 8 * 480  # 8 frames are context of the vocoder
+    first = (25 + -prompt % 25) * SAMPLES - 8 * 480  # the vocoder needs 8 frames of context
     assert speaker.lengths(60, stream=True)[0] == first
 
 
-def test_a_chunk_needs_three_tokens_more(speaker):
+def test_a_chunk_needs_three_tokens_of_look_ahead(speaker):
     assert len(speaker.lengths(42, stream=True, reset_hop=True)) == 1
     assert len(speaker.lengths(43, stream=True, reset_hop=True)) == 2
 
@@ -58,11 +56,11 @@ def test_reset_hop_makes_streams_equal(speaker):
     again = speaker.say(120, stream=True, reset_hop=True)
     assert [c.shape for c in again] == [c.shape for c in first]
     assert np.array_equal(joined(again), joined(first))
-    assert speaker.model.token_hop_len == 100, "reset_hop must leave the object as it was"
+    assert speaker.model.token_hop_len == 100, "reset_hop must not change the object"
 
 
-def test_a_rest_longer_than_the_next_chunk(speaker):
-    """The original decides by the padded first chunk once all tokens are there, and by the plain hop before."""
+def test_a_long_remainder_joins_the_last_chunk_as_in_the_original(speaker):
+    """With all tokens at hand the original compares with the padded first chunk, with arriving tokens with the hop."""
     hop, pad, tokens = 100, 90, 300
     speaker.model.token_hop_len = hop
     first = (hop + pad) * SAMPLES - 8 * 480
@@ -72,7 +70,7 @@ def test_a_rest_longer_than_the_next_chunk(speaker):
 
 
 def test_chunks_do_not_wait_for_more_tokens_than_they_need(speaker):
-    seen = []
+    seen: list[int] = []
     stream = speaker.stream(text=20, stream=True, sampling=scripted(some_tokens(130)[0], seen))
     needed = [25 + 15 + 3, 25 + 15 + 50 + 3]
     for count in needed:
@@ -83,15 +81,15 @@ def test_chunks_do_not_wait_for_more_tokens_than_they_need(speaker):
 
 
 def test_language_model_and_given_tokens_agree(speaker):
-    """The same tokens, once from the language model as it goes and once given: the same samples."""
+    """The same tokens give the same samples, whether the language model or the caller provides them."""
     tokens = some_tokens(120)
     spoken = speaker.say(text=20, stream=True, reset_hop=True, sampling=scripted(tokens[0]))
     given_tokens = speaker.say(120, stream=True, reset_hop=True)
     assert np.array_equal(joined(spoken), joined(given_tokens))
 
 
-def test_chunks_are_the_start_of_the_whole_but_for_the_last(models):
-    """The last chunk is made without the chunk mask, so only what was said before it belongs to the streaming run."""
+def test_only_the_last_chunk_differs_from_one_streaming_pass(models):
+    """As in the original, the last chunk is computed without the chunk mask."""
     model, prompt = models["port"], Speaker("port", models["port"]).prompt
     tokens = some_tokens(120)
     chunked = mels(models, "port", tokens, stream=True, reset_hop=True, causal_final=True)
@@ -109,26 +107,11 @@ def test_chunks_are_the_start_of_the_whole_but_for_the_last(models):
 
 
 def mels(models, side, tokens, **options):
-    """What the vocoder has been given at the end, (1, n, C)."""
-    speaker, caches = Speaker(side, models[side]), []
-    with watched(speaker.model, caches):
+    """The mel of a whole request, (1, n, C)."""
+    speaker = Speaker(side, models[side])
+    with watched(speaker.model) as calls:
         speaker.say(tokens.shape[1], **options)
-    return caches[-1].mel
-
-
-@contextmanager
-def watched(model, caches):
-    """Note the cache of every chunk that a model makes."""
-
-    def token2wav(*arguments, cache, **options):
-        caches.append(cache)
-        return original(*arguments, cache=cache, **options)
-
-    original, model.token2wav = model.token2wav, token2wav
-    try:
-        yield
-    finally:
-        del model.token2wav
+    return calls[-1][1].mel
 
 
 def reference_mel(model, arguments, dtype):
@@ -162,7 +145,7 @@ def test_speed_changes_the_length(speaker, speed, frames):
 
 
 @pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf"), 1e9, 1e-9])
-def test_speeds_that_cannot_be(speaker, speed):
+def test_impossible_speeds_are_refused(speaker, speed):
     with pytest.raises(ValueError, match="speed"):
         speaker.say(20, speed=speed)
 
@@ -183,14 +166,14 @@ def test_speed_of_a_chunk_is_refused(speaker):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nothing_to_say(speaker, stream):
+def test_a_request_without_speech_tokens_is_refused(speaker, stream):
     with pytest.raises(ValueError, match="no speech tokens"):
         speaker.say(text=4, stream=stream, sampling=scripted([]))
 
 
 @pytest.mark.part("model.drop_silence")
-def test_long_silences_are_shortened_for_text_only(speaker):
-    silent = [1, 2, 28, 29, 55, 1, 2, 28]  # eight in a row, five stay
+def test_long_silences_are_shortened_unless_the_tokens_are_given(speaker):
+    silent = [1, 2, 28, 29, 55, 1, 2, 28]  # eight in a row; five are kept
     tokens = [40, *silent, 41, *silent[:6], 42]
     assert speaker.lengths(text=4, sampling=scripted(tokens)) == [(3 + 5 + 5) * SAMPLES]
     given_tokens = speaker.kit.tensor(np.array([tokens], np.int32))
@@ -198,8 +181,8 @@ def test_long_silences_are_shortened_for_text_only(speaker):
     assert speech["tts_speech"].shape[1] == len(tokens) * SAMPLES
 
 
-def test_text_that_still_arrives(speaker):
-    """A round from the instruction alone, one from five text tokens, the rest from what is left, as in the original."""
+def test_arriving_text_is_read_to_its_end(speaker):
+    """As in the original: a round from the instruction alone, one from five text tokens, then the remaining text."""
     taken, kit = [], speaker.kit
 
     def text():
@@ -213,11 +196,3 @@ def test_text_that_still_arrives(speaker):
     result = list(speaker.model.tts(Prompt(**speaker.prompt, prompt_text=prompt_text), text(), sampling=script))
     assert [r["tts_speech"].shape[1] for r in result] == [23 * SAMPLES]
     assert taken == list(range(7))
-
-
-def test_both_sides_speak_alike(models):
-    """Seeded text to samples: lengths equal, which means tokens too."""
-    options = {"stream": True, "reset_hop": True}
-    for seed in range(8):
-        lengths = [Speaker(side, models[side]).lengths(text=12, seed=seed, **options) for side in SIDES]
-        assert lengths[0] == lengths[1]

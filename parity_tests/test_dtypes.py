@@ -1,8 +1,7 @@
-"""Dtypes along a half-precision model, from token ids on: sums are float32, products are in the dtype of their weights.
+"""Dtypes inside a half-precision model: sums are float32, products have the dtype of their weights.
 
-A loud input shows a sum that left float32 only where it overflows, and none where it starts from embeddings that the
-test gives in float32. Here the dtypes themselves are looked at, of a model as converted and of one that is half
-throughout, as others publish them.
+A test with loud inputs sees a sum in half precision only if it overflows. Here the dtypes themselves are checked, from
+token ids on, in a model as converted here and in one that is half throughout, as others publish them.
 """
 
 import mlx.core as mx
@@ -27,14 +26,14 @@ from port.vocoder.generator import CausalHiFTGenerator
 HALVES = ("float16", "bfloat16")
 HOW = ("as converted", "every part", "throughout")
 FLOAT32 = {mx.float32}
-PITCH = {"f0_predictor", "m_source"}  # which nobody halves: its error grows with time
+PITCH = {"f0_predictor", "m_source"}  # nobody halves these: a pitch error grows with time
 DIT, CFM = "flow.dit.DiT", "flow.matching.CausalConditionalCFM"
-# What adds up over many terms or layers: all that these get and give is float32, whatever the weights are. Of what they
-# get, the caller is to blame.
+# Part, class, method, caller. These add up over many terms or layers: their inputs and results are float32, whatever
+# the weights are. A wrong result is the part's fault, a wrong input the caller's.
 SUMS = (
     ("llm.qwen2.Qwen2RMSNorm", qwen2.Qwen2RMSNorm, "__call__", "llm.qwen2.Qwen2DecoderLayer"),
     ("llm.qwen2.Qwen2DecoderLayer", qwen2.Qwen2DecoderLayer, "__call__", "llm.qwen2.Qwen2Model"),
-    ("llm.qwen2.Qwen2Model", qwen2.Qwen2Model, "__call__", None),  # gets embeddings, in the dtype of their table
+    ("llm.qwen2.Qwen2Model", qwen2.Qwen2Model, "__call__", None),  # its input, embeddings, has the dtype of their table
     ("llm.speech_lm.CosyVoice3LM.scores", CosyVoice3LM, "scores", None),
     ("flow.layers.AdaLayerNormZero", layers.AdaLayerNormZero, "modulation", None),
     ("flow.layers.AdaLayerNormZero", layers.AdaLayerNormZero, "__call__", "flow.layers.DiTBlock"),
@@ -48,7 +47,7 @@ SUMS = (
     ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "spectrum", None),
     ("vocoder.generator.CausalHiFTGenerator.inference", CausalHiFTGenerator, "inference", None),
 )
-# Functions that must get float32; on a GPU MLX's attention keeps its scores float32 by itself.
+# Functions that need float32 inputs; on a GPU MLX's attention keeps its scores in float32 by itself.
 FUNCTIONS = (
     ("llm.speech_lm.CosyVoice3LM.scores", mx, "logsumexp"),
     ("llm.qwen2.Qwen2RMSNorm", mx.fast, "rms_norm"),
@@ -57,14 +56,14 @@ FUNCTIONS = (
 )
 LINEAR = "fast.precision"
 PARTS_SEEN = sorted({row[0] for row in (*SUMS, *FUNCTIONS)} | {LINEAR, DIT})
-# Arguments that are no part of a sum: linears round them to their own dtype.
+# Arguments outside the sums; linears round them to their own dtype.
 LEFT_OUT = {"emb", "t", "mu", "cond", "spks", "given", "halves", "hidden", "token"}
 
 
 # For the session: tests sorted by their parts go in and out of this file.
 @pytest.fixture(scope="session")
 def halves():
-    """The small model in half precision, by dtype and how much of it is."""
+    """A function that gives the small model in a half dtype, `how` much of it one of `HOW`."""
     made = {}
 
     def give(dtype, how):
@@ -76,7 +75,7 @@ def halves():
             else:
                 precision = Precision(dtype, tuple(PARTS) if how == "every part" else Precision().parts)
                 wanted = lambda name: DTYPES[precision.tag(name)][0]  # noqa: E731
-            model.load_weights([(k, v.astype(wanted(k))) for k, v in tree_flatten(model.parameters())])
+            model.load_weights([(k, v.astype(wanted(k))) for k, v in dict(tree_flatten(model.parameters())).items()])
             made[dtype, how] = speed_up(model)
         return made[dtype, how]
 
@@ -84,7 +83,7 @@ def halves():
 
 
 def dtypes(value):
-    """Of all float arrays in a value."""
+    """The dtypes of all float arrays in a value."""
     found = set()
     tree_map(lambda x: found.add(x.dtype) if isinstance(x, mx.array) and mx.issubdtype(x.dtype, mx.floating) else x,
              value if isinstance(value, tuple | list | dict) else [value])  # fmt: skip
@@ -92,7 +91,7 @@ def dtypes(value):
 
 
 class Watch:
-    """Where a value is not of the dtype it must have, in order: the first is to blame; and what was looked at."""
+    """Notes values of a wrong dtype, in order of execution, and the parts that were checked."""
 
     def __init__(self, patch):
         self.wrong, self.seen = [], set()
@@ -104,7 +103,7 @@ class Watch:
         plain = nn.Linear.__call__
 
         def linear(layer, x):
-            if layer.weight.dtype != mx.float32:  # else the input is promoted, exactly
+            if layer.weight.dtype != mx.float32:  # otherwise the input is promoted, without rounding
                 self._look(LINEAR, {x.dtype}, {layer.weight.dtype})
             return plain(layer, x)
 
@@ -143,7 +142,7 @@ ON_CPU = mx.default_device().type == mx.DeviceType.cpu
 
 @pytest.fixture(scope="session")
 def watched(halves):
-    """What a watch saw from token ids to scores, to mel, to a streamed mel, and from mel to samples; once for each."""
+    """A function that gives the `Watch` of one run: token ids to scores, mel and streamed mel, and mel to samples."""
     kept = {}
 
     def give(dtype, how):
@@ -178,7 +177,7 @@ def prompt(tokens=28):
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("part", [pytest.param(part, marks=pytest.mark.part(part)) for part in PARTS_SEEN])
 def test_sums_are_float32_and_products_half(watched, part, dtype, how):
-    """Of all parts the first that is wrong fails: what follows from it is no fault of the others."""
+    """Only the first wrong part fails, since later ones may only inherit the dtype."""
     watch = watched(dtype, how)
     assert part in watch.seen or not ON_CPU
     assert not watch.wrong or watch.wrong[0][0] != part, watch.wrong[0][1]
@@ -187,8 +186,7 @@ def test_sums_are_float32_and_products_half(watched, part, dtype, how):
 @pytest.mark.part("fast.precision")
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_tables_and_caches_are_half(halves, dtype, how):
-    """What is kept has the dtype of the weights that make it."""
+def test_tables_and_caches_have_the_dtype_of_their_weights(halves, dtype, how):
     model = halves(dtype, how)
     text = np.array([[5, SMALL.llm.end_of_prompt, 7]], np.int32)
     cache = model.llm.qwen2.make_cache()
@@ -203,15 +201,17 @@ def test_tables_and_caches_are_half(halves, dtype, how):
 @pytest.mark.part("stream.flow.StreamingFlow")
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_stream_keeps_half(halves, dtype, how):
-    """Its keys and values have the dtype of the weights that make them, which is what its memory is counted by."""
+def test_a_stream_keeps_keys_in_the_dtype_of_their_weights(halves, dtype, how):
+    """Its memory is counted with that dtype; the tails of convolutions are float32."""
     flow = halves(dtype, how).flow
-    stream = StreamingFlow(flow, *prompt(), memory=Memory())
+    token, feat, embedding = prompt()
+    stream = StreamingFlow(flow, token, feat, embedding, memory=Memory())
     for have in (5, 30):
         stream.push(speech_ids(30)[:, :have])
+        assert stream._state
         step = stream._state.steps[0]
         keys = fast.key_dtype(flow.decoder.estimator.transformer_blocks[0].attn)
         assert dtypes([[kept.keys, kept.values] for kept in step.kept]) == {keys}
         assert dtypes([tail.frames for tail in step.tails]) == FLOAT32
-        tails = 0 if have > 5 else stream.bytes_for(0)  # the prompt's end, until it is left to later streams
+        tails = 0 if have > 5 else stream.bytes_for(0)  # a copy at the prompt's end, until it is kept for later streams
         assert stream.nbytes == stream.bytes_for(stream._state.capacity) + tails

@@ -1,4 +1,6 @@
-"""Inputs beyond the isolated cases, each asked for by a fault of the catalogue that nothing else could see."""
+"""Inputs beyond the isolated cases; for each there is a fault in the catalogue that no other test catches."""
+
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -23,8 +25,8 @@ from reference.vocoder.source import SineGen2 as ReferenceSines
 
 @pytest.mark.part("llm.qwen2.Qwen2Model")
 @pytest.mark.float32
-def test_a_cache_that_grows_keeps_what_it_held(parity):
-    """The buffers of keys and values are enlarged every 256 positions; short inputs never come there."""
+def test_a_growing_cache_keeps_its_content(parity):
+    """The buffers of keys and values grow every 256 positions, which short inputs never reach."""
     part = PARTS["llm.qwen2.Qwen2Model"]
     state = reference_state(case("llm.built.long", part.path, QWEN2))
     port, length = parity.adapter.build(part, QWEN2, state), KVCache.step + 9
@@ -43,15 +45,15 @@ def test_a_cache_that_grows_keeps_what_it_held(parity):
 
 @pytest.mark.part("flow.layers.RotaryEmbedding")
 @pytest.mark.parametrize("offset", [0, 1, 50, 250])
-def test_flow_positions_go_on_from_an_offset(offset):
-    """Where positions are counted from is a convention, but one for all calls: a stream's keys are of earlier ones."""
+def test_flow_positions_continue_from_an_offset(offset):
+    """Any first position would do, but all calls must share it: a stream attends to keys of earlier calls."""
     whole, part = RotaryEmbedding(16)(offset + 7), RotaryEmbedding(16)(7, offset)
     assert np.array_equal(part, whole[:, offset:])
 
 
 @pytest.mark.part("llm.qwen2.Qwen2RotaryEmbedding")
 @pytest.mark.parametrize("offset", [0, 1, 50, 250])
-def test_llm_positions_go_on_from_an_offset(offset):
+def test_llm_positions_continue_from_an_offset(offset):
     whole, part = (Qwen2RotaryEmbedding(16, 1e6)(*span) for span in ((0, offset + 7), (offset, 7)))
     assert all(np.array_equal(np.array(p), np.array(w)[offset:]) for p, w in zip(part, whole, strict=True))
 
@@ -59,7 +61,7 @@ def test_llm_positions_go_on_from_an_offset(offset):
 @pytest.mark.part("llm.sampling")
 @pytest.mark.parametrize("equal", [2, 6, 40])
 def test_equal_scores_are_taken_in_order_of_their_ids(equal):
-    """Both sides sort stably, so that ties at the edge of the nucleus are settled alike."""
+    """Both sides sort stably, so ties at the edge of the nucleus have the same outcome."""
     scores = np.log(np.r_[np.full(equal, 0.9 / equal), np.full(30, 0.1 / 30)]).astype(np.float32)[::-1].copy()
     draws = np.random.default_rng(equal).exponential(size=(20, 25)).astype(np.float32)
     found = [nucleus_sampling(scores, RecordedDraws([row])) for row in draws]
@@ -69,7 +71,7 @@ def test_equal_scores_are_taken_in_order_of_their_ids(equal):
 
 @pytest.mark.part("llm.sampling")
 def test_the_nucleus_is_summed_in_float32():
-    """Where the sum ends within a rounding of top_p, float64 would sometimes keep one token more or less."""
+    """If the sum is within a rounding of top_p, a float64 sum may keep one token more or fewer."""
     rng, differ = np.random.default_rng(3), 0
     for _ in range(300):
         likely = 0.2 + rng.uniform(-1e-7, 1e-7, 4)
@@ -80,13 +82,13 @@ def test_the_nucleus_is_summed_in_float32():
             total, expected = total + whole[expected], expected + 1
         assert kept == expected
         differ += kept != 1 + np.count_nonzero(np.cumsum(whole, dtype=np.float64)[:-1] < np.float32(0.8))
-    assert differ, "no draw was near enough to the edge"
+    assert differ, "no draw was close enough to the edge"
 
 
 @pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 @pytest.mark.parametrize("strict", [False, True], ids=["as the original", "strict"])
 def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
-    """Twenty speech tokens for each token of the text; the prompt text does not count."""
+    """Twenty speech tokens per text token; the prompt text does not count."""
     config = dict(LM, end_of_prompt=50)
     part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
     state = reference_state(case("llm.built.endless", part.path, config))
@@ -106,8 +108,8 @@ def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
 
 @pytest.mark.part("vocoder.source.SineGen2")
 @pytest.mark.parametrize("pitch", [400.0, 2700.0, 9000.0, 30000.0], ids=str)
-def test_phases_of_any_pitch_follow_the_original_roundings(pitch):
-    """Above 2667 Hz the ninth harmonic turns more than once a sample, and the original takes whole turns off."""
+def test_phases_of_any_pitch_round_like_the_original(pitch):
+    """Above 2667 Hz the ninth harmonic turns more than once per sample, and the original drops whole turns."""
     f0 = np.random.default_rng(5).uniform(0.9 * pitch, pitch, (1, 150)).astype(np.float32)
     waves = np.zeros((1, 150 * 480, 9), np.float32)
     reference, _ = ReferenceSines(**SINE)(torch.from_numpy(f0.repeat(480, axis=1)[..., None]), torch.from_numpy(waves))
@@ -118,16 +120,17 @@ def test_phases_of_any_pitch_follow_the_original_roundings(pitch):
 @pytest.mark.part("flow.layers.SinusPositionEmbedding")
 @pytest.mark.parametrize("dim", [32, 64, 256])
 def test_time_frequencies_are_made_in_float32(dim):
-    """Their exponent is rounded before the exponential; at 1000 rad that shows. Machines differ by a unit of exp."""
+    """The exponent is rounded first, which shows at 1000 rad. Machines may differ by one unit of exp."""
     step = torch.tensor(-np.log(10000) / (dim // 2 - 1), dtype=torch.float32)
     expected = torch.exp(torch.arange(dim // 2).float() * step).numpy()
     assert (np.abs(sinus_frequencies(dim) - expected) <= np.spacing(expected)).all()
 
 
 @pytest.mark.part("model.CosyVoice3Model")
-def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
-    """Asked of an object whose hop is still the shortest, so that a leak would show."""
-    for model, tensor in zip(small_models(), (torch.from_numpy, mx.array), strict=True):
+def test_a_request_that_resets_the_hop_does_not_change_the_object():
+    """The object's hop is still the shortest, so a change would show."""
+    sides: Any = zip(small_models(), (torch.from_numpy, mx.array), strict=True)
+    for model, tensor in sides:
         prompt, token = Prompt(tensor(np.ones((1, 8), np.float32))), tensor(np.full((1, 60), 33, np.int32))
         chunks = list(model.tts(prompt, source_speech_token=token, stream=Stream(reset_hop=True)))
         assert len(chunks) > 1
@@ -135,8 +138,8 @@ def test_a_request_that_resets_the_hop_leaves_the_object_as_it_was():
 
 
 @pytest.mark.part("frontend.tokenizer")
-def test_digits_are_tokens_of_their_own_whatever_the_merges_say():
-    """Qwen2 splits numbers into digits before it merges; newer tokenizers of the family take them by threes."""
+def test_digits_are_single_tokens_whatever_the_merges_say():
+    """Qwen2 splits numbers into digits before merging; newer tokenizers of the family use groups of three."""
     symbols = sorted(BYTE_ALPHABET)
     vocab = {token: i for i, token in enumerate([*symbols, "12", "ab"])}
     tokenizer = CosyVoice3Tokenizer(vocab, [("1", "2"), ("a", "b")])

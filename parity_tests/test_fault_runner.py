@@ -59,7 +59,7 @@ class Suite:
         return found
 
     def look(self, fault, say):
-        names = ("double", "wide") if fault.family != "anyway" else ("double", "wide", "fails")
+        names: tuple[str, ...] = ("double", "wide") if fault.family != "anyway" else ("double", "wide", "fails")
         names = ("slow",) if fault.family == "slow" else names
         for name in names:
             say(check := Check(name, f"steps.{name}"))
@@ -149,10 +149,12 @@ def test_a_check_that_fails_anyway_catches_nothing(verdict):
 
 
 def test_a_suite_that_fails_without_any_fault_says_so(tmp_path):
-    suite = Suite()
-    suite.batches = lambda faults: [[Check("double", "steps.double")], [Check("fails", "steps.fails")]]
+    class Failing(Suite):
+        def batches(self, faults):
+            return [[Check("double", "steps.double")], [Check("fails", "steps.fails")]]
+
     with pytest.raises(FaultError, match="fails fails without any fault"):
-        list(examine([fault("* x", "+ x")], suite, Workers(1, 20.0, tmp_path)))
+        list(examine([fault("* x", "+ x")], Failing(), Workers(1, 20.0, tmp_path)))
 
 
 def test_a_survivor_and_an_equivalent_fault_count_as_such(tmp_path):

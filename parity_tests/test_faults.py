@@ -9,14 +9,16 @@ import subprocess
 import sys
 import warnings
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from mlx_parity.faults.patch import patched
 from mlx_parity.faults.verdict import Verdict
+from mlx_parity.fingerprint import fingerprint
 from parity_tests.faults import PACKAGES, __main__, catalogue, checks, parts, score
-from parity_tests.harness.fingerprint import ROOT, fingerprint
 
+ROOT = Path(__file__).parents[1]
 FAULTS = catalogue()
 BY_NAME = {fault.name: fault for fault in FAULTS}
 COMMAND = [sys.executable, "-m", "parity_tests.faults"]
@@ -163,8 +165,8 @@ def patch_of(path, old, new):
     """A patch that replaces the only piece of a file's text that is `old`."""
     source = (ROOT / path).read_text("utf-8")
     assert source.count(old) == 1
-    lines = [text.splitlines(keepends=True) for text in (source, source.replace(old, new))]
-    return "".join(difflib.unified_diff(*lines, f"a/{path}", f"b/{path}"))
+    before, after = (text.splitlines(keepends=True) for text in (source, source.replace(old, new)))
+    return "".join(difflib.unified_diff(before, after, f"a/{path}", f"b/{path}"))
 
 
 @pytest.mark.meta
@@ -229,22 +231,19 @@ def test_a_score_recorded_on_other_code_says_so(tmp_path, monkeypatch):
     path, started = tmp_path / "score.json", datetime.now(UTC)
     path.write_text(score.record([Verdict(FAULTS[0], None), Verdict(FAULTS[1], None)], started), "utf-8")
     found = score.catalogue_section(path)
-    assert found["fresh"] is True and found["recorded"]["fingerprint"] == fingerprint(score.CODE)
+    assert found["fresh"] is True and found["recorded"]["fingerprint"] == fingerprint(ROOT, score.CODE)
     assert [row["name"] for row in found["rows"]] == [fault.name for fault in FAULTS[:2]]
     assert len(path.read_text("utf-8").splitlines()) < 10, "one row a line"
-    monkeypatch.setattr(score, "fingerprint", lambda places: "other")
+    monkeypatch.setattr(score, "fingerprint", lambda *places: "other")
     assert score.catalogue_section(path)["fresh"] is False
 
 
 @pytest.mark.meta
-def test_another_table_is_other_code(tmp_path, monkeypatch):
-    from parity_tests.harness import fingerprint as hashed
-
-    monkeypatch.setattr(hashed, "ROOT", tmp_path)
+def test_another_table_is_other_code(tmp_path):
     table = tmp_path / "faults" / "flow.txt"
     table.parent.mkdir()
     found = []
     for text in ("a  b  c => d", "# said\n\na  b  c => d\n", "a  b  c => e"):
         table.write_text(text, "utf-8")
-        found.append(hashed.fingerprint(["faults"]))
+        found.append(fingerprint(tmp_path, ["faults"]))
     assert found[0] == found[1] != found[2]

@@ -1,4 +1,4 @@
-"""What is written down about somebody else's port: it explains failures, points at cases that exist, and goes stale."""
+"""Findings about a foreign port: they explain its failures, name existing cases, and are reported when stale."""
 
 import json
 from fnmatch import fnmatchcase
@@ -25,7 +25,7 @@ def known_names():
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
-def test_every_finding_points_at_cases_that_exist(name):
+def test_every_finding_names_existing_cases(name):
     findings = load_findings(name)
     assert findings.causes
     for finding in findings.causes:
@@ -68,8 +68,8 @@ def test_mlx_audio_plus_passes_where_it_agrees(plus, glob):
     assert not failures(judge_all(plus, glob))
 
 
-def test_mlx_audio_plus_diverges_for_the_cause_written_down(plus):
-    """The padding of the source's spectrum, repaired for the length of a test, is all that its vocoder lacks."""
+def test_the_recorded_cause_explains_mlx_audio_plus(plus):
+    """With the padding of the source's spectrum repaired, its vocoder passes."""
     import mlx.core as mx
     from mlx_audio.tts.models.cosyvoice3 import hifigan
 

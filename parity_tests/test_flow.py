@@ -1,5 +1,7 @@
 """The flow decoder: properties that no single case can show."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -97,14 +99,14 @@ def test_decoder_of_any_length(parity, new, prompt, streaming, finalize):
     passes(parity, drawn)
 
 
-def build(parity, part: str, config: dict) -> object:
+def build(parity, part: str, config: Any) -> Any:
     drawn = case(f"flow.built.{part}", part, config)
     return parity.adapter.build(PARTS[part], config, reference_state(drawn))
 
 
 @pytest.mark.part("flow.decoder.CausalMaskedDiffWithDiT.inference")
 def test_equal_rows_in_give_equal_rows_out(parity):
-    """A kernel that treats batch rows differently breaks guidance; mlx's fused rope once did."""
+    """Guidance needs it: MLX's fused rope once treated the rows of a batch differently."""
     dit = build(parity, "flow.dit.DiT", FLOW["dit"])
     rng = np.random.default_rng(3)
     x, mu, cond = (
@@ -118,7 +120,7 @@ def test_equal_rows_in_give_equal_rows_out(parity):
 
 @pytest.mark.part("flow.matching.CausalConditionalCFM.velocity")
 def test_guidance_mixes_the_conditional_and_the_unconditional_half(parity):
-    """v = (1 + w) v_cond - w v_uncond, and the unconditional half has zeros for features, speaker and prompt."""
+    """One batch of two halves equals two calls; the unconditional half has zeros for features, speaker and prompt."""
     cfm = build(parity, CFM, FLOW)
     rng = np.random.default_rng(4)
     x, mu, cond = (mx.array(rng.standard_normal((1, 23, 12)).astype(np.float32)) for _ in range(3))
@@ -135,7 +137,7 @@ def test_guidance_mixes_the_conditional_and_the_unconditional_half(parity):
 
 @pytest.mark.part("flow.dit.DiT")
 def test_a_streamed_prefix_equals_the_longer_stream(parity):
-    """Whole chunks do not depend on what follows: the foundation of incremental streaming."""
+    """Incremental streaming needs it: whole chunks do not depend on later frames."""
     dit = build(parity, "flow.dit.DiT", FLOW["dit"])
     rng = np.random.default_rng(5)
     x, mu, cond = (mx.array(rng.standard_normal((1, 32, 12)).astype(np.float32)) for _ in range(3))

@@ -1,8 +1,9 @@
-"""Fast forms of the flow decoder: each alone, none and all but one within the budget of the suite."""
+"""Fast forms of the flow decoder are within the budget: each alone, none, and all but one."""
 
 import gc
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -73,29 +74,29 @@ def check(parity, part: str, setting: str, forms: tuple[str, ...] | None) -> Non
 @pytest.mark.parametrize("at_once", [1, 40, 1200], ids=["one query", "a few queries", "two heads"])
 @pytest.mark.parametrize("part", ["flow.attention", "flow.attention.chunked", "flow.attention.blind"])
 def test_parity_of_attention_in_blocks(parity, part, at_once, monkeypatch):
-    """Blocks that end inside a row of heads and inside the queries; at real sizes they follow from the length."""
+    """Blocks that end inside a row of heads and inside the queries, as they do at real lengths."""
     monkeypatch.setattr(fast, "SCORES_AT_ONCE", at_once)
     check(parity, part, f"blocks.{at_once}", ("blocks",))
 
 
 @pytest.mark.parametrize("part", ["flow.attention", "flow.attention.chunked", "flow.attention.blind"])
 def test_parity_of_attention_as_on_a_gpu(parity, part, monkeypatch):
-    """Where heads stay views and MLX's own kernel attends."""
+    """There the heads stay views and MLX's own kernel attends."""
     monkeypatch.setattr(fast, "on_cpu", lambda: False)
     check(parity, part, "gpu", ("attention",))
 
 
 @pytest.mark.parametrize("n", [1, 49, 50, 51, 130])
 def test_parity_at_the_official_chunk(parity, n):
-    """Fifty frames a chunk, as in the model; lengths that do not end with a chunk."""
+    """Chunks of fifty frames, as in the model, and lengths that end inside a chunk."""
     sizes = {**FLOW, "dit": {**FLOW["dit"], "static_chunk_size": 50}}
-    mel = dict(mu=normal(1, 12, n), cond=normal(1, 12, n), noise=normal(1, 12, n))
+    mel: dict[str, Any] = dict(mu=normal(1, 12, n), cond=normal(1, 12, n), noise=normal(1, 12, n))
     call = dict(streaming=True, n_timesteps=2)
     parity.check(case(f"flow.cfm.official_chunk.{n}", CFM, sizes, call, mask=valid(n, n), spks=normal(1, 12), **mel))
 
 
-def test_exp2_and_what_is_made_of_it_at_every_size():
-    """From the smallest to the largest argument; 2^0 is 1, nothing overflows, and what is no number stays so."""
+def test_exp2_and_the_activations_at_arguments_of_any_size():
+    """2^0 is exactly 1, nothing overflows, and NaN stays NaN."""
     x = np.concatenate([np.linspace(-200, 200, 20001), np.linspace(-1, 1, 2001)]).astype(np.float32)
     found = np.array(arithmetic.exp2(mx.array(x))).astype(np.float64)
     inside = np.abs(x) <= arithmetic.EXP_RANGE
@@ -121,12 +122,12 @@ def test_exp2_and_what_is_made_of_it_at_every_size():
     [arithmetic.exp2, arithmetic.gelu_tanh, arithmetic.mish, arithmetic.silu],
     ids=lambda function: function.__name__,
 )
-def test_compiled_is_bitwise_the_same(function):
+def test_a_compiled_activation_gives_the_same_bits(function):
     x = mx.array(np.random.default_rng(0).standard_normal((3, 50, 64)).astype(np.float32))
     np.testing.assert_array_equal(np.array(arithmetic.fused(function)(x)), np.array(function(x)))
 
 
-def test_nothing_is_compiled_where_that_rounds_constants(monkeypatch):
+def test_nothing_is_compiled_if_mlx_rounds_constants(monkeypatch):
     """As MLX does before 0.32.3."""
     monkeypatch.setattr(arithmetic, "compiles_exactly", lambda: False)
     assert arithmetic.fused(arithmetic.exp2) is arithmetic.exp2
@@ -144,6 +145,10 @@ def request(seed: int, n: int = 23) -> dict[str, mx.array | None]:
     return dict(mu=mu, mask=None, spks=spks, cond=cond, noise=noise)
 
 
+def bytes_of(module: nn.Module) -> int:
+    return sum(array.nbytes for array in dict(tree_flatten(module.parameters())).values())
+
+
 def close(one: mx.array, other: mx.array) -> bool:
     return np.abs(np.array(one - other)).max() < 2e-5 * np.abs(np.array(other)).max()
 
@@ -151,7 +156,7 @@ def close(one: mx.array, other: mx.array) -> bool:
 @pytest.mark.float32
 @pytest.mark.parametrize("guidance", ["batched", "separate"])
 def test_a_second_request_sees_nothing_of_the_first(guidance):
-    """Other numbers of steps too, whose times are in no table."""
+    """Requests of other lengths and numbers of steps; the tables lack the times of other numbers of steps."""
     plain, cfm = built(), built(chosen())
     for seed, n, steps in ((0, 23, 10), (1, 23, 3), (1, 17, 3), (2, 17, 2), (0, 23, 10)):
         call = dict(n_timesteps=steps, streaming=True, guidance=guidance)
@@ -159,12 +164,12 @@ def test_a_second_request_sees_nothing_of_the_first(guidance):
 
 
 @pytest.mark.parametrize("form", CLASSES)
-def test_a_form_is_put_in_place_where_it_is_asked_for(form):
+def test_a_requested_form_is_put_in_place(form):
     assert set(replaced(built((form,)))) == CLASSES[form]
     assert not replaced(built())
 
 
-def test_what_suits_the_device_is_chosen():
+def test_the_chosen_forms_are_put_in_place_by_default():
     assert set(chosen()) <= set(FORMS)
     found = set(replaced(speed_up(built())))
     assert found == set().union(*(CLASSES.get(name, set()) for name in chosen()))
@@ -183,18 +188,18 @@ def test_putting_forms_in_place_twice_changes_nothing():
     np.testing.assert_array_equal(np.array(cfm(**request(0))), before)
 
 
-def test_nothing_is_held_twice():
-    """But the tables, and what the plain convolutions held in another layout."""
+def test_fast_forms_do_not_hold_weights_twice():
+    """Except tables, and the weights of convolutions in their former layout."""
     cfm = built()
     held = mx.get_active_memory()
-    weights = sum(value.nbytes for _, value in tree_flatten(cfm.parameters()))
+    weights = bytes_of(cfm)
     speed_up(cfm, [name for name in chosen() if name != "tables"])
-    assert sum(value.nbytes for _, value in tree_flatten(cfm.parameters())) == weights
+    assert bytes_of(cfm) == weights
     assert mx.get_active_memory() - held < 0.02 * weights
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["all quantized", "keys alone quantized"])
-def test_quantized_layers_join_too(mixed):
+def test_quantized_projections_are_joined_if_all_are(mixed):
     plain, x = Attention(64, 2, 32), mx.array(np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32))
     for name in fast.PROJECTIONS:
         if name == "to_k" or not mixed:
@@ -205,11 +210,11 @@ def test_quantized_layers_join_too(mixed):
     np.testing.assert_allclose(np.array(joined(x)), apart, rtol=0, atol=1e-5)
 
 
-def test_tables_hold_the_times_that_the_steps_ask_for(monkeypatch):
-    """No linear of a norm runs in a step."""
+def test_tables_hold_the_times_of_the_steps(monkeypatch):
+    """A step computes no linear layer of a norm."""
     cfm = built(("tables",))
     for norm in modulation.norms(cfm.estimator):
-        monkeypatch.setattr(norm.linear, "linear", lambda _: pytest.fail("made again"))
+        monkeypatch.setattr(norm.linear, "linear", lambda _: pytest.fail("computed in a step"))
     mx.eval(cfm(**request(0)))
     asked = [t for _, t in cfm.solve_euler(request(0)["noise"], cosine_schedule(10), **conditions(request(0)))]
     assert np.array(cfm.estimator.time_embed.times).tolist() == [float(t) for t in asked[:-1]]
@@ -219,7 +224,7 @@ def conditions(drawn: dict) -> dict:
     return {name: value for name, value in drawn.items() if name != "noise"}
 
 
-def test_every_frame_valid_needs_no_mask():
+def test_no_mask_is_built_if_every_frame_is_valid():
     plain, dit = built().estimator, built(("attention",)).estimator
     for mask in (None, mx.ones((2, 23), dtype=mx.bool_)):
         assert dit.attention_mask(mask, 23, streaming=False) is None
@@ -229,7 +234,7 @@ def test_every_frame_valid_needs_no_mask():
     assert dit.attention_mask(mx.arange(23)[None] < 9, 23, streaming=True).shape == (1, 1, 23, 23)
 
 
-def test_rotary_tables_are_the_plain_ones_within_their_positions_and_beyond():
+def test_rotary_tables_equal_the_plain_angles_at_any_position():
     plain, tables = built().estimator.rotary_embed, built(("tables",)).estimator.rotary_embed
     for length, offset in ((5, 0), (3, modulation.POSITIONS - 3), (6, modulation.POSITIONS - 3), (6, 14_996)):
         for one, other in zip(tables.tables(length, offset), plain.tables(length, offset), strict=True):
@@ -238,7 +243,7 @@ def test_rotary_tables_are_the_plain_ones_within_their_positions_and_beyond():
 
 @pytest.mark.parametrize("guidance", ["batched", "separate"])
 @pytest.mark.parametrize("forms", [(), None], ids=["plain", "fast"])
-def test_a_baked_decoder_gives_the_same_without_the_weights(guidance, forms):
+def test_a_baked_decoder_gives_the_same_and_frees_the_weights(guidance, forms):
     cfm = built(("tables",))
 
     def mel(**more):
@@ -248,7 +253,7 @@ def test_a_baked_decoder_gives_the_same_without_the_weights(guidance, forms):
     cfm = built()
     dit = cfm.estimator
     parts = (dit.time_embed, *(norm.linear for norm in modulation.norms(dit)))
-    weights = [weakref.ref(value) for part in parts for _, value in tree_flatten(part.parameters())]
+    weights = [weakref.ref(array) for part in parts for array in dict(tree_flatten(part.parameters())).values()]
     del parts
     modulation.bake(cfm)
     gc.collect()

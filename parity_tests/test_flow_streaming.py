@@ -1,4 +1,4 @@
-"""The flow decoder as a stream: any cut gives the frames of the whole run, each computed once."""
+"""The flow decoder as a stream: however the tokens are cut, it gives the frames of the whole, each computed once."""
 
 from functools import partial
 
@@ -39,12 +39,12 @@ STREAM = "stream.flow.StreamingFlow"
 @example(prompt=0, cuts=[1] * TOKENS)
 @example(prompt=15, cuts=[])
 @example(prompt=15, cuts=[0, 0, 23])
-def test_any_cut_gives_the_whole(flow, prompt, cuts):
+def test_any_cut_gives_the_frames_of_the_whole(flow, prompt, cuts):
     about = utterance(prompt)
     run(start(flow, about), about, cuts)
 
 
-def test_a_stream_that_is_not_over_gives_what_the_original_gives(flow):
+def test_an_unfinished_stream_gives_what_the_original_gives(flow):
     about = utterance(6)
     stream = start(flow, about)
     run(stream, about, [5, 4, 1], finalize=False)
@@ -95,11 +95,11 @@ def test_each_frame_is_computed_once_and_a_partial_chunk_again(flow):
     assert work.pairs == sum(CHUNK * (i + 1) * CHUNK for i in range(5)) + 6 * 46
     work = Work()
     run(start(flow, about, work=work), about, [6 + AHEAD])
-    assert work.frames == RATIO * TOKENS + 4  # half a chunk was computed and forgotten
+    assert work.frames == RATIO * TOKENS + 4  # half a chunk was computed and dropped
 
 
 def test_a_kept_prompt_serves_another_text(flow):
-    """The last tokens of a prompt look ahead into the text: of 13 tokens two chunks follow from the prompt alone."""
+    """The last tokens of a prompt look ahead into the text: of 13 tokens two chunks depend on the prompt alone."""
     about, memory, works = utterance(13), Memory(), [Work(), Work()]
     other = {**about, "token": np.ascontiguousarray(about["token"][:, ::-1])}
 
@@ -109,11 +109,11 @@ def test_a_kept_prompt_serves_another_text(flow):
     run(start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=works[0]), about, [9])
     run(start(flow, other, memory=memory, max_cache_bytes=1 << 30, work=works[1]), other, [9], truth=truth)
     assert works[0].frames - works[1].frames == 2 * CHUNK
-    for text, expected in ((about, stream_truth), (other, truth), (about, stream_truth)):  # and a third, and more
+    for text, expected in ((about, stream_truth), (other, truth), (about, stream_truth)):  # and once more for each
         run(start(flow, text, memory=memory, max_cache_bytes=1 << 30), text, [9], truth=expected)
 
 
-def test_no_room_means_the_same_frames_with_more_work(flow):
+def test_without_room_a_stream_recomputes_and_gives_the_same_frames(flow):
     about = utterance(6)
     for frames in (0, CHUNK, 3 * CHUNK):
         memory, work = Memory(), Work()

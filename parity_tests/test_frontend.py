@@ -1,4 +1,4 @@
-"""What the front end hands over; test_frontend_audio.py and test_onnx.py hold its properties and third witnesses."""
+"""The front end's outputs on both sides. test_frontend_audio.py and test_onnx.py have its properties and witnesses."""
 
 import numpy as np
 import pytest
@@ -22,8 +22,8 @@ MODES = {
 @pytest.mark.part("frontend.frontend")
 @pytest.mark.float32
 @pytest.mark.parametrize("mode", MODES)
-def test_hand_over(parity, voices, recordings, mode):
-    """What the networks get of a prompt, in every mode: tokens, mel and speaker, before anything is made of them."""
+def test_the_inputs_of_the_networks_agree(parity, voices, recordings, mode):
+    """Tokens, mel and speaker of a prompt in every mode."""
     found = {}
     for side in ("port", "single", "double"):
         front = getattr(voices, side).frontend

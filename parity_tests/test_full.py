@@ -1,6 +1,6 @@
 """Real sizes (`pytest --full`): one DiT step, the whole vocoder and the whole Qwen2 stack with live weights.
 
-Small cases keep every quirk alive; these show that nothing grows with width and depth.
+The small cases reach every quirk; these show that no error grows with width and depth.
 """
 
 from dataclasses import asdict, replace
@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from mlx_parity.case import Case, normal, uniform
+from mlx_parity.case import Case, Draw, normal, uniform
 from parity_tests.cases import valid
 from parity_tests.parts import PARTS
 from port.config import CosyVoice3Config
@@ -16,7 +16,7 @@ from reference.synthesize import state_dict
 
 pytestmark = pytest.mark.full
 CONFIG = CosyVoice3Config()
-TEXT_ROWS = 1000  # of the text embedding: the stack never reads the others
+TEXT_ROWS = 1000  # of the text embedding; the stack reads no others
 
 
 def weights(part: str, config: CosyVoice3Config, prefix: str) -> dict[str, np.ndarray]:
@@ -28,6 +28,7 @@ def weights(part: str, config: CosyVoice3Config, prefix: str) -> dict[str, np.nd
 @pytest.mark.parametrize("streaming", [False, True], ids=["full", "chunked"])
 def test_dit_step(parity, streaming):
     n = 60
+    inputs: dict[str, Draw | np.ndarray]
     inputs = dict(x=normal(2, 80, n), mask=valid(n, n, n), mu=normal(2, 80, n), t=np.array([0.3, 0.3], np.float32))
     inputs |= dict(spks=normal(2, 80, scale=0.3), cond=normal(2, 80, n))
     state = weights("flow", CONFIG, "decoder.estimator.")

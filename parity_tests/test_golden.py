@@ -11,9 +11,9 @@ import pytest
 from mlx_parity.record import Recorded, describe
 from mlx_parity.report.codec import plain
 from mlx_parity.sides.liveness import liveness, summarised
-from parity_tests import golden
-from parity_tests.golden import EMBEDDED, GoldenRow, cases_of, judge_file, numbers, report_rows
-from parity_tests.harness.golden_table import named_by
+from parity_tests.golden import __main__ as golden
+from parity_tests.golden.judge import EMBEDDED, GoldenRow, cases_of, judge_file, numbers, report_rows
+from parity_tests.golden.table import named_by
 
 # The full set lies beside the project where it was developed; anyone else names it.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

@@ -2,17 +2,18 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from mlx_parity.record import MANIFEST, Recorded
-from parity_tests import golden as runner
 from parity_tests.degraded import KINDS, degraded
-from parity_tests.golden import EMBEDDED, judge_file
+from parity_tests.golden import __main__ as runner
+from parity_tests.golden.judge import EMBEDDED, judge_file, judge_folder
+from parity_tests.golden.replay import Replays
 from parity_tests.golden_support import golden, variants, write
-from parity_tests.harness.golden_replay import Replays
 
 pytestmark = pytest.mark.meta
 SIDES = ("reference", "port")
@@ -53,7 +54,7 @@ def test_names_of_files_mean_nothing(tmp_path, capsys, described):
 
 def test_other_sizes_pass(tmp_path, others):
     write(others.values(), tmp_path)
-    rows = runner.judge_folder(tmp_path, SIDES)
+    rows = judge_folder(tmp_path, SIDES)
     assert not problems(rows), problems(rows)
     assert {row.file for row in rows} == {f"n{number:03}" for number in range(len(others))}
 
@@ -78,7 +79,8 @@ def spoil(file: Recorded, tensor: str) -> Recorded:
     value = held[name] = held[name].copy()
     place = np.unravel_index(np.where(np.isfinite(value), np.abs(value.astype(float)), 0).argmax(), value.shape)
     value[place] = value[place] * value.dtype.type(1.001) if value.dtype.kind == "f" else 1 - value[place]
-    return replace(file, **{where: held})
+    change: dict[str, Any] = {where: held}
+    return replace(file, **change)
 
 
 @pytest.mark.parametrize(("name", "tensor"), SPOILED, ids=[".".join(pair) for pair in SPOILED])
@@ -89,7 +91,7 @@ def test_one_spoiled_number_fails(others, name, tensor):
 
 def test_a_wrong_reference_is_no_truth(monkeypatch):
     """Where the original has no float64, the reference's counts only if the original's float32 fits it."""
-    monkeypatch.setattr("reference.frontend.audio.fbank", lambda wave, **_: wave.new_ones(98, 80))
+    monkeypatch.setattr("reference.frontend.audio.fbank", lambda waveform, **_: waveform.new_ones(98, 80))
     rows = judge_file(golden("resample_fbank"), *SIDES)
     assert {(row.tensor, row.side) for row in rows if row.status != "PASS"} == {
         (tensor, side) for tensor in ("fbank", "fbank_norm") for side in SIDES
@@ -110,7 +112,7 @@ def test_float64_of_a_waveform_may_cost_what_a_rounding_costs(others):
     """Phases grow with time, so a float64 rounding of the mel is worth more than 1e-12 of the waveform at some length;
     the limit follows, and a float32 rounding is far beyond it."""
     file = others["vocoder"]
-    truth, moved = file.out64["wav"], Replays(file, "CausalHiFTGenerator.inference").moved["wav"]
+    truth, moved = file.out64["wav"], Replays(file).moved["wav"]
     for wav, status in (
         (moved, "PASS"),
         (truth * (1 + 1e-9), "FAIL"),
@@ -154,7 +156,8 @@ def test_numbers_that_are_none_pass_nothing(group, value, whole):
     file = golden("snake")
     y = getattr(file, group)["y"].copy()
     y[... if whole else (0, 0, 0)] = value
-    rows = judge_file(replace(file, **{group: {"y": y}}), *SIDES)
+    change: dict[str, Any] = {group: {"y": y}}
+    rows = judge_file(replace(file, **change), *SIDES)
     assert {row.side for row in rows if row.status in ("FAIL", "ERROR")} == {*SIDES}
 
 

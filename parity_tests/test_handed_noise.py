@@ -1,7 +1,7 @@
-"""The original's fixed noise as the parts of the model get it: at any second, in one piece and streamed.
+"""Each part gets the original's fixed noise: at any second, whole and streamed.
 
-The witness is torch's own generator, which draws what the original's constructors draw. For five minutes of speech the
-networks are left out: with a velocity of zero the mel is the noise that it started from.
+The witness is torch's generator, which draws what the original's constructors draw. To cover five minutes of speech the
+networks are replaced: with a velocity of zero the mel is the noise that it started from.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from parity_tests.driver_support import watched
 from parity_tests.speech_support import small_models
 from parity_tests.test_noise import SINE_WAVES, ulps
 from port import noise
@@ -26,14 +27,14 @@ from port.vocoder.source import SourceModuleHnNSF
 HOP, FRAMES, HARMONICS = 480, 15000, 9
 PROMPT = 40  # tokens
 TOKENS = FRAMES // 2 - PROMPT
-# Embedding 6561 x 80, speaker layer 192 -> 80, pitch predictor: drawn between the two noises (facts of the original).
+# The original draws these between the two noises: embedding 6561 x 80, speaker layer 192 -> 80, pitch predictor.
 BETWEEN = 524_880 + 15_440 + (512 * 80 * 4 + 512) + 4 * (512 * 512 * 3 + 512) + 513
-CUTS = (3, 47, 50, 100, 1, 700, 2048)  # frames of the pieces of a stream, over and over
+CUTS = (3, 47, 50, 100, 1, 700, 2048)  # frames of a stream's pieces, repeated
 
 
 @pytest.fixture(scope="module")
 def original():
-    """Noise of the flow (1, 80, 15000) and of the source (7200000, 9), as torch draws them."""
+    """Noise of the flow (1, 80, 15000) and of the source (7200000, 9), drawn by torch."""
     generator = torch.Generator().manual_seed(0)
     flow = torch.randn(1, 80, FRAMES, generator=generator).numpy()
     torch.rand(BETWEEN + HARMONICS, generator=generator)
@@ -47,15 +48,15 @@ def model():
 
 @pytest.fixture
 def still(monkeypatch):
-    """A flow that does not move, from whichever noise."""
+    """A flow with a velocity of zero, so that the mel is the noise."""
     zeros = lambda self, x, *_, **__: (mx.zeros_like(x),) * 3  # noqa: E731
     monkeypatch.setattr(CausalConditionalCFM, "velocity", zeros)
-    monkeypatch.setattr(StepState, "copy", lambda self, *_: self)  # nothing is kept where nothing is computed
+    monkeypatch.setattr(StepState, "copy", lambda self, *_: self)  # nothing is computed, so nothing is kept
 
 
 @pytest.fixture
 def heard(monkeypatch):
-    """What the source gets as noise, rows (L, 9), with the networks around it left out."""
+    """The pieces of noise that the source gets, (L, 9) each; the networks around it are replaced."""
     pieces = []
 
     def source(self, f0, sine_waves, state=None):
@@ -79,15 +80,15 @@ def heard(monkeypatch):
 
 
 def is_the_originals(found, truth, start=0):
-    """Frames (1, n, 80) are those of the original's noise from `start` on, to the three ulp that torch leaves open."""
+    """Check that frames (1, n, 80) are the original's noise from `start` on, within 3 ulp (torch's own uncertainty)."""
     expected = truth[:, :, start : start + found.shape[1]].swapaxes(1, 2)
     assert found.shape == expected.shape
     assert not found.size or ulps(np.array(found), expected) <= 3
 
 
 def cuts(whole):
-    """Places where pieces of the lengths `CUTS` end, the last at `whole`."""
-    ends, i = [], 0
+    """Ends of pieces of the lengths `CUTS`, the last at `whole`."""
+    ends, i = list[int](), 0
     while not ends or ends[-1] < whole:
         ends.append(min((ends[-1] if ends else 0) + CUTS[i % len(CUTS)], whole))
         i += 1
@@ -104,7 +105,7 @@ def voice():
 
 
 @pytest.mark.part("noise")
-def test_windows_asked_for_in_any_order_are_the_originals(original, monkeypatch):
+def test_any_window_is_the_originals_in_any_order(original, monkeypatch):
     flow, source = original
     assert hashlib.sha256(source.astype("<f4").tobytes()).hexdigest() == SINE_WAVES, "the witness is not the original"
     monkeypatch.setattr(noise, "_FIXED", noise._FixedNoise())
@@ -150,14 +151,13 @@ def test_a_streamed_vocoder_hears_the_originals_noise(original, model, heard):
 
 @pytest.mark.part("model.CosyVoice3Model")
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-def test_a_request_hands_on_the_originals_noise(original, model, still, heard, stream):
-    """Three minutes from tokens through the driver; the vocoder counts from the first frame that is spoken."""
+def test_a_request_passes_the_originals_noise_on(original, model, still, heard, stream):
+    """Three minutes through the driver; the vocoder's noise begins with the first spoken frame."""
     prompt_token, prompt_feat, embedding = voice()
     prompt = Prompt(embedding, flow_prompt_speech_token=prompt_token, prompt_speech_feat=prompt_feat)
-    caches, token2wav = [], model.token2wav
-    model.token2wav = lambda *a, cache, **k: (caches.append(cache), token2wav(*a, cache=cache, **k))[1]
     tokens = mx.array(np.full((1, 4500), 33, np.int32))
-    list(model.tts(prompt, source_speech_token=tokens, stream=Stream(causal_final=True) if stream else None))
-    assert (len(caches) > 20) is stream
-    is_the_originals(caches[-1].mel, original[0], 2 * PROMPT)
+    with watched(model) as calls:
+        list(model.tts(prompt, source_speech_token=tokens, stream=Stream(causal_final=True) if stream else None))
+    assert (len(calls) > 20) is stream
+    is_the_originals(calls[-1][1].mel, original[0], 2 * PROMPT)
     assert np.array_equal(np.concatenate(heard), original[1][: 9000 * HOP])

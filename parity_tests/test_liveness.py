@@ -1,4 +1,4 @@
-"""Is the suite awake: every weight and input matters, every branch is reached, and no wrong comparison passes."""
+"""The suite can fail: every weight and input matters, every branch is reached, and no wrong comparison passes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +9,21 @@ import torch
 
 from mlx_parity.adapter import Adapter
 from mlx_parity.case import normal
-from mlx_parity.judge import compare_all, judge
+from mlx_parity.judge import judge
 from mlx_parity.record import Recorded
 from mlx_parity.report.codec import plain
 from mlx_parity.sides import liveness
 from mlx_parity.sides.truth import Reference, reference_state, run_reference, to_numpy, to_torch
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases, case
-from parity_tests.harness.walks import walks
 from parity_tests.parts import recorded
 from parity_tests.trace import walk
+from parity_tests.walks import walks
 
 pytestmark = pytest.mark.part("liveness")
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CASES = {c.name: c for c in all_cases()}
-# Tensors that the output of a walk cannot show.
+# Tensors that cannot affect the output of a walk.
 UNREAD = ("lm_head.weight", "inv_freq")
 
 
@@ -70,12 +70,12 @@ def calls_of(name):
 
 
 @pytest.mark.parametrize("name", ["vocoder.inference.end", "vocoder.inference.more", "vocoder.inference.odd"])
-def test_voiced_and_unvoiced_frames_meet_in_one_input(name):
+def test_one_input_has_voiced_and_unvoiced_frames(name):
     (call,) = calls_of(name).of("vocoder.source.SineGen2")
     assert set(np.unique(call.results["uv"])) == {0.0, 1.0}
 
 
-def test_pitch_at_the_threshold_itself():
+def test_a_case_has_pitches_at_and_around_the_threshold():
     f0 = CASES["vocoder.sine.threshold"].draw()["f0"]
     assert {10.0} < {float(x) for x in np.unique(f0)} and (f0 > 10).any() and (f0 < 10).any()
 
@@ -89,14 +89,15 @@ def test_magnitude_clip_and_audio_limit_are_reached():
     assert wav.max() == np.float32(0.99) and 0 < np.mean(wav == np.float32(0.99)) < 0.9
 
 
-def test_nothing_is_clipped_where_the_waveform_is_judged():
+def test_a_judged_waveform_is_hardly_clipped():
     for name in ("vocoder.decode.end", "vocoder.decode.more", "vocoder.inference.end", "vocoder.inference.more"):
         wav = calls_of(name).of("vocoder.stft.istft")[0].results["x"]
         assert np.mean(np.abs(wav) >= 0.99) < 0.05, name
 
 
 def test_guards_of_the_log_mel_are_reached():
-    (mel,) = run_reference(*arguments("frontend.mel.quiet"), torch.float64).values()
+    part, config, state, inputs, call = arguments("frontend.mel.quiet")
+    (mel,) = run_reference(part, config, state, inputs, call, torch.float64).values()
     floor = np.log(1e-5)
     assert np.isclose(mel, floor).any() and (mel > floor + 1).any()
     near_guard = (mel > floor) & (mel < floor + 2)
@@ -119,7 +120,7 @@ def arguments(name):
         "frontend.speech_tokenizer.FSMNMultiHeadAttention",
     ],
 )
-def test_masks_with_and_without_padding(path):
+def test_some_mask_of_the_part_hides_frames(path):
     drawn = [c.draw() for c in CASES.values() if c.part.path == path]
     masks = [values.get("mask", values.get("masks")) for values in drawn]
     assert any(mask is not None and not np.asarray(mask).astype(bool).all() for mask in masks)
@@ -129,14 +130,14 @@ def test_masks_with_and_without_padding(path):
     ("argument", "values"),
     [("finalize", {True, False}), ("streaming", {True, False}), ("guidance", {"separate", None})],
 )
-def test_both_modes_of_every_part_that_has_them(argument, values):
+def test_every_part_with_a_mode_has_cases_of_each(argument, values):
     paths = {c.part.path for c in CASES.values() if argument in c.call}
     assert paths
     for path in paths:
         assert {c.call.get(argument) for c in CASES.values() if c.part.path == path} >= values, path
 
 
-def test_sizes_on_both_sides_of_a_chunk_edge():
+def test_cases_have_sizes_at_and_around_a_chunk_edge():
     sizes = [c.call for c in CASES.values() if c.part.path == "flow.masks.subsequent_chunk_mask"]
     rests = {(call["size"] - call["chunk_size"]) for call in sizes if call["size"] <= 2 * call["chunk_size"] + 1}
     assert {0, -1} <= rests and any(call["size"] % call["chunk_size"] == 1 for call in sizes)
@@ -144,16 +145,16 @@ def test_sizes_on_both_sides_of_a_chunk_edge():
     assert 0 in frames and len(frames) > 1
 
 
-def test_a_repeated_token_triggers_the_second_stage_of_sampling_and_others_do_not():
+def test_recorded_sampling_has_draws_with_and_without_the_second_stage():
     triggered = Recorded.read(GOLDEN / "sampling_ras.safetensors").out["triggered"]
     assert 0 < triggered.sum() < triggered.size
 
 
-# ---- comparisons that prove nothing are errors
+# ---- comparisons without meaning are errors
 
 
 class _Answer(Adapter):
-    """A port that answers with what a function makes of the right answer."""
+    """A port whose answer is `change` of the right answer."""
 
     name = "answer"
 
@@ -178,12 +179,8 @@ ADALN = CASES["flow.adaln_zero"]
         (lambda found: {**found, "gate": found["y"]}, "gate is missing on the side of the reference"),
         (lambda found: {}, "missing on the side of the port"),
         (lambda found: {k.replace("y", "Y"): v for k, v in found.items()}, "missing on the side of the port"),
-        (lambda found: {**found, "y": found["y"][:0]}, "shape"),
-        (lambda found: {**found, "y": np.full_like(found["y"], np.nan)}, "NaN"),
-        (lambda found: {**found, "y": found["y"].astype(np.int32)}, "float against integer"),
-        (lambda found: {**found, "y": found["y"][0]}, "shape"),
     ],
-    ids=["missing", "extra", "nothing", "renamed", "empty", "nan", "integers", "one row"],
+    ids=["missing", "extra", "nothing", "renamed"],
 )
 def test_a_wrong_comparison_is_an_error(change, message):
     rows = judge(ADALN, _Answer(change))
@@ -203,24 +200,8 @@ def test_exchanged_names_are_an_error():
 
 
 @pytest.mark.meta
-def test_a_port_compared_with_itself_is_an_error():
-    part, config, state, inputs, call = arguments("flow.adaln_zero")
-    single = run_reference(part, config, state, inputs, call, torch.float32)
-    double = run_reference(part, config, state, inputs, call, torch.float64)
-    for own in (single, double):
-        assert {r.status for r in compare_all(own, single, double).values()} == {"ERROR"}
-
-
-@pytest.mark.meta
-def test_nan_on_all_sides_is_an_error():
-    nan = {"y": np.full((2, 3), np.nan, np.float32)}
-    found = compare_all(nan, {"y": nan["y"].copy()}, {"y": nan["y"].astype(np.float64)})
-    assert found["y"].status == "ERROR"
-
-
-@pytest.mark.meta
 def test_a_module_that_ignores_its_weights_is_vacuous():
-    """A GRN whose gamma and beta are zero is the identity: equal on both sides, and it proves nothing."""
+    """A GRN with zero gamma and beta is the identity on both sides, which proves nothing."""
     base = case("flow.built.grn", "flow.layers.GRN", dict(dim=8), x=normal(1, 5, 8))
     zero = {k: np.zeros_like(v) for k, v in reference_state(base).items()}
     dead = case("flow.built.grn", "flow.layers.GRN", dict(dim=8), x=normal(1, 5, 8), dead={"beta": "because"})
@@ -242,5 +223,5 @@ def test_an_output_that_only_one_side_of_a_walk_has_is_an_error(parity):
 
 
 @pytest.mark.meta
-def test_the_cases_have_names_of_their_own():
+def test_the_names_of_the_cases_are_unique():
     assert len(CASES) == len(all_cases())

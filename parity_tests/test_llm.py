@@ -1,5 +1,7 @@
 """The language model: the cache, sampling, and generation against the reference."""
 
+from functools import partial
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -48,9 +50,9 @@ def hidden(model, embeds: np.ndarray, splits: list[int]) -> np.ndarray:
     cache, found, start = model.qwen2.make_cache(), [], 0
     for length in splits:
         piece = embeds[:, start : start + length]
-        piece = mx.array(piece) if port else torch.from_numpy(piece).to(model.llm_decoder.weight.dtype)
+        fed = mx.array(piece) if port else torch.from_numpy(piece).to(model.llm_decoder.weight.dtype)
         with torch.inference_mode():
-            result = model.qwen2(piece, cache)
+            result = model.qwen2(fed, cache)
             found.append(np.array(result) if port else result.numpy())
         start += length
     return np.concatenate(found, axis=1)
@@ -63,7 +65,7 @@ def test_qwen2_with_cache_equals_qwen2_without(parity, twins, splits):
     embeds = np.random.default_rng(8).standard_normal((1, 23, QWEN2["hidden_size"])).astype(np.float32)
     found, double = hidden(twins[2], embeds, splits), hidden(twins[1], embeds, [23])
     for cuts in ([23], splits):
-        others = in_other_orders(lambda cuts=cuts: hidden(twins[0], embeds, cuts))
+        others = in_other_orders(partial(hidden, twins[0], embeds, cuts))
         assert compare(found, hidden(twins[0], embeds, cuts), double, further=others).status == "PASS"
 
 

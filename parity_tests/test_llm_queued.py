@@ -47,7 +47,7 @@ def on_both(rows, config=CONFIG):
     for (scores, history, seed), (answer, past) in zip(rows, lazy, strict=True):
         draws = Counted(seed)
         expected = ras_sampling(scores.copy(), history, draws, config)
-        token, _, _, certain = answer.tolist()
+        token, _, _, certain = np.array(answer).tolist()
         yield (token, past.drawn.item()), bool(certain), (expected, draws.count)
 
 
@@ -234,7 +234,7 @@ def test_other_samplings_and_draws_take_the_host_loop(pair, sample):
 
     found = []
     for model in pair:
-        draws = {"greedy": None, "recorded": RecordedDraws(rows), "own": SeededDraws(2)}[sample]
+        draws = {"greedy": None, "recorded": RecordedDraws(list(rows)), "own": SeededDraws(2)}[sample]
         how = {"greedy": greedy_sampling, "recorded": ras_sampling, "own": own}[sample]
         found.append([*model.inference(*texts(2), draws, how, strict_min_length=True)])
     assert found[0] == found[1] and found[0]

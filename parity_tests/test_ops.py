@@ -1,4 +1,4 @@
-"""Which convolution runs where: chosen by device, the same result either way."""
+"""The device chooses the form of a convolution; the result is the same."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.part("fast.convolution")
     ],
     ids=["cpu", "cpu without metal", "metal", "cuda"],
 )
-def test_the_device_decides(monkeypatch, device, metal, bare, grouped):
+def test_the_device_chooses_the_form(monkeypatch, device, metal, bare, grouped):
     monkeypatch.setattr(convolution.mx, "default_device", lambda: mx.Device(device))
     monkeypatch.setattr(convolution.mx.metal, "is_available", lambda: metal)
-    monkeypatch.setattr(convolution, "adds_whole_products", lambda _: True)  # which asks the device
+    monkeypatch.setattr(convolution, "adds_whole_products", lambda _: True)  # whose answer depends on the device
     forms = set(chosen()) & {"products", "padded"}
     assert replaced(speed_up(CausalConv1d(18, 18, 3), forms, lazy=True)) == bare
     assert replaced(speed_up(CausalConvPositionEmbedding(32, 5, 4), forms, lazy=True)) == grouped
@@ -36,7 +36,7 @@ def test_the_device_decides(monkeypatch, device, metal, bare, grouped):
 @pytest.mark.parametrize("kind", ["products", "native"])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize(("stride", "dilation", "padding"), [(1, 1, 0), (3, 1, 0), (1, 5, 2), (2, 3, 0)])
-def test_both_are_torchs_convolution(kind, groups, stride, dilation, padding):
+def test_each_form_equals_torchs_convolution(kind, groups, stride, dilation, padding):
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((2, 41, 8)), rng.standard_normal((12, 5, 8 // groups))
     bias = rng.standard_normal(12)
@@ -47,8 +47,8 @@ def test_both_are_torchs_convolution(kind, groups, stride, dilation, padding):
     if kind == "products":
         conv = recast(conv, convolution.ProductConv1d)
         conv.whole = convolution.adds_whole_products(mx.default_device().type)
-    x, conv.weight, conv.bias = (mx.array(a.astype(np.float32)) for a in (x, weight, bias))
-    assert np.abs(np.array(conv(x)) - truth).max() < 4e-6 * np.abs(truth).max()
+    frames, conv.weight, conv.bias = (mx.array(a.astype(np.float32)) for a in (x, weight, bias))
+    assert np.abs(np.array(conv(frames)) - truth).max() < 4e-6 * np.abs(truth).max()
 
 
 def test_too_few_frames_are_refused():

@@ -1,4 +1,4 @@
-"""Every isolated case: one part of the port, fed what the reference is fed. `pytest -k` finds a part by its words."""
+"""Every isolated case: one part of the port gets the reference's inputs. `pytest -k` finds a part by its words."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from parity_tests.cases import all_cases, marked
 from parity_tests.parts import PARTS
 
 ROOT = Path(__file__).parents[1]
-# What people look for; each finds parity cases. The sampler is judged by recorded draws alone.
+# Words that people search for; each finds cases. For the sampler these are recorded draws.
 WORDS = (
     *("rotary", "grn", "adaln-zero", "AdaLN-Zero", "snake", "sinegen2", "causal_padding", "stft", "istft"),
     *("cfg", "euler", "kv_cache", "f0", "ras", "mel", "fbank", "resample"),
@@ -41,7 +41,7 @@ def test_each_part_has_a_case():
 
 @pytest.mark.meta
 def test_a_word_finds_the_cases_of_its_part():
-    """As `-k` looks for it: in the name of a test and in its further words, of any case."""
+    """As `-k` searches: in a test's name and keywords, ignoring case."""
     done = subprocess.run([sys.executable, "-c", NAMES], cwd=ROOT, capture_output=True, text=True, check=True)
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("found "))
     names = json.loads(line.removeprefix("found "))

@@ -1,4 +1,4 @@
-"""The verification plan has a line for every part, and every test of the proof names the part that it speaks of."""
+"""The verification plan has a line for every part, and every test of the proof is marked with its part."""
 
 import subprocess
 import sys
@@ -9,8 +9,8 @@ import pytest
 
 from mlx_parity.report.data import Test
 from parity_tests.faults.parts import ASIDE, STAGES, WITHOUT_CASES
-from parity_tests.harness.components import ELSEWHERE, PLAN, components, line_of
 from parity_tests.parts import PARTS
+from parity_tests.session import PLAN
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[1]
@@ -30,11 +30,11 @@ PASSED = Test("parity_tests/test_flow.py::test_rows", "passed", 0.1, part="flow.
 
 
 def line(name, tests, **how):
-    (found,) = (c for c in components([], tests, **how) if c.component == name)
+    (found,) = (c for c in PLAN.components([], tests, **how) if c.component == name)
     return found
 
 
-def test_every_test_of_the_proof_names_its_part():
+def test_every_test_of_the_proof_is_marked_with_its_part():
     done = subprocess.run([sys.executable, "-c", NAMELESS], cwd=ROOT, capture_output=True, text=True, timeout=300)
     said = [line.split(" ", 1) for line in done.stdout.splitlines() if line.startswith(("found ", "nameless "))]
     assert [name for kind, name in said if kind == "nameless"] == []
@@ -42,18 +42,19 @@ def test_every_test_of_the_proof_names_its_part():
 
 
 def test_every_part_has_a_line():
-    assert [part for part in (*PARTS, *WITHOUT_CASES, *STAGES, *ASIDE) if line_of(part) is None] == []
-    assert len({part for planned in PLAN for part in planned.parts}) == sum(len(planned.parts) for planned in PLAN)
+    assert [part for part in (*PARTS, *WITHOUT_CASES, *STAGES, *ASIDE) if PLAN.line_of(part) is None] == []
+    parts = [part for planned in PLAN.lines for part in planned.parts]
+    assert len(set(parts)) == len(parts)
 
 
 def test_the_longest_path_counts():
-    assert line_of("flow.layers.AdaLayerNormZero_Final") == "AdaLN-Zero"
-    assert line_of("flow.layers.AnythingElse") == "Flow decoder"
-    assert line_of("walk.vocoder.stream") == "Streaming"
-    assert line_of("flowers") is None
+    assert PLAN.line_of("flow.layers.AdaLayerNormZero_Final") == "AdaLN-Zero"
+    assert PLAN.line_of("flow.layers.AnythingElse") == "Flow decoder"
+    assert PLAN.line_of("walk.vocoder.stream") == "Streaming"
+    assert PLAN.line_of("flowers") is None
 
 
-def test_a_line_stands_on_the_tests_of_its_parts():
+def test_a_line_takes_its_status_from_the_tests_of_its_parts():
     assert line("DiT", [PASSED]).evidence == (PASSED.nodeid,)
     assert line("DiT", [PASSED]).status == "PASS"
     failed = replace(PASSED, outcome="failed", reason="rows differ")
@@ -64,10 +65,10 @@ def test_a_line_without_evidence_is_an_error():
     assert line("Snake", [PASSED]).status == "ERROR"
     assert line("Snake", [PASSED], partial=True).status == "SKIP"
     assert line("Community folders", [PASSED]).status == "SKIP"
-    assert line("Community folders", [replace(PASSED, nodeid=f"{ELSEWHERE}test_x.py::test_y")]).status == "ERROR"
+    assert line("Community folders", [replace(PASSED, nodeid=f"{PLAN.elsewhere}test_x.py::test_y")]).status == "ERROR"
 
 
-def test_what_no_line_has_is_an_error():
+def test_a_test_of_no_line_is_an_error():
     lost = replace(PASSED, part="nowhere")
     assert line("Elsewhere", [lost]).status == "ERROR"
     assert line("Elsewhere", [lost]).issues == (lost.nodeid,)

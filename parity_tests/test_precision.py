@@ -1,4 +1,6 @@
-"""Half precision on loud inputs: finite where a plain cast overflows, and as exact as its roundings allow."""
+"""Half precision on loud inputs: finite although a plain cast overflows, and as exact as its roundings allow."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,16 +28,16 @@ DIT = dict(dim=64, depth=3, heads=4, dim_head=16)
 
 
 def loud_dit(factor):
-    """A transformer whose residual sum outgrows float16: inputs or gates `factor` times as large as usual."""
+    """A transformer with inputs `factor` times as large as usual."""
     frames = 20
-    inputs = {k: normal(1, 80, frames, scale=factor) for k in ("x", "mu", "cond")}
+    inputs: dict[str, Any] = {k: normal(1, 80, frames, scale=factor) for k in ("x", "mu", "cond")}
     inputs |= {"spks": normal(1, 80), "mask": valid(frames, frames), "t": np.array([0.4], np.float32)}
     return case("flow.dit.loud", "flow.dit.DiT", DIT, **inputs)
 
 
 @pytest.mark.parametrize("how", ["inputs", "gates"])
 def test_the_transformer_does_not_overflow_where_a_plain_cast_does(how):
-    """The residual sum leaves float16's range; here it is float32, and so are the sums around it."""
+    """The residual sum exceeds float16's range, so it is float32, like the sums around it."""
     loud = loud_dit(3e4 if how == "inputs" else 1.0)
     state, inputs = reference_state(loud), loud.draw()
     if how == "gates":
@@ -48,7 +50,7 @@ def test_the_transformer_does_not_overflow_where_a_plain_cast_does(how):
     module = Reference(torch.float16).build(loud.part, loud.config, state)
     with torch.inference_mode():
         cast = module(**{k: v.half() if v.is_floating_point() else v for k, v in naive.items()}).numpy()
-    assert not np.isfinite(cast).all(), "the plain cast holds: the test proves nothing"
+    assert not np.isfinite(cast).all(), "the plain cast does not overflow: the test proves nothing"
     for dtype in HALVES:
         ours = OwnPort(Precision(dtype)).run(*arguments)["y"]
         assert np.isfinite(ours).all()

@@ -1,4 +1,4 @@
-"""Reduced precision: what is left of the original in each variant of the checkpoint, and that its limits bite."""
+"""Reduced precision: the quality of each variant of the checkpoint is within its limits, and a fault exceeds them."""
 
 import json
 
@@ -9,9 +9,9 @@ import torch
 
 from convert.quantize import Precision, precision_of
 from mlx_parity.compare import BUDGET
-from parity_tests.harness.quality import METRICS, bound, measure
-from parity_tests.harness.rounding import round_reference
-from parity_tests.harness.session import prepare_models
+from parity_tests.models import prepare_models
+from parity_tests.quality import METRICS, bound, measure
+from parity_tests.rounding import round_reference
 
 pytestmark = pytest.mark.part("convert.quantize")
 
@@ -26,7 +26,7 @@ VARIANTS = {
 
 @pytest.fixture(scope="module")
 def variant(parity, tmp_path_factory):
-    """The checkpoint converted to a precision; given the same source, whatever the run's own precision is."""
+    """A function that converts the run's checkpoint to another precision."""
     made = {}
 
     def models(name):
@@ -45,16 +45,16 @@ def keep(parity, label, rows):
 
 
 def test_quality_of_this_run(parity):
-    """The folder that the walks run on keeps its limits, if its precision is reduced."""
+    """The run's own folder, if its precision is reduced, is within its limits."""
     if not parity.precision.stages:
-        pytest.skip("the converted folder is float32: its walks are judged by the ratio")
+        pytest.skip("the converted folder is float32 and judged by the ratio")
     keep(parity, parity.precision.label, measure(parity.models))
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_quality_of_a_variant(parity, variant, name):
     if parity.precision.stages:
-        pytest.skip("this run is about one reduced folder")
+        pytest.skip("this run judges one reduced folder")
     models = variant(name)
     assert precision_of(models.folder).label == name
     keep(parity, name, measure(models))
@@ -62,8 +62,8 @@ def test_quality_of_a_variant(parity, variant, name):
 
 @pytest.mark.meta
 @pytest.mark.parametrize("stage", ["llm", "flow"])
-def test_a_fault_of_the_port_breaks_a_limit(variant, stage):
-    """What the precision itself does not explain is not excused by it: one layer of one stage is too loud."""
+def test_a_fault_of_the_port_exceeds_a_limit(variant, stage):
+    """One layer of one stage is too loud, by more than the precision explains."""
     models = variant("bfloat16")
     llm, flow = models.port.llm.qwen2.layers[1].mlp.down_proj, models.port.flow.decoder.estimator.proj_out
     layer, factor = (llm, 1.5) if stage == "llm" else (flow, 1.05)
@@ -79,7 +79,7 @@ def test_a_fault_of_the_port_breaks_a_limit(variant, stage):
 
 
 @pytest.mark.meta
-def test_what_is_not_finite_breaks_every_limit_it_reaches(variant):
+def test_an_infinite_weight_fails_as_valid_json(variant):
     models = variant("float16")
     layer = models.port.llm.qwen2.layers[0].mlp.down_proj
     original = layer.weight
@@ -95,8 +95,8 @@ def test_what_is_not_finite_breaks_every_limit_it_reaches(variant):
 
 
 @pytest.mark.meta
-def test_bounds():
-    """BUDGET times the error of rounding, unless the original's own variety is stricter."""
+def test_limits_of_each_kind_of_metric():
+    """BUDGET times the error of rounding, or the original's variation between seeds if that is stricter."""
     assert bound("error", 0.1, 9.0, 64) == pytest.approx(BUDGET * 0.1)
     assert bound("error", 0.1, 0.2, 64) == 0.2
     assert bound("divergence", 0.1, 9.0, 64) == pytest.approx(BUDGET**2 * 0.1)
@@ -109,15 +109,13 @@ def test_bounds():
 
 
 @pytest.mark.meta
-def test_the_rounded_reference_holds_what_the_folder_holds(variant):
-    """Two ways to the same weights: written and loaded by the port, and rounded in the reference."""
+def test_the_rounded_reference_has_the_folders_weights(variant):
+    """Converted and loaded by the port, or rounded in the reference: the weights are equal."""
     models = variant("bfloat16 and 4-bit and 8-bit")
     rounded = round_reference(models.single, models.folder, models.config, ("llm",))
-    layer = rounded.llm.llm.model.model.layers[1].mlp.gate_proj
+    gate = "llm.llm.model.model.layers.1.mlp.gate_proj.weight"
+    weight, exact = (model.get_parameter(gate) for model in (rounded, models.single))
     port = models.port.llm.qwen2.layers[1].mlp.gate_proj
     mine = mx.dequantize(port.weight, port.scales, port.biases, port.group_size, port.bits)
-    assert np.array_equal(layer.weight.detach().numpy(), np.array(mine.astype(mx.float32)))
-    assert not torch.equal(layer.weight, models.single.llm.llm.model.model.layers[1].mlp.gate_proj.weight)
-    assert not np.array_equal(
-        layer.weight.detach().numpy(), models.single.llm.llm.model.model.layers[1].mlp.gate_proj.weight.detach().numpy()
-    )
+    assert np.array_equal(weight.detach().numpy(), np.array(mine.astype(mx.float32)))
+    assert not torch.equal(weight, exact)

@@ -1,4 +1,4 @@
-"""Requests one after another on one object, of any kind and in any order: each is what it is alone."""
+"""Requests of any kind in any order on one object: each gives what it gives alone."""
 
 import gc
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mlx_parity.compare import compare
-from parity_tests.driver_support import SIDES, Speaker
+from parity_tests.driver_support import SIDES, Speaker, watched
 from parity_tests.parts import swap
 from parity_tests.speech_support import small_models
 from port.noise import rand_noise
@@ -18,20 +18,20 @@ from port.noise import rand_noise
 pytestmark = pytest.mark.part("model.CosyVoice3Model", late=1)
 
 STREAM = {"stream": True, "reset_hop": True}
-NUDGES = 2  # further float32 runs of the reference: a pitch integrates to a phase, see test_streaming.py
+NUDGES = 2  # further float32 runs of the reference: pitch errors add up in the phase, so one run may be lucky
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is said with which voice; `port` are options that the reference has not, `chunks` after which it ends."""
+    """A request: `port` are options that the reference lacks; it is interrupted after `chunks` chunks."""
 
-    prompt: int  # tokens; a voice of its own for each number
+    prompt: int  # its tokens; each number has its own voice
     said: dict[str, Any]
     port: dict[str, Any] = field(default_factory=dict)
     chunks: int | None = None
 
 
-# The prompt of 40 tokens leaves one chunk of the flow decoder's mask behind, that of 60 two.
+# The prompt of 40 tokens fills one chunk of the flow decoder's mask, that of 60 two.
 REQUESTS = {
     "stream": Request(40, {"tokens": 90, **STREAM}),
     "another text": Request(40, {"tokens": 60, **STREAM, "causal_final": True}),
@@ -44,7 +44,7 @@ REQUESTS = {
     "broken off": Request(40, {"tokens": 90, **STREAM}, chunks=1),
     "broken off later": Request(40, {"tokens": 90, **STREAM}, chunks=2),
 }
-# Each follows what it could be spoiled by: kept prompts, streams that never ended, other voices, memory that was full.
+# Each follows something that could disturb it: kept prompts, unfinished streams, other voices, full memory.
 SEQUENCES = (
     ("stream", "another text", "stream", "another text"),
     ("broken off", "another voice", "broken off later", "another voice", "stream"),
@@ -54,29 +54,25 @@ SEQUENCES = (
 
 
 def noise(error=0.0, run=0):
-    """The flow's noise for 300 frames, (1, 80, 300), off by so much."""
+    """The flow's noise for 300 frames, (1, 80, 300), plus a random error of this size."""
     z = np.array(rand_noise(300))
     return z + np.float32(error) * np.random.default_rng(run).standard_normal(z.shape).astype(np.float32)
 
 
 def ask(side, model, request, z, dtype=torch.float32):
-    """Chunks of a request, and what its last chunk has as mel, (1, n, C)."""
-    speaker, caches = Speaker(side, model, request.prompt), []
+    """Chunks of a request, and its mel, (1, n, C)."""
+    speaker = Speaker(side, model, request.prompt)
     options = {**request.said, **(request.port if side == "port" else {})}
     if side == "port":
         options["noise"] = mx.array(swap(z))
     else:
         speaker.prompt = {k: v.to(dtype) if v.is_floating_point() else v for k, v in speaker.prompt.items()}
         options["noise"] = torch.from_numpy(z).to(dtype)
-    token2wav = model.token2wav
-    model.token2wav = lambda *a, cache, **k: (caches.append(cache), token2wav(*a, cache=cache, **k))[1]
-    try:
+    with watched(model) as calls:
         stream = speaker.stream(**options)
         chunks = [chunk for _, chunk in zip(range(request.chunks or 99), stream, strict=False)]
         stream.close()
-    finally:
-        del model.token2wav
-    mel = np.array(speaker.kit.array(caches[-1].mel))
+    mel = np.array(speaker.kit.array(calls[-1][1].mel))
     return chunks, mel if side == "port" else swap(mel)
 
 
@@ -101,8 +97,8 @@ def alone():
 
 @pytest.mark.float32
 @pytest.mark.parametrize("sequence", SEQUENCES, ids=lambda names: ", ".join(names))
-def test_each_of_many_requests_is_what_it_is_alone(alone, sequence):
-    """The port against the reference's single request; the reference's own against itself, bit for bit."""
+def test_each_of_many_requests_gives_what_it_gives_alone(alone, sequence):
+    """The port is compared with the reference's request alone; the reference gives equal bits again."""
     reference, port = small_models()
     for i, name in enumerate(sequence):
         request = REQUESTS[name]
@@ -120,28 +116,23 @@ def test_each_of_many_requests_is_what_it_is_alone(alone, sequence):
     gc.collect()
     kept = port.stream_memory.nbytes
     port.stream_memory.clear()
-    assert port.stream_memory.nbytes == 0, f"of {kept} bytes some belong to no prompt"
+    assert port.stream_memory.nbytes == 0, f"{port.stream_memory.nbytes} of {kept} bytes belong to no kept prompt"
 
 
 def test_the_third_request_costs_what_the_second_did():
-    """A kept prompt is found again and again, whichever other was used meanwhile."""
+    """A kept prompt is found every time, although another is used in between."""
     _, model = small_models()
     work = []
     for prompt in (40, 60, 40, 60, 40, 60):
-        caches, token2wav = [], model.token2wav
-        model.token2wav = lambda *a, cache, to=caches, call=token2wav, **k: (
-            to.append(cache),
-            call(*a, cache=cache, **k),
-        )[1]
-        list(Speaker("port", model, prompt).stream(45, **STREAM, causal_final=True))
-        del model.token2wav
-        work.append(caches[-1].work.frames)
+        with watched(model) as calls:
+            Speaker("port", model, prompt).say(45, **STREAM, causal_final=True)
+        work.append(calls[-1][1].work.frames)
     assert work[2:4] == work[4:6]
-    assert work[0] - work[2] == 50 and work[1] - work[3] == 100, "the whole chunks of the prompt"
+    assert work[0] - work[2] == 50 and work[1] - work[3] == 100, "the saved work is not the whole chunks of the prompt"
 
 
-def test_the_tokens_of_any_request_are_those_of_the_request_alone():
-    """The language model draws and keeps its keys anew, on both sides, token by token."""
+def test_the_tokens_of_a_request_do_not_depend_on_earlier_ones():
+    """On both sides the language model starts with new draws and an empty cache."""
     seeds = (5, 0, 5, 7, 0)
     for side, model in zip(SIDES, small_models(), strict=True):
         fresh = {s: tokens_of(side, small_models()[SIDES.index(side)], s) for s in set(seeds)}
@@ -150,16 +141,8 @@ def test_the_tokens_of_any_request_are_those_of_the_request_alone():
 
 
 def tokens_of(side, model, seed):
-    """What the driver has to say; the networks that would say it are left out."""
-    speaker, seen = Speaker(side, model), []
-
-    def token2wav(token, **_):
-        seen.append(token.tolist())
-        return speaker.kit.tensor(np.zeros((1, 0), np.float32))
-
-    model.token2wav = token2wav
-    try:
+    """The speech tokens of a text, without the networks that turn them into sound."""
+    speaker = Speaker(side, model)
+    with watched(model, speaker.kit.tensor(np.zeros((1, 0), np.float32))) as calls:
         speaker.say(text=20, seed=seed, strict_min_length=True)
-    finally:
-        del model.token2wav
-    return seen[-1]
+    return calls[-1][0]

@@ -1,4 +1,4 @@
-"""Streams of one model: their memory stays within its limit, prompts are kept for later requests, none mix."""
+"""Streams of one model: their memory has a limit, prompts are kept for later requests, and streams do not mix."""
 
 import gc
 import threading
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mlx_parity.compare import compare
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from parity_tests.driver_support import arguments
+from parity_tests.driver_support import arguments, watched
 from parity_tests.parts import swap
 from parity_tests.speech_support import small_models
 from parity_tests.stream_support import (
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.part("stream.memory")
 @example(room=3 * CHUNK, cuts=[9])  # for the prompt of one stream
 @example(room=12 * CHUNK, cuts=[9, 9])  # for all of one and the prompt of the other
 def test_memory_stays_within_its_limit(flow, room, cuts):
-    """With room for so many frames, of two streams that each could fill it."""
+    """Room for `room` frames, and two streams that could each fill it."""
     about, memory = utterance(15), Memory()
     limit = state_bytes(flow.config, room) if room else 0
     streams = [start(flow, about, memory=memory, max_cache_bytes=limit) for _ in range(2)]
@@ -52,18 +52,19 @@ def test_memory_stays_within_its_limit(flow, room, cuts):
         for stream in streams:
             stream.push(about["token"][:, :have])
             assert memory.nbytes <= limit
-            tails = state_bytes(flow.config, 0)  # which a stream has even without room
+            tails = state_bytes(flow.config, 0)  # a stream has these even without room
             assert sum(s.nbytes for s in streams) <= memory.nbytes + len(streams) * tails
     del streams, stream
     gc.collect()
     assert memory.nbytes <= limit
 
 
-def test_a_size_is_what_is_held(flow):
+def test_nbytes_counts_what_a_stream_holds(flow):
     about = utterance(15)
     stream = start(flow, about, memory=Memory())
     stream.push(about["token"][:, :9])
-    assert stream.nbytes == stream.bytes_for(stream._state.capacity) + stream.bytes_for(0)  # the prompt's end too
+    assert stream._state
+    assert stream.nbytes == stream.bytes_for(stream._state.capacity) + stream.bytes_for(0)  # and a copy for the prompt
     stream.push(about["token"])
     assert stream.nbytes == stream.bytes_for(stream._state.capacity)
     stream.close()
@@ -97,8 +98,8 @@ def test_a_second_request_finds_its_prompt(flow):
     assert memory.prompts == 0
 
 
-def test_the_prompt_that_was_used_last_stays_longest(flow):
-    """With room for two prompts beside a running stream, a third takes the place of the one not used since."""
+def test_the_least_recently_used_prompt_is_dropped(flow):
+    """There is room for two prompts beside a running stream; a third replaces the one that was not reused."""
     abouts, memory, limit = [utterance(prompt) for prompt in (15, 16, 17)], Memory(), 1 << 30
 
     def use(which):
@@ -115,7 +116,7 @@ def test_the_prompt_that_was_used_last_stays_longest(flow):
     assert [memory.find(key, flow) is None for key in keys] == [False, True, False]
 
 
-def test_each_thing_that_a_prompt_depends_on_is_in_its_key(flow):
+def test_the_key_of_a_prompt_has_everything_it_depends_on(flow):
     about = utterance(15)
     keys = {start(flow, about).prompt_key(24)}
     for name, change in (("prompt_token", 1), ("prompt_feat", 0.5), ("embedding", 0.5), ("noise", 0.5)):
@@ -126,7 +127,7 @@ def test_each_thing_that_a_prompt_depends_on_is_in_its_key(flow):
     assert len(keys) == 6
 
 
-def test_other_weights_make_another_prompt():
+def test_other_weights_do_not_find_a_kept_prompt():
     flow = small_flow()
     about, memory, work = utterance(15), Memory(), Work()
     before = run(start(flow, about, memory=memory, max_cache_bytes=1 << 30), about, [])
@@ -140,8 +141,8 @@ def test_other_weights_make_another_prompt():
     assert not np.allclose(found, before, atol=0.01)
 
 
-def test_a_prompt_is_of_the_weights_that_made_it():
-    """Weights that are exchanged before the prompt is kept, in the second call, are not those of its key."""
+def test_a_prompt_is_kept_for_the_weights_that_computed_it():
+    """Even if the weights change before it is kept, at the stream's end."""
     flow = small_flow()
     about, memory, work = utterance(15), Memory(), Work()
     stream = start(flow, about, memory=memory, max_cache_bytes=1 << 30, work=work)
@@ -157,7 +158,7 @@ def test_a_prompt_is_of_the_weights_that_made_it():
 def test_streams_that_take_turns_do_not_mix(flow):
     abouts, memory = [utterance(15), utterance(6), utterance(0)], Memory()
     streams = [start(flow, about, memory=memory, max_cache_bytes=1 << 30) for about in abouts]
-    pieces = [[] for _ in streams]
+    pieces: list[list[np.ndarray]] = [[] for _ in streams]
     for have in (5, 9, 14):
         for stream, about, got in zip(streams, abouts, pieces, strict=True):
             got.append(np.array(stream.push(about["token"][:, :have])))
@@ -220,8 +221,7 @@ def requested(model, dtype, z, **options):
 @pytest.mark.part("model.CosyVoice3Model")
 @pytest.mark.float32
 @pytest.mark.parametrize("causal_final", [False, True])
-def test_the_driver_streams_what_it_would_compute_again(causal_final):
-    """Chunk by chunk, the reference's driver judges each way of computing."""
+def test_each_way_of_streaming_gives_the_chunks_of_the_reference(causal_final):
     (reference, model), double, z = small_models(), small_models()[0].double(), np.array(rand_noise(RATIO * 140))
     expected = requested(reference, torch.float32, z, causal_final=causal_final)
     truth = requested(double, torch.float64, z, causal_final=causal_final)
@@ -237,7 +237,7 @@ def test_the_driver_streams_what_it_would_compute_again(causal_final):
 
 
 @pytest.mark.part("model.CosyVoice3Model")
-def test_the_driver_forgets_a_stream_that_is_broken_off():
+def test_the_driver_frees_an_interrupted_stream():
     _, model = small_models()
     speech = request(model)
     next(speech)
@@ -250,21 +250,13 @@ def test_the_driver_forgets_a_stream_that_is_broken_off():
 
 
 def test_a_long_stream_costs_little_more_than_one_pass():
-    """By the original's rule the last chunk runs over everything again."""
+    """As in the original, the last chunk recomputes everything unless `causal_final` is set."""
     _, model = small_models()
     frames = {}
     for name, options in (("stream", {}), ("causal", dict(causal_final=True)), ("again", dict(incremental=False))):
-        caches = []
-        token2wav = model.token2wav
-        model.token2wav = lambda *a, cache, caches=caches, token2wav=token2wav, **k: (
-            caches.append(cache),
-            token2wav(*a, cache=cache, **k),
-        )[1]
-        try:
+        with watched(model) as calls:
             list(request(model, count=400, **options))
-        finally:
-            del model.token2wav
-        frames[name] = caches[-1].work.frames
+        frames[name] = calls[-1][1].work.frames
     once = RATIO * (10 + 400)
     assert frames["causal"] <= 1.05 * once
     assert frames["stream"] <= 2.05 * once

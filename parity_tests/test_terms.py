@@ -1,7 +1,7 @@
-"""How many terms a sum has: no product does more than the plain form needs, none is longer than float32 bears.
+"""The number of multiply-adds: no form does more than the reference, and no sum is too long for float32.
 
-A tap of zeros, or channels in one long sum, change nothing that another BLAS would not change as well; here the
-products are counted. The witness counts them in torch.
+A useless tap of zeros, or one long sum over channels, changes results no more than another BLAS does, so no comparison
+sees it. Here the products are counted; torch counts its own.
 """
 
 from math import prod
@@ -31,7 +31,7 @@ class Products:
     """Multiply-adds of every matrix product and convolution, and the longest sum in one of them."""
 
     def __init__(self, monkeypatch):
-        adds_whole_products(mx.default_device().type)  # which asks once, by a product
+        adds_whole_products(mx.default_device().type)  # it measures once, by a product that must not be counted
         self.count, self.longest = 0, 0
 
         def watch(place, name, size):
@@ -64,7 +64,7 @@ def of_torch(case):
 
 
 @pytest.mark.parametrize("case", marked(COUNTED))
-def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oftener(case, monkeypatch):
+def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_more(case, monkeypatch):
     found = {}
     for name, forms in (("plain", ()), ("fast", None)):
         adapter = OwnPort(forms=forms)
@@ -82,7 +82,7 @@ def test_a_plain_part_multiplies_as_often_as_the_reference_and_a_fast_one_no_oft
 @pytest.mark.part("vocoder.convolution.CausalConv1dUpsample")
 @pytest.mark.parametrize(("taps", "stride"), [(16, 8), (11, 5), (7, 3), (4, 4), (5, 4)])
 def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
-    """Polyphase: an input frame meets stride phases, and each phase as many frames as its taps can reach."""
+    """Polyphase: each input frame serves `stride` phases, each of which reads as many frames as its taps can reach."""
     conv = speed_up(CausalConv1dUpsample(6, 10, taps, stride), ["polyphase", "products"])
     products = Products(monkeypatch)
     mx.eval(conv(mx.zeros((1, 9, 6))))
@@ -94,7 +94,7 @@ def test_upsampling_needs_the_fewest_taps(taps, stride, monkeypatch):
 @pytest.mark.parametrize("channels", [80, 256, 257, 1024])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_products_are_short_enough_for_any_blas(channels, groups, monkeypatch):
-    """Added up one after another, 1024 terms are six times as far off as torch's blocks."""
+    """A plain running sum of 1024 terms has six times the error of torch's blocked sum."""
     width, taps, frames = channels // groups, 3, 8
     conv = recast(nn.Conv1d(width * groups, 4, taps, groups=groups), ProductConv1d)
     conv.whole = True

@@ -1,4 +1,4 @@
-"""Text normalisation and splitting against examples of the original, and its rules as properties."""
+"""Text normalisation and splitting: examples of the original, and its rules as properties."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from parity_tests.official_tokenizer import REASON, official_tokenizer
 from port.frontend import normalizer as wetext_side
 from port.frontend import text as front
 from port.frontend.text import split_paragraph, split_sentences, text_normalize
@@ -26,7 +26,7 @@ IDS = [repr(row["text"][:20]) for row in EXAMPLES]
 
 
 def words(text):
-    """Stands in for the tokenizer: on these examples it leads to the same splits."""
+    """Replaces the tokenizer; on these examples it leads to the same splits."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
@@ -59,7 +59,7 @@ def test_examples_with_the_official_tokenizer(official_encode):
         assert text_normalize(row["text"], official_encode) == row["plain"]
 
 
-def test_text_that_is_passed_on():
+def test_text_that_is_not_normalised():
     parts = iter(["a", "b"])
     assert text_normalize(parts, words)[0] is parts
     assert text_normalize(parts, words, split=False)[0] is parts
@@ -70,7 +70,7 @@ def test_text_that_is_passed_on():
     assert text_normalize(" 3. 4 ", words, text_frontend=False) == [" 3. 4 "]
     assert text_normalize(" 3 ", words, split=False, text_frontend=False) == " 3 "
     with pytest.raises(TypeError, match="not list"):
-        text_normalize(["a"], words)
+        text_normalize(["a"], words)  # type: ignore[arg-type]
 
 
 def test_without_split_no_full_stop_is_added():
@@ -114,7 +114,7 @@ def test_sentences_keep_their_closing_quote_and_drop_repeated_marks():
     assert split_paragraph("", words) == []
 
 
-def test_commas_split_only_when_asked_and_a_short_rest_is_glued():
+def test_commas_split_on_request_and_a_short_remainder_is_joined():
     long, short = "一" * 70 + "，", "二" * 20
     assert split_paragraph(long + short, words) == [f"{long}{short}。"]
     assert split_paragraph(long + short, words, comma_split=True) == [long, f"{short}。"]
@@ -128,24 +128,24 @@ def test_chinese_is_measured_in_characters_and_the_rest_in_tokens():
     assert split_paragraph("a b. " * 40, list, "en") != split_paragraph("a b. " * 40, words, "en")
 
 
-def test_a_piece_is_measured_as_it_will_be_tokenized():
-    """A mark right before a letter may belong to one token with it, so the whole is shorter than its sentences."""
+def test_the_length_of_a_piece_is_that_of_its_tokens():
+    """A mark and the letter after it may be one token, so the whole can be shorter than the sum of its sentences."""
     dense = "ab." * 100
     assert split_paragraph(dense, str.split, "en") == [dense]
     long = "w " * 80 + "w."
-    assert split_paragraph(long + dense, str.split, "en") == [long + dense]  # a rest of one token is glued
+    assert split_paragraph(long + dense, str.split, "en") == [long + dense]  # a remainder of one token is joined
     assert split_paragraph(long + " w" * 30, str.split, "en") == [long, " w" * 30 + "."]
 
 
 def fake_wetext(monkeypatch, normalize):
     module = types.ModuleType("wetext")
-    module.__spec__ = ModuleSpec("wetext", None)
-    module.Normalizer = lambda **_: types.SimpleNamespace(normalize=normalize)
+    normalizer = types.SimpleNamespace(normalize=normalize)
+    vars(module).update(__spec__=ModuleSpec("wetext", None), Normalizer=lambda **_: normalizer)
     monkeypatch.setitem(sys.modules, "wetext", module)
     return wetext_side.WeTextNormalizer()
 
 
-def test_a_failing_wetext_is_reported_once_a_text_and_replaced_by_the_plain_rules(monkeypatch, caplog):
+def test_a_failing_wetext_is_reported_once_per_text_and_plain_rules_are_used(monkeypatch, caplog):
     def fail(text):
         raise AssertionError
 
@@ -161,20 +161,20 @@ def test_a_failing_wetext_is_reported_once_a_text_and_replaced_by_the_plain_rule
     ]
 
 
-def test_wetext_output_is_unescaped_only_where_wetext_was_at_work(monkeypatch):
+def test_only_output_of_wetext_is_unescaped(monkeypatch):
     escaping = fake_wetext(monkeypatch, lambda text: re.sub(r'(["\\])', r"\\\1", text).replace("3", "three"))
     assert escaping('3 "x" \\ \\"') == 'three "x" \\ \\"'
     idle = fake_wetext(monkeypatch, str.strip)
     assert idle(' 好\\"好 ') == '好\\"好'
 
 
-def test_letters_of_any_script_leave_numbers_to_wetext(monkeypatch):
+def test_wetext_reads_numbers_among_letters_of_any_script(monkeypatch):
     normalizer = fake_wetext(monkeypatch, str.upper)
     texts = ("a3", "好a3", "3 é", "日本かa3", "오늘 a3", "я a3", "かな a3", "π a3", "ʼ3a")
     assert [normalizer(text) for text in texts] == [text.upper() for text in texts]
 
 
-def test_a_missing_or_broken_wetext_means_plain_rules(monkeypatch, caplog):
+def test_without_a_working_wetext_plain_rules_are_used(monkeypatch, caplog):
     wetext_side.load_normalizer.cache_clear()
     monkeypatch.setitem(sys.modules, "wetext", None)
     with caplog.at_level(logging.WARNING):
@@ -188,9 +188,9 @@ def test_a_missing_or_broken_wetext_means_plain_rules(monkeypatch, caplog):
     assert caplog.text.count("wetext cannot be used (module 'wetext' has no attribute 'Normalizer')") == 1
 
 
-def test_wetext_is_loaded_by_the_first_digit(monkeypatch):
+def test_wetext_is_loaded_at_the_first_digit(monkeypatch):
     normalizer = fake_wetext(monkeypatch, str.upper)
-    monkeypatch.setitem(sys.modules, "wetext", None)  # importing it fails from here on
+    monkeypatch.setitem(sys.modules, "wetext", None)  # from here on importing it fails
     assert normalizer(" no  digit [AH0] ") == "no digit [AH0]" and normalizer("没有 ") == "没有"
     assert "_normalizers" not in vars(normalizer)
     normalizer("5")
@@ -226,7 +226,7 @@ def test_splitting_loses_nothing_but_repeated_marks(text, lang, comma_split):
     mark = f"[{re.escape(''.join(sorted(breaks)))}]"
     if text and text[-1] not in breaks:
         text += "。" if lang == "zh" else "."
-    # Marks that open the text go; of a run of marks the first stays, and every quote in it.
+    # Marks at the start are dropped; of a run of marks the first is kept, and every quote.
     expected = re.sub(
         rf'({mark}["”]?)((?:{mark}["”]?)*)',
         lambda run: run[1] + re.sub(mark, "", run[2]),
@@ -235,8 +235,8 @@ def test_splitting_loses_nothing_but_repeated_marks(text, lang, comma_split):
     assert "".join(split_paragraph(text, words, lang, comma_split=comma_split)) == expected
 
 
-# Both sides of each limit, the full stop counted: 61 + 19 and 61 + 20 characters for pieces of at most 80, a first
-# sentence of 60 and 61, a rest of 19 and 20.
+# At and beyond each limit, the full stop counted: 61 + 19 and 61 + 20 characters for pieces of at most 80, a first
+# sentence of 60 and 61, a remainder of 19 and 20.
 @example(["一" * 60, "二" * 18], 80, 60, 0)
 @example(["一" * 60, "二" * 19], 80, 60, 0)
 @example(["一" * 59, "二" * 20], 80, 60, 0)

@@ -1,4 +1,4 @@
-"""Numbers with wetext as the original pins it, special tokens, texts with nothing to speak, and long ones."""
+"""Numbers as read by the wetext that the original pins, special tokens, silent texts and long texts."""
 
 import logging
 import re
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.part("frontend.text")
 
 
 def words(text):
-    """Stands in for the tokenizer."""
+    """Replaces the tokenizer."""
     return re.findall(r"\w+|[^\w\s]", text)
 
 
@@ -23,15 +23,15 @@ def wetext():
     return WeTextNormalizer()
 
 
-# What the original makes of it where it does; where it asserts, all that can be read is.
+# The original's result; where the original raises, everything readable is read.
 READ = {
     "The value of π is 3.14159.": "The value of pi is three point one four one five nine.",
     "5 µm and $3.50": "five µm and three point five dollars",
     "ʻOkina in 2024": "ʻOkina in twenty twenty four",
     "Я родился в 1985": "Я родился в nineteen eighty five",
     "かな and $3.50": "かな and three point five dollars",
-    "Dr. Smith & co": "Dr. Smith & co",  # wetext 0.0.4 leaves a text without a digit alone
-    "2024": "twenty twenty four",  # 0.1.8 would read it in Chinese, 0.0.4 did not
+    "Dr. Smith & co": "Dr. Smith & co",  # wetext 0.0.4 does not change a text without digits
+    "2024": "twenty twenty four",  # 0.1.8 reads it in Chinese, 0.0.4 did not
     "12345": "twelve thousand three hundred and forty five",
     " 2024.": "twenty twenty four.",
     "２０２４年": "二零二四年",
@@ -49,7 +49,7 @@ READ = {
 
 
 @pytest.mark.parametrize("text", READ)
-def test_numbers_are_read_around_what_wetext_cannot_read(text, wetext):
+def test_numbers_are_read_beside_text_that_wetext_cannot_read(text, wetext):
     assert text_normalize(text, words, split=False, normalizer=wetext) == READ[text]
 
 
@@ -57,7 +57,7 @@ def test_numbers_are_read_around_what_wetext_cannot_read(text, wetext):
     "spot", ["[12]", "5€", "3×4", "→5", "§5", "№5", "5😀", "5ü", "5ñ", "5™", "+49 30", "x²=5", "か5"]
 )
 @pytest.mark.parametrize("join", [" and ", ". ", ", ", "\n"])
-def test_one_spot_spoils_no_other(spot, join, wetext, caplog):
+def test_an_unreadable_spot_does_not_affect_other_numbers(spot, join, wetext, caplog):
     text = join.join(["On 2024-01-15", spot, "1,000,000 people paid $3.50"])
     with caplog.at_level(logging.WARNING):
         found = text_normalize(text, words, split=False, normalizer=wetext)
@@ -80,7 +80,7 @@ def test_special_tokens_survive_every_step(before, wetext):
     "text", ["In 2024, 12 men, " * 200, "He paid $3.50. " * 200, "5" * 1200, "共3.5元。" * 300, "a b " * 400 + "7"]
 )
 def test_a_long_text_is_read_in_stretches(text, wetext):
-    """Cut where it does not matter: a sentence says the same alone. wetext takes 7 s for 10 000 characters at once."""
+    """wetext needs 7 s for 10 000 characters at once. The cuts do not change how a sentence is read."""
     parts = stretches(text)
     assert "".join(parts) == text
     assert max(map(len, parts)) <= MAX_STRETCH
@@ -108,7 +108,7 @@ MISTAKEN = {
 
 
 @pytest.mark.parametrize("text", MISTAKEN)
-def test_what_only_looks_like_a_token_is_pointed_out_in_one_line(text, caplog):
+def test_a_misspelt_special_token_gives_one_warning(text, caplog):
     for split_long in (False, True):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
@@ -118,7 +118,7 @@ def test_what_only_looks_like_a_token_is_pointed_out_in_one_line(text, caplog):
     assert "\n" not in record.getMessage()
 
 
-def test_brackets_that_do_not_look_like_a_token():
+def test_ordinary_brackets_give_no_warning():
     for text in (
         "[12]",
         "[John Smith said]",
@@ -130,7 +130,7 @@ def test_brackets_that_do_not_look_like_a_token():
     ):
         assert mistaken_tokens(text) == {}
     for between in ("", "[breath]"):
-        assert len(mistaken_tokens("".join(f"[w{i}]{between}" for i in range(10_000)))) <= 20  # and at once
+        assert len(mistaken_tokens("".join(f"[w{i}]{between}" for i in range(10_000)))) <= 20  # and without delay
 
 
 SILENT = [
@@ -150,14 +150,13 @@ SILENT = [
 
 
 @pytest.mark.parametrize("text", SILENT)
-def test_texts_in_which_nothing_can_be_spoken_are_empty(text):
+def test_texts_without_anything_to_speak_give_no_piece(text):
     assert text_normalize(text, words) == []
     assert text_normalize(f"a<|endofprompt|>{text}", words) == []
     assert text_normalize(f"a{text}", words) == [f"a{text}".strip("\u200b\ufeff") + "."]
 
 
-def test_the_original_leaves_some_texts_in_one_piece_and_an_option_splits_them():
-    """The first three are the original's own law."""
+def test_split_long_splits_texts_that_the_original_keeps_whole():
     sentence = "One, two, three, four, five, six, seven, eight, nine and 10 in the kitchen. "
     system = "Be kind.<|endofprompt|>"
     long = {
@@ -195,7 +194,7 @@ WITHOUT_ENGLISH_MARKS = {
 
 @pytest.mark.parametrize("kind", WITHOUT_ENGLISH_MARKS)
 def test_long_texts_of_any_kind_are_split_on_request(kind):
-    """At what divides them best; the original leaves each in one piece."""
+    """The original keeps each in one piece; the option splits at the best marks in it."""
     part, end = WITHOUT_ENGLISH_MARKS[kind]
     for system in ("", "Be kind.<|endofprompt|>"):
         assert len(text_normalize(system + part * 30, list)) == 1
@@ -206,14 +205,14 @@ def test_long_texts_of_any_kind_are_split_on_request(kind):
         assert joined.replace(",", "").replace("，", "") == whole
 
 
-def test_no_token_and_no_accent_is_cut_in_two():
+def test_no_token_or_accented_letter_is_split():
     units = ["[breath]", "e\u0301", "<strong>", "👨\u200d👩\u200d👧"]
     pieces = text_normalize("".join(units) * 30, list, split_long=True)
     assert len(pieces) > 3
     assert all(piece.startswith(tuple(units)) for piece in pieces)
 
 
-def test_lines_of_short_sentences_are_left():
+def test_a_short_text_of_several_lines_is_not_split():
     text = "The train\nis late. So\nam I."
     assert text_normalize(text, list, split_long=True) == text_normalize(text, list) == [text]
 

@@ -1,4 +1,4 @@
-"""The text tokenizer: special ids, files, damage, and equality with transformers' Qwen2 tokenizers."""
+"""The text tokenizer: special ids, its files, damaged files, and equality with transformers' Qwen2 tokenizers."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_tests.harness.official_tokenizer import REASON, official_tokenizer
+from parity_tests.official_tokenizer import REASON, official_tokenizer
 from port.files.errors import Refused
 from port.frontend.special_tokens import ADDITIONAL_SPECIAL_TOKENS, SPECIAL_TOKENS
 from port.frontend.tokenizer import OFFICIAL_VOCAB_SIZE, PROBE_IDS, PROBE_TEXT, CosyVoice3Tokenizer
@@ -63,7 +63,7 @@ def any_folder(request):
 
 @pytest.fixture
 def damaged(tiny_folder, tmp_path):
-    """The tiny tokenizer's files, to be spoiled."""
+    """The tiny tokenizer's files, for a test to damage."""
     return shutil.copytree(tiny_folder, tmp_path, dirs_exist_ok=True)
 
 
@@ -79,8 +79,8 @@ def test_special_tokens_are_the_official_ones():
     assert max(at) == 151923 and at[151923] == "[ǜ]"
 
 
-@pytest.mark.skipif(not SHARED_SPECIALS.is_file(), reason="no copy of the official list beside the project")
-def test_special_tokens_equal_the_list_beside_the_project():
+@pytest.mark.skipif(not SHARED_SPECIALS.is_file(), reason="the official list is not here")
+def test_special_tokens_equal_the_official_list():
     assert list(ADDITIONAL_SPECIAL_TOKENS) == json.loads(SHARED_SPECIALS.read_text(encoding="utf-8"))
 
 
@@ -105,7 +105,7 @@ def test_official_ids(official_folder):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cn"])))
-def test_decoding_gives_the_composed_text_back(tiny, text):
+def test_decoding_returns_the_composed_text(tiny, text):
     ids = tiny.encode(text)
     assert all(0 <= i < len(tiny) for i in ids)
     if not any(token in text for token in SPECIAL_TOKENS):
@@ -124,7 +124,7 @@ def test_decode_refuses_ids_out_of_range(tiny):
 
 
 def pieces():
-    """Text from classes of characters on which all versions of Unicode agree, and special tokens whole or cut."""
+    """Text of characters on which all versions of Unicode agree, and special tokens, whole or without their end."""
     classes = [
         "今天天气不错我们",
         "abc ABC'sLLdre",
@@ -139,12 +139,12 @@ def pieces():
 
 
 class Witnesses:
-    """transformers' slow and fast tokenizers with the same special tokens, and ours before and after `save`."""
+    """transformers' slow and fast tokenizers with our special tokens, and ours before and after `save`."""
 
     def __init__(self, folder, saved):
         transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-        special = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
-        special["additional_special_tokens"] = list(ADDITIONAL_SPECIAL_TOKENS)
+        ends = dict.fromkeys(("eos_token", "pad_token"), "<|endoftext|>")
+        special = ends | {"additional_special_tokens": list(ADDITIONAL_SPECIAL_TOKENS)}
         self.ours = CosyVoice3Tokenizer.from_folder(folder)
         self.ours.save(saved)
         self.reloaded = CosyVoice3Tokenizer.from_folder(saved)
@@ -158,7 +158,7 @@ class Witnesses:
         ids = self.ours.encode(text)
         others = (self.reloaded, self.slow, self.fast, self.auto)
         assert [other.encode(text) for other in others] == [ids] * len(others)
-        # The slow one: the fast one garbles the accents in special tokens such as [ià].
+        # Not the fast one, which garbles accents in special tokens such as [ià].
         assert self.ours.decode(ids) == self.slow.decode(ids, skip_special_tokens=True)
         assert self.ours.decode(ids, skip_special_tokens=False) == self.slow.decode(ids)
 
@@ -206,7 +206,7 @@ def test_stock_qwen_merges_are_refused(tmp_path):
     assert len(stock.encode("收到好友从远方寄来的生日礼物")) == 8
 
 
-def test_tokenizer_json_is_read_in_its_older_form_too(tiny, tmp_path):
+def test_an_older_tokenizer_json_is_read(tiny, tmp_path):
     tiny.save(tmp_path)
     data = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     data["model"]["merges"] = [" ".join(pair) for pair in data["model"]["merges"]]
@@ -236,7 +236,7 @@ def edit_json(path, change):
         (lambda v: v.clear(), "0 tokens"),
     ],
 )
-def test_a_vocabulary_that_contradicts_itself_is_refused(damaged, change, message):
+def test_an_inconsistent_vocabulary_is_refused(damaged, change, message):
     edit_json(damaged / "vocab.json", change)
     with pytest.raises(Refused, match=message) as caught:
         CosyVoice3Tokenizer.from_folder(damaged)
@@ -253,7 +253,7 @@ def test_a_vocabulary_that_contradicts_itself_is_refused(damaged, change, messag
         ("vocab.json", b"\xff\xfe", "not readable as JSON"),
         ("merges.txt", b"a b c\n", "is not a pair of tokens"),
         ("merges.txt", b"h e\nh e\n", "a merge is there twice"),
-        ("merges.txt", b"#" * ((16 << 20) + 1), "larger than 16 MB"),
+        ("merges.txt", b"#" * ((16 << 20) + 1), "larger than 16777216 bytes"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": []}', "not an object of objects"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"320": {"content": "<|new|>"}}}', "'320' is unknown"),
         ("tokenizer_config.json", b'{"added_tokens_decoder": {"321": {"content": "[a]"}}}', "'321' is unknown"),

@@ -1,7 +1,7 @@
-"""The pieces that text is cut into before merging: a wrong cut shows here however few merges there are.
+"""The pieces that text is cut into before merging are those of transformers' Qwen2 tokenizers.
 
-A small tokenizer joins little, so that most cuts leave its ids alone; the pieces themselves are compared with those of
-transformers' Qwen2 tokenizers, and ids of a vocabulary that joins any two neighbours.
+A small tokenizer merges little, so most wrong cuts do not change its ids. Therefore the pieces themselves are compared,
+and the ids of a vocabulary that joins any two neighbours.
 """
 
 import json
@@ -21,7 +21,7 @@ from reference.tiny_tokenizer import build_tiny_tokenizer, byte_symbols
 pytestmark = pytest.mark.part("frontend.tokenizer")
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-# Cuts by the words of the rule, worked out by hand.
+# Cuts worked out by hand from the rule.
 PIECES = {
     "I'll don't WE'RE o'clock": ["I", "'ll", " don", "'t", " WE", "'RE", " o", "'clock"],
     "it's'd'M'x": ["it", "'s", "'d", "'M", "'x"],
@@ -33,7 +33,7 @@ PIECES = {
     "a\n\nb \r\n c\n  ": ["a", "\n\n", "b", " \r\n", " c", "\n", "  "],
     "x!?\n\n(y)": ["x", "!?\n\n", "(y", ")"],
     " ,  ,": [" ,", " ", " ,"],
-    "e\u0338a": ["e", "\u0338a"],  # a mark alone is no letter, and joins the letters after it
+    "e\u0338a": ["e", "\u0338a"],  # a lone mark is no letter; it joins the letters after it
     "你好，世界。": ["你好", "，世界", "。"],
     "a\u00a0b\u3000 c": ["a", "\u00a0b", "\u3000", " c"],
     "👩‍👩": ["👩‍👩"],
@@ -41,8 +41,8 @@ PIECES = {
 
 
 def assigned():
-    """Characters by category, on which Unicode 3.2 and today's agree, and with them every library."""
-    found = {}
+    """Characters by category. Unicode 3.2 and today's agree on them, so every library does."""
+    found: dict[str, list[str]] = {}
     for code in range(0x20, min(sys.maxunicode, 0x30000)):
         character = chr(code)
         category = unicodedata.category(character)
@@ -68,13 +68,13 @@ def texts():
 
 
 def cut(pre_tokenizer, text):
-    """What a pre-tokenizer of the library `tokenizers` makes of composed text."""
+    """The pieces that a pre-tokenizer of the library `tokenizers` cuts composed text into."""
     return [text[start:end] for _, (start, end) in pre_tokenizer.pre_tokenize_str(text)]
 
 
 @pytest.fixture(scope="session")
 def witnesses(tmp_path_factory):
-    """Pre-tokenizers as functions: ours as built and as saved, and those of transformers, slow and fast."""
+    """Functions from text to pieces: our pre-tokenizer, built and saved, and transformers', slow and fast."""
     folder, saved = tmp_path_factory.mktemp("pieces"), tmp_path_factory.mktemp("saved")
     build_tiny_tokenizer(folder)
     ours = CosyVoice3Tokenizer.from_folder(folder)
@@ -98,7 +98,7 @@ def test_pieces_by_hand(witnesses, text):
 @settings(max_examples=600, deadline=None)
 @given(text=texts())
 @example(text="".join(characters[0] + " " + characters[-1] for characters in CHARACTERS.values()))
-def test_any_pieces_are_those_of_transformers(witnesses, text):
+def test_pieces_of_any_text_are_those_of_transformers(witnesses, text):
     text = unicodedata.normalize("NFC", text)
     found = {name: pieces(text) for name, pieces in witnesses.items()}
     assert all(pieces == found["slow"] for pieces in found.values()), found
@@ -106,7 +106,7 @@ def test_any_pieces_are_those_of_transformers(witnesses, text):
 
 
 def test_every_category_is_cut_alike(witnesses):
-    """Every character that all versions of Unicode know, between letters, digits, spaces and signs."""
+    """Characters of every category between letters, digits, spaces and signs."""
     for category, characters in CHARACTERS.items():
         for start in range(0, len(characters), 997):
             some = characters[start : start + 997 : 1 + len(characters) // 400]

@@ -1,4 +1,6 @@
-"""The vocoder: both convolution back ends, and properties that no single case can show."""
+"""The vocoder: each form of convolution, and properties that no single case can show."""
+
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,6 +17,8 @@ from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import case, marked, voiced_and_unvoiced
 from parity_tests.cases.vocoder import CASES, GENERATOR, HIFT, SINE
 from parity_tests.parts import PARTS
+from port.vocoder.source import SineGen2 as PortSines
+from reference.vocoder.source import SineGen2 as ReferenceSines
 
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.part.path or c.name.endswith((".end", ".more", ".k11")))
@@ -23,7 +27,7 @@ CONVOLUTIONS = tuple(c for c in CASES if "convolution" in c.part.path or c.name.
 @pytest.mark.parametrize("form", ["products", "padded"])
 @pytest.mark.parametrize("case", marked(CONVOLUTIONS))
 def test_every_form_of_convolution(parity, case, form):
-    """The CPU's shifted products and the GPU's padded channels are chosen by device; both must be right everywhere."""
+    """The device chooses between shifted products (CPU) and padded channels (GPU); both are tested on every device."""
     assert not (broken := failures(judge(case, OwnPort(forms=(form,))))), broken
 
 
@@ -44,7 +48,7 @@ def test_causal_convolution_of_any_shape(parity, taps, dilation, frames, side, c
     if taps % 2 == 0 and dilation % 2 == 0:
         dilation += 1  # the original cannot run an even kernel with an even dilation
     context = (taps - 1) * dilation
-    inputs = {"cache": normal(2, 6, context)} if cached and context else {}
+    inputs: dict[str, Any] = {"cache": normal(2, 6, context)} if cached and context else {}
     sizes = dict(in_channels=6, out_channels=10, kernel_size=taps, dilation=dilation, causal_type=side)
     name = f"vocoder.conv.drawn.{taps}.{dilation}.{frames}"
     passes(parity, case(name, "vocoder.convolution.CausalConv1d", sizes, x=normal(2, 6, frames), **inputs))
@@ -96,7 +100,7 @@ def test_istft_undoes_stft(parity):
 @pytest.mark.part("vocoder.f0.CausalConvRNNF0Predictor")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_pitch_is_rounded_once(parity, seed):
-    """The original folds and runs the predictor in float64: what is left is the rounding of its result to float32."""
+    """The original folds and runs the predictor in float64, so only the rounding of the result to float32 is left."""
     sizes = dict(num_class=1, in_channels=80, cond_channels=48)
     drawn = case(f"vocoder.f0.bits.{seed}", "vocoder.f0.CausalConvRNNF0Predictor", sizes, x=normal(1, 80, 40))
     arguments = drawn.part, drawn.config, reference_state(drawn), drawn.draw(), drawn.call
@@ -104,7 +108,7 @@ def test_the_pitch_is_rounded_once(parity, seed):
     np.testing.assert_array_max_ulp(parity.adapter.run(*arguments)["f0"], truth.astype(np.float32), maxulp=1)
 
 
-def generator(parity) -> object:
+def generator(parity) -> Any:
     part = PARTS[f"{GENERATOR}.inference"]
     return parity.adapter.build(part, HIFT, reference_state(case("vocoder.built", part.path, HIFT)))
 
@@ -112,7 +116,7 @@ def generator(parity) -> object:
 @pytest.mark.part("vocoder.generator.CausalHiFTGenerator.inference")
 @pytest.mark.parametrize("frames", [9, 22, 23, 29])
 def test_a_chunk_equals_the_start_of_the_whole(parity, frames):
-    """Streaming rests on it: samples that a chunk gives do not change when more frames come."""
+    """Streaming needs it: later frames do not change the samples of a chunk."""
     vocoder = generator(parity)
     rng = np.random.default_rng(1)
     mel = mx.array(rng.standard_normal((1, 30, 80)).astype(np.float32))
@@ -132,17 +136,14 @@ def test_too_few_frames_are_one_clear_error(parity, frames):
 
 @pytest.mark.part("vocoder.source.SineGen2")
 @pytest.mark.parametrize("seconds", [2, 30])
-def test_phases_follow_the_original_roundings(seconds):
+def test_phases_round_like_the_original(seconds):
     """A float32 accumulator would be off by 5e-3 after 2 s and by more than 1 after 30 s (SineGen2 on a CPU)."""
-    from port.vocoder.source import SineGen2 as Port
-    from reference.vocoder.source import SineGen2 as Reference
-
     frames = 50 * seconds
     f0 = voiced_and_unvoiced(1, frames)(np.random.default_rng(seconds))
     waves = np.zeros((1, frames * 480, 9), np.float32)
-    reference, _ = Reference(**SINE)(torch.from_numpy(f0), torch.from_numpy(waves))
-    double, _ = Reference(**SINE)(torch.from_numpy(f0).double(), torch.from_numpy(waves).double())
-    port, _ = Port(**SINE)(mx.array(f0[:, ::480, 0]), mx.array(waves))
+    reference, _ = ReferenceSines(**SINE)(torch.from_numpy(f0), torch.from_numpy(waves))
+    double, _ = ReferenceSines(**SINE)(torch.from_numpy(f0).double(), torch.from_numpy(waves).double())
+    port, _ = PortSines(**SINE)(mx.array(f0[:, ::480, 0]), mx.array(waves))
     reading = compare(np.array(port), reference.numpy(), double.numpy())
     assert reading.status == "PASS", reading.message
     assert np.abs(np.array(port) - reference.numpy()).max() < 2e-7

@@ -1,4 +1,4 @@
-"""Fast forms of the vocoder: each alone, none and all but one within the budget of the suite."""
+"""Fast forms of the vocoder are within the budget: each alone, none, and all but one."""
 
 from dataclasses import replace
 
@@ -43,12 +43,12 @@ def test_parity_of_each_form(parity, part, setting):
 
 
 @pytest.mark.parametrize("form", CLASSES)
-def test_a_form_is_put_in_place_where_it_is_asked_for(form):
+def test_a_requested_form_is_put_in_place(form):
     built = PARTS[f"{GENERATOR}.inference"].build("port", {**HIFT, "base_channels": 48})
     assert set(replaced(speed_up(built, [form]))) == CLASSES[form]
 
 
-def test_the_polynomial_is_the_fit_it_says():
+def test_the_polynomial_is_the_stated_fit():
     """Least squares of sin(r)^2 / r^2 in r^2 at Chebyshev nodes of |r| <= pi / 2, weighted by r^2."""
     r = np.cos(np.pi * (np.arange(2000) + 0.5) / 2000) * np.pi / 2
     powers = np.stack([r ** (2 * k) for k in range(len(fast.SINE_SQUARED))], axis=1)
@@ -67,14 +67,14 @@ def test_sine_squared_is_as_exact_as_mlx(largest):
     assert np.abs(found - truth).max() <= max(4 * FLOOR, 2 * np.abs(sine * sine - truth).max())
 
 
-def test_compiled_is_bitwise_the_same():
+def test_a_compiled_function_gives_the_same_bits():
     y = mx.array(np.random.default_rng(0).standard_normal((2, 50, 64)).astype(np.float32) * 9)
     for function in (fast.reduce_angle, fast.sine_squared):
         np.testing.assert_array_equal(np.array(fast.fused(function)(y)), np.array(function(y)))
 
 
 @pytest.mark.parametrize(("channels", "out"), [(18, 18), (3, 18), (18, 7), (16, 32)])
-def test_padded_channels_change_nothing_but_the_sizes(channels, out):
+def test_padded_channels_change_only_sizes(channels, out):
     plain, x = CausalConv1d(channels, out, 3), mx.array(np.random.default_rng(0).random((2, 20, channels), np.float32))
     expected = np.array(plain(x))
     padded = speed_up(plain, ["padded"])
@@ -85,12 +85,12 @@ def test_padded_channels_change_nothing_but_the_sizes(channels, out):
     assert (padded is plain) is ((channels, out) == (16, 32))
 
 
-def test_tap_order_is_a_layout():
+def test_tap_order_changes_the_layout_only():
     weight = mx.array(np.random.default_rng(0).standard_normal((5, 3, 4)).astype(np.float32))
     np.testing.assert_array_equal(np.array(tap_order(weight)), np.array(weight))
 
 
-def test_a_cache_of_other_frames_than_repeated_ones_is_read_as_it_is():
+def test_a_cache_without_repeated_frames_is_read_unchanged():
     plain, rng = CausalConv1dUpsample(6, 4, 7, 3), np.random.default_rng(0)
     x, cache = (mx.array(rng.random((1, n, 6), np.float32)) for n in (5, 6))
     expected = np.array(plain(x, cache))

@@ -1,4 +1,4 @@
-"""The vocoder as a stream: whatever the pieces, the samples of the whole, each computed once."""
+"""The vocoder as a stream: however the mel is cut, it gives the samples of the whole, each computed once."""
 
 from functools import cache
 from typing import Any
@@ -19,8 +19,8 @@ from mlx_parity.sides.truth import Runs, against, reference_state, run_reference
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import case, voiced_and_unvoiced
 from parity_tests.cases.vocoder import GENERATOR, HIFT, SINE
-from parity_tests.harness.walks import walks
 from parity_tests.parts import PARTS, swap
+from parity_tests.walks import walks
 from port.fast.convolution import PaddedConv1d, ProductConv1d
 from port.noise import MAX_SAMPLES
 from port.stream.state import State
@@ -41,7 +41,7 @@ def generator():
 
 @cache
 def truth(frames: int) -> dict[str, Any]:
-    """Inputs of an utterance in the port's layout and what the reference's runs make of it."""
+    """Inputs of an utterance in the port's layout, and the results of the reference's runs."""
     drawn = case(
         "vocoder.stream",
         INFERENCE.path,
@@ -62,7 +62,7 @@ def judge(found: np.ndarray, runs: Runs) -> Reading:
 
 
 def stream(vocoder: StreamingVocoder, mel: np.ndarray, cuts: list[int]) -> np.ndarray:
-    """Push pieces of the lengths in `cuts`, then the rest as the last one; the count is checked on the way."""
+    """Push pieces of the lengths in `cuts`, then the rest; the number of samples is checked after each."""
     pieces, start = [], 0
     for length in cuts:
         pieces.append(vocoder.push(mx.array(mel[:, start : start + length])))
@@ -78,7 +78,7 @@ def stream(vocoder: StreamingVocoder, mel: np.ndarray, cuts: list[int]) -> np.nd
 @example(frames=26, cuts=[26])
 @example(frames=1, cuts=[1])
 @example(frames=9, cuts=[8, 1])
-def test_any_cut_gives_the_whole(generator, frames, cuts):
+def test_any_cut_gives_the_samples_of_the_whole(generator, frames, cuts):
     about = truth(frames)
     found = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], cuts)
     reading = judge(found, about["runs"])
@@ -94,8 +94,8 @@ def test_the_plain_layers_stream_too(frames):
     assert reading.status == "PASS", reading.message
 
 
-def test_a_stream_is_limited_as_the_whole():
-    """At a limit that this utterance reaches; the limit is the last step, so the truth is only cut."""
+def test_a_stream_clips_like_the_whole():
+    """This utterance reaches the lowered limit. Clipping is the last step, so the truth is clipped afterwards."""
     about, config = truth(12), dict(HIFT, audio_limit=0.02)
     loud = OwnPort().build(INFERENCE, config, reference_state(case("vocoder.stream", INFERENCE.path, config)))
     found = stream(StreamingVocoder(loud, mx.array(about["noise"])), about["mel"], [9, 1])
@@ -108,7 +108,7 @@ def test_a_stream_is_limited_as_the_whole():
 
 @pytest.mark.parametrize("cuts", [[], [1] * 24, [10, 1, 5]], ids=["one", "singly", "uneven"])
 def test_the_checkpoint_streams(parity, cuts):
-    """As the walk `walk.vocoder.end`, in pieces."""
+    """The inputs of the walk `walk.vocoder.end`, in pieces."""
     models, plan = parity.models, walks(parity.models.config)["walk.vocoder.end"]
     mel, noise = plan.inputs["speech_feat"], plan.inputs["sine_waves"]
 
@@ -123,7 +123,7 @@ def test_the_checkpoint_streams(parity, cuts):
 
 
 def test_the_phase_of_a_stream_is_that_of_the_whole():
-    """To the bit: the running sum goes on in float64, as if it had never paused."""
+    """Bit for bit: the running sum continues in float64."""
     f0 = voiced_and_unvoiced(1, 300)(np.random.default_rng(0))[:, ::HOP, 0]
     noise, sines, state = mx.zeros((1, 300 * HOP, 9)), SineGen2(**SINE), State()
     whole, _ = sines(mx.array(f0), noise)
@@ -131,7 +131,7 @@ def test_the_phase_of_a_stream_is_that_of_the_whole():
     np.testing.assert_array_equal(np.array(mx.concatenate(pieces, axis=1)), np.array(whole))
 
 
-def test_without_noise_the_original_s_is_used(generator):
+def test_without_given_noise_the_originals_is_used(generator):
     mel, state = truth(12)["mel"], reference_state(case("vocoder.stream", INFERENCE.path, HIFT))
     inputs, call = {"speech_feat": swap(mel)}, dict(finalize=True)
     found = stream(StreamingVocoder(generator), mel, [4, 5])
@@ -164,7 +164,7 @@ def test_the_state_does_not_grow(generator):
 
 
 def test_nothing_is_computed_twice(generator, monkeypatch):
-    """Frames that leave the convolutions, added up: as many in single frames as in one piece."""
+    """The convolutions' output frames add up to the same number for single frames and for one piece."""
     about, counted = truth(12), []
     for kind in (nn.Conv1d, ProductConv1d, PaddedConv1d):
 
@@ -182,7 +182,7 @@ def test_nothing_is_computed_twice(generator, monkeypatch):
     assert totals[0] == totals[1] > 0
 
 
-def test_a_stream_that_is_over_refuses_more(generator):
+def test_an_ended_stream_refuses_frames(generator):
     vocoder = StreamingVocoder(generator)
     vocoder.push(mx.zeros((1, 2, 80)), finalize=True)
     for finalize in (False, True):
@@ -190,7 +190,7 @@ def test_a_stream_that_is_over_refuses_more(generator):
             vocoder.push(mx.zeros((1, 1, 80)), finalize)
 
 
-def test_what_is_no_mel_is_refused(generator):
+def test_another_shape_than_a_mel_is_refused(generator):
     vocoder = StreamingVocoder(generator)
     for shape in ((1, 80, 4), (2, 4, 80), (4, 80)):
         with pytest.raises(ValueError, match=r"takes \(1, n, 80\)"):
@@ -200,16 +200,16 @@ def test_what_is_no_mel_is_refused(generator):
     assert vocoder.push(mx.zeros((1, 3, 80)), finalize=True).shape == (1, 3 * HOP)
 
 
-def test_noise_that_ends_too_soon_is_refused_and_harms_nothing(generator):
+def test_too_short_noise_is_refused_and_leaves_the_stream_usable(generator):
     about = truth(9)
     vocoder = StreamingVocoder(generator, mx.array(about["noise"]))
-    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the stream needs {10 * HOP}"):
+    with pytest.raises(ValueError, match=f"has {9 * HOP} samples, the mel needs {10 * HOP}"):
         vocoder.push(mx.zeros((1, 10, 80)), finalize=True)
     whole = stream(StreamingVocoder(generator, mx.array(about["noise"])), about["mel"], [])
     np.testing.assert_array_equal(stream(vocoder, about["mel"], []), whole)
 
 
-def test_a_stream_ends_where_the_original_s_noise_ends(generator):
+def test_a_stream_cannot_outlast_the_originals_noise(generator):
     vocoder = StreamingVocoder(generator)
     with pytest.raises(ValueError, match="fixed noise"):
         vocoder.push(mx.zeros((1, MAX_SAMPLES // HOP + 1, 80)), finalize=True)

@@ -1,4 +1,4 @@
-"""Whole stages on the checkpoint's weights: every named part, chained and isolated, and tokens to samples."""
+"""Whole stages with the checkpoint's weights: every named part, chained and isolated, and tokens to samples."""
 
 import dataclasses
 import tracemalloc
@@ -15,7 +15,7 @@ from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests import trace
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES, catalogue
-from parity_tests.harness.walks import walks
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws as PortDraws
 from reference.llm.sampling import SeededDraws as ReferenceDraws
@@ -23,7 +23,7 @@ from reference.llm.sampling import SeededDraws as ReferenceDraws
 NAMES = tuple(walks(CosyVoice3Config()))
 
 
-# What a walk that fails speaks of, where that is not the stage in its name.
+# The part that a walk is evidence for, if it is not the stage in its name.
 PARTS = {
     "walk.speech_tokenizer": "frontend.speech_tokenizer.S3TokenizerV3",
     "walk.speaker": "frontend.speaker.CAMPPlus",
@@ -41,7 +41,7 @@ def test_walk(parity, name):
 @pytest.mark.float32
 @pytest.mark.parametrize("seed", range(3))
 def test_seeded_speech_tokens_are_equal(parity, seed):
-    """The language model of the checkpoint, sampling as in use, reference against port."""
+    """With the checkpoint's language model and the usual sampling."""
     models = parity.models
     plan = walks(models.config, seed)["walk.llm"].inputs
     texts = [plan[k] for k in ("text", "prompt_text", "prompt_speech_token")]
@@ -53,7 +53,7 @@ def test_seeded_speech_tokens_are_equal(parity, seed):
 
 @pytest.mark.meta
 def test_a_walk_finds_the_part_that_is_wrong(parity, monkeypatch):
-    """One fault deep inside: its own part is named first, in order of execution and isolated."""
+    """A fault deep inside: its own part is named first, as isolated."""
     from port.flow import layers
 
     plan = walks(parity.models.config)["walk.flow.full"]
@@ -71,8 +71,8 @@ def test_a_walk_finds_the_part_that_is_wrong(parity, monkeypatch):
 
 
 @pytest.mark.meta
-def test_the_first_to_fail_is_named_though_another_part_ran_before(parity, monkeypatch):
-    """A part whose second call is wrong failed before one that is wrong in its third call alone."""
+def test_the_part_that_fails_first_is_named_although_another_ran_before(parity, monkeypatch):
+    """What counts is the time of the wrong call, not of a part's first call."""
     from port.flow import layers
 
     def late(part, wrong):
@@ -93,7 +93,7 @@ def test_the_first_to_fail_is_named_though_another_part_ran_before(parity, monke
 
 
 @pytest.mark.meta
-def test_a_walk_holds_little_of_what_passes_through_its_parts(parity, monkeypatch):
+def test_a_walk_keeps_most_tensors_on_disk(parity, monkeypatch):
     spools = []
 
     class Watched(walking.Spool):
@@ -131,7 +131,7 @@ def test_a_port_that_raises_is_an_error(parity):
 
 @pytest.mark.meta
 def test_trace_says_where_a_fault_shows(monkeypatch, capsys):
-    """Through the command line: worst elements with their values, a map of the error in budgets."""
+    """On the command line: the worst elements with their values, and a map of the error in budgets."""
     assert trace.main(["flow.adaln_final"]) == 0
     assert "none over budget" in capsys.readouterr().out
     fault = next(fault for fault in catalogue() if fault.name == "adaln_final_shift_before_scale")

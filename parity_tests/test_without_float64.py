@@ -1,11 +1,12 @@
-"""A pretended Metal: no float64 outside the CPU stream, and every choice that the port makes for a GPU.
+"""The port on a simulated Metal device: no float64 outside the CPU stream, and every choice made for a GPU.
 
-The pitch is float64 on whatever device; MLX has none on any GPU, where each operation on such an array raises.
+The pitch is float64 on every device. No GPU of MLX has float64: each operation on such an array raises there.
 """
 
 import functools
 import threading
 from contextlib import contextmanager
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -21,18 +22,18 @@ from parity_tests.test_cosyvoice3 import REQUESTS
 from port.request import Stream
 
 REFUSED = "float64 is not supported on the GPU"
-# Not operations of a device: they read what is there, or wait for it.
+# No operations of a device: these read existing arrays or wait for them.
 NO_OPERATIONS = ("eval", "async_eval", "compile", "stream", "default_device", "new_stream", "load", "save_safetensors")
 OPERATORS = ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "matmul", "neg", "gt", "lt", "getitem")
 METHODS = ("astype", "reshape", "swapaxes", "transpose", "squeeze", "sum", "max", "min", "mean", "abs", "any", "all")
 
 
 class Pretended:
-    """Says which device is the default, and refuses float64 there."""
+    """A default device that refuses float64."""
 
     def __init__(self):
         self._local = threading.local()
-        self.met = 0  # operations on float64, all of them on the CPU stream
+        self.met = 0  # operations on float64, all on the CPU stream
 
     @property
     def on_cpu(self):
@@ -81,14 +82,14 @@ def metal(monkeypatch):
     monkeypatch.setattr(mx.metal, "is_available", lambda: True)
     clear_caches(PACKAGES)
     yield pretended
-    clear_caches(PACKAGES)  # what was found out about this device is of no other
+    clear_caches(PACKAGES)  # which hold what was measured on this device
 
 
 CASES = [case for case in all_cases() if case.part.stage in ("llm", "flow", "vocoder")]
 
 
 @pytest.mark.part("vocoder.f0.CausalConvRNNF0Predictor")
-def test_the_pretended_device_refuses(metal):
+def test_the_simulated_device_refuses_float64(metal):
     x = mx.array(np.ones(3), dtype=mx.float64)
     for operation in (lambda: x + 1, lambda: x[:1], lambda: mx.exp(x), lambda: mx.ones(3).astype(mx.float64)):
         with pytest.raises(ValueError, match=REFUSED):
@@ -109,9 +110,9 @@ def test_each_part_runs(metal, case):
 @pytest.mark.parametrize("mode", [*REQUESTS, "stream"])
 def test_every_mode_runs(metal, voices, recordings, mode):
     voices.port.add_zero_shot_spk(SYSTEM, recordings[0], "saved")
-    options = {"seed": 0}
+    options: dict[str, Any] = {"seed": 0}
     if mode == "bistream":
-        options["strict_min_length"] = True  # no end in the middle of a round
+        options["strict_min_length"] = True  # no end inside a round
     if mode == "stream":
         options = {"words": LONGER, "stream": Stream(reset_hop=True), "seed": 0, "strict_min_length": True}
     results = REQUESTS["zero_shot" if mode == "stream" else mode](voices.port, *recordings, **options)

@@ -23,10 +23,9 @@ from mlx_parity.sides.walk import first_divergence, walk
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
-from parity_tests.golden import EMBEDDED, report_rows
-from parity_tests.harness.folders import check_folders
-from parity_tests.harness.session import prepare_models
-from parity_tests.harness.walks import walks
+from parity_tests.golden.judge import EMBEDDED, report_rows
+from parity_tests.models import check_folders, prepare_models
+from parity_tests.walks import walks
 from port.app.device import DEVICES, use_device
 from port.config import CosyVoice3Config
 

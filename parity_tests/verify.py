@@ -4,7 +4,7 @@ One part is in memory at a time, its deep stack cut to the first layers, so that
 times (port, float32 and float64) in little memory; that every other tensor is where it belongs is the audit's proof.
 
 Float32 is judged by the suite's ratio. Stages of reduced precision only inform there (REDUCED) and are judged by their
-quality against the float32 original instead: parity_tests/harness/quality.py.
+quality against the float32 original instead: parity_tests/quality.py.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from convert.quantize import precision_of
 from mlx_parity.judge import Row, failures, reduced
 from mlx_parity.sides.regime import require_float32
 from mlx_parity.sides.walk import walk
-from parity_tests.harness.models import Models, attribute, shallow
-from parity_tests.harness.quality import GROUPS, Quality, measure
-from parity_tests.harness.walks import walks
+from parity_tests.models import Models, attribute, shallow
+from parity_tests.quality import GROUPS, Quality, measure
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 
 DEPTH = 2

@@ -4,9 +4,9 @@ s samples
 
 Each `inference_*` method yields `{"tts_speech": (1, s)}`, samples within +-1 at `sample_rate`: one for each
 piece of the text, or with `stream=True` one for each chunk of each piece. Prompt and text are checked when the method
-is called, the speech is made while the result is iterated; to break off is safe at any time.
+is called. The speech is made while the result is iterated; stopping early is safe.
 
-What the networks get of a prompt (LM: language model, flow: flow decoder):
+Which parts of a prompt each network gets (LM: language model, flow: flow decoder):
 
     zero_shot      LM: prompt text, prompt speech    flow: prompt speech, speaker
     cross_lingual  LM: nothing                       flow: prompt speech, speaker
@@ -52,12 +52,12 @@ class CosyVoice3:
     Args:
         model: with its weights.
         frontend: makes the model's inputs.
-        folder: where `save_spkinfo` writes; None for nowhere.
+        folder: where `save_spkinfo` writes by default; None requires its `path`.
 
     Common arguments of the `inference_*` methods:
 
-        tts_text: what to say; where the prompt holds `<|endofprompt|>` also an iterator of strings, for text that still
-            arrives (neither split nor normalised).
+        tts_text: what to say; where the prompt holds `<|endofprompt|>` also an iterator of strings, for text that is
+            still arriving (neither split nor normalised).
         zero_shot_spk_id: a saved voice instead of the prompt.
         stream, speed: as in `Options`.
         text_frontend: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
@@ -82,20 +82,20 @@ class CosyVoice3:
         """Load the official folder.
 
         Args:
-            folder: with llm.pt, flow.pt, hift.pt and CosyVoice-BlankEN/.
+            folder: holds llm.pt, flow.pt, hift.pt and CosyVoice-BlankEN/.
             config: sizes, as cosyvoice3.yaml has them; reading that file is the converter's task.
             onnx: weights of `speech_tokenizer` and `speaker` by module name; the caller reads the ONNX files.
             dtype: float32 as the original, or float64.
 
         Raises:
-            OSError, RuntimeError: files missing, or tensors missing, unknown or of another shape.
-            Refused: what cannot be used, in one line.
+            OSError, RuntimeError: missing files; missing, unknown or misshapen tensors.
+            Refused: anything else that cannot be used.
         """
         folder = Path(folder)
         model = CosyVoice3Model(config)
         for name, module in FILES.items():
             state = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-            # Training leaves counters beside the weights, and a prefix on the vocoder's.
+            # Training leaves counters beside the weights, and `generator.` before the vocoder's names.
             state = {k.removeprefix("generator."): v for k, v in state.items() if isinstance(v, Tensor)}
             model.get_submodule(module).load_state_dict(state, strict=True)
         for module in ("speech_tokenizer", "speaker"):
@@ -113,7 +113,7 @@ class CosyVoice3:
 
     @property
     def sample_rate(self) -> int:
-        """Of the speech, Hz."""
+        """Sample rate of the speech, Hz."""
         return self.model.config.sample_rate
 
     def list_available_spks(self) -> list[str]:
@@ -140,7 +140,7 @@ class CosyVoice3:
         """Write all voices below `path`, by default the model's folder, from where they are loaded again.
 
         Raises:
-            Refused: nowhere to write, or not possible.
+            Refused: no folder to write to, or writing failed.
         """
         folder = path or self.folder
         if folder is None:
@@ -199,7 +199,7 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Speech:
-        """Speak with the voice of a recording in whatever language; `tts_text` itself must hold `<|endofprompt|>`."""
+        """Speak with the voice of a recording in any language; `tts_text` itself must hold `<|endofprompt|>`."""
         chosen = self._options(stream, speed, options)
         pieces = self._pieces(tts_text, "", text_frontend, chosen)
         prompt = self.frontend.frontend_cross_lingual(prompt_wav, zero_shot_spk_id)
@@ -216,10 +216,10 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Speech:
-        """Speak with the voice of a recording as an instruction says.
+        """Speak with the voice of a recording, in the way that an instruction describes.
 
         Args:
-            instruct_text: how to speak, closed by `<|endofprompt|>`; not read with a saved voice, as in the original.
+            instruct_text: how to speak, ending with `<|endofprompt|>`; ignored for a saved voice, as in the original.
         """
         if zero_shot_spk_id:
             logger.warning("the instruction is not read: a saved voice brings its own prompt text")
@@ -237,7 +237,7 @@ class CosyVoice3:
         align_prompt: bool = False,
         **options: Any,
     ) -> Speech:
-        """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; nothing is random here.
+        """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; no random draws.
 
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
@@ -249,7 +249,7 @@ class CosyVoice3:
     def _pieces(
         self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, chosen: Options
     ) -> list[Any]:
-        """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
+        """Split a text. `prompt_text` precedes it in the language model; None if that is a saved voice's."""
         if isinstance(tts_text, str):
             if not tts_text.strip():
                 raise ValueError("the text is empty: nothing to speak")

@@ -1,7 +1,7 @@
 """Write the speech tokenizer and the speaker encoder as the official ONNX files are written.
 
-Both official files come from PyTorch's TorchScript exporter. Whatever its weights went through on the way (a cast, a
-transposition, a folded batch norm) stands there under a number instead of a name, so these exports repeat that.
+Both official files come from PyTorch's TorchScript exporter. A weight that is cast, transposed or
+folded on the way has a number for a name in the file, so these exports do the same to their weights.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from port.config import SpeakerConfig, SpeechTokenizerConfig
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3
 
-OPSETS = (14, 17)  # 14, as the official files: layer norms in pieces; from 17 on they are one node each
+OPSETS = (14, 17)  # 14 as in the official files, which spell layer norms out; from 17 on each is one node
 
 
 def live_speech_tokenizer(config: SpeechTokenizerConfig, seed: int) -> S3TokenizerV3:
-    """A tokenizer with random float32 weights, none of them without effect."""
+    """A tokenizer with random float32 weights, each of which affects the tokens."""
     model = S3TokenizerV3(config).eval()
     _randomise(model, seed)
     return model
 
 
 def live_speaker(config: SpeakerConfig, seed: int) -> CAMPPlus:
-    """A speaker encoder with random float32 weights, none of them without effect."""
+    """A speaker encoder with random float32 weights, each of which affects the embedding."""
     model = CAMPPlus(config).eval()
     _randomise(model, seed)
     return model
@@ -43,7 +43,7 @@ def export_speech_tokenizer(model: S3TokenizerV3, path: Path, opset: int = OPSET
 
     Args:
         model: in float32.
-        path: written beside and renamed, so that no half a file is left.
+        path: appears only once the file is complete.
         opset: ONNX operator set, 14 or 17.
     """
     frames = 203
@@ -59,7 +59,7 @@ def export_speaker(model: CAMPPlus, path: Path, opset: int = OPSETS[0]) -> None:
     Args:
         model: in float32. Its folded convolutions are taken apart into convolution and batch norm, and the exporter
             folds them again, so their weights in the file differ from the model's by float32 rounding. The averages
-            over segments say `count_include_pad` 1 (as the official file) or 0, by `divide_by_full_segment`.
+            over segments have `count_include_pad` 1 (as the official file) or 0, by `divide_by_full_segment`.
         path, opset: as in `export_speech_tokenizer`.
     """
     with _unfolded(model):
@@ -97,7 +97,7 @@ def _export(
 
 @contextmanager
 def _anonymous_weights(model: S3TokenizerV3) -> Iterator[None]:
-    """Cast weights to the dtype of the input, as Whisper's layers do; the memory and the quantizer are plain layers."""
+    """Cast weights to the input's dtype, as Whisper's layers do, but not those of the memory and the quantizer."""
     casting: dict[type[nn.Module], Callable[..., Tensor]]
     casting = {nn.Linear: _cast_linear, nn.Conv1d: _cast_conv, nn.LayerNorm: _cast_norm}
     changed = [
@@ -130,7 +130,7 @@ def _cast_norm(layer: nn.LayerNorm, x: Tensor) -> Tensor:
 
 
 class _ConvThenNorm(nn.Module):
-    """A folded convolution taken apart, with random statistics: together they compute what it computed."""
+    """A folded convolution as convolution and batch norm of random statistics, with the same result."""
 
     def __init__(self, conv: nn.Conv1d | nn.Conv2d, eps: float, generator: torch.Generator) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _ConvThenNorm(nn.Module):
 
 @contextmanager
 def _unfolded(model: CAMPPlus) -> Iterator[None]:
-    """Every convolution with a bias carries a folded norm, except those of the context masks."""
+    """Take the folded convolutions apart: all that have a bias, except those of the context masks."""
     generator = torch.Generator().manual_seed(0)
     folded = [
         (parent, name, child)
@@ -174,7 +174,7 @@ def _unfolded(model: CAMPPlus) -> Iterator[None]:
 
 
 def _randomise(model: nn.Module, seed: int) -> None:
-    """Matrices keep the scale of what they read; every vector is different from 0 and 1 and from every other."""
+    """Matrices keep the scale of their input; no two vectors are equal, and none is all zeros or ones."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -182,7 +182,7 @@ def _randomise(model: nn.Module, seed: int) -> None:
             if name.endswith("running_var"):
                 tensor.copy_(0.5 + noise.abs())
             elif tensor.dim() > 1:
-                # The last block's states have no norm; the quantizer's tanh must not saturate on all of them.
+                # Small, since no norm precedes the quantizer and its tanh must not always saturate.
                 gain = 0.02 if name.startswith("quantizer") else 1.5
                 tensor.copy_(noise * math.sqrt(gain / tensor[0].numel()))
             else:

@@ -131,9 +131,9 @@ def write_texts(folder: Path, config: CosyVoice3Config, vocabulary: Path | None 
     """Write cosyvoice3.yaml and the files of CosyVoice-BlankEN/.
 
     Args:
-        config: the sizes that go into them.
+        config: the sizes to write.
         vocabulary: folder with the official vocab.json and merges.txt to copy; when None, a small tokenizer is trained
-            whose special tokens begin where `config` has them.
+            whose special tokens have the ids of `config`.
     """
     qwen = folder / QWEN_FOLDER
     qwen.mkdir(parents=True)
@@ -146,7 +146,7 @@ def write_texts(folder: Path, config: CosyVoice3Config, vocabulary: Path | None 
         "hift": config.vocoder,
         "chunk_size": config.flow.dit.static_chunk_size // config.flow.token_mel_ratio,
     }
-    # Tuples print with round brackets, and yaml wants square ones; the template itself has neither.
+    # Tuples print with round brackets, yaml wants square ones, and the template itself has neither.
     text = _YAML.format(**values).replace("(", "[").replace(")", "]")
     (folder / YAML_FILE).write_text(text, encoding="utf-8")
     first_added = config.llm.end_of_prompt - len(BASE_SPECIAL_TOKENS)

@@ -1,4 +1,4 @@
-"""An official-layout checkpoint with random weights that all matter.
+"""An official-layout checkpoint with random weights, each of which affects the output.
 
 `python -m reference.synthesize --size tiny|full --seed N DIR` writes llm.pt, flow.pt, hift.pt, the two ONNX files,
 cosyvoice3.yaml and CosyVoice-BlankEN/, laid out like the official folder. `full` has its shapes, tensor for tensor.
@@ -69,7 +69,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "llm": (
         Rule(r"(embed_tokens|speech_embedding)\.weight", 1.0),
         Rule(r"norm\.weight", 0.15, mean=1.0),
-        # Averaging over positions and the SiLU gate shrink what they pass on.
+        # Averaging over positions and the SiLU gate shrink their output.
         _scaled(r"(o_proj|down_proj)\.weight", 1.5),
         _scaled(r"(q_proj|k_proj)\.weight", 1.3),
         _scaled(r"llm_decoder\.weight", 2.0),
@@ -78,9 +78,9 @@ RULES: dict[str, tuple[Rule, ...]] = {
     ),
     "flow": (
         Rule(r"input_embedding\.weight", 1.0),
-        # Its input has length one, not entries of order one.
+        # Its input is a vector of length one, so its entries are small.
         Rule(r"spk_embed_affine_layer\.weight", 0.7),
-        # Modulation of scale and shift around zero, gates of both signs well away from it.
+        # Scales and shifts around zero; gates of both signs, well away from it.
         _scaled(r"attn_norm\.linear\.weight", 0.6),
         Rule(r"attn_norm\.linear\.bias", 0.3),
         _scaled(r"norm_out\.linear\.weight", 0.6),
@@ -98,11 +98,11 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(r"original0", 0.15, mean=1.0, positive=True),
         Rule(r"original1", 0.3),
         Rule(r"alpha", 0.25, mean=1.0, positive=True),
-        # The excitation is an order below the features that it joins.
+        # The excitation is ten times smaller than the features that it joins.
         _scaled(r"source_downs\.\d\.weight", 2.0),
         _scaled(r"l_linear\.weight", 4.0),
         _scaled(r"classifier\.weight", 4.0),
-        # A logarithm of magnitudes: bins add up in one sample, and a few loud ones would leave the range.
+        # Log magnitudes: the bins of a sample add up, and a few loud ones would leave the range.
         Rule(r"conv_post\.bias", 0.1, mean=-1.2),
         Rule(r"\.bias", 0.1),
     ),
@@ -110,7 +110,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
 
 
 def tiny_config() -> CosyVoice3Config:
-    """Small widths, every kind of part; mel bins, speech token ids and the chunk of 50 frames are the official ones."""
+    """Small widths, every kind of part; official mel bins, speech token ids and chunks of 50 frames."""
     text_vocab = TINY_TEXT_VOCAB + len({*BASE_SPECIAL_TOKENS, *ADDITIONAL_SPECIAL_TOKENS})
     qwen2 = Qwen2Config(
         vocab_size=text_vocab,
@@ -177,14 +177,14 @@ def state_dict(part: str, config: CosyVoice3Config, seed: int) -> OrderedDict[st
     shapes = {key: value.shape for key, value in build(part, config).state_dict().items()}
     state = OrderedDict((key, _fill(part, key, shape, seed)) for key, shape in shapes.items() if key != TIED)
     if part == "llm":
-        # One storage under two names, as torch.save finds it in the original.
+        # One storage with two names, as in the original's file.
         state[TIED] = state[EMBEDDED]
         state = OrderedDict((key, state[key]) for key in shapes)
     if part == "flow":
         state["decoder.estimator.rotary_embed.inv_freq"] = rotary_frequencies(config.flow.dit.dim_head)
     if part == "hift":
         _shape_pitch(state)
-        # Features have a mean of their own, which few channels would turn into one very loud or silent bin.
+        # The features' mean is not zero, which with few channels would make one bin very loud or silent.
         state["conv_post.parametrizations.weight.original1"] -= state[
             "conv_post.parametrizations.weight.original1"
         ].mean(dim=(1, 2), keepdim=True)
@@ -194,7 +194,7 @@ def state_dict(part: str, config: CosyVoice3Config, seed: int) -> OrderedDict[st
 def _fill(part: str, key: str, shape: torch.Size, seed: int) -> Tensor:
     rule = next((rule for rule in RULES[part] if re.search(rule.pattern + "$", key)), None)
     if rule is None:
-        return torch.empty(shape)  # the one buffer, which gets its formula
+        return torch.empty(shape)  # the one buffer, which `state_dict` computes
     digest = hashlib.sha256(f"{seed}/{part}/{key}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
     fan_in = shape.numel() / shape[0] if rule.scaled else 1.0
@@ -205,8 +205,8 @@ def _fill(part: str, key: str, shape: torch.Size, seed: int) -> Tensor:
 def _shape_pitch(state: dict[str, Tensor]) -> None:
     """Let one channel of the pitch predictor decide whether a frame is voiced.
 
-    An ELU far below zero rests at -1. With the bias that cancels it, such a frame has a pitch near zero (unvoiced, but
-    not exactly zero, so the other channels still matter), and the others spread up to some hundred Hz.
+    Far below zero an ELU gives -1, which the bias cancels: such a frame has a pitch near zero (unvoiced, but not
+    exactly zero, so the other channels still matter). Other frames reach some hundred Hz.
     """
     state["f0_predictor.condnet.8.parametrizations.weight.original0"][0] = 3.5
     state["f0_predictor.condnet.8.bias"][0] = -0.5

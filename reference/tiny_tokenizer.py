@@ -1,7 +1,7 @@
 """A small tokenizer in the official file layout, for the embedded checkpoint.
 
 Byte-level BPE trained on the sentences below with plain counting, so that the files are the same on every machine. Like
-the official merges, it never joins a Chinese character with anything else.
+the official merges, it never joins a Chinese character with its neighbours.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def byte_symbols() -> dict[int, str]:
 
 
 def train_merges(corpus: str, count: int) -> list[tuple[str, str]]:
-    """The first `count` merges of BPE on `corpus` (fewer when nothing is left to join); ties go to the smaller pair."""
+    """The first `count` merges of BPE on `corpus`, fewer when nothing is left to join; ties go to the smaller pair."""
     words = Counter(word for line in corpus.splitlines() for word, _ in pre_tokenizer().pre_tokenize_str(line))
     split = {word: list(word) for word in words}
     merges: list[tuple[str, str]] = []
@@ -120,6 +120,6 @@ _BYTES = {symbol: byte for byte, symbol in byte_symbols().items()}
 @cache
 def _joins_chinese(token: str) -> bool:
     text = bytes(_BYTES[symbol] for symbol in token).decode("utf-8", "ignore")
-    # Part of a neighbour's character shows as more bytes than the decoded text has.
+    # A token with part of a neighbour's character has more bytes than its decoded text.
     whole = len(text.encode()) == len(token)
     return any("\u4e00" <= character <= "\u9fff" for character in text) and (len(text) > 1 or not whole)

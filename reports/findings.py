@@ -24,9 +24,20 @@ WIDTH = 120  # of a line of text
 FOLLOWS = "Follows from: "  # of a part that another one's cause explains
 HEAD = """# Ports that were audited
 
-`make findings` writes this page from the results of the commands below, all but the two paragraphs after the table. A
-part *conforms* where the port errs at most four times as much as PyTorch's own float32 does and integers are equal.
-Weights are random.
+`make audit PORT=mlx_audio_plus` audits the first port, `make examples` all others. Then `make findings` writes this
+page from their results, all but the two paragraphs after the table. To audit one port again, run the command of its
+section with `.venv/bin/python`, after `make setup`; for the column "as shipped" add `--as-shipped`. The first run needs
+the network. Weights are random. Line numbers are those of the versions that a section names.
+
+| column | says |
+|---|---|
+| conform | parts that err at most four times as much as PyTorch's own float32 does, and whose integers are equal |
+| worst that conforms | largest ratio of all rows that pass, also of rows in parts that diverge elsewhere |
+| causes | places in the port that explain all parts that diverge |
+| as shipped | a run with the causes mended and with MLX's own choice of precision, as users have it |
+| faults caught | planted mistakes that the comparison saw, with the causes mended |
+
+Where only integers differ, such as codes, the ratio is 0x.
 
 | port | against | parts conform | diverge | not offered | worst that conforms | causes | as shipped | faults caught |
 |---|---|---:|---:|---:|---:|---:|---|---:|

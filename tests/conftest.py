@@ -1,4 +1,4 @@
-"""What the tests of commands, conversions and the hub share."""
+"""Fixtures that the tests of commands, conversions and the hub share."""
 
 import io
 import shutil
@@ -18,7 +18,7 @@ from tests.support.fake_hub import CHUNK, fake_hub
 
 @pytest.fixture(scope="module")
 def wavs(tmp_path_factory):
-    """Recordings by what is wrong with them."""
+    """Recordings by name, good and bad."""
     folder = tmp_path_factory.mktemp("wavs")
     (folder / "text.wav").write_text("no sound")
     silent = folder / "silent.wav"
@@ -47,14 +47,14 @@ def run_command(model, capsys, monkeypatch):
         if content is None:
             return None
         content = content.encode() if isinstance(content, str) else content
-        return io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape")  # as Python has it for C.UTF-8
+        return io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape")  # as in the locale C.UTF-8
 
     def command(*arguments, stdin=""):
         monkeypatch.setattr(sys, "stdin", text_stream(stdin))
         try:
             code = cli.main([str(a) for a in arguments if a is not None])
         except SystemExit as exit_:  # argparse
-            code = exit_.code
+            code = int(exit_.code)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -63,20 +63,20 @@ def run_command(model, capsys, monkeypatch):
 
 @pytest.fixture
 def no_voices_left(model):
-    """Whatever a test saved is gone for the next."""
+    """Delete the voices that a test saved."""
     yield
     shutil.rmtree(model / VOICES, ignore_errors=True)
 
 
 @pytest.fixture
 def source(official, tmp_path):
-    """The same, to be spoiled."""
+    """A copy of the official folder, to be damaged."""
     return Path(shutil.copytree(official, tmp_path / "source"))
 
 
 @pytest.fixture
 def conversion(tmp_path, monkeypatch, capsys):
-    """Run the command on a folder; gives the exit code and the one line on stderr, and checks that nothing is left."""
+    """Convert a folder; returns exit code and the line on stderr. A failure must print one line and leave nothing."""
 
     def call(folder, out=None, expect_left=(), flags=()):
         monkeypatch.setattr(run, "parity_check", None)
@@ -96,7 +96,7 @@ def conversion(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def refuses(conversion):
-    """A conversion that ends with one line that holds some words; returns the line."""
+    """A conversion that must fail with one line that contains the words `said`; returns the line."""
 
     def call(folder, *said, code=1, **how):
         found, line = conversion(folder, **how)
@@ -109,18 +109,16 @@ def refuses(conversion):
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A fake hub in the place of huggingface.co, an empty cache, and a token that must never be shown."""
+    """A fake hub instead of huggingface.co, an empty cache, and a token that must never be printed."""
     with fake_hub() as served:
         constants = "huggingface_hub.constants"
         monkeypatch.setattr(f"{constants}.ENDPOINT", served.url)
         template = served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        for module in (constants, "huggingface_hub.file_download"):  # where a version of it keeps its own copy
+        for module in (constants, "huggingface_hub.file_download"):  # some versions keep a copy
             monkeypatch.setattr(f"{module}.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(f"{constants}.DOWNLOAD_CHUNK_SIZE", CHUNK)
-        monkeypatch.setattr(
-            f"{constants}.HF_HUB_DISABLE_XET", True
-        )  # another protocol, which the fake hub does not speak
+        monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)  # a protocol that the fake hub does not speak
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
         yield served

@@ -1,6 +1,7 @@
 """Qwen2 of mlx_lm against Qwen2 of transformers: whole prompts, and token by token with a cache. Grouped heads."""
 
 import json
+from typing import Any
 from unittest.mock import patch
 
 import mlx.core as mx
@@ -13,8 +14,9 @@ from mlx_parity import Finding, Pair, Subject, mlx_module, torch_module
 
 PROMPT, WORDS = 9, 101  # tokens of the first call, of which each further one has one; entries of the vocabulary
 BASE = dict(rope_type="default", rope_theta=1e6)
-SIZES = dict(hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2)
-SIZES |= dict(vocab_size=WORDS, rms_norm_eps=1e-4, tie_word_embeddings=False, rope_parameters=BASE)
+SIZES: dict[str, Any] = dict(hidden_size=64, num_hidden_layers=3, intermediate_size=96, num_attention_heads=4)
+SIZES |= dict(num_key_value_heads=2, vocab_size=WORDS, rms_norm_eps=1e-4, tie_word_embeddings=False)
+SIZES["rope_parameters"] = BASE
 
 
 def torch_steps(self, ids):

@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -20,9 +21,9 @@ for name in ("chatterbox", "chatterbox.models", "chatterbox.models.s3gen"):  # w
     sys.modules[name] = ModuleType(name)
     sys.modules[name].__path__ = [str(FOLDER / name.replace(".", "/"))]
 # An assertion of it refuses the float64 of the truth.
-import_module(f"{FOLDERS[0]}.decoder").mask_to_bias = lambda mask, dtype: (1 - mask.to(dtype)) * -1e10
+vars(import_module(f"{FOLDERS[0]}.decoder"))["mask_to_bias"] = lambda mask, dtype: (1 - mask.to(dtype)) * -1e10
 BANDS, TOKENS, WIDTH = 80, 10, 512  # the original has this width of the encoder in it
-ENCODER = dict(input_size=WIDTH, output_size=WIDTH, attention_heads=8, linear_units=32, num_blocks=1)
+ENCODER: dict[str, Any] = dict(input_size=WIDTH, output_size=WIDTH, attention_heads=8, linear_units=32, num_blocks=1)
 ENCODER |= dict(pos_enc_layer_type="rel_pos_espnet", selfattention_layer_type="rel_selfattn", use_cnn_module=False)
 DECODER = dict(channels=[16], attention_head_dim=8, num_heads=2, n_blocks=1, num_mid_blocks=2)
 SPELLED = (

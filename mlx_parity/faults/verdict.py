@@ -48,7 +48,9 @@ class Finding:
 class Suite(Protocol):
     """The checks of a model. What has `say` runs in workers."""
 
-    packages: Sequence[str]
+    @property
+    def packages(self) -> Sequence[str]:
+        """Packages that faults are planted in."""
 
     def batches(self, faults: Sequence[Fault]) -> Sequence[Sequence[Check]]:
         """Checks that must pass before any fault is planted, in batches for a worker each."""
@@ -139,9 +141,8 @@ def examine(
             batch = doubtful.setdefault(file := check.by.partition("::")[0], [])
             batch += [check] * (check not in batch)
             spent[file] += verdict.seconds
-    seconds |= _alone([doubtful[file] for file in sorted(spent, key=spent.__getitem__, reverse=True)], suite, workers)[
-        0
-    ]
+    longest_first = sorted(doubtful, key=lambda file: spent[file], reverse=True)
+    seconds |= _alone([doubtful[file] for file in longest_first], suite, workers)[0]
     for verdict in waiting:
         yield _proved(verdict, seconds, workers.limit)
 

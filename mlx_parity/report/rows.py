@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mlx_parity.report.data import Row
+from mlx_parity.report.data import Row, Status
 
 BAD = frozenset({"FAIL", "ERROR", "VACUOUS"})
 JUDGED = frozenset({"PASS", "FAIL"})
-_SEVERITY = ("ERROR", "FAIL", "VACUOUS", "REDUCED", "SKIP", "PASS")
+_SEVERITY: tuple[Status, ...] = ("ERROR", "FAIL", "VACUOUS", "REDUCED", "SKIP", "PASS")
 
 
 def in_pipeline_order(rows: Iterable[Row], stages: Sequence[str]) -> list[Row]:
@@ -17,7 +17,7 @@ def in_pipeline_order(rows: Iterable[Row], stages: Sequence[str]) -> list[Row]:
     return sorted(rows, key=lambda row: stages.index(row.stage))
 
 
-def status_of(statuses: Iterable[str]) -> str | None:
+def status_of(statuses: Iterable[str]) -> Status | None:
     """The status that stands for a group: the most severe one, but PASS where skipped rows are only some of them."""
     found = set(statuses)
     if "PASS" in found:

@@ -98,7 +98,6 @@ class Recorder:
 
         @functools.wraps(original)
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            running = id(args[0]), attribute
             running = id(args[0]) if has_self else 0, attribute
             if has_self and running in self._running:
                 return original(*args, **kwargs)  # what a fast form inherits from the plain one

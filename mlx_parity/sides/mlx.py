@@ -18,7 +18,7 @@ from mlx_parity.tree import leaves, mapped, module_of
 HALVES = (mx.float16, mx.bfloat16)
 
 
-def mlx_module(function: Callable[..., Any], **modules: nn.Module) -> nn.Module:
+def mlx_module(function: Callable[..., Any], **modules: nn.Module | list[nn.Module]) -> nn.Module:
     """A function as a module: `function(self, ...)` is its call, and `modules` are what `self` has."""
     return module_of(nn.Module, "__call__", function, modules)
 

@@ -8,6 +8,7 @@ from glob import escape
 from typing import Any
 
 from mlx_parity.adapter import Adapter
+from mlx_parity.faults.signatures import name_nearest
 from mlx_parity.judge import Row, reduced
 from mlx_parity.report import data
 from mlx_parity.report.model import Report
@@ -15,9 +16,8 @@ from mlx_parity.report.rows import in_pipeline_order, status_of
 from mlx_parity.report.words import ratio_text
 from mlx_parity.sides import regime
 from parity_tests.adapters.findings import BROKEN, Findings
-from parity_tests.harness import places
-from parity_tests.harness.fingerprint import ROOT
-from parity_tests.harness.signatures import name_nearest
+from parity_tests.faults.score import known
+from parity_tests.parts import PLACES, ROOT
 from reports.cosyvoice3 import ORIGINAL, STAGES
 
 ELSEWHERE = (
@@ -34,12 +34,12 @@ def report(rows: Sequence[Row], adapter: Adapter, module: str, findings: Finding
         data.Gap(f"finding: {title}", "its cases pass now; take it off the list") for title in findings.stale(rows)
     ]
     entries = [_entry(findings.explain(row), module) for row in rows]
-    modules = places.describe((row.module for row in entries), adapter.place)
+    modules = PLACES.describe((row.module for row in entries), adapter.place)
     about |= {"original": ORIGINAL, "weights": (), "revision": None, "seed": None, "adapter": module}
     return Report(
         provenance=regime.provenance(ROOT, regime.arithmetic(), adapter.versions(), **about),
         stages=STAGES,
-        rows=name_nearest(entries, modules, STAGES),
+        rows=name_nearest(entries, modules, STAGES, known()),
         components=components(entries, findings),
         modules=modules,
         not_checked=(*findings.notes, *stale, *ELSEWHERE),

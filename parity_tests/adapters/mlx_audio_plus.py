@@ -57,9 +57,7 @@ class MlxAudioPlus(PartsAdapter):
         raise NotOffered(f"the port has no {name}")
 
     def versions(self) -> dict[str, str]:
-        return {package: metadata.version(package) for package in ("mlx-audio-plus", "mlx-lm")} | {
-            "mlx": mx.__version__
-        }
+        return {package: metadata.version(package) for package in ("mlx-audio-plus", "mlx-lm", "mlx")}
 
 
 def as_numpy(value: Any) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from importlib import metadata
 from typing import Any, ClassVar
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_parity.adapter import Adapter, Side
 from mlx_parity.part import Part
 from mlx_parity.sides.mlx import to_mlx, to_numpy
 from mlx_parity.sides.truth import Reference
-from parity_tests.harness.places import find
+from parity_tests.parts import PLACES
 from port import noise
 from port.config import CosyVoice3Config, DiTConfig, FlowConfig
 from port.fast import replaced, speed_up
@@ -52,7 +53,9 @@ class OwnPort(Side):
         built = part.build("port", config)
         if isinstance(built, nn.Module) and part.at:
             root = load_part(built, part, config, state)
-            built.load_weights([(k, self._stored(root + k, v)) for k, v in tree_flatten(built.parameters())])
+            built.load_weights(
+                [(k, self._stored(root + k, v)) for k, v in dict(tree_flatten(built.parameters())).items()]
+            )
         return self.as_run(built)
 
     def as_run(self, built: Any, lazy: bool = False) -> Any:
@@ -76,15 +79,15 @@ class OwnPort(Side):
         return np.array(draw[name]())
 
     def place(self, path: str) -> str | None:
-        found = find("port", path)
-        return found and str(found)
+        found = PLACES.find("port", path)
+        return str(found) if found else None
 
     def versions(self) -> dict[str, str]:
-        return {"mlx": mx.__version__}
+        return {"mlx": metadata.version("mlx")}
 
 
 # The two sides by name; the reference takes a dtype.
-SIDES: dict[str, type[Side]] = {"reference": Reference, "port": OwnPort}
+SIDES: dict[str, Callable[..., Side]] = {"reference": Reference, "port": OwnPort}
 
 
 def make(dtype: str = "float32") -> OwnPort:
@@ -113,7 +116,7 @@ def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: M
     head = config.get("dim_head") or config.get("dit", {}).get("dim_head") or DiTConfig.dim_head
     model = CosyVoice3Config(flow=FlowConfig(dit=DiTConfig(dim_head=head)))
     converted = convert(file, {f"{prefix}.{k}" if prefix else k: v for k, v in state.items()}, model).tensors
-    wanted = {k for k, _ in tree_flatten(module.parameters())}
+    wanted = set(dict(tree_flatten(module.parameters())))
     one = min(wanted, default="")
     roots = {k.removesuffix(one) for k in converted if k.endswith(one)} if wanted else {""}
     root = next((r for r in sorted(roots) if {r + w for w in wanted} == set(converted)), None)

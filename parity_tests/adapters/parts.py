@@ -14,8 +14,7 @@ import numpy as np
 
 from mlx_parity.adapter import Adapter, AdapterError, NotOffered
 from mlx_parity.part import Part
-from parity_tests.harness.fingerprint import ROOT
-from parity_tests.parts import PARTS
+from parity_tests.parts import PARTS, ROOT
 
 Arrays = Mapping[str, np.ndarray]
 

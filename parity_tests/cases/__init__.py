@@ -12,15 +12,17 @@ import pytest
 from mlx_parity.case import Case, Draw
 from parity_tests.parts import PARTS
 
+Input = Draw | np.ndarray
+
 
 def all_cases() -> list[Case]:
-    """Every isolated case, in the order of the pipeline and smallest parts first."""
+    """Every isolated case in the order of the pipeline, smallest parts first."""
     stages = ("frontend", "llm", "flow", "vocoder")
     return [case for stage in stages for case in import_module(f"{__name__}.{stage}").CASES]
 
 
 def marked(cases: Iterable[Case]) -> list[Any]:
-    """Cases as parameters of a test: named by part and case, and marked with the part that a failure speaks of."""
+    """Cases as parameters of a test, named by part and case, and marked with their part."""
     return [pytest.param(c, id=f"{c.part.name}-{c.name}", marks=pytest.mark.part(c.part.path)) for c in cases]
 
 
@@ -30,7 +32,7 @@ def case(
     config: Mapping[str, Any] | None = None,
     call: Mapping[str, Any] | None = None,
     dead: Mapping[str, str] | None = None,
-    **inputs: Draw | np.ndarray,
+    **inputs: Input,
 ) -> Case:
     """Write a case on one line; `part` is a path of the registry (parts.py).
 
@@ -41,7 +43,7 @@ def case(
 
 
 def cases_of(stage: str, module: str) -> Callable[..., Case]:
-    """`case` for the parts of one module: its names begin with the stage, its parts with the module."""
+    """`case` for one module: `stage` is put before each name and `module` before each part."""
 
     def of_module(name: str, part: str, *more: Mapping[str, Any] | None, **inputs: Any) -> Case:
         return case(f"{stage}.{name}", f"{module}.{part}", *more, **inputs)
@@ -50,7 +52,7 @@ def cases_of(stage: str, module: str) -> Callable[..., Case]:
 
 
 def valid(n: int, *lengths: int) -> np.ndarray:
-    """(b, 1, n) float mask of the original: 1 for the first `length` frames of each row."""
+    """(b, 1, n) float32 mask: 1 for as many first frames of each row as `lengths` says."""
     return (np.arange(n) < np.array(lengths)[:, None]).astype(np.float32)[:, None]
 
 

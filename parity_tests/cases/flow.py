@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mlx_parity.case import normal, tokens, uniform, values
+from mlx_parity.case import Case, normal, tokens, uniform, values
 from parity_tests.cases import angles, case, cases_of, chunked, valid
 
 ATTENTION = dict(dim=48, heads=3, dim_head=16)
@@ -13,13 +15,15 @@ DIT = dict(
 )
 # One width for mel, features and speaker, as in the model.
 SQUARE = dict(DIT, mu_dim=12, spk_dim=12)
-FLOW = dict(dit=SQUARE, input_size=12, output_size=12, spk_embed_dim=24, vocab_size=61, pre_lookahead_channels=20)
+FLOW: dict[str, Any] = dict(
+    dit=SQUARE, input_size=12, output_size=12, spk_embed_dim=24, vocab_size=61, pre_lookahead_channels=20
+)
 WIDE = dict(DIT, mel_dim=80, mu_dim=80, spk_dim=80, out_channels=80)
 FULL_WIDTH = dict(FLOW, dit=WIDE, input_size=80, output_size=80)
-CFM = dict(
+CFM: dict[str, Any] = dict(
     mu=normal(1, 12, 27), mask=valid(27, 27), spks=normal(1, 12), cond=normal(1, 12, 27), noise=normal(1, 12, 27)
 )
-PADDED = dict(
+PADDED: dict[str, Any] = dict(
     x=normal(2, 12, 23),
     mask=valid(23, 23, 17),
     mu=normal(2, 16, 23),
@@ -27,56 +31,56 @@ PADDED = dict(
     spks=normal(2, 10),
     cond=normal(2, 12, 23),
 )
-PROMPT = dict(
+PROMPT: dict[str, Any] = dict(
     token=tokens(1, 17, high=61),
     prompt_token=tokens(1, 6, high=61),
     prompt_feat=normal(1, 12, 12),
     embedding=normal(1, 24),
     noise=normal(1, 12, 46),
 )
-NO_PROMPT = dict(
+NO_PROMPT: dict[str, Any] = dict(
     token=np.array([[5, -1, 60, 7, 33, 8, 9, 12]], np.int32),  # -1 is read as 0, as in the original
     prompt_token=np.zeros((1, 0), np.int32),
     prompt_feat=np.zeros((1, 0, 12), np.float32),
     embedding=normal(1, 24),
     noise=normal(1, 12, 16),
 )
-SEPARATE = dict(guidance="separate")
+SEPARATE: dict[str, Any] = dict(guidance="separate")
 BLOCK = dict(ATTENTION, ff_mult=2)
 SAME = "adds the same to all scores of a query, which softmax ignores"
 X, ROPE, FRAMES = normal(2, 23, 48), angles(23, 16), valid(23, 23, 17)[:, 0] > 0
 LAST_ROW = chunked(23, 8, 23, 17)
 LAST_ROW[0, 0, -1, 4:9] = False  # the original reads its frame mask from the last query's row
 BLIND = chunked(23, 8, 23, 17)
-BLIND[1, 0, 5] = False  # a query that may see nothing gets zeros from torch
+BLIND[1, 0, 5] = False  # torch gives zeros to a query that may see nothing
 
 
 layer = cases_of("flow", "flow.layers")
 
 
-def _dit(name: str, streaming: bool, **inputs: object) -> object:
+def _dit(name: str, streaming: bool, **inputs: Any) -> Case:
     return case(f"flow.dit.{name}", "flow.dit.DiT", DIT, dict(streaming=streaming), **{**PADDED, **inputs})
 
 
-def _cfm(name: str, inputs: dict = CFM, **call: object) -> object:
+def _cfm(name: str, inputs: dict[str, Any] = CFM, **call: Any) -> Case:
     return case(f"flow.cfm.{name}", "flow.matching.CausalConditionalCFM", FLOW, call, **inputs)
 
 
-def _velocity(name: str, **call: object) -> object:
+def _velocity(name: str, **call: Any) -> Case:
     inputs = {**CFM, "x": CFM["noise"], "t": np.full((), 0.4, np.float32)}
     del inputs["noise"]
     return case(f"flow.velocity.{name}", "flow.matching.CausalConditionalCFM.velocity", FLOW, call, **inputs)
 
 
-def _decoder(name: str, inputs: dict, **call: object) -> object:
+def _decoder(name: str, inputs: dict[str, Any], **call: Any) -> Case:
     return case(f"flow.decoder.{name}", "flow.decoder.CausalMaskedDiffWithDiT.inference", FLOW, call, **inputs)
 
 
-def _mask(name: str, path: str, call: dict | None = None, **inputs: object) -> object:
+def _mask(name: str, path: str, call: dict[str, Any] | None = None, **inputs: Any) -> Case:
     return case(f"flow.masks.{name}", f"flow.masks.{path}", None, call, **inputs)
 
 
-def _look(name: str, batch: int, **inputs: object) -> object:
+def _look(name: str, batch: int, **inputs: Any) -> Case:
     sizes = dict(in_channels=12, channels=20, pre_lookahead_len=3)
     return case(
         f"flow.lookahead.{name}", "flow.lookahead.PreLookaheadLayer", sizes, inputs=normal(batch, 37, 12), **inputs
@@ -104,7 +108,9 @@ CASES = (
         "fast.attention.attention_in_blocks",
         None,
         dict(scale=0.25),
-        **dict.fromkeys(("q", "k", "v"), normal(2, 3, 23, 16)),
+        q=normal(2, 3, 23, 16),
+        k=normal(2, 3, 23, 16),
+        v=normal(2, 3, 23, 16),
     ),
     layer("sinus", "SinusPositionEmbedding", dict(dim=32), x=values(0.0, 0.0123, 0.5, 0.98)),
     layer("time_embed", "TimestepEmbedding", dict(dim=48), timestep=uniform(5)),
@@ -133,7 +139,10 @@ CASES = (
         "flow.input_embed",
         "flow.dit.InputEmbedding",
         dict(mel_dim=12, text_dim=16, out_dim=48, spk_dim=10),
-        **dict(x=normal(2, 23, 12), cond=normal(2, 23, 12), text_embed=normal(2, 23, 16), spks=normal(2, 10)),
+        x=normal(2, 23, 12),
+        cond=normal(2, 23, 12),
+        text_embed=normal(2, 23, 16),
+        spks=normal(2, 10),
     ),
     _dit("full", False),
     _dit("chunked", True),
@@ -171,9 +180,9 @@ CASES = (
     ),
     _decoder("prompt.separate", PROMPT, streaming=True, finalize=True, **SEPARATE),
     _decoder("no_prompt", NO_PROMPT, streaming=False, finalize=True),
-    # Voice conversion does not cut the prompt to whole tokens: a frame more than two for each.
+    # Voice conversion does not cut the prompt to whole tokens: one frame more than two per token.
     _decoder("longer_prompt", {**PROMPT, "prompt_feat": normal(1, 13, 12)}, streaming=False, finalize=True),
-    case(  # without `noise`: both sides take the original's, which has the official 80 channels
+    case(  # without `noise` both sides take the original's, which has the official 80 channels
         "flow.decoder.fixed_noise",
         "flow.decoder.CausalMaskedDiffWithDiT.inference",
         FULL_WIDTH,
@@ -183,7 +192,7 @@ CASES = (
         prompt_feat=normal(1, 6, 80),
         embedding=normal(1, 24),
     ),
-    # What the model never builds, last: of the parts it uses none should be named by these.
+    # Last, what the model never builds: these must not fail before a part that it uses.
     layer("grn", "GRN", dict(dim=96), x=normal(2, 23, 96)),
     layer("grn.quiet", "GRN", dict(dim=96), x=normal(2, 23, 96, scale=0.01)),
     *(layer(f"convnext.{n}", "ConvNeXtV2Block", dict(dim=48, intermediate_dim=96, dilation=n), x=X) for n in (1, 2)),

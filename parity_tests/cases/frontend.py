@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mlx_parity.case import Draw, normal
+from mlx_parity.case import Case, Draw, normal
 from parity_tests.cases import case, cases_of, valid
 
 TOKENIZER = dict(n_mels=16, dim=32, heads=2, depth=2)
-SPEAKER = dict(n_mels=80, embed_dim=24, head_channels=4, init_channels=8, growth_rate=4, bottleneck_channels=8)
+SPEAKER: dict[str, Any] = dict(
+    n_mels=80, embed_dim=24, head_channels=4, init_channels=8, growth_rate=4, bottleneck_channels=8
+)
 SPEAKER |= dict(block_layers=(2, 3), block_dilations=(1, 2))
 CAM = dict(bn_channels=8, out_channels=4, segment_frames=100)
 FULL, HELD = dict(divide_by_full_segment=True), dict(divide_by_full_segment=False)
@@ -31,7 +35,7 @@ def voice(samples: int, rate: int = 24000, batch: int = 1) -> Draw:
 
 
 def from_silence(samples: int) -> Draw:
-    """Exact silence, then noise that grows from far below the guards of a log-mel to well above them."""
+    """Exact silence, then noise that grows from far below the floor of a log-mel to well above it."""
     level = np.where(np.arange(samples) < samples // 4, 0.0, np.geomspace(1e-7, 1e-2, samples))
     return lambda rng: (level * rng.standard_normal((1, samples))).astype(np.float32)
 
@@ -42,13 +46,13 @@ def half_angles(n: int, dim: int) -> np.ndarray:
     return np.tile(np.arange(n, dtype=np.float32)[:, None] * frequencies, 2).astype(np.float32)
 
 
-def _resample(source: int, target: int, samples: int) -> object:
+def _resample(source: int, target: int, samples: int) -> Case:
     call = dict(orig_freq=source, new_freq=target)
     name = f"frontend.resample.{source}.{target}"
     return case(name, "frontend.audio.resample", None, call, waveform=voice(samples, source))
 
 
-def _tokenizer(name: str, what: str, frames: int, *lengths: int, digits: int = 4) -> object:
+def _tokenizer(name: str, what: str, frames: int, *lengths: int, digits: int = 4) -> Case:
     path = "frontend.speech_tokenizer.S3TokenizerV3" + what
     sizes = np.array(lengths, np.int32)
     return case(name, path, dict(TOKENIZER, fsq_dim=digits), mel=normal(len(lengths), 16, frames), mel_len=sizes)
@@ -58,7 +62,7 @@ def _bank(rate: int, n_fft: int, mels: int, top: float) -> dict[str, float]:
     return dict(sampling_rate=rate, n_fft=n_fft, num_mels=mels, fmin=0.0, fmax=top)
 
 
-def _cam(frames: int, dilation: int, divided: dict[str, bool]) -> object:
+def _cam(frames: int, dilation: int, divided: dict[str, bool]) -> Case:
     name = f"cam.{frames}.{dilation}{'' if divided is FULL else '.held'}"
     return speaker(name, "CAMLayer", dict(CAM, dilation=dilation, **divided), x=normal(2, 8, frames))
 
@@ -89,7 +93,7 @@ CASES = (
     _tokenizer("speech_tokenizer.activations", ".activations", 101, 101),
     _tokenizer("speech_tokenizer.activations.padded", ".activations", 103, 103, 58),
     _tokenizer("speech_tokenizer.activations.short", ".activations", 5, 5),
-    # Rounding hides small changes: only many digits show every weight.
+    # Rounding hides small changes, so it takes many digits to show every weight.
     _tokenizer("speech_tokenizer.tokens", "", 1601, 1601, digits=8),
     _tokenizer("speech_tokenizer.tokens.padded", "", 1203, 1203, 858, digits=8),
     *(speaker(f"res_block.{n}", "BasicResBlock", dict(channels=4, stride=n), x=normal(2, 4, 20, 17)) for n in (1, 2)),

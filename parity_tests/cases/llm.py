@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mlx_parity.case import normal, tokens
@@ -9,7 +11,7 @@ from parity_tests.cases import case, cases_of
 
 QWEN2 = dict(vocab_size=64, hidden_size=24, intermediate_size=40)
 QWEN2 |= dict(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2)
-LM = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
+LM: dict[str, Any] = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
 HEAD = QWEN2["hidden_size"] // QWEN2["num_attention_heads"]
 
 ALONE = dict.fromkeys(("q_proj.*", "k_proj.*", "rope"), "a single position attends to itself, whatever its score is")
@@ -28,7 +30,7 @@ def half_split_angles(length: int, offset: int = 0, theta: float = 1e6) -> np.nd
 
 layer = cases_of("llm", "llm.qwen2")
 NORM = dict(hidden_size=24, eps=1e-6)
-TEXTS = dict(text=tokens(1, 9, high=50), prompt_text=np.array([[7, 50, 3, 61]], np.int32))
+TEXTS: dict[str, Any] = dict(text=tokens(1, 9, high=50), prompt_text=np.array([[7, 50, 3, 61]], np.int32))
 SPOKEN = {"prompt": np.array([[5, 42, 0, 39]], np.int32), "no_prompt": np.zeros((1, 0), np.int32)}
 CASES = (
     layer("rms_norm", "Qwen2RMSNorm", NORM, x=normal(2, 7, 24)),

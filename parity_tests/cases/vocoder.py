@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from mlx_parity.case import normal, uniform, values
-from parity_tests.cases import case, voiced_and_unvoiced
+from mlx_parity.case import Case, normal, uniform, values
+from parity_tests.cases import Input, case, voiced_and_unvoiced
 
-SINE = dict(samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10)
+SINE: dict[str, Any] = dict(
+    samp_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, noise_std=0.003, voiced_threshold=10
+)
 SOURCE = dict(
     sampling_rate=24000, upsample_scale=480, harmonic_num=8, sine_amp=0.1, add_noise_std=0.003, voiced_threshold=10
 )
@@ -16,7 +20,7 @@ STFT = dict(n_fft=16, hop_len=4)
 GENERATOR = "vocoder.generator.CausalHiFTGenerator"
 
 
-def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: object) -> object:
+def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: Any) -> Case:
     sizes = dict(in_channels=6, out_channels=10, kernel_size=taps, dilation=dilation, causal_type=side)
     suffix = ".cache" if inputs else ""
     return case(
@@ -28,7 +32,7 @@ def _conv(side: str, taps: int, dilation: int, frames: int = 37, **inputs: objec
     )
 
 
-def _rate(kind: str, taps: int, stride: int, frames: int, **inputs: object) -> object:
+def _rate(kind: str, taps: int, stride: int, frames: int, **inputs: Any) -> Case:
     suffix = ".cache" if inputs else ""
     return case(
         f"vocoder.conv.{kind.lower()}.k{taps}.s{stride}.n{frames}{suffix}",
@@ -39,7 +43,7 @@ def _rate(kind: str, taps: int, stride: int, frames: int, **inputs: object) -> o
     )
 
 
-def _decode(name: str, frames: int, finalize: bool, batch: int = 1, gain: float = 1.0) -> object:
+def _decode(name: str, frames: int, finalize: bool, batch: int = 1, gain: float = 1.0) -> Case:
     return case(
         f"vocoder.decode.{name}",
         f"{GENERATOR}.decode",
@@ -51,7 +55,7 @@ def _decode(name: str, frames: int, finalize: bool, batch: int = 1, gain: float 
     )
 
 
-def _inference(name: str, frames: int, finalize: bool) -> object:
+def _inference(name: str, frames: int, finalize: bool) -> Case:
     return case(
         f"vocoder.inference.{name}",
         f"{GENERATOR}.inference",
@@ -62,15 +66,15 @@ def _inference(name: str, frames: int, finalize: bool) -> object:
     )
 
 
-def _block(taps: int) -> dict[str, object]:
+def _block(taps: int) -> dict[str, Any]:
     return dict(channels=10, kernel_size=taps, dilations=(1, 3, 5))
 
 
-def _sine(name: str, frames: int, f0: object) -> object:
+def _sine(name: str, frames: int, f0: Input) -> Case:
     return case(f"vocoder.sine.{name}", "vocoder.source.SineGen2", SINE, f0=f0, sine_waves=uniform(1, frames * 480, 9))
 
 
-def _istft(name: str, magnitude: object, batch: int, frames: int) -> object:
+def _istft(name: str, magnitude: Input, batch: int, frames: int) -> Case:
     phase = uniform(batch, 9, frames, low=-3.2, high=3.2)
     return case(name, "vocoder.stft.istft", None, STFT, magnitude=magnitude, phase=phase)
 
@@ -101,7 +105,8 @@ CASES = (
         "vocoder.source",
         "vocoder.source.SourceModuleHnNSF",
         SOURCE,
-        **dict(f0=voiced_and_unvoiced(2, 9), sine_waves=uniform(1, 9 * 480, 9)),
+        f0=voiced_and_unvoiced(2, 9),
+        sine_waves=uniform(1, 9 * 480, 9),
     ),
     case("vocoder.stft", "vocoder.stft.stft", None, STFT, x=normal(2, 1440)),
     case("vocoder.stft.odd", "vocoder.stft.stft", None, STFT, x=normal(1, 1001)),
@@ -115,7 +120,7 @@ CASES = (
     _inference("end", 20, True),
     _inference("more", 22, False),
     _inference("odd", 11, True),
-    case(  # without `sine_waves`: both sides take the original's
+    case(  # without `sine_waves` both sides take the original's
         "vocoder.inference.fixed_noise",
         f"{GENERATOR}.inference",
         HIFT,

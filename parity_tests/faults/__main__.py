@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 from mlx_parity.faults.patch import Fault, FaultError
+from mlx_parity.faults.signatures import Signature
 from mlx_parity.faults.table import read_tables
 from mlx_parity.faults.verdict import LIMIT, Verdict, examine, summary
 from mlx_parity.faults.worker import Workers
@@ -37,8 +38,7 @@ from parity_tests.faults import TABLES
 from parity_tests.faults.checks import Checks
 from parity_tests.faults.parts import part_of
 from parity_tests.faults.patches import judge_patches
-from parity_tests.faults.score import caught_by, record
-from parity_tests.harness import signatures
+from parity_tests.faults.score import caught_by, record, record_signatures
 
 
 def selected(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
@@ -87,11 +87,11 @@ def _judge_tables(options: argparse.Namespace) -> int:
     if options.json:
         write_atomically(options.json, record(verdicts, started))
     if options.signatures:
-        write_atomically(options.signatures, signatures.record(_signatures(verdicts)))
+        write_atomically(options.signatures, record_signatures(_signatures(verdicts)))
     return 0 if all(verdict.as_wanted for verdict in verdicts) else 1
 
 
-def _signatures(verdicts: Sequence[Verdict]) -> dict[str, tuple[str, signatures.Signature]]:
+def _signatures(verdicts: Sequence[Verdict]) -> dict[str, tuple[str, Signature]]:
     return {v.fault.name: (v.fault.family, v.signature) for v in verdicts if v.caught and v.signature}
 
 

@@ -17,18 +17,18 @@ from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.faults.patch import Fault, FaultError, clear_caches
 from mlx_parity.faults.reach import Place, entered, reaches
+from mlx_parity.faults.signatures import Signature, strength
 from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
 from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
+from parity_tests import models
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
 from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, place
 from parity_tests.faults.tests import first_failing, import_tests, knows, marked_tests, run_tests
-from parity_tests.harness import session
-from parity_tests.harness.session import prepare_folders
-from parity_tests.harness.signatures import Signature, strength
+from parity_tests.models import prepare_folders
 from port import noise
 
 FOLDERS = "folders"
@@ -118,11 +118,11 @@ class Checks:
         return seconds | (run_tests(tests, say).seconds if tests else {})
 
     def _hand_on(self, fault: Fault | None = None) -> None:
-        """Tests of this process take what is known of the reference and of the machine, and what a fault cannot reach."""
+        """Tests of this process take what no fault changes: the machine, the reference, perhaps the folders."""
         regime.arithmetic = lambda: self.arithmetic
         judge.truth_of = self._truth_of
         if self.folders and not (fault and self._reaches(FOLDERS, fault)):
-            session.prepare_folders = partial(_copied, self.folders)
+            models.prepare_folders = partial(_copied, self.folders)
 
     def _truth_of(self, case: Case) -> Truth:
         if not any(case is known for known in all_cases()):
@@ -186,14 +186,14 @@ def _folders(folder: Path, say: Say) -> dict[str, Any]:
     """The embedded checkpoint and its conversion, and what of the port and the converter runs to make them."""
     clear_caches(PACKAGES)
     with entered(PACKAGES) as reached:
-        session.prepare_folders(None, None, folder, EMBEDDED_SEED)
+        models.prepare_folders(None, None, folder, EMBEDDED_SEED)
     return {"folders": folder, "reached": {FOLDERS: reached}}
 
 
 def _copied(
     made: Path, source: Path | None, folder: Path | None, scratch: Path, seed: int, *precision: Precision
 ) -> tuple[Path, Path]:
-    """`session.prepare_folders`, with a copy of those that `_folders` made where they are asked for."""
+    """`models.prepare_folders`, with a copy of those that `_folders` made where they are asked for."""
     if source or folder or seed != EMBEDDED_SEED or precision not in ((), (FLOAT32,)):
         return prepare_folders(source, folder, scratch, seed, *precision)
     shutil.copytree(made, scratch, dirs_exist_ok=True)

@@ -109,7 +109,7 @@ def _run(folder: Path, arguments: Sequence[str], limit: float) -> Finding | None
     assert process.stdout is not None
     current, text = Check("parity_tests", "parity_tests"), b""
     try:
-        while wait([process.stdout], limit):
+        while wait([process.stdout.fileno()], limit):
             if not (read := os.read(process.stdout.fileno(), 1 << 16)):
                 return Finding(current, current.by, "the run ended by itself") if process.wait() else None
             *lines, text = (text + read).split(b"\n")
@@ -135,7 +135,7 @@ class Nearest:
         parts = [".".join(words if words[0] == "convert" else words[1:]) for words in paths]
         groups = {group_of(part) for part in parts} - {None}
         self.near = {near for group in groups for near in (group, *GROUPS[group], *BEFORE.get(group, ()))}
-        self.without, self.out, self.parts = set(without), out, {}
+        self.without, self.out, self.parts = set(without), out, dict[str, str]()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:

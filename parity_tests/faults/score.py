@@ -1,21 +1,27 @@
-"""The recorded score of the catalogue, for the report."""
+"""What was recorded of the catalogue, for the report: its score, and what each fault looks like from outside."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mlx_parity.faults import signatures
+from mlx_parity.faults.signatures import Known, Signature
 from mlx_parity.faults.verdict import Verdict
+from mlx_parity.fingerprint import fingerprint
 from mlx_parity.report.codec import plain, read
 from mlx_parity.report.sections import Faults
 from mlx_parity.sides import regime
-from parity_tests.harness.fingerprint import ROOT, fingerprint
 
-SCORE = ROOT / "parity_tests" / "data" / "fault_score.json"
-CODE = ("port", "convert", "reference", "parity_tests", "mlx_parity")  # what the score depends on
+ROOT = Path(__file__).parents[2]
+SCORE, SIGNATURES = (ROOT / "parity_tests" / "data" / f"fault_{what}.json" for what in ("score", "signatures"))
+# What the score depends on, and the signatures.
+CODE = ("port", "convert", "reference", "parity_tests", "mlx_parity")
+OF_SIGNATURES = ("port", "convert", "parity_tests/cases", "parity_tests/faults")
 
 
 def record(verdicts: Sequence[Verdict], started: datetime) -> str:
@@ -27,7 +33,7 @@ def record(verdicts: Sequence[Verdict], started: datetime) -> str:
         "commit": regime.commit(ROOT)[0],
         "mlx": regime.versions()["mlx"],
         "device": regime.machine()["device"],
-        "fingerprint": fingerprint(CODE),
+        "fingerprint": fingerprint(ROOT, CODE),
     }
     rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in found["rows"])
     return f'{{"recorded": {json.dumps(about)},\n"score": {json.dumps(found["score"])},\n"rows": [\n{rows}\n]}}\n'
@@ -44,4 +50,16 @@ def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     found = json.loads(path.read_text("utf-8"))
-    return found | {"fresh": found["recorded"]["fingerprint"] == fingerprint(CODE)}
+    return found | {"fresh": found["recorded"]["fingerprint"] == fingerprint(ROOT, CODE)}
+
+
+def record_signatures(found: Mapping[str, tuple[str, Signature]]) -> str:
+    """Text of a file of signatures, from family and signature by the fault's name."""
+    return signatures.record(found, fingerprint(ROOT, OF_SIGNATURES))
+
+
+@cache
+def known() -> Known | None:
+    """The recorded signatures, if they are there."""
+    there = SIGNATURES.is_file() and SCORE.is_file()
+    return Known.read(SIGNATURES, SCORE, fingerprint(ROOT, OF_SIGNATURES)) if there else None

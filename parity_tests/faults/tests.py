@@ -24,7 +24,7 @@ from parity_tests.faults import PACKAGES, TESTS
 from parity_tests.faults.parts import ASIDE, is_part, place
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
+OPTIONS: tuple[str, ...] = ("-q", "-m", "not full", "-p", "no:cacheprovider", "-p", "no:unraisableexception")
 OPTIONS += ("--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"))
 NAMES_A_PART = re.compile(r"\bmark\.part\(|\bmarked\(")
 
@@ -80,8 +80,8 @@ def import_tests() -> None:
     """Import what a run of pytest imports, and PyTorch at the first use of another order: seconds of each worker."""
     # A failure is enough: Hypothesis need not look for the smallest of its kind.
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    how = dict(deadline=None, derandomize=True, report_multiple_bugs=False, phases=phases)
-    hypothesis.settings.register_profile("faults", **how)
+    how = hypothesis.settings(deadline=None, derandomize=True, report_multiple_bugs=False, phases=phases)
+    hypothesis.settings.register_profile("faults", how)
     hypothesis.settings.load_profile("faults")
     files = [file for folder in TESTS for file in sorted((ROOT / folder).rglob("test_*.py"))]
     marked = [file for file in files if NAMES_A_PART.search(file.read_text("utf-8"))]

@@ -12,9 +12,10 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,15 @@ from ..cosyvoice3 import CosyVoice3
 from ..files.disk import beside, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from .manifest import MAX_NAME_BYTES, Utterance, read_manifest
-from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice, sound_file
+from ..files.recording import Heard, at_hand
+from .manifest import MAX_NAME_BYTES, PATHS, Utterance, read_manifest
+from .sound import sound_file
+from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice
 
 RESULTS_FILE = "results.jsonl"
 LEFT = "not spoken: the batch, or one of its ranks, ended before its time; run it again"
 RECORDS = ".records"  # one file for each utterance, so that ranks never write to the same one
+MOST_RECORDINGS = 8  # kept of those that lines share; one of 30 s in stereo at 48 kHz takes 17 MB
 Line = dict[str, Any]
 
 
@@ -47,7 +51,7 @@ def run_batch(
     revision: str | None = None,
     raw_prompt: bool = False,
     batch_size: int | None = None,
-) -> tuple[int, int]:
+) -> list[Line]:
     """Speak every line that is not there yet, and write OUT/ID.wav and OUT/results.jsonl.
 
     A line that fails is recorded and tried again by the next run; so is what an end before its time leaves.
@@ -62,14 +66,16 @@ def run_batch(
         batch_size: as for `together`, of each rank; None takes `default_batch_size`.
 
     Returns:
-        How many lines failed, of how many, over all ranks.
+        What `results.jsonl` says of each line, whichever rank spoke it.
 
     Raises:
+        KeyboardInterrupt: the run was ended; a note says how many lines remain.
         Refused: the manifest as a whole, the model, or a folder that another batch is writing to.
         OSError: the folder cannot be made.
     """
     lines = read_manifest(manifest)
     group = mx.distributed.init()
+    ended: KeyboardInterrupt | None = None
     records = out / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     locks = [records / f".rank{rank}" for rank in range(group.size())]
@@ -88,6 +94,7 @@ def run_batch(
         with logging_redirect_tqdm(), ended_by_signals():
             try:
                 voice = load_voice(str(folder))
+                heard = _encoded_once(voice)
 
                 def asked() -> Iterator[tuple[Line, Callable[[], Spoken]]]:
                     for line in left:
@@ -95,7 +102,7 @@ def run_batch(
                         if result["status"] == "done" and (out / f"{line['id']}.wav").is_file():
                             bar.update()
                         else:
-                            yield line, partial(_prepared, line, manifest.parent, voice, seed, raw_prompt)
+                            yield line, partial(_prepared, line, manifest.parent, voice, seed, raw_prompt, heard)
 
                 size = default_batch_size(voice.model.config) if batch_size is None else batch_size
                 for line, made in together(voice.model, asked(), size):
@@ -108,11 +115,24 @@ def run_batch(
                 for lock in locks:
                     with lock.open() as other:
                         fcntl.flock(other, fcntl.LOCK_SH)  # waits until that rank has spoken its lines, or is gone
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as error:
                 bar.close()
+                ended = error
             results = [_result(_record(records, line), line["id"], wanted[line["id"]]) for line in lines]
             _write_atomically(out / RESULTS_FILE, "".join(json.dumps(result) + "\n" for result in results))
-    return sum(result["status"] != "done" for result in results), len(lines)
+    if ended is not None:
+        for told in not_done(results):
+            ended.add_note(told)
+        raise ended
+    return results
+
+
+def not_done(results: Sequence[Line]) -> list[str]:
+    """How many lines failed, and how many remain, in words; nothing where all are done."""
+    left = sum(result.get("error") == LEFT for result in results)
+    failed = sum(result["status"] != "done" for result in results) - left
+    counts = {f"failed; {RESULTS_FILE} says why": failed, "remain; run it again": left}
+    return [f"{count} of {len(results)} utterances {told}" for told, count in counts.items() if count]
 
 
 def _is_held(lock: Path) -> bool:
@@ -126,9 +146,20 @@ def _request(line: Line, seed: int, weights: str, raw_prompt: bool) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def _prepared(line: Line, folder: Path, voice: CosyVoice3, seed: int, raw_prompt: bool) -> Spoken:
+def _encoded_once(voice: CosyVoice3) -> Callable[[str], Heard]:
+    """A function that opens a recording; of the last ones `voice` keeps what it makes, for lines that share them."""
+    for name in ("extract_speech_token", "extract_speech_feat", "extract_spk_embedding"):
+        setattr(voice.frontend, name, lru_cache(MOST_RECORDINGS)(getattr(voice.frontend, name)))
+    return lru_cache(MOST_RECORDINGS)(at_hand)
+
+
+def _prepared(
+    line: Line, folder: Path, voice: CosyVoice3, seed: int, raw_prompt: bool, heard: Callable[[str], Heard]
+) -> Spoken:
     own_seed = int.from_bytes(hashlib.sha256(f"{seed}/{line['id']}".encode()).digest()[:4])
-    return Utterance.from_line(line, folder).speak(voice, own_seed, raw_prompt)
+    asked = Utterance.from_line(line, folder)
+    recordings: dict[str, Any] = {name: heard(path) for name in PATHS if (path := getattr(asked, name))}
+    return replace(asked, **recordings).speak(voice, own_seed, raw_prompt)
 
 
 def _written(made: Made, path: Path, sample_rate: int) -> dict[str, Any]:

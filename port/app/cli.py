@@ -20,7 +20,7 @@ from ..files.recording import check_recording
 from . import benchmark, suite
 from . import voice as voice_commands
 from .arguments import parser
-from .batch import RESULTS_FILE, run_batch
+from .batch import RESULTS_FILE, not_done, run_batch
 from .device import use_device
 from .output import bar, check_output, give, how, tell
 from .say import say
@@ -69,10 +69,10 @@ def _vc(options: argparse.Namespace) -> None:
 
 def _batch(options: argparse.Namespace) -> None:
     more = options.seed, options.revision, options.raw_prompt, options.batch_size
-    failed, total = run_batch(options.manifest, options.out, options.model, *more)
-    if failed:
-        raise RuntimeError(f"{failed} of {total} utterances failed; {options.out / RESULTS_FILE} says why")
-    print(f"{options.out}: {total} utterances, {RESULTS_FILE}")
+    results = run_batch(options.manifest, options.out, options.model, *more)
+    if told := not_done(results):
+        raise RuntimeError(f"{options.out}: {'; '.join(told)}")
+    print(f"{options.out}: {len(results)} utterances, {RESULTS_FILE}")
 
 
 def _measured(speech: Speech, progress: tqdm, sample_rate: int) -> Speech:

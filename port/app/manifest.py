@@ -20,6 +20,7 @@ from ..batched.spoken import Spoken
 from ..cosyvoice3 import CosyVoice3
 from ..files.disk import read_text
 from ..files.errors import Refused
+from ..files.recording import Recording
 from .argument_types import MAX_DIGITS
 from .speaking import speak
 
@@ -43,11 +44,11 @@ class Utterance:
     id: str
     text: str | None = None
     mode: str | None = None
-    prompt_wav: str | None = None
+    prompt_wav: Recording | None = None
     prompt_text: str | None = None
     instruct: str | None = None
     voice: str | None = None
-    source_wav: str | None = None
+    source_wav: Recording | None = None
     seed: int | None = None
     speed: float = 1.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,17 +23,10 @@ from ..cosyvoice3 import CosyVoice3
 from ..files.errors import Misused, Refused
 from ..request import Stream
 from .player import Player, sound_device
-from .speaking import NOTHING_SPOKEN, ended_by_signals, sound_file, sound_format
+from .sound import Encoder, ending, formats, sound_file, sound_format
+from .speaking import NOTHING_SPOKEN, ended_by_signals
 
 STDOUT = Path("-")
-KINDS = (
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".opus",
-)  # named in the message about an unknown ending, if libsndfile can write them
-UNKNOWN_LENGTH = 0xFFFFFFFF  # in the header of an unfinished wav; players read to the end
 Write = Callable[[np.ndarray], None]
 
 
@@ -58,8 +50,8 @@ def check_output(options: argparse.Namespace) -> None:
             raise Misused("-o - and --json both write to standard output; leave out one")
         if sys.stdout is None or sys.stdout.isatty():
             raise Misused("-o - writes sound to standard output, which is a terminal; send it to a player or a file")
-    elif sound_format(path) is None:
-        known = ", ".join(kind for kind in KINDS if sound_format(Path("x" + kind)))
+    elif sound_format(ending(path)) is None:
+        known = ", ".join(f".{name}" for name in formats())
         raise Misused(f"{path}: this libsndfile cannot write such a file; give a name that ends in one of {known}")
     if (subtitles := vars(options).get("subtitles")) and subtitles.suffix.lower() != ".srt":
         raise Misused(f"{subtitles}: give a name that ends in .srt")
@@ -137,7 +129,8 @@ def _timed(ask: Callable[[], Speech]) -> Iterator[tuple[np.ndarray, float]]:
 def _place(options: argparse.Namespace, rate: int) -> Iterator[tuple[str | None, Write | None]]:
     """The name of the output and a function that takes samples; neither if speech is only played."""
     if options.output == STDOUT:
-        yield "standard output", _to_stdout(rate, options.format)
+        with Encoder("pcm" if options.format == "raw" else options.format, rate, stream=True) as encoder:
+            yield "standard output", lambda wave: _to_stdout(encoder.write(wave))
     elif options.output is None and options.play:
         yield None, None
     else:
@@ -168,25 +161,11 @@ def _file(path: Path | None) -> Iterator[Path]:
         raise
 
 
-def _to_stdout(rate: int, kind: str) -> Write:
+def _to_stdout(sound: bytes) -> None:
     out = sys.stdout.buffer
-
-    def write(wave: np.ndarray) -> None:
-        samples = np.round(np.clip(wave, -1, 1) * 32767).astype("<i2")
-        try:
-            out.write(samples.tobytes())
-            out.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
-            raise Refused("standard output was closed by its reader") from None
-
-    if kind == "wav":
-        out.write(wav_header(rate))
-    return write
-
-
-def wav_header(rate: int) -> bytes:
-    """Header of a 16-bit mono wav of unknown length."""
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    length = struct.pack("<I", UNKNOWN_LENGTH)
-    return b"RIFF" + length + b"WAVE" + form + b"data" + length
+    try:
+        out.write(sound)
+        out.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again at exit
+        raise Refused("standard output was closed by its reader") from None

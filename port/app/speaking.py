@@ -1,4 +1,4 @@
-"""Shared by the commands that speak: the mode of a request, and sound files that appear complete or not at all."""
+"""Shared by the commands that speak: the mode of a request, and how they end."""
 
 from __future__ import annotations
 
@@ -6,28 +6,24 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol
-
-import soundfile
 
 from ..batched.spoken import Spoken
 from ..cosyvoice3 import CosyVoice3
-from ..files.disk import beside
-from ..files.errors import Misused, Refused
+from ..files.errors import Misused
+from ..files.recording import Recording
 from ..files.voices import EMBEDDING
 from ..frontend.special_tokens import has_instruction, require_end_of_prompt
 from .device import keep_freed_memory
 
 NOTHING_SPOKEN = "the text holds only punctuation, symbols or blanks: nothing to speak"
-KEPT_SECONDS = 1  # interrupted runs keep audio from this length on
 
 
 class Request(Protocol):
     """The fields that decide the mode: a recording with its words, an instruction, or the name of a saved voice."""
 
     @property
-    def prompt_wav(self) -> str | Path | None: ...
+    def prompt_wav(self) -> Recording | None: ...
     @property
     def prompt_text(self) -> str | None: ...
     @property
@@ -110,38 +106,3 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
-
-
-def sound_format(path: Path) -> dict[str, str] | None:
-    """Arguments of SoundFile for the ending of a name; None if libsndfile cannot write it."""
-    kind = path.suffix[1:].upper()
-    how = {"format": "OGG", "subtype": "OPUS"} if kind == "OPUS" else {"format": kind}
-    return how if kind and soundfile.check_format(**how) else None
-
-
-@contextmanager
-def sound_file(path: Path, sample_rate: int, keep_unfinished: bool = False) -> Iterator[soundfile.SoundFile]:
-    """A mono file of the format that its name ends in, 16-bit where possible; renamed to `path` at the end.
-
-    On an error it is removed. With `keep_unfinished` it is kept as NAME.partial.wav if it has at least a second of
-    audio, and a note on the error says so.
-
-    Raises:
-        Refused: the disk does not take it.
-    """
-    unfinished = path.with_name(f"{path.stem}.partial{path.suffix}")
-    with beside(path) as partial:
-        file = None
-        try:
-            with soundfile.SoundFile(partial, "w", sample_rate, channels=1, **(sound_format(path) or {})) as file:
-                yield file
-        except BaseException as error:
-            told: BaseException = error
-            if isinstance(error, soundfile.LibsndfileError):  # its message is just "System error"
-                told = Refused(f"{path}: cannot be written (is the disk full?)")
-            # By the frames written: libsndfile reports 2^63 samples for an unfinished flac.
-            seconds = file.frames / sample_rate if keep_unfinished and file is not None else 0.0
-            if seconds >= KEPT_SECONDS:
-                partial.replace(unfinished)
-                told.add_note(f"the first {seconds:.1f} s are kept in {unfinished}")
-            raise told from error.__cause__

@@ -22,8 +22,6 @@ from ..llm.sampling import Draws, ras_sampling
 from ..llm.speech_lm import CosyVoice3LM, Sampling, Tokens
 from .cache import BatchCache
 
-MAX_ROWS = 8
-
 
 @dataclass(eq=False)
 class Row(Iterator[int]):
@@ -32,13 +30,14 @@ class Row(Iterator[int]):
     A row that nobody holds any more leaves the batch at the next step.
 
     Attributes:
+        lm_input: (1, L, D) embeddings of its prompt; once the row is active only the last, (1, 1, D).
         tokens: all so far, whether asked for or not.
         done: no more will come.
         error: what ended the row, until `next` raises it.
     """
 
     decoder: Decoder
-    prompt: tuple[Tokens, Tokens, Tokens]
+    lm_input: mx.array
     min_len: int
     max_len: int
     draws: Draws | None
@@ -47,7 +46,6 @@ class Row(Iterator[int]):
     tokens: list[int] = field(default_factory=list)
     done: bool = False
     error: Exception | None = None
-    last: mx.array = field(init=False)  # (1, 1, D) end of the prompt
     asked: int = 0
 
     def __next__(self) -> int:
@@ -79,7 +77,7 @@ class Decoder:
         max_rows: that decode at a time; others wait.
     """
 
-    def __init__(self, llm: CosyVoice3LM, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, llm: CosyVoice3LM, max_rows: int) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows {max_rows}: a decoder needs one row or more")
         self.llm, self.max_rows = llm, max_rows
@@ -96,7 +94,7 @@ class Decoder:
         sampling: Sampling = ras_sampling,
         strict_min_length: bool = False,
     ) -> Row:
-        """A row of its own for a request, which waits; nothing is computed yet.
+        """A row of its own for a request, which waits; the network does not run yet.
 
         Args:
             text, prompt_text, prompt_speech_token, draws, sampling, strict_min_length: as for
@@ -105,11 +103,10 @@ class Decoder:
         Raises:
             ValueError: as for `CosyVoice3LM.prepare_input`.
         """
-        prompt = text, prompt_text, prompt_speech_token
-        self.llm.prepare_input(*prompt)  # for its checks; a lazy result could be evaluated by this thread only
-        config, length = self.llm.config, text.shape[1]
-        min_len, max_len = (int(length * r) for r in (config.min_token_text_ratio, config.max_token_text_ratio))
-        row = Row(self, prompt, min_len, max_len, draws, sampling, strict_min_length, done=not max_len)
+        lm_input = self.llm.prepare_input(text, prompt_text, prompt_speech_token)
+        mx.eval(lm_input)  # a lazy array could be evaluated by this thread only
+        min_len, max_len = self.llm.length_limits(text)
+        row = Row(self, lm_input, min_len, max_len, draws, sampling, strict_min_length, done=not max_len)
         self._waiting.append(weakref.ref(row))
         return row
 
@@ -152,16 +149,16 @@ class Decoder:
 
     def _prefill(self, row: Row) -> list[KVCache]:
         """Keys and values of a row's prompt but for its last position, which is the input of the row's first step."""
-        lm_input, cache = self.llm.prepare_input(*row.prompt), self.llm.qwen2.make_cache()
-        self.llm.qwen2(lm_input[:, :-1], cache)
-        row.last = lm_input[:, -1:]
-        mx.eval(row.last, [(kept.keys, kept.values) for kept in cache])
+        cache = self.llm.qwen2.make_cache()
+        self.llm.qwen2(row.lm_input[:, :-1], cache)
+        row.lm_input = row.lm_input[:, -1:]
+        mx.eval(row.lm_input, [(kept.keys, kept.values) for kept in cache])
         return cache
 
     def _scores(self, rows: list[Row]) -> np.ndarray:
         """Log-probabilities (B, v) of the next token of each row."""
-        ids = [np.array([row.tokens[-1:]], np.int32) for row in rows]
-        lm_input = [self.llm.embed_speech(last) if last.size else row.last for row, last in zip(rows, ids, strict=True)]
+        embed = self.llm.embed_speech
+        lm_input = [embed(np.array([row.tokens[-1:]])) if row.tokens else row.lm_input for row in rows]
         self._cache.begin()
         layers: list[Any] = self._cache.layers
         scores = np.array(self.llm.scores(self.llm.qwen2(mx.concatenate(lm_input), layers)[:, -1]))

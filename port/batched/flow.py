@@ -17,8 +17,8 @@ import numpy as np
 
 from ..flow.decoder import CausalMaskedDiffWithDiT, count_frames
 from ..flow.masks import make_pad_mask
-from ..noise import rand_noise
 from ..request import Prompt
+from ..stream.flow import noise_of
 from .rows import Limits, limits_by_device, padded
 
 FRAME_BYTES = 210_000  # of a step, at the official size in float32, measured on a CPU
@@ -65,14 +65,10 @@ def flow_row(
     before, feat = np.asarray(prompt.flow_prompt_speech_token), prompt.prompt_speech_feat
     token = np.asarray(token)
     n = count_frames(flow.config, before.shape, token.shape, feat.shape[1], finalize=True)
-    if noise is None:
-        noise = mx.array(rand_noise(n)).swapaxes(1, 2)
-    elif noise.shape[1] < n:
-        raise ValueError(f"noise holds {noise.shape[1]} frames, the mel needs {n}")
     return FlowRow(
         mu=flow.encode(np.concatenate((before, token), axis=1)),
         cond=mx.pad(feat, [(0, 0), (0, n - feat.shape[1]), (0, 0)]),
-        noise=noise[:, :n],
+        noise=noise_of(noise, 0, n),
         spks=flow.speaker(prompt.flow_embedding),
         prompt_frames=feat.shape[1],
     )

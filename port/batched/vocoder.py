@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from .. import noise
+from ..stream.vocoder import noise_of
 from ..vocoder.generator import CausalHiFTGenerator
 from ..vocoder.stft import istft, stft
 from .rows import Limits, limits_by_device, padded
@@ -43,13 +43,9 @@ def waves(
     f0 = vocoder.f0_predictor(x)
     spectra = []
     for i, mel in enumerate(mels):
-        samples = mel.shape[1] * config.hop_samples
-        given = sine_waves[i] if sine_waves else None
-        if given is None:
-            given = mx.array(noise.sine_waves(samples))[None]
-        elif given.shape[1] < samples:
-            raise ValueError(f"sine_waves has {given.shape[1]} samples, the mel needs {samples}")
-        s, _ = vocoder.m_source(f0[i : i + 1, : mel.shape[1]], given)
+        frames = mel.shape[1]
+        given = noise_of(sine_waves[i] if sine_waves else None, 0, frames * config.hop_samples)
+        s, _ = vocoder.m_source(f0[i : i + 1, :frames], given)
         spectra.append(mx.concatenate([*stft(s.squeeze(2), config.istft_n_fft, config.istft_hop_len)], axis=2))
     magnitude, phase = vocoder.spectrum(vocoder.conv_pre(x), padded(spectra).astype(x.dtype))
     found = []

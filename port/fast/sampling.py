@@ -167,8 +167,7 @@ class QueuedLM(CosyVoice3LM):
         config, size = self.config, self.config.num_speech_embeddings
         most, window = config.sampling.top_k + size, config.sampling.win_size
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len = int(text.shape[1] * config.min_token_text_ratio)
-        max_len = int(text.shape[1] * config.max_token_text_ratio)
+        min_len, max_len = self.length_limits(text)
         held = np.zeros(size, np.float32)
         held[config.speech_token_size : None if strict_min_length else config.sos + 1] = -np.inf
         held_back, cache = mx.array(held), self.qwen2.make_cache()

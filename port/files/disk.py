@@ -48,6 +48,19 @@ def take_lock(file: IO[Any], shared: bool = False) -> bool:
     return True
 
 
+def read_regular(path: Path, limit: int) -> str:
+    """UTF-8 text of a file.
+
+    Raises:
+        OSError, UnicodeDecodeError: missing, not a regular file, or not UTF-8.
+        Refused: larger than `limit` bytes, or a Git LFS pointer in place of the file.
+    """
+    require_regular(path)
+    if path.stat().st_size > limit:
+        raise Refused(f"{path}: larger than {limit} bytes")
+    return path.read_text(encoding="utf-8")
+
+
 def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -59,10 +72,7 @@ def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict
         Refused: missing, not a file, too large, not JSON, or not an object.
     """
     try:
-        require_regular(path)
-        if path.stat().st_size > limit:
-            raise Refused(f"{path}: larger than {limit} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_regular(path, limit))
     except Refused:
         raise
     except FileNotFoundError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import cache
 from itertools import groupby
 from typing import Any
@@ -21,7 +21,7 @@ import regex
 from .normalizer import Language, Normalizer, contains_chinese
 from .special_tokens import END_OF_PROMPT, TOKEN, mistaken_tokens, outside_tokens
 
-Tokenize = Callable[[str], Sequence[int]]
+Tokenize = Callable[[str], Sized]
 
 TOKEN_MAX_N = 80  # a piece may not grow past this ...
 TOKEN_MIN_N = 60  # ... once it is longer than this

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from ..files.disk import beside, read_json, require_regular
+from ..files.disk import beside, read_json, read_regular
 from ..files.errors import Refused
 from .special_tokens import ADDITIONAL_SPECIAL_TOKENS, END_OF_PROMPT, END_OF_TEXT, SPECIAL_TOKENS
 
@@ -239,20 +239,11 @@ def _check_merges(vocab: dict[str, int], merges: Sequence[tuple[str, str]], sour
         raise Refused(f"{source}: a merge is there twice")
 
 
-def _read_text(path: Path, max_bytes: int) -> str:
+def _read_merges(path: Path) -> list[tuple[str, str]]:
     try:
-        require_regular(path)
-        with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise Refused(f"{path}: larger than {max_bytes >> 20} MB, not a tokenizer file")
-        return data.decode("utf-8")
+        lines = [line.strip() for line in read_regular(path, MAX_MERGES_BYTES).split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{path}: cannot be read ({error})") from None
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    lines = [line.strip() for line in _read_text(path, MAX_MERGES_BYTES).split("\n")]
     if lines[0].startswith("#version:"):
         lines = lines[1:]
     return [_pair(line, path) for line in lines if line]

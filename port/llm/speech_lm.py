@@ -76,6 +76,11 @@ class CosyVoice3LM(nn.Module):
         ]
         return mx.concatenate(parts, axis=1)
 
+    def length_limits(self, text: Tokens) -> tuple[int, int]:
+        """Fewest and most speech tokens of a text (1, L)."""
+        length, config = text.shape[1], self.config
+        return int(length * config.min_token_text_ratio), int(length * config.max_token_text_ratio)
+
     def scores(self, hidden: mx.array) -> mx.array:
         """Log-probabilities of the next speech token: hidden (..., D) -> (..., v) float32."""
         # Float32 whatever the weights are: the norm below sums over thousands of terms.
@@ -140,8 +145,7 @@ class CosyVoice3LM(nn.Module):
             ValueError: as for `prepare_input`.
         """
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len = int(text.shape[1] * self.config.min_token_text_ratio)
-        max_len = int(text.shape[1] * self.config.max_token_text_ratio)
+        min_len, max_len = self.length_limits(text)
         cache, tokens = self.qwen2.make_cache(), list[int]()
         for i in range(max_len):
             scores = np.array(self.step(lm_input, cache))

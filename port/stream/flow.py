@@ -148,18 +148,6 @@ class StreamingFlow:
         dtype = key_dtype(self.flow.decoder.estimator.transformer_blocks[0].attn)
         return state_bytes(self.flow.config, frames, dtype)
 
-    def noise_of(self, start: int, end: int) -> mx.array:
-        """Noise of the frames `start` to `end`, (1, m, C) float32.
-
-        Raises:
-            ValueError: the noise given is shorter.
-        """
-        if self.noise is None:
-            return mx.array(rand_noise(end)[:, :, start:]).swapaxes(1, 2)
-        if self.noise.shape[1] < end:
-            raise ValueError(f"noise holds {self.noise.shape[1]} frames, the mel needs {end}")
-        return self.noise[:, start:end].astype(mx.float32)
-
     def _begin(self, n: int) -> None:
         """Take the stored whole chunks of the prompt, or plan to store them; no later token can change them."""
         config = self.flow.config
@@ -186,7 +174,7 @@ class StreamingFlow:
     def prompt_key(self, frames: int) -> bytes:
         """Hash of everything that determines the first `frames` frames of the prompt, except the weights."""
         digest = hashlib.sha256(str(frames).encode())
-        for part in (self.prompt_token, self.prompt_feat, self.embedding, self.noise_of(0, frames)):
+        for part in (self.prompt_token, self.prompt_feat, self.embedding, noise_of(self.noise, 0, frames)):
             array = np.array(part)
             digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
         return digest.digest()
@@ -220,7 +208,7 @@ class StreamingFlow:
                 None,
                 flow.speaker(self.embedding),
                 cond,
-                self.noise_of(start, n),
+                noise_of(self.noise, start, n),
                 config.cfm.n_timesteps,
                 streaming=True,
                 state=state,
@@ -233,6 +221,19 @@ class StreamingFlow:
         state.span.start = whole
         self.work.add(n - start, self._chunk_size, start)
         return mel
+
+
+def noise_of(given: mx.array | None, start: int, end: int) -> mx.array:
+    """Noise of the frames `start` to `end`, (1, m, C) float32: of the noise `given`, or the original's.
+
+    Raises:
+        ValueError: the noise given is shorter.
+    """
+    if given is None:
+        return mx.array(rand_noise(end)[:, :, start:]).swapaxes(1, 2)
+    if given.shape[1] < end:
+        raise ValueError(f"noise holds {given.shape[1]} frames, the mel needs {end}")
+    return given[:, start:end].astype(mx.float32)
 
 
 def state_bytes(config: FlowConfig, frames: int, dtype: mx.Dtype = mx.float32) -> int:

@@ -70,7 +70,8 @@ class StreamingVocoder:
             raise ValueError("the stream ends without a mel frame")
         pitched = received if finalize else max(0, received - config.f0_look_right)
         filtered = received if finalize else max(0, pitched - config.conv_pre_look_right)
-        waves = self._noise(pitched)  # first, since it may refuse
+        hop = config.hop_samples
+        waves = noise_of(self._sine_waves, self._pitched * hop, pitched * hop)  # first, since it may refuse
 
         self._received, self._closed = received, finalize
         self._mel = mx.concatenate([self._mel, mel], axis=1)
@@ -81,21 +82,11 @@ class StreamingVocoder:
             self._filter(filtered - self._filtered, finalize)
             self._filtered = filtered
         wanted = received if finalize else max(0, filtered - 1)
-        new = wanted * config.hop_samples - self._emitted
+        new = wanted * hop - self._emitted
         wav, self._wav = self._wav[:, :new], mx.contiguous(self._wav[:, new:])
         self._emitted += new
         mx.eval(wav, [array for array in self._arrays() if isinstance(array, mx.array)])
         return wav
-
-    def _noise(self, pitched: int) -> mx.array:
-        """The source's noise for those frames up to `pitched` that have no excitation yet."""
-        hop = self._generator.config.hop_samples
-        first, last = self._pitched * hop, pitched * hop
-        if self._sine_waves is None:
-            return mx.array(noise.sine_waves(last - first, first))[None]
-        if last > self._sine_waves.shape[1]:
-            raise ValueError(f"sine_waves has {self._sine_waves.shape[1]} samples, the stream needs {last}")
-        return self._sine_waves[:, first:last]
 
     def _excite(self, waves: mx.array, finalize: bool) -> None:
         generator, pad = self._generator, self._generator.config.istft_n_fft // 2
@@ -133,3 +124,16 @@ class StreamingVocoder:
 
     def _arrays(self) -> list[mx.array | np.ndarray]:
         return [self._mel, self._excitation, self._overlap, self._window, self._wav, *self._state.arrays]
+
+
+def noise_of(given: mx.array | None, first: int, last: int) -> mx.array:
+    """Noise of the source for the samples `first` to `last`: of the noise `given`, or the original's.
+
+    Raises:
+        ValueError: the noise given is shorter.
+    """
+    if given is None:
+        return mx.array(noise.sine_waves(last - first, first))[None]
+    if last > given.shape[1]:
+        raise ValueError(f"sine_waves has {given.shape[1]} samples, the mel needs {last}")
+    return given[:, first:last]

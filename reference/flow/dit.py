@@ -61,7 +61,7 @@ class DiT(nn.Module):
     def attention_mask(self, mask: Tensor, n: int, streaming: bool = False) -> Tensor:
         """Queries by keys, (b, 1, n, n) bool, from the valid frames (b, 1, n).
 
-        Streaming lets a frame see the past and its own chunk of `static_chunk_size` frames, else every frame sees all.
+        With `streaming` a frame sees the past and its own chunk of `static_chunk_size` frames, otherwise all frames.
         """
         chunk_size = self.config.static_chunk_size if streaming else 0
         masks = add_optional_chunk_mask(mask.bool(), chunk_size)

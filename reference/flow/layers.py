@@ -15,7 +15,7 @@ from torch import Tensor, nn
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
-# Where the original's float32 exp on x86 (MKL) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
+# By width, where the original's float32 exp on x86 (MKL) is one unit too low, which is 6e-5 rad at 1000 rad.
 TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[Tensor, Tensor]
 
@@ -24,7 +24,7 @@ def sinus_frequencies(dim: int) -> Tensor:
     """Frequencies of the time embedding, (dim / 2,) float32, falling geometrically from 1 to 1 / MAX_PERIOD."""
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32) * -(math.log(MAX_PERIOD) / (half - 1))
-    # torch's float32 exp differs by one unit between processors and builds: seen with torch 2.11 on another x86.
+    # Rounded here: torch's float32 exp differs by one unit between processors and builds (torch 2.11 on another x86).
     frequencies = exponents.double().exp().float()
     for place in TORCH_EXP_BELOW.get(dim, ()):
         frequencies[place] = torch.nextafter(frequencies[place], torch.zeros(()))
@@ -93,7 +93,7 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("inv_freq", rotary_frequencies(dim))
 
     def forward(self, seq_len: int, offset: int = 0) -> Tensor:
-        """Angles (1, n, dim) of the `seq_len` positions from `offset` on, each pair's angle standing twice."""
+        """Angles (1, n, dim) of `seq_len` positions from `offset` on, the same for both channels of a pair."""
         positions = torch.arange(offset, offset + seq_len, device=self.inv_freq.device).type_as(self.inv_freq)
         return (positions[:, None] * self.inv_freq).repeat_interleave(2, dim=-1)[None]
 
@@ -108,7 +108,7 @@ def rotary_tables(freqs: Tensor) -> Rope:
 
 
 def apply_rotary_pos_emb(t: Tensor, rope: Rope) -> Tensor:
-    """Rotate adjacent pairs of the first channels of `t`; channels past the tables' width stay as they are.
+    """Rotate adjacent pairs of the first channels of `t`; channels beyond the tables' width stay unchanged.
 
     Args:
         t: (..., n, channels).
@@ -165,7 +165,7 @@ class AdaLayerNormZero(nn.Module):
         return self.linear(F.silu(emb)).chunk(6, dim=-1)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Normalise `x` (b, n, d) by `emb` (b, d); the gate of the attention and the MLP's three vectors come along."""
+        """Normalise `x` (b, n, d) by `emb` (b, d); also the attention's gate and the MLP's shift, scale and gate."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
         y = self.norm(x) * (1 + scale_msa[:, None]) + shift_msa[:, None]
         return y, gate_msa, shift_mlp, scale_mlp, gate_mlp
@@ -195,7 +195,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, mult: int = 2, approximate: Literal["none", "tanh"] = "none") -> None:
         super().__init__()
         project_in = nn.Sequential(nn.Linear(dim, dim * mult), nn.GELU(approximate=approximate))
-        # The identity stands where the original has dropout; the checkpoint's names count it.
+        # The identity replaces the original's dropout, which the checkpoint's names count.
         self.ff = nn.Sequential(project_in, nn.Identity(), nn.Linear(dim * mult, dim))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class Attention(nn.Module):
         """Queries, keys and values of `x` (b, n, d), (b, n, h * c) each."""
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if rope is not None:
-            # On flat projections only the first head's channels turn; the other heads know no positions.
+            # The projections are flat, so only the first head's channels turn; the other heads see no positions.
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
@@ -241,7 +241,7 @@ class Attention(nn.Module):
         y = self.attend(*self.project(x, rope), mask)
         if mask is None:
             return y
-        # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
+        # AttnProcessor uses the last query's row of a 4-d mask as the mask of valid frames.
         frames = mask if mask.ndim == 2 else mask[:, 0, -1]
         return y.masked_fill(~frames[..., None], 0.0)
 

@@ -41,8 +41,8 @@ def subsequent_chunk_mask(size: int, chunk_size: int, num_left_chunks: int = -1)
 def add_optional_chunk_mask(masks: Tensor, static_chunk_size: int, num_left_chunks: int = -1) -> Tensor:
     """Combine key padding with the chunk mask (`add_optional_chunk_mask` with its dynamic options off).
 
-    A query row that could see nothing may see everything instead. With `static_chunk_size` 0 the result is `masks`
-    itself, so that this repair edits the caller's tensor, as in the original.
+    A query that may see no key gets to see all of them. With `static_chunk_size` 0 the result is `masks` itself, so
+    this repair changes the caller's tensor, as in the original.
 
     Args:
         masks: (b, 1, n) bool, valid keys.

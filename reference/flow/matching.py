@@ -85,7 +85,7 @@ class CausalConditionalCFM(nn.Module):
         streaming: bool = False,
         guidance: Guidance = "batched",
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield state and time before each step and after the last, N + 1 pairs; each step runs when it is asked for.
+        """Yield state and time before each step and after the last, N + 1 pairs; a step runs when its pair is read.
 
         Args:
             x: the noise, (b, C, n).
@@ -95,7 +95,7 @@ class CausalConditionalCFM(nn.Module):
         yield x, t
         for following in (*t_span[2:], None):
             x = x + dt * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance)[0]
-            # Each step is measured from the running sum of the steps, not from the schedule (solve_euler).
+            # A step's length is measured from the running sum of steps, not from the schedule (solve_euler).
             t = t + dt
             dt = following - t if following is not None else dt
             yield x, t
@@ -119,14 +119,14 @@ class CausalConditionalCFM(nn.Module):
             mask: valid frames, (b, 1, n), non-zero or True = valid.
             spks: speaker, (b, C).
             cond: prompt mel and zeros, (b, C, n).
-            noise: standard normal, (b or 1, C, at least n); frame 0 belongs to the prompt's first frame.
+            noise: standard normal, (b or 1, C, at least n); frame 0 is for the prompt's first frame.
             n_timesteps: Euler steps N.
-            temperature: factor of the noise.
+            temperature: the noise is multiplied by it.
             streaming: use the chunk mask.
             guidance: as in `velocity`.
 
         Returns:
-            log-mel, (b, C, n).
+            natural log-mel, (b, C, n).
 
         Raises:
             ValueError: the noise is shorter than the mel.

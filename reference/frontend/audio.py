@@ -185,7 +185,7 @@ def log_mel_spectrogram(audio: Tensor, n_mels: int = 128) -> Tensor:
     power = torch.stft(audio, n_fft, hop, window=window, return_complex=True)[..., :-1].abs() ** 2
     mel = mel_filterbank(16000, n_fft, n_mels, 0.0, 8000.0).to(audio) @ power
     log_mel = torch.log10(torch.clamp(mel, min=1e-10))
-    # The floor hangs on the loudest bin of all that is passed in, as in the original; nothing is padded to 30 s.
+    # The floor follows the loudest bin of the whole input, as in the original; nothing is padded to 30 s.
     return (torch.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0
 
 
@@ -200,7 +200,7 @@ def kaldi_mel_banks(num_bins: int, n_fft: int, sample_frequency: int) -> Tensor:
     step = (high - low) / (num_bins + 1)
     index = torch.arange(num_bins)[:, None]
     left, center, right = low + index * step, low + (index + 1.0) * step, low + (index + 2.0) * step
-    # torch's float32 logarithm is a last place off in some bins, in others on another machine; rounding is not.
+    # From float64: torch's float32 logarithm is off by one unit in some bins, and in others on another machine.
     ratio = (1.0 + sample_frequency / n_fft * torch.arange(n_fft // 2) / 700.0).double()
     mel = 1127.0 * ratio.log().float()
     triangles = torch.minimum((mel - left) / (center - left), (right - mel) / (right - center)).clamp(min=0.0)
@@ -229,7 +229,7 @@ def fbank(
     n_fft = 1 << (window_size - 1).bit_length()
     frames = waveform[0].unfold(0, window_size, hop)
     frames = frames - frames.mean(dim=1, keepdim=True)
-    # The first sample of a window stands for the one before it.
+    # Pre-emphasis takes a window's first sample as its own predecessor.
     before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
     window = torch.hann_window(window_size, periodic=False, dtype=waveform.dtype) ** 0.85  # the "povey" window
     power = torch.fft.rfft((frames - 0.97 * before) * window, n_fft).abs() ** 2

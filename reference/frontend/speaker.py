@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from port.config import SpeakerConfig
 
 HEAD_STRIDE = 8  # mel bins are halved three times
-MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
+MIN_FRAMES = 3  # fewer leave a single frame, which has no standard deviation
 
 
 class BatchNorm(nn.Module):
@@ -95,7 +95,7 @@ class TDNNLayer(nn.Module):
 
 
 class CAMLayer(nn.Module):
-    """Convolution gated by what the utterance and the 100-frame segment sound like (context-aware masking)."""
+    """Convolution gated by the means of the utterance and of each 100-frame segment (context-aware masking)."""
 
     def __init__(
         self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int, divide_by_full_segment: bool
@@ -116,11 +116,11 @@ class CAMLayer(nn.Module):
     def seg_pooling(self, x: Tensor) -> Tensor:
         """Mean of each segment at each of its frames, (b, C, n).
 
-        A short last segment is divided by what it holds, or by `segment_frames` as if zeros filled it.
+        The sum of a short last segment is divided by its length, or by `segment_frames` if `divide_by_full_segment`.
         """
         size, n = self.segment_frames, x.shape[-1]
-        # PyTorch divides by what a segment holds, whatever it is told. The original runs onnxruntime 1.18, which
-        # divides by `size` where the file says that padding counts; an export says so, and the runtime does it.
+        # PyTorch always divides a short segment by its length. onnxruntime 1.18, which the original runs, divides by
+        # `size` if the file counts padding. An exported file counts it, and the runtime does the rest.
         means = F.avg_pool1d(x, size, stride=size, ceil_mode=True, count_include_pad=self.divide_by_full_segment)
         if self.divide_by_full_segment and not torch.onnx.is_in_onnx_export() and n % size:
             means = torch.cat([means[..., :-1], means[..., -1:] * (n % size / size)], dim=-1)
@@ -151,7 +151,7 @@ class CAMDenseTDNNLayer(nn.Module):
 
 
 class CAMDenseTDNNBlock(nn.Module):
-    """Dense layers, each of which reads all that came before; `tdnnd1` is the first."""
+    """Dense layers; each reads the input and all outputs before it, and `tdnnd1` is the first."""
 
     def __init__(
         self,

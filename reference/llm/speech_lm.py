@@ -15,7 +15,7 @@ from port.config import LLMConfig, SamplingConfig
 from reference.llm.qwen2 import KVCache, Qwen2Model
 from reference.llm.sampling import Draws, ras_sampling
 
-Sampling = Callable[[torch.Tensor, Sequence[int], Any, SamplingConfig], int]  # `Draws`, None where nothing is drawn
+Sampling = Callable[[torch.Tensor, Sequence[int], Any, SamplingConfig], int]  # `Draws`, or None
 
 
 class CosyVoice3LM(nn.Module):
@@ -31,7 +31,7 @@ class CosyVoice3LM(nn.Module):
         width = config.qwen2.hidden_size
         qwen2 = Qwen2Model(config.qwen2)
         lm_head = nn.Linear(width, config.qwen2.vocab_size, bias=False)
-        lm_head.weight = qwen2.embed_tokens.weight  # tied and never used; the checkpoint lists it all the same
+        lm_head.weight = qwen2.embed_tokens.weight  # tied and never used, but in the checkpoint
         self.llm = nn.ModuleDict({"model": nn.ModuleDict({"model": qwen2, "lm_head": lm_head})})
         self.llm_decoder = nn.Linear(width, config.num_speech_embeddings, bias=False)
         self.speech_embedding = nn.Embedding(config.num_speech_embeddings, width)
@@ -85,6 +85,11 @@ class CosyVoice3LM(nn.Module):
         )
         return torch.cat(parts, dim=1)
 
+    def length_limits(self, text: torch.Tensor) -> tuple[int, int]:
+        """Fewest and most speech tokens of a text (1, L)."""
+        length, config = text.shape[1], self.config
+        return int(length * config.min_token_text_ratio), int(length * config.max_token_text_ratio)
+
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the next speech token: hidden (..., D) -> (..., v)."""
         return self.llm_decoder(hidden).log_softmax(dim=-1)
@@ -106,7 +111,7 @@ class CosyVoice3LM(nn.Module):
         """Choose the next token from `scores` (v,), which is changed in place.
 
         Args:
-            ignore_eos: the text is not yet spoken, so the end should not come.
+            ignore_eos: the minimum length is not reached, so the end should not come.
             strict_min_length: make `ignore_eos` forbid every stop token, `keep` excepted.
         """
         if ignore_eos and strict_min_length:
@@ -136,15 +141,14 @@ class CosyVoice3LM(nn.Module):
             text, prompt_text, prompt_speech_token: as for `prepare_input`.
             draws: random numbers for `sampling`.
             sampling: `ras_sampling`, `greedy_sampling` or a function with their arguments.
-            strict_min_length: really hold back the stop tokens until the minimum length. The original means to and
-                does not: see `sampling_ids`.
+            strict_min_length: forbid stop tokens until the minimum length. The original intends to, and does not:
+                see `sampling_ids`.
 
         Raises:
             ValueError: as for `prepare_input`.
         """
         lm_input = self.prepare_input(text, prompt_text, prompt_speech_token)
-        min_len = int(text.shape[1] * self.config.min_token_text_ratio)
-        max_len = int(text.shape[1] * self.config.max_token_text_ratio)
+        min_len, max_len = self.length_limits(text)
         cache, tokens = self.qwen2.make_cache(), list[int]()
         for i in range(max_len):
             scores = self.step(lm_input, cache)
@@ -174,7 +178,7 @@ class CosyVoice3LM(nn.Module):
             text: chunks of text token ids, each (1, L).
             prompt_text: (1, L) text token ids; the instruction up to `<|endofprompt|>` stands before the first round.
             prompt_speech_token, draws, sampling: as for `inference`.
-            strict_min_length: hold back the end until all text has come; else an early end raises, as in the original.
+            strict_min_length: forbid the end until all text has come; else an early end raises, as in the original.
 
         Raises:
             ValueError: as for `prepare_input` (for the prompt text alone), or a stop token at the wrong time.
@@ -195,8 +199,8 @@ class CosyVoice3LM(nn.Module):
                 pending, speech = pending[:, n_text:], speech[:, n_speech:]
             if speech.shape[1]:
                 continue
-            # Only later rounds wait for text. The original would wait in the first too if nothing but sos stood there,
-            # but the instruction always does; so without prompt speech that round is spoken from the instruction alone.
+            # Only later rounds wait for text. The original's first round would wait if it held nothing but sos, but it
+            # always holds the instruction. So without prompt speech it is spoken from the instruction alone.
             if tokens:
                 if pending.shape[1] < n_text:
                     continue

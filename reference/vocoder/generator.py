@@ -21,7 +21,7 @@ from reference.vocoder.f0 import CausalConvRNNF0Predictor
 from reference.vocoder.source import SourceModuleHnNSF
 from reference.vocoder.stft import istft, stft
 
-# `functional_call` puts the float64 parameters into the module for the time of the call: one request after another.
+# `functional_call` swaps the module's parameters during the call, so requests take turns.
 _PREDICTOR = threading.Lock()
 
 
@@ -115,11 +115,11 @@ class CausalHiFTGenerator(nn.Module):
         Args:
             x: (b, in_channels, n) mel.
             s: (b, 1, n * hop_samples) excitation.
-            finalize: when False the last `conv_pre_look_right` frames are context only, and the last frame's worth of
-                samples is held back, because frames yet to come would change its end.
+            finalize: when False the last `conv_pre_look_right` frames are context only, and the samples of
+                the last frame are held back, because later frames would change their end.
 
         Returns:
-            (b, n * hop_samples) samples within +-audio_limit; n - conv_pre_look_right - 1 frames' worth when not
+            (b, n * hop_samples) samples within +-audio_limit; those of n - conv_pre_look_right - 1 frames when not
             `finalize`.
 
         Raises:
@@ -176,8 +176,8 @@ class CausalHiFTGenerator(nn.Module):
             sine_waves: (1, at least L, nb_harmonics + 1) uniform noise; the original's fixed noise when None.
 
         Returns:
-            Samples (b, n * hop_samples) and the excitation `s` (b, 1, n * hop_samples); when not `finalize` shorter by
-            f0_look_right + conv_pre_look_right + 1 and by f0_look_right frames' worth.
+            Samples (b, n * hop_samples) and the excitation `s` (b, 1, n * hop_samples). When not `finalize` the samples
+            lack f0_look_right + conv_pre_look_right + 1 frames and the excitation f0_look_right.
 
         Raises:
             ValueError: too few frames for `finalize=False`.
@@ -186,8 +186,8 @@ class CausalHiFTGenerator(nn.Module):
         if not finalize and speech_feat.shape[2] <= config.f0_look_right + config.conv_pre_look_right:
             needed = config.f0_look_right + config.conv_pre_look_right + 1
             raise ValueError(f"{speech_feat.shape[2]} frames: finalize=False needs at least {needed}")
-        # Float64, as in the original, since a pitch error grows with time in the phase. The original converts the
-        # predictor in place for good; a float64 view of the parameters gives the same numbers and changes no state.
+        # Float64, as in the original: a pitch error adds up in the phase. The original converts the predictor in place
+        # and leaves it so; float64 copies of the parameters give the same numbers and change no state.
         parameters = {name: value.double() for name, value in self.f0_predictor.named_parameters()}
         with _PREDICTOR:
             f0 = functional_call(self.f0_predictor, parameters, (speech_feat.double(), finalize))

@@ -44,17 +44,17 @@ class SineGen2(nn.Module):
         """Unit sines (b, L, H) of the harmonics (b, L, H) in Hz; `rand_ini` (b, H), in cycles, has no effect."""
         rad_values = (f0 / self.sampling_rate) % 1
         if rand_ini is not None:
-            # Dead: it moves sample 0 only, while the resampling below reads the two middle samples of each frame.
+            # No effect: it moves sample 0 only, and the resampling below reads the two middle samples of each frame.
             rad_values = torch.cat([rad_values[:, :1] + rand_ini[:, None], rad_values[:, 1:]], dim=1)
         scale = float(self.upsample_scale)
         rad_values = F.interpolate(rad_values.transpose(1, 2), scale_factor=1 / scale, mode="linear").transpose(1, 2)
-        # Float32 on the CPU: torch adds in float64 and rounds each prefix, then each product is rounded in this order.
+        # On a CPU torch adds in float64 and rounds each prefix to float32, then each product in this order.
         phase = torch.cumsum(rad_values, dim=1) * 2 * math.pi
         phase = F.interpolate(phase.transpose(1, 2) * self.upsample_scale, scale_factor=scale, mode="nearest")
         return torch.sin(phase.transpose(1, 2))
 
     def _f02uv(self, f0: Tensor) -> Tensor:
-        # Float32 also for a float64 f0, as in the original, so the noise levels derived from it are float32 numbers.
+        # Float32 even for a float64 f0, as in the original, so the noise levels that follow are float32 numbers.
         return (f0 > self.voiced_threshold).to(torch.float32)
 
     def forward(self, f0: Tensor, sine_waves: Tensor, rand_ini: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class SineGen2(nn.Module):
 
 
 class SourceModuleHnNSF(nn.Module):
-    """The harmonics merged to one excitation: `tanh(linear(SineGen2(f0)))`."""
+    """The harmonics merged into one excitation: `tanh(linear(SineGen2(f0)))`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Other people's conversions: the layout of mlx-community, written here from the converted checkpoint, is read back."""
+"""Folders in the layout of mlx-community, written here from our own conversion, load like it."""
 
 import json
 
@@ -19,6 +19,7 @@ from port.frontend.speaker import CAMPPlus
 from port.frontend.speech_tokenizer import S3TokenizerV3
 from reference.synthesize import synthesize
 from tests.support.community_support import rounded, spelled, unfolded, write
+from tests.support.convert_support import arrays_of
 
 pytestmark = pytest.mark.part("files.community")
 
@@ -50,14 +51,13 @@ def test_every_tensor_finds_its_place(own, folder, tmp_path):
     assert not any(conv.weight[1].any().item() for conv in model.vocoder.f0_predictor.condnet)
     assert inventory.dropped == ("flow.decoder.estimator.rotary_embed.inv_freq",)
     assert inventory.lacking == ()
-    stored = mx.load(str(made / "model.safetensors")).keys()
-    stored |= mx.load(str(made / community.TOKENIZER_FOLDER / "model.safetensors")).keys()
+    stored = arrays_of(made).keys() | arrays_of(made / community.TOKENIZER_FOLDER).keys()
     assert inventory.used.keys() | set(inventory.dropped) == stored
     assert len(set(inventory.used.values())) == len(inventory.used)
 
 
 def test_every_part_gives_what_ours_gives(own, folder, tmp_path):
-    """Numbers that no shape shows, heads among them, are the same: what each part says is."""
+    """Outputs agree, so settings that no shape shows, such as the number of heads, were read correctly."""
     model, _ = community.load(write(tmp_path / "made", own, folder))
     rng = np.random.default_rng(0)
     mel, spread = (mx.array(rng.standard_normal(shape).astype(np.float32)) for shape in ((1, 203, 128), (1, 192)))
@@ -80,8 +80,9 @@ def test_the_frequencies_show_the_width_of_a_head(own, folder, tmp_path, setting
 
 
 def test_the_speaker_encoder_of_the_official_depth_has_815_arrays(tmp_path):
-    """As many as the repositories hold under `campplus.`."""
-    names = {spelled(f"speaker.{name}"): value for name, value in tree_flatten(CAMPPlus(SpeakerConfig()).parameters())}
+    """As many as the published repositories have under `campplus.`."""
+    parameters = dict(tree_flatten(CAMPPlus(SpeakerConfig()).parameters()))
+    names = {spelled(f"speaker.{name}"): value for name, value in parameters.items()}
     assert len(unfolded(names)) == 815
 
 
@@ -89,14 +90,14 @@ def test_the_speaker_encoder_of_the_official_depth_has_815_arrays(tmp_path):
 def test_published_precisions(own, folder, tmp_path, caplog, bits):
     made = write(tmp_path / "made", own, folder, mx.float16, bits, tokenizer=False)
     model, inventory = community.load(made)
-    absent = S3TokenizerV3(SpeechTokenizerConfig()).parameters()
-    assert set(inventory.lacking) == {f"speech_tokenizer.{name}" for name, _ in tree_flatten(absent)}
+    absent = dict(tree_flatten(S3TokenizerV3(SpeechTokenizerConfig()).parameters()))
+    assert set(inventory.lacking) == {f"speech_tokenizer.{name}" for name in absent}
     (line,) = caplog.messages
     assert "no speech tokenizer" in line
     count = len(inventory.used) + 1
     assert f"{count} tensors: {count - 1} used, 1 dropped, {len(inventory.lacking)} parameters without one" in line
     assert "\n" not in line
-    layer, stored = model.llm.qwen2.layers[0].mlp.gate_proj, mx.load(str(made / "model.safetensors"))
+    layer, stored = model.llm.qwen2.layers[0].mlp.gate_proj, arrays_of(made)
     assert isinstance(layer, nn.QuantizedLinear) == bool(bits)
     for kind in ("weight", "scales", "biases") if bits else ("weight",):
         assert mx.array_equal(layer[kind], stored[f"qwen2.model.layers.0.mlp.gate_proj.{kind}"])
@@ -104,7 +105,7 @@ def test_published_precisions(own, folder, tmp_path, caplog, bits):
     assert mx.isfinite(model.llm.step(model.llm.embed_text(tokens), model.llm.qwen2.make_cache())).all().item()
 
 
-def test_a_folder_without_the_speech_tokenizer_says_so_when_it_must_hear(own, folder, tmp_path):
+def test_a_folder_without_the_speech_tokenizer_says_so_when_it_gets_a_recording(own, folder, tmp_path):
     made = write(tmp_path / "made", own, folder, tokenizer=False)
     voice = CosyVoice3.from_pretrained(made)
     wav = write_voice(tmp_path / "prompt.wav", 1.1, 16000)
@@ -152,7 +153,7 @@ def test_folders_that_are_damaged(own, folder, tmp_path, change, said):
         {"quantization": {"group_size": 0, "bits": 4}},
     ],
 )
-def test_configurations_that_are_no_configuration(own, folder, tmp_path, change):
+def test_broken_configurations(own, folder, tmp_path, change):
     made = write(tmp_path / "made", own, folder)
     content = json.loads((made / "config.json").read_text())
     content = {k: v | change[k] if isinstance(change.get(k), dict) and change[k] else v for k, v in content.items()}
@@ -178,9 +179,9 @@ def test_configurations_that_are_no_configuration(own, folder, tmp_path, change)
     ],
 )
 @pytest.mark.parametrize("value", [mx.array(1.0), mx.zeros((0,)), mx.ones((2, 2)), mx.ones((1, 1, 1, 1, 1))])
-def test_tensors_of_no_shape_that_fits(own, folder, tmp_path, name, value):
+def test_tensors_of_a_wrong_shape(own, folder, tmp_path, name, value):
     made = write(tmp_path / "made", own, folder, tokenizer=False)
-    tensors = dict(mx.load(str(made / "model.safetensors")))
+    tensors = arrays_of(made)
     assert name in tensors or name.startswith("encoder.")
     mx.save_safetensors(str(made / "model.safetensors"), tensors | {name: value}, {"format": "mlx"})
     with pytest.raises(Refused) as refusal:
@@ -188,7 +189,7 @@ def test_tensors_of_no_shape_that_fits(own, folder, tmp_path, name, value):
     assert "\n" not in str(refusal.value)
 
 
-def test_a_block_whose_number_is_no_number(own, folder, tmp_path):
+def test_a_block_number_of_5000_digits(own, folder, tmp_path):
     name = f"campplus.blocks.{'9' * 5000}.layers.0.cam_layer.linear_local.weight"
     made = write(tmp_path / "made", own, folder, change=lambda tensors: tensors.update({name: mx.ones(2)}))
     with pytest.raises(Refused) as refusal:

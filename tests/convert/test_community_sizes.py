@@ -1,6 +1,5 @@
-"""Sizes of mlx-community's folders, by shapes alone: the official ones, heads included, and nothing ignored."""
+"""Configurations of mlx-community's folders: sizes are the official ones, heads included, and no setting is ignored."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from port.config import CosyVoice3Config
 from port.files import community_config as community
 from port.files.errors import Refused
 from tests.support import official_tensors
-from tests.support.convert_support import put
+from tests.support.parsed_json import put
 
 pytestmark = pytest.mark.part("files.community")
 
@@ -54,11 +53,11 @@ def test_the_published_folder_has_the_official_sizes(official_arrays, hearing):
 )
 def test_settings_that_do_not_fit(official_arrays, changes, hearing, said):
     with pytest.raises(Refused, match=said):
-        community.read_config(put(copy.deepcopy(PUBLISHED), changes), official_arrays, hearing)
+        community.read_config(put(PUBLISHED, changes), official_arrays, hearing)
 
 
 def test_every_published_setting_is_followed(official_arrays):
-    """Each number with another value changes the configuration or is refused."""
+    """Each number, when changed, changes the configuration or is refused."""
     for section in ("llm", "flow", "flow.dit", "hifigan"):
         place = PUBLISHED
         for name in section.split("."):
@@ -67,7 +66,7 @@ def test_every_published_setting_is_followed(official_arrays):
             if isinstance(value, dict):
                 continue
             other = value + 1 if isinstance(value, int) else [value[0] * 2, *value[1:]]
-            content = put(copy.deepcopy(PUBLISHED), {f"{section}.{key}": other})
+            content = put(PUBLISHED, {f"{section}.{key}": other})
             try:
                 found = community.read_config(content, official_arrays, {})
             except Refused:

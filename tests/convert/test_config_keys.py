@@ -1,6 +1,6 @@
-"""Every key of the official text files with another value: followed, refused, or known not to matter, with the reason.
+"""Every key of the official text files, changed: followed, refused, or listed here with the reason why it is unused.
 
-The files are walked leaf by leaf, so that a key that nobody thought of is asked for as well.
+The files are walked leaf by leaf, so a key that nobody thought of is tested too.
 """
 
 import json
@@ -14,16 +14,17 @@ import yaml
 from convert.official import QWEN_FILE, TOKENIZER_FILE, YAML_FILE, text_config, with_front_end
 from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
+from tests.support import parsed_json
 
 pytestmark = pytest.mark.part("convert", late=1)
 
 DATA = Path(__file__).parents[2] / "parity_tests" / "data" / "official"
 TRAINING = "only training reads it"
-STORED = "the original stores it and reads it nowhere"
-# Keys of cosyvoice3.yaml that change no sample, whatever they say: globs of paths, and why.
+STORED = "the original stores it but never reads it"
+# Keys of cosyvoice3.yaml that never change the audio: globs of paths, and why.
 YAML_REASONS = {
-    "__set_seed*": "the fixed noise is drawn after another seed, and draws of the language model have a seed here",
-    "qwen_pretrain_path": "the original puts the folder's own path there",
+    "__set_seed*": "the fixed noise has another seed, and sampling takes its seed as an argument here",
+    "qwen_pretrain_path": "the original replaces it with the folder's path",
     "llm.length_normalized_loss": TRAINING,
     "llm.lsm_weight": TRAINING,
     "flow.only_mask_loss": TRAINING,
@@ -33,8 +34,8 @@ YAML_REASONS = {
     "flow.decoder.cfm_params.content.sigma_min": TRAINING,
     "flow.decoder.cfm_params.content.training_cfg_rate": TRAINING,
     "flow.decoder.cfm_params.content.reg_loss_type": TRAINING,
-    "get_tokenizer.skip_special_tokens": "of decoding, which synthesis does not do",
-    "allowed_special": "the tokenizer of CosyVoice 3 takes it and does not read it",
+    "get_tokenizer.skip_special_tokens": "for decoding text, which synthesis never does",
+    "allowed_special": "the tokenizer of CosyVoice 3 accepts it but does not read it",
     **{
         f"{section}*": TRAINING
         for section in (
@@ -44,7 +45,7 @@ YAML_REASONS = {
         )
     },
 }
-# Keys that may be missing: the original's own default is the value that the model knows, or nothing reads them.
+# Keys that may be missing: the original's default is the official value, or nothing reads them.
 MAY_BE_MISSING = {
     "llm.sampling.*": "its defaults are the official values",
     "flow.output_type": "its default is mel",
@@ -54,25 +55,25 @@ MAY_BE_MISSING = {
     "hift.f0_predictor.in_channels": "its default is 80",
     "get_tokenizer.version": "files from before December 2025 have none",
     "feat_extractor.center": "its default is False",
-    "token_frame_rate": "named by references alone",
+    "token_frame_rate": "only other keys refer to it",
 }
 # The same for CosyVoice-BlankEN/config.json.
-GENERATION = "generate() of transformers reads it, which the original does not call"
+GENERATION = "only generate() of transformers reads it, which the original does not call"
 QWEN_REASONS = {
-    "architectures*": "the original asks for the class by name",
+    "architectures*": "the original names the class itself",
     "attention_dropout": TRAINING,
     "bos_token_id": GENERATION,
     "eos_token_id": GENERATION,
-    "use_cache": "the original asks for the cache in every call",
+    "use_cache": "the original sets it in every call",
     "initializer_range": TRAINING,
     "max_position_embeddings": "rotary tables grow as they are needed",
     "max_window_layers": "there is no sliding window",
     "sliding_window": "there is no sliding window",
     "torch_dtype": "transformers 4.51.3 loads float32 unless it is asked for another dtype",
-    "transformers_version": "who wrote the file",
+    "transformers_version": "the version that wrote the file",
 }
 QWEN_MAY_BE_MISSING = {
-    "model_type": "the original asks for the class by name",
+    "model_type": "the original names the class itself",
     "hidden_act": "its default is silu",
     "tie_word_embeddings": "the head of the text vocabulary is not used",
     "use_sliding_window": "its default is False",
@@ -89,7 +90,7 @@ def folder(tmp_path):
 
 
 def read(folder):
-    """The configuration, or None where a file is refused, in one line that names it."""
+    """The configuration, or None where a file is refused with a one-line error."""
     try:
         return with_front_end(text_config(folder), SpeechTokenizerConfig(), SpeakerConfig())
     except Refused as error:
@@ -102,7 +103,7 @@ def reasons(table, path):
 
 
 def leaves(node, path=""):
-    """Scalars of a yaml tree, by path; the tags of its mappings too."""
+    """(path, node) of each scalar of a yaml tree, and of each mapping or list with a tag."""
     if isinstance(node, yaml.MappingNode):
         if node.tag.startswith("!"):
             yield path, node
@@ -118,7 +119,7 @@ def leaves(node, path=""):
 
 
 def others(text):
-    """Other values for a scalar as yaml writes it."""
+    """Other values for a scalar, as yaml text."""
     value = yaml.safe_load(text)
     if isinstance(value, bool):
         return [str(not value)]
@@ -128,7 +129,7 @@ def others(text):
 
 
 def changed(text, node):
-    """The file with another value, reference or class at one place."""
+    """Copies of the file's text, each with another value, reference or class at one node."""
     start, end = node.start_mark.index, node.end_mark.index
     if not isinstance(node, yaml.ScalarNode):
         end = start + len(node.tag)
@@ -158,7 +159,7 @@ def test_another_value_in_the_yaml(folder, path):
     for text in YAML_LEAVES[path][: 1 if known else None]:
         (folder / YAML_FILE).write_text(text)
         found = read(folder)
-        if known:  # stays so: a key that is followed needs no reason
+        if known:  # else the reason is out of date
             assert found in (None, CosyVoice3Config()), path
         else:
             assert found != CosyVoice3Config(), f"{path} is neither followed nor refused"
@@ -169,7 +170,7 @@ def entries(node, path=""):
     """Keys of a yaml tree: path, first line, line after the last, column."""
     for key, value in node.value:
         here, block = f"{path}.{key.value}".lstrip("."), isinstance(value, yaml.MappingNode)
-        last = value.end_mark.line + (not block)  # a mapping in lines ends where the next key begins
+        last = value.end_mark.line + (not block)  # a block mapping ends where the next key begins
         yield here, key.start_mark.line, last, key.start_mark.column
         if block:
             yield from entries(value, here)
@@ -178,7 +179,7 @@ def entries(node, path=""):
 YAML_ENTRIES = list(entries(yaml.compose((DATA / YAML_FILE).read_text(), yaml.SafeLoader)))
 
 
-def test_a_key_that_the_yaml_lacks(folder):
+def test_a_key_missing_from_the_yaml(folder):
     lines = (DATA / YAML_FILE).read_text().splitlines()
     for path, first, last, _ in YAML_ENTRIES:
         (folder / YAML_FILE).write_text("\n".join(lines[:first] + lines[last:]))
@@ -189,32 +190,13 @@ def test_a_key_that_the_yaml_lacks(folder):
             assert found is None, f"{path} may be missing"
 
 
-def test_a_key_that_the_yaml_has_beside_the_known_ones(folder):
+def test_an_unknown_key_in_the_yaml(folder):
     lines = (DATA / YAML_FILE).read_text().splitlines()
     read_here = {e[0].rpartition(".")[0]: e for e in YAML_ENTRIES if not reasons(YAML_REASONS, e[0])}
     for path, first, _, column in read_here.values():
-        if column:  # a name at the top is there for references
+        if column:  # a name at the top may exist only for references
             (folder / YAML_FILE).write_text("\n".join([*lines[:first], " " * column + "surplus: 1", *lines[first:]]))
             assert read(folder) is None, path
-
-
-def json_leaves(content, path=()):
-    items = content.items() if isinstance(content, dict) else enumerate(content)
-    for key, value in items:
-        if isinstance(value, dict | list) and value:
-            yield from json_leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
-
-
-def replaced(content, path, value):
-    """A copy of parsed JSON with another value at one place."""
-    copy = json.loads(json.dumps(content))
-    place = copy
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return copy
 
 
 def other_values(value):
@@ -228,17 +210,19 @@ def other_values(value):
 QWEN = json.loads((DATA / "config.json").read_text())
 
 
-@pytest.mark.parametrize("path", [path for path, _ in json_leaves(QWEN)], ids=lambda path: ".".join(map(str, path)))
+@pytest.mark.parametrize(
+    "path", [path for path, _ in parsed_json.leaves(QWEN)], ids=lambda path: ".".join(map(str, path))
+)
 def test_another_value_in_the_backbones_config(folder, path):
     name = ".".join(map(str, path))
     known = reasons(QWEN_REASONS, name)
-    for value in other_values(dict(json_leaves(QWEN))[path]):
-        (folder / QWEN_FILE).write_text(json.dumps(replaced(QWEN, path, value)))
+    for value in other_values(dict(parsed_json.leaves(QWEN))[path]):
+        (folder / QWEN_FILE).write_text(json.dumps(parsed_json.edited(QWEN, path, value)))
         found = read(folder)
         assert (found in (None, CosyVoice3Config())) if known else found != CosyVoice3Config(), (name, value)
 
 
-def test_a_key_that_the_backbones_config_lacks_or_has_beside_the_known_ones(folder):
+def test_a_missing_or_unknown_key_in_the_backbones_config(folder):
     for key in QWEN:
         (folder / QWEN_FILE).write_text(json.dumps({k: v for k, v in QWEN.items() if k != key}))
         found = read(folder)

@@ -1,4 +1,4 @@
-"""A whole conversion: what the folder holds, and nothing where parity fails or the process dies."""
+"""A whole conversion: the folder's files, and that nothing is left when parity fails or the process dies."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def test_output_folder(plain_output, official):
     assert CosyVoice3Config.load(plain_output) == CONFIG
     assert set(config["provenance"]["sha256"]) == set(needed_files())
     audit = json.loads((plain_output / "audit.json").read_text())
-    assert audit["parity"] == []  # written and proved, compared by the command alone
+    assert audit["parity"] == []  # only the command compares
     assert audit["files"]["hift"]["tensors"] == 328
     assert read_headers(plain_output).keys() == port_shapes(CONFIG).keys()
 
@@ -86,15 +86,15 @@ def test_runs_as_a_script_and_as_a_module(tmp_path, how):
 
 
 def started(before, *arguments):
-    """The command in a process of its own, after some lines of Python."""
+    """Run the command in a subprocess, after the lines of Python `before`."""
     script = f"import sys\n{before}\nfrom convert import run\nsys.exit(run.main({list(map(str, arguments))!r}))"
     return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [(["--help"], 0), (["--hf-path"], 2), (["--q-bits", "5"], 2)])
 def test_help_and_mistakes_are_answered_before_anything_large_is_loaded(arguments, code):
-    told = "import atexit\natexit.register(lambda: print({'torch', 'mlx', 'numpy', 'onnx'} & sys.modules.keys()))"
-    done = started(told, *arguments)
+    loaded = "import atexit\natexit.register(lambda: print({'torch', 'mlx', 'numpy', 'onnx'} & sys.modules.keys()))"
+    done = started(loaded, *arguments)
     assert done.returncode == code
     assert done.stdout.splitlines()[-1] == "set()"
 
@@ -140,7 +140,7 @@ run.main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2]])
 
 @pytest.fixture
 def killed(official, tmp_path):
-    """A conversion that waits after its files were written, to be stopped with SIGKILL: process and output."""
+    """Process and output of a conversion that has written its files and then waits, to be stopped with SIGKILL."""
     out, ready = tmp_path / "results" / "out", tmp_path / "ready"
     process = subprocess.Popen([sys.executable, "-c", WAITS, str(official), str(out), str(ready)], cwd=ROOT)
     deadline = time.monotonic() + 120
@@ -161,7 +161,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(official, killed
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert [path.name for path in out.parent.iterdir()] == ["out.partial"]
-    with pytest.raises(Refused):  # config.json and weights are there, the name is not
+    with pytest.raises(Refused):  # config.json and weights exist, under another name
         CosyVoice3.from_pretrained(out)
     assert run.main(arguments) == 0
     assert [path.name for path in out.parent.iterdir()] == ["out"]

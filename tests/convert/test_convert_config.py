@@ -1,4 +1,4 @@
-"""The official configuration files: read strictly, and what the model does not know is refused by name."""
+"""The official configuration files are read strictly: an unknown key or value is refused by name."""
 
 import json
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.part("convert")
         ("sample_rate: 24000", "sample_rate: 22050", "sample_rate: 22050"),
     ],
 )
-def test_value_that_the_model_does_not_know(source, refuses, old, new, named):
+def test_an_unsupported_value_in_the_yaml(source, refuses, old, new, named):
     path = source / "cosyvoice3.yaml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
@@ -48,7 +48,7 @@ def test_value_that_the_model_does_not_know(source, refuses, old, new, named):
         ({"hidden_size": "48"}, "hidden_size"),
     ],
 )
-def test_backbone_that_the_model_does_not_know(source, refuses, change, named):
+def test_an_unsupported_backbone(source, refuses, change, named):
     path = source / "CosyVoice-BlankEN" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     refuses(source, named, "BlankEN")

@@ -1,4 +1,4 @@
-"""Configurations and folders as people have them: read, or one line that says what they are and what to do."""
+"""Configurations and folders as people have them: accepted, or refused in one line that says what to do."""
 
 import json
 
@@ -11,7 +11,7 @@ from convert.hub import find_source, needed_files
 from convert.official import load_config
 from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
-from tests.support.convert_support import CONFIG
+from tests.support.convert_support import CONFIG, arrays_of
 
 pytestmark = pytest.mark.robust
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.robust
 
 
 def saved_by(version, content):
-    """As transformers 4 and 5 save what `content` says."""
+    """`content` as transformers 4 or 5 saves it."""
     content = dict(content)
     layers = ["full_attention"] * content["num_hidden_layers"]
     if version == 4:
@@ -88,7 +88,6 @@ def test_yaml_as_people_edit_it(source, old, new):
         "!ref <chunk_size> * x",
         "!ref <chunk_size> / 0",
         "!ref <chunk_size> * <token_mel_ratio>.real",
-        "!ref __import__('os')",
         "!ref <chunk_size> if 1 else 2",
         "!ref " + " * ".join(["<chunk_size>"] * 15),
         "!ref " + "(" * 150 + "<chunk_size>" + ")" * 150,
@@ -120,7 +119,7 @@ def test_git_lfs_pointer(source, refuses, name):
 @pytest.mark.parametrize(
     "levels", [("Fun-CosyVoice3-0.5B",), ("snapshots", "abc"), ("hub", "models--x--y", "snapshots", "b")]
 )
-def test_a_folder_around_a_checkpoint(source, refuses, tmp_path, levels):
+def test_a_folder_that_contains_a_checkpoint(source, refuses, tmp_path, levels):
     top = tmp_path / "top"
     inner = top.joinpath(*levels)
     inner.parent.mkdir(parents=True)
@@ -134,7 +133,7 @@ def test_the_tokenizer_of_training_alone(source, refuses):
     refuses(source, "speech_tokenizer_v3.batch.onnx is the variant for training, download speech_tokenizer_v3.onnx")
 
 
-def test_another_generation(source, conversion):
+def test_cosyvoice_2_is_refused(source, conversion):
     (source / "cosyvoice3.yaml").rename(source / "cosyvoice2.yaml")
     (source / "llm.pt").unlink()
     assert "only CosyVoice 3 is converted" in conversion(source)[1]
@@ -152,11 +151,11 @@ def test_a_mistyped_relative_folder(source, refuses, monkeypatch):
 @pytest.mark.parametrize("name", ["./nothing", "../nothing", "/nothing/at/all", "~/nothing", "no thing/here"])
 def test_a_path_that_is_no_hub_id(refuses, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    refuses(name, name, "folder", code=2)
+    refuses(name, f"{name}: no such folder; give a folder, or a hub id", code=2)
 
 
-def test_exchanged_paths(source, capsys, tmp_path):
-    """Never the advice to delete a checkpoint."""
+def test_swapped_paths(source, capsys, tmp_path):
+    """The error must not advise to delete the checkpoint."""
     assert run.main(["--hf-path", str(tmp_path / "new"), "--mlx-path", str(source)]) == 2
     line = capsys.readouterr().err
     assert "is a checkpoint" in line and "give it to --hf-path" in line
@@ -174,11 +173,11 @@ def test_a_converted_folder_is_no_source(source, tmp_path, conversion):
 
 @pytest.mark.parametrize("settings", [{"group_size": 0, "bits": 4}, {"group_size": 32, "bits": 0}])
 def test_a_converted_folder_that_divides_by_zero(official, tmp_path, settings):
-    """MLX divides by the group size: SIGFPE ended the process."""
+    """MLX divides by the group size: zero once ended the process with SIGFPE."""
     folder = tmp_path / "out"
     convert_folder(find_source(str(official)), folder)
     layer = "llm.qwen2.layers.0.mlp.gate_proj"
-    tensors = dict(mx.load(str(folder / "model.safetensors"))) | {f"{layer}.scales": mx.zeros((160, 2))}
+    tensors = arrays_of(folder) | {f"{layer}.scales": mx.zeros((160, 2))}
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "mlx"})
     content = json.loads((folder / "config.json").read_text())
     for quantization in (settings, {"group_size": 64, "bits": 4, layer: settings}):

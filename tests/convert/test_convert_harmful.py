@@ -1,4 +1,4 @@
-"""Files made to harm a conversion: refused in one line, soon, and without the memory they ask for."""
+"""Malicious files: refused in one line, quickly, and without allocating the memory they claim."""
 
 import argparse
 import io
@@ -41,7 +41,7 @@ def packed(records):
 
 
 def with_pickle(pickled):
-    """A `.pt` file whose pickle is another one."""
+    """A `.pt` file whose pickle is replaced."""
     records = records_of(saved(TENSORS))
     (name,) = (name for name in records if name.endswith("data.pkl"))
     return packed(records | {name: pickled})
@@ -61,15 +61,8 @@ def test_damage_in_the_middle_of_a_file(source, refuses, name, length):
     assert "checksum" in line or "not where its directory says" in line  # a small record's header was hit
 
 
-def test_zeros_in_the_middle_of_the_language_model(source, refuses):
-    data = bytearray((source / "llm.pt").read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 4096] = bytes(4096)
-    (source / "llm.pt").write_bytes(data)
-    refuses(source, "llm.pt", "checksum")
-
-
 def test_every_record_is_checked(tmp_path):
-    """The pickle and the small records too, one byte each."""
+    """One bit flipped in each record, the pickle and the small ones too."""
     data, path = saved(TENSORS), tmp_path / "x.pt"
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         found = archive.infolist()
@@ -113,7 +106,7 @@ def test_bytes_around_an_archive(tmp_path, change):
 
 
 def test_records_that_overlap(tmp_path):
-    """Every record of the directory is the same large one, and would be read again for its checksum."""
+    """All entries of the directory share one large record, which would be read once an entry for its checksum."""
     content = bytes(1 << 20)
     local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 0, zlib.crc32(content), len(content), len(content), 1, 0)
     sizes = (zlib.crc32(content), len(content), len(content))
@@ -127,7 +120,7 @@ def test_records_that_overlap(tmp_path):
 
 @pytest.mark.parametrize("stem", ["../x", "../../etc", "/etc", "a/../../x", "C:\\x"])
 def test_names_of_records_that_leave_the_folder(tmp_path, stem):
-    """They are read where they stand in the file, and nothing is unpacked."""
+    """Records are read in place; nothing is unpacked to the disk."""
     records = {f"{stem}/{name.partition('/')[2]}": content for name, content in records_of(saved(TENSORS)).items()}
     path = tmp_path / "inner" / "x.pt"
     path.parent.mkdir()
@@ -136,11 +129,11 @@ def test_names_of_records_that_leave_the_folder(tmp_path, stem):
     assert [found for found in tmp_path.rglob("*") if found.is_file()] == [path]
 
 
-# ---- pickles that cost more than they are
+# ---- small pickles that cost much, and damaged ones
 
 
 def doubled(times):
-    """A dictionary whose key is a tuple of twice the same tuple, and so on."""
+    """A dictionary whose key is a tuple that holds the same tuple twice, and so on."""
     return b"\x80\x02}(" + b")" + b"q\x00h\x00\x86" * times + b"K\x01u."
 
 
@@ -177,7 +170,7 @@ class Call:
         (b"\x80\x02(}\x86.", "damaged"),
     ],
 )
-def test_pickles_that_cost_more_than_they_are(tmp_path, pickled, said):
+def test_costly_or_damaged_pickles(tmp_path, pickled, said):
     (tmp_path / "x.pt").write_bytes(with_pickle(pickled))
     assert said in refused(read_state_dict, tmp_path / "x.pt")
 
@@ -197,7 +190,6 @@ def test_pickles_that_cost_more_than_they_are(tmp_path, pickled, said):
         torch.ones(2).bool(),
         torch.ones(2, 0),
         torch.ones(1).expand(1 << 40),
-        torch.ones(8)[::2].as_strided((4,), (0,)),
         [torch.ones(2)],
         3.5,
     ],
@@ -205,10 +197,12 @@ def test_pickles_that_cost_more_than_they_are(tmp_path, pickled, said):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tensors_of_another_kind(tmp_path, value):
     torch.save(TENSORS | {"c.odd": value}, tmp_path / "x.pt")
-    if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.numel() == 4:
-        assert read_state_dict(tmp_path / "x.pt")["c.odd"].tolist() == [1.0] * 4  # within its storage: harmless
-        return
     assert "c.odd" in refused(read_state_dict, tmp_path / "x.pt")
+
+
+def test_a_tensor_that_repeats_an_element_of_its_storage_is_read(tmp_path):
+    torch.save(TENSORS | {"c.odd": torch.ones(8).as_strided((4,), (0,))}, tmp_path / "x.pt")
+    assert read_state_dict(tmp_path / "x.pt")["c.odd"].tolist() == [1.0] * 4
 
 
 @pytest.mark.parametrize(
@@ -219,15 +213,15 @@ def test_tensors_of_another_kind(tmp_path, value):
         (b"K\x03K\x04\x86", b"K\x03J\xff\xff\xff\xff\x86"),  # a negative size
         (b"K\x03K\x04\x86", b"K\x03)\x86"),
         (b"K\x03K\x04\x86", b"K\x03\x88\x86"),
-        (b"K\x0c", b"J\xff\xff\xff\x7f"),  # of the storage
+        (b"K\x0c", b"J\xff\xff\xff\x7f"),  # the storage's size
         (b"FloatStorage", b"OtherStorage"),
         (b"_rebuild_tensor_v2", b"_rebuild_tensor_v9"),
     ],
 )
-def test_tensors_that_lie(tmp_path, old, new):
+def test_tensors_with_false_sizes_or_types(tmp_path, old, new):
     records = records_of(saved(TENSORS))
     (name,) = (name for name in records if name.endswith("data.pkl"))
-    pickled = b"".join(part for part in (records[name].replace(old, new, 1),))
+    pickled = records[name].replace(old, new, 1)
     assert pickled != records[name]
     (tmp_path / "x.pt").write_bytes(packed(records | {name: pickled}))
     refused(read_state_dict, tmp_path / "x.pt")
@@ -262,4 +256,4 @@ def test_names_from_a_file_cannot_rewrite_the_terminal(source, refuses):
     assert len(line) < 1000
     path = source / "CosyVoice-BlankEN" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"\x1b[31m\nkey\u2028": 1}))
-    assert refuses(source).isprintable()
+    assert refuses(source, "config.json").isprintable()

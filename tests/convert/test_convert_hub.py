@@ -39,7 +39,7 @@ def published(official):
 
 @pytest.fixture
 def release(hub, published, monkeypatch):
-    """The official repository of the fake hub, its files known as the real ones are."""
+    """The official repository on the fake hub, with a table of sizes and digests like the real one's."""
     repo = hub.repos[REPO] = Repo()
     commit = repo.commit(published | UNUSED)
     table = {
@@ -89,7 +89,7 @@ def test_the_table_names_every_needed_file_once():
 
 
 def test_a_release_is_fetched_checked_and_pinned(hub, release, command, tmp_path):
-    hub.repos[REPO].commit(UNUSED)  # main has moved on and holds nothing of use
+    hub.repos[REPO].commit(UNUSED)  # main has moved on and lacks the files
     code, line, said = command()
     assert code == 0, line
     assert "note:" not in said
@@ -105,14 +105,14 @@ def test_llm_rl_takes_the_other_file(hub, release, command, tmp_path):
     assert '"llm.rl.pt"' in (tmp_path / "results" / "out" / "config.json").read_text()
 
 
-def test_what_is_in_the_cache_needs_no_network(hub, release, command, tmp_path):
+def test_cached_files_need_no_network(hub, release, command, tmp_path):
     assert command()[0] == 0
     asked = len(hub.log)
     assert command(out=tmp_path / "again")[0] == 0
     assert len(hub.log) == asked
 
 
-def test_a_broken_connection_is_gone_on_with(hub, release, command, published):
+def test_an_interrupted_download_resumes(hub, release, command, published):
     hub.cut["llm.pt"] = 2
     assert command()[0] == 0
     starts = [int(span[6:-1]) if span else 0 for _, span in hub.downloads("llm.pt")]
@@ -121,8 +121,8 @@ def test_a_broken_connection_is_gone_on_with(hub, release, command, published):
     assert 0 == starts[0] < size // 2 - CHUNK < starts[1] <= size // 2 < starts[2] < size
 
 
-@pytest.mark.skipif(not huggingface_hub.__version__.startswith("0."), reason="later versions begin the file again")
-def test_a_later_run_goes_on_with_an_interrupted_download(hub, release, command, monkeypatch, published):
+@pytest.mark.skipif(not huggingface_hub.__version__.startswith("0."), reason="later versions restart the file")
+def test_a_later_run_resumes_an_interrupted_download(hub, release, command, monkeypatch, published):
     monkeypatch.setattr("port.files.hub.ATTEMPTS", 1)
     hub.cut["llm.pt"] = 1
     refused_by(command(), "cannot be reached")
@@ -139,7 +139,7 @@ def test_a_hub_that_is_gone(hub, release, command, monkeypatch):
 
 @pytest.mark.meta
 def test_offline_mode(hub, release, published, tmp_path):
-    """In processes of their own: huggingface_hub reads the environment once."""
+    """In subprocesses: huggingface_hub reads the environment only once."""
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
     script = f"from convert.hub import find_source; print(find_source('{REPO}').folder)"
 
@@ -201,7 +201,7 @@ def test_a_file_that_arrives_short(hub, release, command, published):
 
 @pytest.mark.parametrize("name", ["hift.pt", "cosyvoice3.yaml"])
 def test_wrong_content(hub, release, command, published, name):
-    """Sent with the right size, under the right digest."""
+    """The hub announces the right size and digest but sends other bytes."""
     data = bytearray(published[name])
     data[len(data) // 2] ^= 1
     hub.served[name] = bytes(data)
@@ -224,7 +224,7 @@ def test_another_revision_prints_what_it_found(hub, release, command, published)
     assert "hift.pt is not the one of" in notes[0] and sha256(other["hift.pt"]) in notes[0]
 
 
-def test_another_revision_is_still_held_to_the_hubs_own_digests(hub, release, command, published):
+def test_another_revision_is_still_checked_against_the_hubs_digests(hub, release, command, published):
     hub.repos[REPO].commit(published | {"extra.txt": b"x"}, "tuned")
     data = bytearray(published["flow.pt"])
     data[-1] ^= 1
@@ -242,7 +242,7 @@ def resaved(data):
     ("flags", "precision"),
     [((), Precision()), (("-q", "--q-group-size", "32"), Precision(bits={"llm": 4}, group_size=32))],
 )
-def test_too_little_disk_is_told_before_the_download(hub, release, command, monkeypatch, published, flags, precision):
+def test_too_little_disk_is_refused_beforehand(hub, release, command, monkeypatch, published, flags, precision):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=1_000_000))
     download = sum(len(published[name]) for name in needed_files()) / 1e6
@@ -259,8 +259,8 @@ def test_too_little_disk_is_told_before_the_download(hub, release, command, monk
     [Precision(), Precision("float16"), Precision(bits={"llm": 4}), Precision("bfloat16", tuple(PARTS), {"flow": 8})],
     ids=["float32", "float16", "4-bit", "all parts"],
 )
-def test_the_release_is_known_to_need_what_its_conversion_writes(precision, bake_timesteps):
-    """Before a download and after it, within a hundredth: the files hold names and vocabularies too."""
+def test_the_estimated_size_of_a_conversion_is_what_it_writes(precision, bake_timesteps):
+    """The estimate before a download is within 1 %; the source files also hold names and vocabularies."""
     config = CosyVoice3Config()
     bake = Bake(config) if bake_timesteps else None
     written = output_bytes(output_layout(port_shapes(config), precision, bake).values())
@@ -268,7 +268,7 @@ def test_the_release_is_known_to_need_what_its_conversion_writes(precision, bake
     assert before == pytest.approx(written, rel=0.01)
 
 
-def test_purposes_on_one_disk_are_added(tmp_path, monkeypatch):
+def test_needs_on_one_disk_are_added(tmp_path, monkeypatch):
     usage = shutil.disk_usage(".")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100))
     require_space({"to write": (tmp_path / "not" / "yet", 100)})

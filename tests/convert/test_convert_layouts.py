@@ -1,9 +1,10 @@
-"""Layouts in which people have a checkpoint: each converts and passes the real comparison, or a line says why not."""
+"""Layouts of checkpoints that people have: each converts and passes the real comparison, or a line says why not."""
 
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -17,7 +18,7 @@ from convert.hub import find_source
 from port.files.errors import Refused
 from tests.convert.test_convert_folders import EDITS, saved_by
 from tests.convert.test_mapping import folded
-from tests.support.convert_support import resave
+from tests.support.convert_support import arrays_of, resave
 
 pytestmark = pytest.mark.part("convert.layouts")
 
@@ -61,8 +62,8 @@ def with_discriminator(state):
 DEEPSPEED = {"grad_norm": torch.tensor(2.5), "ds_version": "0.15", "global_steps": 7, "buffer_names": [], "lr": None}
 DEEPSPEED |= {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "sparse_tensor_module_names": {"a"}}
 COUNTED = {"epoch": torch.tensor(7), "step": torch.tensor([9], dtype=torch.int32)}
-# By name: how exactly the converted weights are those of the plain checkpoint, and what each of FILES holds instead.
-LAYOUTS = {
+# By name: tolerance relative to the weights of the plain checkpoint, and the change to each of FILES.
+LAYOUTS: dict[str, Any] = {
     "trainers": (
         0,
         lambda s: {"module": s, **DEEPSPEED},
@@ -111,7 +112,7 @@ LAYOUTS = {
 def plain(official, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     assert run.main(["--hf-path", str(official), "--mlx-path", str(out)]) == 0
-    return mx.load(str(out / "model.safetensors"))
+    return arrays_of(out)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -130,11 +131,11 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
         dropped = json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"]
         lacks = key not in "".join(dropped).replace("_orig_mod.", "")
         assert lacks == (f"note: the checkpoint has no {key}" in said), file
-    found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    found = arrays_of(tmp_path / "out")
     assert found.keys() == plain.keys()
     for name, value in plain.items():
         got, wanted = np.array(found[name], np.float64), np.array(value, np.float64)
-        if value.ndim == 4 and "condnet" in name:  # two summands
+        if value.ndim == 4 and "condnet" in name:  # stored as two summands
             got, wanted = got.sum(0), wanted.sum(0)
         assert np.abs(got - wanted).max() <= 2 * tolerance * np.abs(wanted).max(), name
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -163,21 +164,21 @@ def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, 
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
-    found = mx.load(str(tmp_path / "out" / "model.safetensors"))
+    found = arrays_of(tmp_path / "out")
     assert found.keys() == plain.keys()
     assert all(mx.array_equal(found[name], value) for name, value in plain.items())
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_comparison_sees_other_weights_in_a_layout(source, tmp_path, monkeypatch, file):
-    """The port filled from the plain file, the reference from a changed one of another layout: told apart."""
-    spoiled = Path(shutil.copytree(source, tmp_path / "spoiled"))
-    state = torch.load(spoiled / file)
-    key = next(k for k, v in state.items() if v.dim() > 1 and k not in (HEAD,) and "embed" not in k)
-    torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), spoiled / file)
+    """The port has the plain weights, the reference changed ones in another layout: the comparison fails."""
+    damaged = Path(shutil.copytree(source, tmp_path / "damaged"))
+    state = torch.load(damaged / file)
+    key = next(k for k, v in state.items() if v.dim() > 1 and k != HEAD and "embed" not in k)
+    torch.save(before("module._orig_mod.", state | {key: state[key] * 1.01}), damaged / file)
     real = run.parity_check
     with pytest.raises(Refused, match="is FAIL"):
-        convert_folder(find_source(str(source)), tmp_path / "out", lambda _, folder: real(spoiled, folder))
+        convert_folder(find_source(str(source)), tmp_path / "out", lambda _, folder: real(damaged, folder))
 
 
 def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys):
@@ -219,7 +220,7 @@ def test_tensors_of_other_training(source, refuses, file, key, said):
 
 @pytest.mark.parametrize("wrapper", ["net_g", "net", "ema", "params", "llm", "model_state", "training.model"])
 def test_a_wrapper_of_another_name(source, refuses, wrapper):
-    """A name that some trainer has: it holds the tensors, the file itself a loss at most."""
+    """Some trainers wrap the tensors under another name, beside a loss."""
 
     def wrap(state):
         for name in reversed(wrapper.split(".")):

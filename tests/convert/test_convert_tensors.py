@@ -1,4 +1,4 @@
-"""Tensors missing, unknown or of another shape in each of the six weights files: refused by name, nothing is left."""
+"""Missing, unknown or wrongly shaped tensors in each of the six weights files: refused by name, nothing is left."""
 
 import copy
 import shutil
@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from convert.onnx_graph import module_path
 from port.files.errors import Refused
 from tests.support.convert_support import resave
-from tests.support.onnx_support import COUNTS, READ, write_files
+from tests.support.onnx_support import COUNTS, READ
 
 pytestmark = pytest.mark.part("convert", late=1)
 
@@ -22,7 +22,7 @@ GRAPHS = ("speech_tokenizer_v3.onnx", "campplus.onnx")
 
 @pytest.fixture
 def refused(source, refuses):
-    """The line with which a conversion of a spoiled file ends."""
+    """The line of the error with which converting a damaged file ends."""
     return lambda file, *said: refuses(source, *said, flags=("--llm", "rl") if file == "llm.rl.pt" else ())
 
 
@@ -75,9 +75,8 @@ def test_the_rotary_frequencies_show_the_width_of_a_head(source, refused, width)
 
 
 @pytest.fixture(scope="module")
-def graphs(tmp_path_factory):
-    folder = write_files(tmp_path_factory.mktemp("graphs"))
-    return {part: onnx.load(folder / f"{part}14.onnx") for part in COUNTS}
+def graphs(onnx_files):
+    return {part: onnx.load(onnx_files / f"{part}14.onnx") for part in COUNTS}
 
 
 def written(model, path):

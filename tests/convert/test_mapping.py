@@ -23,7 +23,7 @@ def test_subset_under_a_prefix():
     np.testing.assert_array_equal(done.tensors[done.used[key]], weight)
 
 
-def test_units_that_no_file_carries():
+def test_modules_that_no_file_holds():
     keys = {"dwconv.weight": (6, 1, 7), "dwconv.bias": (6,), "norm.weight": (6,), "grn.gamma": (1, 1, 12)}
     tensors = {key: np.random.default_rng(0).standard_normal(shape).astype(np.float32) for key, shape in keys.items()}
     done = convert("unit", tensors, CONFIG).tensors

@@ -1,6 +1,6 @@
-"""The conversion at the official depth, against a list of the files' tensors that knows nothing of convert/mapping.py.
+"""The conversion at the official depth, against a list of tensors that is independent of convert/mapping.py.
 
-Each of the 1766 tensors has its own values and must arrive in its own place: two layers exchanged have one shape.
+Each of the 1766 tensors has its own values and must arrive in its place: shapes alone would not show swapped layers.
 """
 
 import math
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.part("convert", late=1)
 
 PARTS = pytest.mark.parametrize("part", official_tensors.PARTS)
 OFFICIAL = CosyVoice3Config()
-ROTARY = "decoder.estimator.rotary_embed.inv_freq"  # its length is compared with its values, when they are read
+ROTARY = "decoder.estimator.rotary_embed.inv_freq"  # its length is checked with its values, when they are read
 
 
 def deep_config():
@@ -48,7 +48,7 @@ def deep_config():
 
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory):
-    """Source folder, and the port's parameters as they come from its conversion."""
+    """Source folder, and the port's parameters after its conversion."""
     scratch, config = tmp_path_factory.mktemp("deep"), deep_config()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(synthesize.SIZES, "deep", lambda: config)
@@ -56,11 +56,11 @@ def deep(tmp_path_factory):
     convert_folder(find_source(str(scratch / "source")), scratch / "out")
     model = weights.load(scratch / "out")
     assert model.config == config
-    return scratch / "source", {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    return scratch / "source", {name: np.array(value) for name, value in dict(tree_flatten(model.parameters())).items()}
 
 
 def source_tensors(folder, part):
-    """What the file was made of, without the converter's readers."""
+    """Tensors that were written to the file, without the converter's readers."""
     config = deep_config()
     if part == "speech_tokenizer":
         state = live_speech_tokenizer(config.speech_tokenizer, 9).state_dict()
@@ -119,12 +119,12 @@ def test_the_plan_is_the_list(part):
     assert {step.sources: step.target for step in plan(part, official_tensors.shapes(part))} == expected
 
 
-# ---- files of official size that are not the official ones
+# ---- files of official size with a wrong tensor
 
 
 @pytest.fixture(scope="module")
 def audit():
-    """Plan and proof of one file's shapes, at the official sizes."""
+    """Plans and proves one file's shapes, at the official sizes."""
     parameters = port_shapes(OFFICIAL)
 
     def run(part, shapes):
@@ -134,9 +134,9 @@ def audit():
     return run
 
 
-def one_of_each_line(part):
+def one_of_each_kind(part):
     """A tensor of each kind, from a layer drawn at random."""
-    kinds = {}
+    kinds: dict[str, list[str]] = {}
     for entry in official_tensors.entries(part):
         for name in entry.names:
             kind = re.sub(r"\d+", "#", name)
@@ -148,7 +148,7 @@ def one_of_each_line(part):
 def test_a_tensor_that_is_missing(audit, part):
     whole = official_tensors.shapes(part)
     assert audit(part, whole).sources == len(whole)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         with pytest.raises(Refused) as refusal:
             audit(part, {key: shape for key, shape in whole.items() if key != name})
         assert "missing" in str(refusal.value) or "not filled" in str(refusal.value) or name in str(refusal.value), name
@@ -157,7 +157,7 @@ def test_a_tensor_that_is_missing(audit, part):
 @PARTS
 def test_a_tensor_of_another_shape(audit, part):
     whole = official_tensors.shapes(part)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         shape = whole[name]
         others = [(*shape[:i], size + 1, *shape[i + 1 :]) for i, size in enumerate(shape)]
         others = [(*shape, 1), shape[:-1], *others] if name != ROTARY else [(*shape, 1), ()]
@@ -172,10 +172,10 @@ def test_a_tensor_of_another_shape(audit, part):
 @PARTS
 def test_a_tensor_that_the_model_does_not_know(audit, part):
     whole = official_tensors.shapes(part)
-    for name in one_of_each_line(part):
+    for name in one_of_each_kind(part):
         pieces = name.split(".")
         strangers = [f"{name}x", f"x{name}", f"{name}.weight", ".".join([*pieces[:-1], "extra", pieces[-1]])]
-        # A layer more of each stack that the tensor stands in.
+        # One more layer in each stack that contains the tensor.
         strangers += [".".join([*pieces[:i], "77", *pieces[i + 1 :]]) for i, p in enumerate(pieces) if p.isdigit()]
         for stranger in strangers:
             with pytest.raises(Refused) as refusal:

@@ -1,4 +1,4 @@
-"""Every attribute and constant of both ONNX files, changed: refused, or followed as onnxruntime follows it."""
+"""Every attribute and constant of both ONNX files, changed: refused, or followed as onnxruntime does."""
 
 import copy
 import re
@@ -13,25 +13,21 @@ from onnx import AttributeProto, helper, numpy_helper
 from convert.onnx_graph import module_path
 from mlx_parity.compare import compare
 from port.files.errors import Refused
-from tests.support.onnx_support import CLASSES, OPSETS, READ, write_files
+from tests.support.onnx_support import CLASSES, OPSETS, READ
 
 pytestmark = pytest.mark.part("convert.onnx")
 
 FRAMES = (57, 203)
-# Refusals of these name the attribute; elsewhere an axis or a constant shows in what the graph computes.
 NOWHERE = "onnxruntime cannot run this file"
+# Refusals name the attribute of these; of others, the comparison of graph and model notices the change.
 NAMED = ("Conv", "AveragePool", "BatchNormalization", "LayerNormalization", "Softmax", "Cast")
-FORMS = {"speech_tokenizer": "speech_tokenizer", "speaker": "speaker_held"}  # what today's onnxruntime computes alike
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("onnx"))
+# The forms that today's onnxruntime computes as the model does.
+FORMS = {"speech_tokenizer": "speech_tokenizer", "speaker": "speaker_held"}
 
 
 def kinds(graph):
-    """One node of each place, operator and set of values, by these: the modules of a list are one place."""
-    found = {}
+    """Index of one node for each place, operator and set of values; the modules of a list are one place."""
+    found: dict[tuple[object, ...], int] = {}
     for i, node in enumerate(graph.node):
         place = re.sub("[0-9]+", "#", module_path(node.name)), node.op_type
         values = tuple((a.name, str(helper.get_attribute_value(a))) for a in node.attribute)
@@ -40,7 +36,7 @@ def kinds(graph):
 
 
 def changed_values(attribute):
-    """Other values of one attribute, the nearest and the one that nothing is."""
+    """Other values of one attribute, near the old one."""
     value = helper.get_attribute_value(attribute)
     if attribute.type == AttributeProto.INT:
         return [value + 1, value - 1]
@@ -63,10 +59,7 @@ def with_value(attribute, value):
 
 
 def changes(model, known=()):
-    """Each change of one attribute of one node: other values, left out, and one that no operator has.
-
-    Nodes of a kind in `known` are left alone.
-    """
+    """Changes of one attribute of one node: another value, left out, or unknown. Skips nodes of a kind in `known`."""
     for i in (i for kind, i in kinds(model.graph).items() if kind not in known):
         node = model.graph.node[i]
         for k, attribute in enumerate(node.attribute):
@@ -88,7 +81,7 @@ def change(model, i, k, attribute):
 
 
 def same_as_onnxruntime(part, path):
-    """What the reference, built from what the converter read, makes against onnxruntime on the file; '' if equal."""
+    """Compare the reference, filled with what the converter read, with onnxruntime; '' if equal, else what differs."""
     weights = READ[part](path)
     single = CLASSES[part][0](weights.config).eval()
     single.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in weights.items()}, strict=True)
@@ -124,9 +117,9 @@ def same_as_onnxruntime(part, path):
 
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("part", FORMS)
-def test_each_change_is_refused_or_followed(files, tmp_path, part, opset):
-    model = onnx.load(files / f"{FORMS[part]}{opset}.onnx")
-    known = kinds(onnx.load(files / f"{FORMS[part]}{OPSETS[0]}.onnx").graph) if opset != OPSETS[0] else ()
+def test_each_change_is_refused_or_followed(onnx_files, tmp_path, part, opset):
+    model = onnx.load(onnx_files / f"{FORMS[part]}{opset}.onnx")
+    known = kinds(onnx.load(onnx_files / f"{FORMS[part]}{OPSETS[0]}.onnx").graph) if opset != OPSETS[0] else ()
     path, wrong, refused, followed, nowhere = tmp_path / "changed.onnx", [], 0, 0, 0
     for i, k, attribute in changes(model, known):
         node = model.graph.node[i]
@@ -152,9 +145,9 @@ def test_each_change_is_refused_or_followed(files, tmp_path, part, opset):
 
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("part", FORMS)
-def test_another_operator_or_order_is_refused(files, tmp_path, part, opset):
-    """Operators replaced by others of the same form, and inputs exchanged."""
-    model = onnx.load(files / f"{FORMS[part]}{opset}.onnx")
+def test_another_operator_or_order_is_refused(onnx_files, tmp_path, part, opset):
+    """Operators replaced by others with the same inputs, and inputs exchanged."""
+    model = onnx.load(onnx_files / f"{FORMS[part]}{opset}.onnx")
     others = {"Relu": "Sigmoid", "Sigmoid": "Tanh", "Tanh": "Sigmoid", "Sqrt": "Exp", "Erf": "Tanh", "Round": "Floor"}
     others |= {"Add": "Mul", "Mul": "Add", "Sub": "Add", "Less": "Greater", "Not": "Identity", "Neg": "Identity"}
     path, kept = tmp_path / "changed.onnx", []
@@ -180,8 +173,8 @@ def test_another_operator_or_order_is_refused(files, tmp_path, part, opset):
     assert len(kept) > 10
 
 
-def test_the_line_names_the_one_that_differs_from_its_siblings(files, tmp_path):
-    model = onnx.load(files / "speech_tokenizer14.onnx")
+def test_a_changed_constant_is_noticed_in_what_the_graph_computes(onnx_files, tmp_path):
+    model = onnx.load(onnx_files / "speech_tokenizer14.onnx")
     node = next(node for node in model.graph.node if node.name == "/blocks.1/mlp/mlp.1/Constant")
     node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(1.5, np.float32)))
     path = tmp_path / "changed.onnx"
@@ -190,8 +183,8 @@ def test_the_line_names_the_one_that_differs_from_its_siblings(files, tmp_path):
         READ["speech_tokenizer"](path)
 
 
-def test_an_operator_of_another_domain_is_said(files, tmp_path, caplog):
-    model = onnx.load(files / "speaker14.onnx")
+def test_an_operator_of_another_domain_is_logged(onnx_files, tmp_path, caplog):
+    model = onnx.load(onnx_files / "speaker14.onnx")
     next(node for node in model.graph.node if node.op_type == "Sigmoid").domain = "com.example"
     onnx.save(model, tmp_path / "changed.onnx")
     READ["speaker"](tmp_path / "changed.onnx")

@@ -12,22 +12,17 @@ from convert.onnx_weights import read_speaker, read_speech_tokenizer
 from port.config import SpeakerConfig, SpeechTokenizerConfig
 from port.files.errors import Refused
 from reference.export_onnx import export_speaker, live_speaker, live_speech_tokenizer
-from tests.support.onnx_support import COUNTS, OPSETS, READ, SPEAKER, TOKENIZER, write_files
+from tests.support.onnx_support import COUNTS, OPSETS, READ, SPEAKER, TOKENIZER, node_of
 
 pytestmark = pytest.mark.part("convert")
 
 PARTS = pytest.mark.parametrize("part", COUNTS)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("onnx"))
-
-
 @pytest.mark.parametrize("opset", OPSETS)
 @PARTS
-def test_reads_what_was_written(files, part, opset):
-    weights = READ[part](files / f"{part}{opset}.onnx")
+def test_reads_what_was_written(onnx_files, part, opset):
+    weights = READ[part](onnx_files / f"{part}{opset}.onnx")
     assert len(weights) == COUNTS[part]
     assert weights.config == (TOKENIZER if part == "speech_tokenizer" else SPEAKER)
     written = (
@@ -43,8 +38,8 @@ def test_reads_what_was_written(files, part, opset):
             assert np.abs(weights[key] - tensor.numpy()).max() <= limit, key
 
 
-def test_files_look_like_the_official_ones(files):
-    graphs = {path.stem: onnx.load(path).graph for path in files.glob("*.onnx")}
+def test_files_look_like_the_official_ones(onnx_files):
+    graphs = {path.stem: onnx.load(path).graph for path in onnx_files.glob("*.onnx")}
     names = [initializer.name for initializer in graphs["speech_tokenizer14"].initializer]
     assert names[:3] == [f"blocks.{i}.attn.fsmn_block.weight" for i in range(2)] + ["quantizer.project_in.bias"]
     kinds = [name.split("_")[0] for name in names[3:]]
@@ -58,7 +53,7 @@ def test_files_look_like_the_official_ones(files):
     # head 12, tdnn 1, a bottleneck for each layer and the last transit: weight and folded bias of each
     assert sum(name.startswith("onnx::Conv_") for name in names) == 2 * (12 + 1 + 7 + 1)
     named = {name for name in names if not name.startswith("onnx::")}
-    assert named <= read_speaker(files / "speaker14.onnx").keys()
+    assert named <= read_speaker(onnx_files / "speaker14.onnx").keys()
     assert len(names) == COUNTS["speaker"]
 
 
@@ -79,14 +74,14 @@ def test_equal_weights_shared_through_identity(tmp_path):
 
 @pytest.mark.parametrize("opset", OPSETS)
 @PARTS
-def test_the_graph_is_the_one_that_protobuf_reads(files, part, opset):
-    graph, raw, version = read_graph(files / f"{part}{opset}.onnx")
+def test_the_graph_is_the_one_that_protobuf_reads(onnx_files, part, opset):
+    graph, raw, version = read_graph(onnx_files / f"{part}{opset}.onnx")
     assert version == opset
     assert len(raw) == len(graph.initializer) > 0
     for tensor in graph.initializer:
         assert not tensor.raw_data
         tensor.raw_data = bytes(raw[tensor.name])
-    assert graph == onnx.load(files / f"{part}{opset}.onnx").graph
+    assert graph == onnx.load(onnx_files / f"{part}{opset}.onnx").graph
 
 
 def test_module_paths():
@@ -101,10 +96,6 @@ def test_module_paths():
 
 def _initializer(graph, start, rank=None):
     return next(i for i in graph.initializer if i.name.startswith(start) and rank in (None, len(i.dims)))
-
-
-def _node(graph, name):
-    return next(node for node in graph.node if node.name == name)
 
 
 def _constant(graph, output):
@@ -122,16 +113,16 @@ def _external(graph):
 
 
 def _zeros(start, shape, dtype=np.float32):
-    """Zeros of another kind in the place of a weight of the same rank."""
+    """Replace a weight of the same rank by zeros of another shape or dtype."""
     return lambda graph: _replace(_initializer(graph, start, len(shape)), np.zeros(shape, dtype))
 
 
 def _rename(old, new):
-    return lambda graph: setattr(_node(graph, old), "name", new)
+    return lambda graph: setattr(node_of(graph, old), "name", new)
 
 
 def _change_eps(graph):
-    node = _node(graph, "/blocks.1/mlp_ln/Add")
+    node = node_of(graph, "/blocks.1/mlp_ln/Add")
     _replace(_constant(graph, node.input[1]), np.array(1e-6, np.float32))
 
 
@@ -142,26 +133,26 @@ def _change_rotary(graph):
 
 
 def _compute_weight(graph):
-    node = _node(graph, "/conv1/Conv")
+    node = node_of(graph, "/conv1/Conv")
     graph.node.insert(0, helper.make_node("Neg", [node.input[1]], ["computed"], "/conv1/Neg"))
     node.input[1] = "computed"
 
 
 def _loop(graph):
-    node = _node(graph, "/conv1/Conv")
+    node = node_of(graph, "/conv1/Conv")
     graph.node.extend([helper.make_node("Identity", ["a"], ["b"]), helper.make_node("Identity", ["b"], ["a"])])
     node.input[1] = "a"
 
 
 def _affine(graph):
-    node = _node(graph, "/xvector/dense/nonlinear/batchnorm/BatchNormalization")
+    node = node_of(graph, "/xvector/dense/nonlinear/batchnorm/BatchNormalization")
     graph.initializer.append(numpy_helper.from_array(np.full(24, 2, np.float32), "two"))
     node.input[1] = "two"
 
 
 def _set(name, attribute, value):
     def change(graph):
-        node = _node(graph, name)
+        node = node_of(graph, name)
         kept = [a for a in node.attribute if a.name != attribute]
         del node.attribute[:]
         node.attribute.extend([*kept, *([] if value is None else [helper.make_attribute(attribute, value)])])
@@ -238,9 +229,9 @@ DAMAGE |= {name: ("speaker", *found) for name, found in IN_SPEAKER.items()}
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_refused_in_one_line(files, tmp_path, damage):
+def test_damage_is_refused_in_one_line(onnx_files, tmp_path, damage):
     part, change, message = DAMAGE[damage]
-    model = onnx.load(files / f"{part}14.onnx")
+    model = onnx.load(onnx_files / f"{part}14.onnx")
     change(model.graph)
     path = tmp_path / "damaged.onnx"
     path.write_bytes(model.SerializeToString())
@@ -251,8 +242,8 @@ def test_damage_is_refused_in_one_line(files, tmp_path, damage):
 
 
 @PARTS
-def test_files_that_are_none(files, tmp_path, part):
-    whole = (files / f"{part}14.onnx").read_bytes()
+def test_files_that_are_not_onnx(onnx_files, tmp_path, part):
+    whole = (onnx_files / f"{part}14.onnx").read_bytes()
     for name, content in {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"hello", "zeros": bytes(100)}.items():
         (tmp_path / name).write_bytes(content)
     for name in ("cut", "empty", "text", "zeros", "missing", "."):
@@ -261,11 +252,11 @@ def test_files_that_are_none(files, tmp_path, part):
         assert "\n" not in str(caught.value)
     other = next(p for p in COUNTS if p != part)
     with pytest.raises(Refused, match="is not the"):
-        READ[part](files / f"{other}14.onnx")
+        READ[part](onnx_files / f"{other}14.onnx")
 
 
-def test_sizes_other_than_wanted(files):
+def test_sizes_other_than_expected(onnx_files):
     with pytest.raises(Refused, match=r"speech_tokenizer\.dim is 64, expected 1280"):
-        read_speech_tokenizer(files / "speech_tokenizer14.onnx", SpeechTokenizerConfig())
+        read_speech_tokenizer(onnx_files / "speech_tokenizer14.onnx", SpeechTokenizerConfig())
     with pytest.raises(Refused, match=r"speaker\.embed_dim is 24, expected 192"):
-        read_speaker(files / "speaker14.onnx", SpeakerConfig())
+        read_speaker(onnx_files / "speaker14.onnx", SpeakerConfig())

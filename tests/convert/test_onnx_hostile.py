@@ -1,4 +1,4 @@
-"""ONNX files made to take time or memory, or to write on the reader's terminal: refused early, in one short line."""
+"""Malicious ONNX files that would cost time or memory or write on the terminal: refused early, in one short line."""
 
 import time
 from contextlib import suppress
@@ -12,25 +12,16 @@ from onnx import helper
 from convert.onnx_file import read_graph
 from convert.onnx_weights import read_speaker
 from port.files.errors import Refused
-from tests.support.onnx_support import COUNTS, READ, write_files
+from tests.support.onnx_support import COUNTS, READ, node_of
 
 pytestmark = pytest.mark.robust
 
 PARTS = pytest.mark.parametrize("part", COUNTS)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    return write_files(tmp_path_factory.mktemp("onnx"))
-
-
-def _node(graph, name):
-    return next(node for node in graph.node if node.name == name)
-
-
 @PARTS
-def test_nodes_without_inputs(files, tmp_path, part):
-    model = onnx.load(files / f"{part}14.onnx")
+def test_nodes_without_inputs(onnx_files, tmp_path, part):
+    model = onnx.load(onnx_files / f"{part}14.onnx")
     path = tmp_path / "damaged.onnx"
     for op in sorted({node.op_type for node in model.graph.node if node.input} | {"Identity"}):
         changed = onnx.ModelProto()
@@ -46,7 +37,7 @@ def test_nodes_without_inputs(files, tmp_path, part):
 
 
 def _message(number, content):
-    """A protobuf field: bytes of a length."""
+    """A protobuf field that holds bytes."""
     length, size = len(content), b""
     while length > 127:
         size, length = size + bytes([length & 127 | 128]), length >> 7
@@ -77,9 +68,9 @@ def test_millions_of_empty_things_are_refused_before_they_are_read(tmp_path, flo
     assert time.process_time() - start < 5
 
 
-def test_a_long_chain_of_identities_is_followed_once(files, tmp_path):
-    model = onnx.load(files / "speaker14.onnx")
-    node, count = _node(model.graph, "/head/conv1/Conv"), 50_000
+def test_a_long_chain_of_identities_is_followed_once(onnx_files, tmp_path):
+    model = onnx.load(onnx_files / "speaker14.onnx")
+    node, count = node_of(model.graph, "/head/conv1/Conv"), 50_000
     chain = [helper.make_node("Identity", [f"c{i}" if i else node.input[1]], [f"c{i + 1}"]) for i in range(count)]
     node.input[1] = f"c{count}"
     rest = list(model.graph.node)
@@ -93,9 +84,9 @@ def test_a_long_chain_of_identities_is_followed_once(files, tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 3_900_000, "a\nb", "\x1b[31mred", "\u202eleft", "/conv1/\x00/Conv"])
 @pytest.mark.parametrize("place", ["node", "operator", "attribute", "value", "initializer", "output"])
-def test_names_that_are_endless_or_not_plain_are_refused_in_a_short_line(files, tmp_path, place, name):
-    model = onnx.load(files / "speaker14.onnx")
-    node = _node(model.graph, "/head/conv1/Conv")
+def test_names_that_are_endless_or_not_plain_are_refused_in_a_short_line(onnx_files, tmp_path, place, name):
+    model = onnx.load(onnx_files / "speaker14.onnx")
+    node = node_of(model.graph, "/head/conv1/Conv")
     if place == "node":
         node.name = name
     elif place == "operator":
@@ -117,8 +108,8 @@ def test_names_that_are_endless_or_not_plain_are_refused_in_a_short_line(files, 
 
 @settings(max_examples=60, deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255), kept=st.floats(0.2, 1))
-def test_damaged_bytes_never_end_in_a_traceback(files, tmp_path_factory, position, bits, kept):
-    data = bytearray((files / "speaker14.onnx").read_bytes())
+def test_damaged_bytes_never_end_in_a_traceback(onnx_files, tmp_path_factory, position, bits, kept):
+    data = bytearray((onnx_files / "speaker14.onnx").read_bytes())
     data[int(position * len(data))] ^= bits
     path = tmp_path_factory.mktemp("damaged") / "speaker.onnx"
     path.write_bytes(data[: int(kept * len(data))])

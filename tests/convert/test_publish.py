@@ -28,7 +28,7 @@ QUALITY = {"precision": "4 bits", "layers": 2, "metrics": [METRIC | {"limit": 21
 
 
 def compared(source, folder):
-    """What a comparison leaves: the card's subject here."""
+    """Rows and quality.json of a comparison, for the card."""
     (folder / "quality.json").write_text(json.dumps(QUALITY))
     return [
         {"checkpoint": "walk.llm/llm", "status": "PASS", "ratio": 1.5},
@@ -81,7 +81,7 @@ def test_card_of_a_folder(converted, parity):
     text = card(converted)
     audit = json.loads((converted / "audit.json").read_text())
     assert head(text)["library_name"] == "mlx" and head(text)["pipeline_tag"] == "text-to-speech"
-    assert "base_model" not in head(text) and "license" not in head(text)  # nobody knows this checkpoint
+    assert "base_model" not in head(text) and "license" not in head(text)  # an unknown checkpoint
     for file in audit["files"].values():
         assert f"| `{file['name']}` | {file['bytes']:,} | `{file['sha256']}` |" in text
     assert audit["verdict"] in text
@@ -137,7 +137,7 @@ def test_card_of_a_damaged_folder(converted, capsys, name, content):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_build_wants_something_to_do(capsys):
+def test_build_needs_a_report_or_a_folder(capsys):
     with pytest.raises(SystemExit) as stop:
         build.main([])
     assert stop.value.code == 2
@@ -185,7 +185,7 @@ def test_a_readme_on_the_hub_is_not_replaced_without_a_word(hub, converted, comm
     assert "note:" not in command()[2]
 
 
-def test_what_only_the_user_knows_of_the_card(hub, converted, command):
+def test_base_model_and_license_come_from_flags(hub, converted, command):
     assert command("--base-model", "me/tuned", "--license", "cc-by-4.0")[0] == 0
     found = head(converted.joinpath("README.md").read_text())
     assert (found["base_model"], found["license"]) == ("me/tuned", "cc-by-4.0")
@@ -213,7 +213,7 @@ def test_uploading_again_changes_nothing(hub, converted, command):
         (lambda audit: audit["written"].update({"../mlx/config.json": "0"}), "changed since"),
     ],
 )
-def test_what_did_not_pass_is_not_published(hub, converted, command, change, said):
+def test_a_folder_that_did_not_pass_is_not_published(hub, converted, command, change, said):
     edit(converted / "audit.json", change)
     refused_by(command(), said)
     assert hub.log == []
@@ -235,8 +235,8 @@ def test_a_report_must_be_of_these_weights_and_pass(hub, converted, command, tmp
     save(make(), path)
     refused_by(command("--report", str(path)), "judges other weights")
     audit = json.loads((converted / "audit.json").read_text())
-    weights = (WeightFile(f["name"], f["sha256"], f["bytes"]) for f in audit["files"].values())
-    weights = tuple(w for w in weights if w.file.endswith((".pt", ".onnx")))
+    files = [f for f in audit["files"].values() if f["name"].endswith((".pt", ".onnx"))]
+    weights = tuple(WeightFile(f["name"], f["sha256"], f["bytes"]) for f in files)
     save(make(provenance=replace(provenance(), weights=weights)), path)
     code, line, _ = command("--report", str(path))
     assert code == 0, line
@@ -252,11 +252,11 @@ def test_a_hub_that_refuses(hub, command, refuses, said):
     refused_by(command(), said)
 
 
-def test_a_large_file_that_is_not_taken(hub, command):
+def test_a_large_file_that_the_hub_rejects(hub, command):
     hub.fail_uploads = 100
     refused_by(command(), "the hub answers HTTP 400")
     assert "model.safetensors" not in hub.repos[NAME].commits[hub.repos[NAME].branches["main"]]
 
 
-def test_a_name_that_is_none(command, converted, capsys):
+def test_an_invalid_repository_name(command, converted):
     assert publish.main(["--mlx-path", str(converted), "--upload-repo", "no name"]) == 2

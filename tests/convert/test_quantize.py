@@ -1,4 +1,4 @@
-"""Conversion to half precision and quantized weights: what is stored how, what is refused, and how it is judged."""
+"""Conversion to half precision and quantized weights: how tensors are stored, what is refused, how it is judged."""
 
 import json
 import re
@@ -26,12 +26,14 @@ from port.files.errors import Misused, Refused
 from port.files.storage import read_headers
 from port.model import CosyVoice3Model
 from reference.synthesize import synthesize
+from tests.support.convert_support import arrays_of
 
 pytestmark = pytest.mark.part("convert.quantize")
 
 ROOT = Path(__file__).parents[2]
 HALVES = ("float16", "bfloat16")
-OFFICIAL = {name: tuple(value.shape) for name, value in tree_flatten(CosyVoice3Model(CosyVoice3Config()).parameters())}
+MODEL = CosyVoice3Model(CosyVoice3Config())
+OFFICIAL = {name: tuple(value.shape) for name, value in dict(tree_flatten(MODEL.parameters())).items()}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +48,11 @@ def converted(source, out, precision, compare=None):
     return out
 
 
-# ---- what is stored how
+# ---- storage
 
 
 def test_what_stays_float32():
-    """By name, at the official sizes: sums, phases and what is small."""
+    """Norms, the pitch's path and small layers, by name, at the official sizes."""
     precision = Precision("float16", tuple(PARTS), {"llm": 4, "embeddings": 8, "flow": 8, "speech_tokenizer": 8})
     kept = {name for name, info in precision.layout(OFFICIAL).items() if info.dtype == "F32"}
     assert {name for name in OFFICIAL if "norm" in name.lower() and "attn_norm.linear" not in name} <= kept
@@ -65,7 +67,7 @@ def test_what_stays_float32():
 
 
 def test_quantized_by_default():
-    """The 168 linear layers of the language model, nothing else, as mlx_lm does."""
+    """As in mlx_lm: the 168 linear layers of the language model, nothing else."""
     layout = Precision(bits={"llm": 4}).layout(OFFICIAL)
     packed = [name for name, info in layout.items() if info.dtype == "U32"]
     assert len(packed) == 168
@@ -78,10 +80,10 @@ def test_quantized_by_default():
 def test_half_precision(source, tmp_path, dtype):
     out = converted(source, tmp_path / "out", Precision(dtype))
     exact = converted(source, tmp_path / "exact", Precision())
-    found, plain = precision_of(out), mx.load(str(exact / "model.safetensors"))
+    found, plain = precision_of(out), arrays_of(exact)
     assert found.label == dtype
     assert found.stages == {"llm", "flow"}
-    for name, value in mx.load(str(out / "model.safetensors")).items():
+    for name, value in arrays_of(out).items():
         assert mx.array_equal(value, plain[name].astype(value.dtype)), name
     model = weights.load(out)
     assert model.flow.decoder.estimator.transformer_blocks[0].attn.to_q.weight.dtype == getattr(mx, dtype)
@@ -168,7 +170,7 @@ def test_the_command_verifies_what_it_writes(source, tmp_path, capsys):
 
 
 def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
-    """Scales written 20 % too large: what eight bits may cost comes from the source, not from the folder."""
+    """Scales written 20 % too large: the limit comes from the source, not from the damaged folder."""
     stored = Precision.stored
 
     def louder(self, name, array):
@@ -182,7 +184,7 @@ def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [7e4, -7e4])
-def test_weights_that_leave_the_range(source, tmp_path, value):
+def test_weights_beyond_the_range_of_float16(source, tmp_path, value):
     folder = shutil.copytree(source.folder, tmp_path / "loud")
     state = torch.load(folder / "flow.pt", weights_only=True)
     state["decoder.estimator.transformer_blocks.1.ff.ff.2.weight"][0, 0] = value
@@ -209,7 +211,7 @@ def reading(status):
     return Reading(status, "9x the reference's own float32 error")
 
 
-def test_reduced_rows_inform_and_errors_stay():
+def test_reduced_rows_do_not_fail_and_errors_stay():
     rows = [Row(f"{stage}.{status}", stage, "chained", "m", "c", reading(status))
             for stage in ("llm", "whole", "vocoder") for status in ("PASS", "FAIL", "ERROR", "VACUOUS")]  # fmt: skip
     found = {row.name: row.reading.status for row in reduced(rows, "4-bit", {"llm"})}
@@ -222,7 +224,7 @@ def test_reduced_rows_inform_and_errors_stay():
     assert "in 4-bit: 9x" in next(r for r in reduced(rows, "4-bit", {"llm"}) if r.name == "llm.FAIL").reading.message
 
 
-def test_precision_of_a_folder_by_others(source, tmp_path):
+def test_precision_of_a_folder_from_elsewhere(source, tmp_path):
     out = converted(source, tmp_path / "out", Precision())
     model = weights.load(out)
     model.set_dtype(mx.float16)
@@ -234,20 +236,19 @@ def test_precision_of_a_folder_by_others(source, tmp_path):
 
 
 @pytest.mark.meta
-@pytest.mark.parametrize("spoilt", [False, True], ids=["as converted", "spoilt"])
-def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
-    """Walks over budget inform; what fails the run is a limit of quality that is broken."""
+@pytest.mark.parametrize("damaged", [False, True], ids=["as converted", "damaged"])
+def test_the_suite_on_a_quantized_folder(source, tmp_path, damaged):
+    """Walks over budget do not fail the run; a quality limit that is not met does."""
     out = converted(source, tmp_path / "out", Precision(bits={"llm": 4}, group_size=32))
-    if spoilt:
-        arrays = mx.load(str(out / "model.safetensors"))
-        arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays.items()}
+    if damaged:
+        arrays = {k: 3 * v if k.endswith("down_proj.scales") else v for k, v in arrays_of(out).items()}
         mx.save_safetensors(str(out / "model.safetensors"), arrays, {"format": "mlx"})
     tests = ["test_walks.py::test_walk[walk.llm]", "test_walks.py::test_seeded_speech_tokens_are_equal"]
     tests += ["test_quality.py::test_quality_of_this_run"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"parity_tests/{t}" for t in tests)]
     command += ["--checkpoint", str(source.folder), "--mlx-path", str(out), "--report", str(tmp_path / "report")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == spoilt, done.stdout + done.stderr
+    assert done.returncode == damaged, done.stdout + done.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     counts = report["verdict"]["counts"]
     assert counts["REDUCED"] > 5
@@ -255,5 +256,5 @@ def test_the_suite_on_a_quantized_folder(source, tmp_path, spoilt):
     assert report["verdict"]["test_counts"]["skipped"] == 3
     assert report["provenance"]["dtype"] == "4-bit"
     failed = {m["metric"] for m in report["quality"] if m["status"] == "FAIL"}
-    assert bool(failed) == spoilt
-    assert report["verdict"]["status"] == ("FAIL" if spoilt else "PASS")
+    assert bool(failed) == damaged
+    assert report["verdict"]["status"] == ("FAIL" if damaged else "PASS")

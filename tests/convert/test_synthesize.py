@@ -1,4 +1,4 @@
-"""Synthetic checkpoints in the official layout: live weights, the same for a seed."""
+"""Synthetic checkpoints in the official layout: live weights, the same for the same seed."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def test_synthetic_weights_follow_the_seed_and_are_not_zero(part):
 
 
 def test_synthetic_pitch_and_level():
-    """Voiced and unvoiced frames in any stretch of speech, and samples inside the limits, whatever the seed."""
+    """With any seed there are voiced and unvoiced frames, and few samples are clipped."""
     for seed in range(4):
         vocoder = CausalHiFTGenerator(CONFIG.vocoder)
         vocoder.load_state_dict(state_dict("hift", CONFIG, seed))

@@ -1,4 +1,4 @@
-"""The tokenizer of the embedded checkpoint: one content for all machines, with the traits of the official one."""
+"""The tokenizer of the embedded checkpoint: the same files on every machine, and it behaves like the official one."""
 
 import hashlib
 
@@ -27,7 +27,7 @@ def test_the_tiny_tokenizer_keeps_chinese_characters_apart(tmp_path):
 
 
 @pytest.mark.parametrize("size", [255, 5000])
-def test_the_tiny_tokenizer_refuses_sizes_out_of_reach(tmp_path, size):
+def test_the_tiny_tokenizer_refuses_impossible_sizes(tmp_path, size):
     with pytest.raises(ValueError, match=f"vocab_size {size} is"):
         build_tiny_tokenizer(tmp_path, size)
     assert not list(tmp_path.iterdir())

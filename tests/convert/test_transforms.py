@@ -1,4 +1,4 @@
-"""What happens to values on their way into the port, by itself: a wrong fold is no fault of the part that it fills."""
+"""Transforms of weights, tested alone, so that a wrong fold is not blamed on the layer that it fills."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SHAPES = {"wide": (24, 16, 7), "one tap": (8, 5, 1), "one channel": (1, 30, 3)}
 
 
 def torchs(gain, direction, dtype):
-    """The weight that torch computes of a weight-normed convolution."""
+    """The weight that torch computes for a weight-normed convolution."""
     rows, channels, taps = direction.shape
     conv = weight_norm(torch.nn.Conv1d(channels, rows, taps, dtype=dtype))
     conv.parametrizations.weight.original0.data = torch.from_numpy(gain).to(dtype)
@@ -35,5 +35,5 @@ def test_weight_norm_is_torchs(parity, shape, size):
     reading = compare(fold_weight_norm(gain, direction), single, double)
     rows = [Row(name, "conversion", "exact", "convert.transforms", name, reading)]
     summands = fold_exactly(gain, direction).astype(np.float64)
-    assert np.abs(summands.sum(axis=0) / double - 1).max() < 1e-13, "of two float32 numbers 48 bits"
+    assert np.abs(summands.sum(axis=0) / double - 1).max() < 1e-13, "two float32 summands hold 48 bits"
     parity.add(rows)

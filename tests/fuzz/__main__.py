@@ -1,11 +1,10 @@
-"""Damage files of strangers at random, and see that every reader refuses in one line or reads what is there.
+"""Damage untrusted files at random: every reader must accept them or refuse in one line.
 
     python -m tests.fuzz [--only GLOB] [--seconds 600 | --inputs N] [--seed N] [--keep DIR]
 
-A reader fails when it raises anything but the product's own errors, says more than one line or what does not print,
-dies, computes longer than `CPU_LIMIT`, takes longer than `TIME_LIMIT`, or grows the process by more than
-`MEMORY_LIMIT` at one input. Readers run in a process of their own, and
-the input at hand lies on disk before it is read, so that it survives a crash.
+A reader fails when it raises another exception than the product's own errors, prints more than one line or
+unprintable characters, dies, computes longer than `CPU_LIMIT`, takes longer than `TIME_LIMIT`, or grows the process by
+more than `MEMORY_LIMIT`. Readers run in a subprocess, and each input is saved before it is read, so a crash keeps it.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FFFF
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    """A copy with one to six changes: bits, bytes, numbers as binary and as text, cuts, repeats, words that bite."""
+    """A copy with one to six changes: bits, bytes, numbers as binary and as text, cuts, repeats, dangerous words."""
     changed = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         if not changed:
@@ -87,7 +86,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
 
 
 def attempt(reader: Reader, folder: Path) -> tuple[str, str]:
-    """Read once: ("read" or "refused", what was said).
+    """Read once: ("read" or "refused", the error message).
 
     Raises:
         AssertionError: a refusal of more than one line, or one with control characters.
@@ -103,7 +102,7 @@ def attempt(reader: Reader, folder: Path) -> tuple[str, str]:
 
 
 def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) -> None:
-    """Read damaged inputs until time or number is up; leaves its findings in `state`, the last input included."""
+    """Read damaged inputs until `seconds` or `inputs` are used up; writes findings and the last input to `state`."""
     rng = random.Random(seed)
     (folder := state / "folder").mkdir(exist_ok=True)
     reader.write(folder)
@@ -137,7 +136,7 @@ def work(reader: Reader, state: Path, seconds: float, inputs: int, seed: int) ->
 def fuzz(
     reader: Reader, seconds: float, inputs: int, seed: int, keep: Path | None = None
 ) -> tuple[int, int, str | None]:
-    """Run `work` in a process of its own.
+    """Run `work` in a subprocess.
 
     Returns:
         inputs read, inputs refused, and what went wrong (None when nothing did).
@@ -164,7 +163,7 @@ def fuzz(
 
 
 def peak() -> int:
-    """Bytes that the process has held at most."""
+    """Peak memory of this process, bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,4 +1,4 @@
-"""What is fuzzed: every reader of a file that somebody else may have made, with a valid file to start from."""
+"""What is fuzzed: every reader of untrusted files, each with a valid file to start from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import shutil
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -63,7 +63,7 @@ class Reader:
 
 @cache
 def _checkpoint() -> Path:
-    """A tiny official checkpoint, from which the text files are taken."""
+    """A tiny official checkpoint; the text files are copied from it."""
     folder = Path(mkdtemp(prefix="fuzz-")) / "checkpoint"
     synthesize(folder, "tiny", 0)
     return folder
@@ -89,7 +89,7 @@ def _read_state_dict(folder: Path) -> None:
 
 
 def _write_pickle(folder: Path) -> None:
-    """What trainers save, as the files that the archive is made of."""
+    """What trainers save, unpacked into the files of the archive."""
     weights = {"a.weight": torch.randn(3, 4), "a.bias": torch.nn.Parameter(torch.randn(3)), "b": torch.ones(2).half()}
     beside = {"args": Namespace(lr=1e-4, tags={"x"}, size=1 << 70), "rng": (1, None, True, b"x"), "norm": torch.ones(1)}
     torch.save({"epoch": 3, "model": OrderedDict(weights), "steps": [1, 300, 70_000], **beside}, folder / "x.pt")
@@ -98,7 +98,7 @@ def _write_pickle(folder: Path) -> None:
 
 
 def _read_pickle(folder: Path) -> None:
-    """With the right checksums, which hardly any damage of the archive itself would have."""
+    """Pack the files again with right checksums; damage to the archive itself would rarely get past them."""
     with ZipFile(folder / "x.pt", "w") as archive:
         for path in sorted(path for path in (folder / "x").rglob("*") if path.is_file()):
             archive.write(path, path.relative_to(folder))
@@ -115,7 +115,7 @@ def _write_onnx(part: str) -> Callable[[Path], None]:
     return write
 
 
-def _read_onnx(read: Callable[[Path], dict[str, np.ndarray]]) -> Callable[[Path], None]:
+def _read_onnx(read: Callable[[Path], Mapping[str, np.ndarray]]) -> Callable[[Path], None]:
     def reader(folder: Path) -> None:
         for array in read(folder / "x.onnx").values():
             array.sum()
@@ -125,7 +125,8 @@ def _read_onnx(read: Callable[[Path], dict[str, np.ndarray]]) -> Callable[[Path]
 
 def _write_weights(shard: int) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
-        arrays = {"a": np.ones((4, 3), np.float32), "b": np.ones(7, np.float16), "c": np.ones((2, 2), np.uint32)}
+        types: dict[str, type] = {"a": np.float32, "b": np.float16, "c": np.uint32}
+        arrays: dict[str, np.ndarray] = {name: np.ones((4, 3), dtype) for name, dtype in types.items()}
         with Writer(folder, {name: describe(name, array) for name, array in arrays.items()}, shard) as writer:
             for name, array in arrays.items():
                 writer.write(name, array)
@@ -140,7 +141,7 @@ def _read_weights(folder: Path) -> None:
 
 @cache
 def _converted() -> Path:
-    """The checkpoint converted; the comparison is of no interest here."""
+    """The checkpoint, converted without the comparison."""
     folder = Path(mkdtemp(prefix="fuzz-")) / "converted"
     convert_folder(Source(_checkpoint(), "tiny"), folder)
     return folder
@@ -157,7 +158,7 @@ def _write_community(folder: Path) -> None:
 
 
 def _write_quantized(folder: Path) -> None:
-    """A model with quantized layers, one of them by settings of its own."""
+    """A model with quantized layers, one of them with its own settings."""
     model = weights.load(_converted())
     own = "llm.qwen2.layers.1.mlp.gate_proj"
     settings = {"group_size": 32, "bits": 4, "mode": "affine", own: {"group_size": 64, "bits": 8}}
@@ -188,6 +189,10 @@ def _write_sound(kind: str) -> Callable[[Path], None]:
     return write
 
 
+def _read_sound(kind: str) -> Callable[[Path], object]:
+    return lambda folder: load_wav(folder / f"x.{kind}", 16000)
+
+
 def _write_manifest(folder: Path) -> None:
     lines = [
         dict(id="a", text="x", spk="me", seed=None),
@@ -213,7 +218,7 @@ def _write_text(folder: Path) -> None:
 def _read_text(folder: Path) -> None:
     text = read_text(folder / "x.txt")
     for part, split_long in ((text, False), (text.partition("他")[0], True)):  # Chinese, and English alone
-        text_normalize(part, str.split, True, True, load_normalizer(), split_long)
+        text_normalize(part, lambda words: [*map(len, words.split())], True, True, load_normalizer(), split_long)
 
 
 def _write_report(folder: Path) -> None:
@@ -245,10 +250,7 @@ READERS = (
     Reader("community_weights", "model.safetensors", _write_community, community.load),
     Reader("config", "config.json", _write_config, _read_config),
     Reader("voice", "x", _write_voice, lambda folder: read_voice(folder / "x", CosyVoice3Config())),
-    *(
-        Reader(kind, f"x.{kind}", _write_sound(kind), lambda folder, kind=kind: load_wav(folder / f"x.{kind}", 16000))
-        for kind in ("wav", "flac", "ogg", "aiff")
-    ),
+    *(Reader(kind, f"x.{kind}", _write_sound(kind), _read_sound(kind)) for kind in ("wav", "flac", "ogg", "aiff")),
     Reader("text", "x.txt", _write_text, _read_text),
     Reader("manifest", "x.jsonl", _write_manifest, _read_manifest),
     Reader("report", "x.json", _write_report, lambda folder: load_report(folder / "x.json")),

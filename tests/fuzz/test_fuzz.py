@@ -1,4 +1,4 @@
-"""Files of strangers: known bad ones, a short run of the fuzzer over every reader, and the fuzzer's own eyes."""
+"""Untrusted files: known bad ones, a short run of the fuzzer over every reader, and tests of the fuzzer itself."""
 
 import os
 import random
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.robust
 
 CORPUS = Path(__file__).parents[2] / "parity_tests" / "data" / "damaged"
 INPUTS = 60
-PACKED = ("pickle",)  # no file of its own: a record of an archive
+PACKED = ("pickle",)  # not a file but a record of an archive
 OF_A_FILE = [reader for reader in READERS if reader.name not in PACKED]
 BY_NAME = {reader.name: reader for reader in READERS}
 
@@ -47,7 +47,7 @@ def test_every_reader_has_known_damage():
 
 
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
-def test_a_short_run(reader, tmp_path, monkeypatch):
+def test_every_reader_survives_a_short_run(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(fuzz.signal, "alarm", lambda seconds: 0)  # pytest has a clock of its own
     fuzz.work(reader, tmp_path, seconds=30, inputs=INPUTS, seed=time.time_ns())
     read, refused = map(int, (tmp_path / fuzz.TALLY).read_text().split())
@@ -56,7 +56,7 @@ def test_a_short_run(reader, tmp_path, monkeypatch):
 
 
 def test_a_size_in_config_costs_nothing_before_it_is_compared(tmp_path):
-    """Each number as another size: what the model would make of it is not made before its shapes are looked at."""
+    """Whatever size a number claims, nothing of that size is allocated before shapes are compared."""
     reader = BY_NAME["config_quantized"]
     reader.write(tmp_path)
     file = tmp_path / reader.file
@@ -131,7 +131,7 @@ def test_long_work_is_found(tmp_path, monkeypatch):
 
 
 @pytest.mark.meta
-def test_a_death_and_a_hang_are_told(monkeypatch, tmp_path):
+def test_a_death_and_a_hang_are_reported(monkeypatch, tmp_path):
     reader = BY_NAME["manifest"]
     for code, said in ((-11, "died of SIGSEGV"), (-14, "no answer within")):
         done = type("Done", (), dict(returncode=code, stderr=""))
@@ -169,7 +169,7 @@ def test_the_longest_recording_takes_little_memory(rate, seconds, target):
 
 @pytest.mark.parametrize("reader", OF_A_FILE, ids=lambda reader: reader.name)
 def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
-    """Nothing is waited for."""
+    """Reading must not wait for a writer."""
     reader.write(tmp_path)
     path = tmp_path / reader.file
     path.unlink()
@@ -187,7 +187,7 @@ def test_a_pipe_or_a_folder_in_the_place_of_a_file(reader, tmp_path):
 
 
 def test_text_of_a_pipe_with_a_writer_is_read_to_its_end(tmp_path):
-    """As shells hand over `<(command)`; the writer may be slow."""
+    """A shell's `<(command)` is such a pipe; the writer may be slow."""
     os.mkfifo(tmp_path / "pipe")
 
     def write():

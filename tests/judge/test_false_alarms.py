@@ -1,5 +1,7 @@
 """Equal models on virtual machines: each gives other numbers, none a false alarm, and a fault still shows."""
 
+from typing import Any
+
 import pytest
 
 from mlx_parity import compare_models, false_alarms
@@ -7,7 +9,7 @@ from tests.judge.toys import ids, toys
 
 pytestmark = pytest.mark.meta
 
-CHANNELS = dict(channels_last=["conv"])
+CHANNELS: dict[str, Any] = dict(channels_last=["conv"])
 
 
 def test_equal_models_give_none():

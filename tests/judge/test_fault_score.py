@@ -1,5 +1,7 @@
 """Generic faults: each kind fits somewhere, is seen, and leaves the model as it was."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from tests.judge.toys import ids, toys
 
 pytestmark = pytest.mark.meta
 
-CHANNELS = dict(channels_last=["conv"])
+CHANNELS: dict[str, Any] = dict(channels_last=["conv"])
 OF_VALUES = {"bias left out", "weight of a square layer transposed", "weight rounded to float16", "level 1 % low"}
 
 
@@ -40,6 +42,7 @@ def test_the_table_says_what_survived_and_what_was_not_reached(score):
 
 def test_a_fault_without_an_effect_is_no_merit():
     reference, port = toys()
+    model: Any
     for model in (reference, port):
         model.first.bias = type(model.first.bias)(0 * model.first.bias)
     score = fault_score(reference, port, ids(), **CHANNELS, only="first")
@@ -56,8 +59,8 @@ def test_models_that_differ_by_themselves_are_refused():
 
 def test_a_model_is_as_it_was_when_a_fault_is_gone():
     _, port = toys()
-    side, given = MlxSide(port), ((ids(),), {})
-    before, weights = side.again("", given), [np.array(v) for _, v in tree_flatten(port.parameters())]
+    side, given = MlxSide(port), ((ids(),), dict[str, Any]())
+    before, weights = side.again("", given), [np.array(v) for v in dict(tree_flatten(port.parameters())).values()]
     functions = {(owner, name): getattr(owner, name) for owner, name in FUNCTIONS}
     changed = 0
     for mutation in mutations(port, lambda: side.again("", given)):

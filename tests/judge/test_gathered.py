@@ -8,13 +8,14 @@ import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
 from mlx_parity.gathered import Gathered
 from parity_tests import trace
-from parity_tests.harness.folders import FolderError, check_folders
-from parity_tests.harness.session import Session
+from parity_tests.models import FolderError, check_folders
+from parity_tests.session import Session
 
 pytestmark = pytest.mark.meta
 
@@ -46,11 +47,10 @@ def suite(tmp_path):
         report = tmp_path / "out" / "report.json"
         words = ["-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), "--report", str(report.parent)]
         plugins = [hooks("suite", (ROOT / "conftest.py").read_text("utf-8")), hooks("more", more)]
-        outer, current = Session.current, os.environ.get("PYTEST_CURRENT_TEST", "")
+        current = os.environ.get("PYTEST_CURRENT_TEST", "")
         try:
             code = pytest.main([str(tmp_path / "test_it.py"), *words, *options], plugins=plugins)
         finally:
-            Session.current = outer
             os.environ["PYTEST_CURRENT_TEST"] = current
             sys.modules.pop("test_it", None)
         return int(code), json.loads(report.read_text()) if report.exists() else None
@@ -186,17 +186,16 @@ def test_a_crashed_worker_loses_nothing_that_it_had_finished():
     first, second = items(2)
     worker.keep("rows", [{"name": "row"}])
     controller.receive(through_a_worker(first, worker))
-    crashed = pytest.TestReport(second.nodeid, ("x", None, "x"), (), "failed", "worker 'gw0' crashed", "???")
+    crashed = pytest.TestReport(second.nodeid, ("x", None, "x"), {}, "failed", "crashed", "???")  # type: ignore[arg-type]
     controller.receive(crashed)
     assert controller.entries("rows") == [{"name": "row"}]
-    assert (
-        controller.tests[second.nodeid]["outcome"] == "error" and "crashed" in controller.tests[second.nodeid]["reason"]
-    )
+    found = controller.tests[second.nodeid]
+    assert found["outcome"] == "error" and "crashed" in found["reason"]
 
 
 def test_a_worker_writes_no_report(parity):
-    session = object.__new__(Session)
-    option = {"--report": "somewhere", "--collect-only": False}.__getitem__
+    session: Any = object.__new__(Session)
+    option = {"parity_report": "somewhere", "--collect-only": False}.__getitem__
     session.config = SimpleNamespace(getoption=option)
     assert session._folder() == Path("somewhere")
     session.config = SimpleNamespace(getoption=option, workerinput={"workerid": "gw0"})

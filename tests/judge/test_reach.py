@@ -9,8 +9,7 @@ from mlx_parity.faults.reach import entered, reaches
 from mlx_parity.sides.truth import reference_state
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases.llm import CASES
-from parity_tests.faults import PACKAGES, catalogue
-from parity_tests.harness import signatures
+from parity_tests.faults import PACKAGES, catalogue, score
 
 pytestmark = pytest.mark.meta
 HERE = ("tests",)
@@ -49,7 +48,7 @@ def test_a_constant_is_read_anywhere_and_what_is_not_known_is_reached():
 
 def test_each_case_that_failed_under_a_fault_reaches_it():
     """In the recorded signatures, of the language model."""
-    found, known = 0, signatures.known().signatures
+    found, known = 0, score.known().signatures
     for case in CASES:
         with entered(PACKAGES) as places:
             OwnPort().run(case.part, case.config, reference_state(case), case.draw(), case.call)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mlx_parity.record import Recorded, RecordError, read_manifest, write
+from mlx_parity.record import Recorded, read_manifest, write
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.parts import PARTS
@@ -91,7 +91,7 @@ def test_a_wrong_call_is_one_line(files, results, tmp_path, capsys):
     for words in (
         [],
         ["flow.dit.full"],
-        ["nothing.like.it", "--out", str(tmp_path)],
+        ["flow.*", "nothing.like.it", "--out", str(tmp_path)],
         ["--judge", str(tmp_path / "nowhere"), str(results)],
         ["--judge", str(files), str(files)],
         ["--judge", str(files), str(results), "--only", "nothing*"],
@@ -107,8 +107,3 @@ def test_the_list_names_every_case(capsys):
     names = capsys.readouterr().out.split()
     assert {case.name for case in all_cases()} < set(names)
     assert "llm.sampling.ras" in names
-
-
-def test_nothing_matches_is_refused():
-    with pytest.raises(RecordError, match="no case is named"):
-        select(all_cases(), ["flow.*", "flaw.*"])

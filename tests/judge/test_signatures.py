@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from mlx_parity.faults import signatures
 from mlx_parity.faults.patch import Fault, clear_caches, patched
 from mlx_parity.judge import judge
 from mlx_parity.report.data import Row
 from parity_tests import faults
 from parity_tests.adapters.own import OwnPort
-from parity_tests.faults import checks
-from parity_tests.harness import places, signatures
+from parity_tests.faults import checks, score
+from parity_tests.parts import PLACES
 from reports.cosyvoice3 import STAGES
 
 pytestmark = pytest.mark.meta
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.meta
 
 @pytest.fixture(scope="module")
 def catalogue():
-    known = signatures.known()
+    known = score.known()
     weight = signatures.weights(known.signatures.values())
     return known, weight, signatures.trials(known, weight)
 
@@ -45,7 +46,7 @@ def failing(signature, others=()):
 
 
 def named(rows):
-    return [row for row in signatures.name_nearest(rows, {}, ["flow"]) if row.nearest_fault]
+    return [row for row in signatures.name_nearest(rows, {}, ["flow"], score.known()) if row.nearest_fault]
 
 
 def test_one_sentence_a_report_at_the_first_part_that_fails(catalogue):
@@ -75,8 +76,8 @@ def nearest(fault):
     with patched(fault, faults.PACKAGES):
         rows = [row.entry("t", "x") for case in checks.cases_for([fault]) for row in judge(case, OwnPort())]
     clear_caches(faults.PACKAGES)
-    rows = signatures.name_nearest(rows, places.describe(row.module for row in rows), STAGES)
-    named = [row for row in rows if row.nearest_fault]
+    found = signatures.name_nearest(rows, PLACES.describe(row.module for row in rows), STAGES, score.known())
+    named = [row for row in found if row.nearest_fault]
     assert len(named) <= 1 and all(row.status != "PASS" for row in named)
     return named[0].nearest_fault if named else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mlx_parity.part import live_weights
 
 WIDTH, HEADS, WORDS, FRAMES = 16, 2, 11, 9
+Torch = TypeVar("Torch", bound=torch.nn.Module)
 
 
 class Pair(NamedTuple):
@@ -104,7 +105,7 @@ class MlxToy(nn.Module):
         return {"hidden": x, "parts": [mx.softmax(x, axis=-1), ids]}
 
 
-def alive(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+def alive(model: Torch, seed: int = 0) -> Torch:
     """The model with weights that all matter."""
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     live = live_weights(state, np.random.default_rng(seed))

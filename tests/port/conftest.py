@@ -10,7 +10,7 @@ from tests.support.server_support import VOICE, serving
 
 @pytest.fixture(scope="module")
 def served_voice(model, wavs):
-    """What a server speaks with; also alone, for what it must answer."""
+    """The server's voice; tests also call it directly, for the samples that they expect."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
         voice = CosyVoice3.from_pretrained(model)

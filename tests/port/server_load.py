@@ -1,9 +1,9 @@
-"""Minutes of load on a server of its own: many clients, clients that hang up, random requests; and its memory.
+"""Load test of a server, some minutes: many clients, clients that hang up, random requests; and its memory.
 
 python -m tests.port.server_load MLX_FOLDER --voice me
 
-Compares each answer bit for bit with that of the same request alone. Rows that decode together give the same tokens as
-alone unless two tokens are equally likely up to rounding, which no request of this test meets. Prints one line for each
+Compares each answer bit for bit with the same request alone. Rows that decode together give the same tokens as alone
+unless two tokens are equally likely up to rounding, which happens in no request of this test. Prints one line for each
 part; exits with 1 if any was wrong.
 """
 
@@ -53,7 +53,7 @@ def memory(pid: int) -> float:
 
 
 def sound(asked: dict[str, Any], got: httpx.Response) -> bytes:
-    """What an answer sounds like: its bytes, or the samples where the coder puts a number drawn at random into it."""
+    """What to compare of an answer: its bytes, or the samples of opus, whose files hold a random number."""
     got.raise_for_status()
     if asked["response_format"] != "opus":
         return got.content
@@ -61,7 +61,7 @@ def sound(asked: dict[str, Any], got: httpx.Response) -> bytes:
 
 
 def wait_idle(client: httpx.Client, seconds: float = 60) -> bool:
-    """Whether the server soon has no work."""
+    """Wait until the server has no work; False if it still has after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         health = client.get("/health").json()
@@ -80,7 +80,7 @@ def many(client: httpx.Client, pid: int, voice: str, clients: int, requests: int
         for stream in (False, True)
     ]
     answers = [(asked, client.post("/v1/audio/speech", json=asked)) for asked in kinds]
-    # Random weights may end a text at once with some seed, which is refused.
+    # With some seeds, random weights end a text at once, and the request is refused.
     kinds = [asked for asked, got in answers if got.status_code == 200]
     alone = [sound(asked, got) for asked, got in answers if got.status_code == 200]
     order = [random.Random(0).randrange(len(kinds)) for _ in range(requests)]
@@ -122,15 +122,13 @@ def hang_ups(client: httpx.Client, voice: str, clients: int) -> bool:
 
 
 def random_requests(client: httpx.Client, log: Path, voice: str, seconds: float) -> bool:
-    """Requests right and wrong at random; none may end in a status of 500 or above, or in a traceback in the log."""
+    """Random requests, right and wrong; none may get a status of 500 or above or leave a traceback in the log."""
     draw, statuses = random.Random(1), dict[int, int]()
-    values = [None, True, 0, -1, 1e308, "", "x", "me\0", "../x", "é" * 300, [], {}, [[]], voice, WORDS[0], "pcm", 2**70]
+    values: list[Any] = [None, True, 0, -1, 1e308, "", "x", "me\0", "../x", "é" * 300, [], {}, [[]], 2**70]
+    values += [voice, WORDS[0], "pcm"]
     names = ["input", "voice", "model", "response_format", "speed", "stream", "stream_format", "seed", "instructions"]
-    paths = (
-        ["/v1/audio/speech"] * 6
-        + ["/v1/audio/voices"] * 2
-        + ["/v1/audio/voices/x", "/health", "/", "/v1/models", "/%00"]
-    )
+    paths = ["/v1/audio/speech"] * 6 + ["/v1/audio/voices"] * 2
+    paths += ["/v1/audio/voices/x", "/health", "/", "/v1/models", "/%00"]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         body: dict[str, Any] = {"input": WORDS[1], "voice": voice, "response_format": "pcm", "seed": draw.randrange(9)}

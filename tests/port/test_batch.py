@@ -1,4 +1,4 @@
-"""Many utterances: manifests, resuming, failing lines, and the same files whatever the number of ranks."""
+"""Many utterances: resuming, failing lines, and the same files whatever the number of ranks."""
 
 import errno
 import fcntl
@@ -17,9 +17,10 @@ import soundfile
 
 from parity_tests.speech_support import SYSTEM, write_voice
 from port.app import batch, cli
-from port.app.manifest import MODES, Utterance, read_manifest
+from port.app.manifest import Utterance
 from port.batched.together import together
 from port.files.errors import Refused
+from port.frontend.frontend import CosyVoiceFrontEnd
 
 pytestmark = pytest.mark.robust
 
@@ -30,9 +31,8 @@ LINES = (
     dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
     dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
     dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
-    dict(id="hurried", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", speed=1e9),
+    dict(id="hurried", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", speed=1e9),  # fails when all its tokens are there
 )
-BROKEN = {"broken", "hurried"}  # by its file, and after all its tokens are there
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +109,8 @@ def test_it_speaks_every_line_and_says_which_failed(alone, manifest):
 def test_a_second_run_does_only_what_is_missing(model, manifest, alone, monkeypatch):
     before = sounds(alone)
     (alone / "zero.wav").unlink()
-    spoken = []
-    real = Utterance.speak
-    monkeypatch.setattr(Utterance, "speak", lambda self, *given: spoken.append(self.id) or real(self, *given))
+    spoken, real = [], batch._prepared
+    monkeypatch.setattr(batch, "_prepared", lambda line, *given: spoken.append(line["id"]) or real(line, *given))
     assert cli.main(arguments(model, manifest, alone)) == 1
     assert spoken == ["zero", "broken", "hurried"]
     assert_same(sounds(alone), before)
@@ -167,18 +166,49 @@ def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manif
     assert (out / "results.jsonl").exists(), said
     results = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     left = [result["id"] for result in results if result.get("error") == batch.LEFT]
-    assert left and f"{len({*left, *BROKEN})} of {len(LINES)} utterances failed" in said, said
+    assert left and f"{len(left)} of {len(LINES)} utterances remain; run it again" in said, said
     process = launch(2, model, manifest, out)
     said, _ = process.communicate(timeout=200)
     assert_same(sounds(out), sounds(alone), said)
 
 
-def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch):
+def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch, capsys):
     """A rank may die when the others are not that far."""
     monkeypatch.setattr(batch, "load_voice", lambda *_: signal.raise_signal(signal.SIGTERM))
-    failed, total = batch.run_batch(manifest, tmp_path / "out", str(model))
+    assert cli.main(arguments(model, manifest, tmp_path / "out")) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: interrupted; 6 of 6 utterances remain; run it again\n"
     results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
-    assert failed == total == len(LINES) == sum(result["error"] == batch.LEFT for result in results)
+    assert [result["error"] for result in results] == [batch.LEFT] * len(LINES)
+
+
+def test_an_end_while_lines_are_spoken_keeps_those_that_are_done(model, manifest, tmp_path, monkeypatch, capsys):
+    def ends(*given):
+        for done, (line, made) in enumerate(together(*given)):
+            yield line, made
+            if done == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(batch, "together", ends)
+    assert cli.main(arguments(model, manifest, tmp_path / "out")) == 130
+    assert " of 6 utterances remain; run it again\n" in capsys.readouterr().err
+    results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert sum(result.get("error") == batch.LEFT for result in results) == 3
+    for result in results:
+        assert result["status"] == "failed" or len(sounds(tmp_path / "out")[result["file"]])
+
+
+def test_a_recording_that_lines_share_is_encoded_once(model, manifest, tmp_path, monkeypatch):
+    """Whatever the lines make of it; and no more than the last ones are kept."""
+    encoded, plain = [], CosyVoiceFrontEnd.extract_speech_token
+    monkeypatch.setattr(
+        CosyVoiceFrontEnd, "extract_speech_token", lambda *given: encoded.append(given[1].name) or plain(*given)
+    )
+    cli.main(arguments(model, manifest, tmp_path / "out"))
+    assert sorted(Path(name).name for name in encoded) == ["prompt.wav", "source.wav"]
+    monkeypatch.setattr(batch, "MOST_RECORDINGS", 1)
+    encoded.clear()
+    cli.main([*arguments(model, manifest, tmp_path / "other"), "--batch-size", "1"])
+    assert len(encoded) > 2
 
 
 def rank_of(launcher):
@@ -252,81 +282,3 @@ def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
         }
         assert "cannot be read as audio" in results[8]["error"]
     assert (tmp_path / "out" / "7.wav").is_file()
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-@pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
-    """JSON strings may hold every mark that ends a line elsewhere but the two that end one here."""
-    texts = [f"a{mark}b" for mark in ("\u2028", "\u2029", "\x85", "\ufeff")]
-    lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
-    (tmp_path / "m.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
-    found = read_manifest(tmp_path / "m.jsonl")
-    assert [line["text"] for line in found] == texts
-    assert [line["id"] for line in found] == ["0", "1", "2", "3"]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", "holds no utterance"),
-        ("{", "line 1: no JSON"),
-        ("[" * 100_000, "line 1: no JSON"),
-        ("[]", "needs an id"),
-        ('{"text": "x"}', "needs an id"),
-        ('{"id": "../x"}', "needs an id"),
-        ('{"id": ".x"}', "needs an id"),
-        ('{"id": "a/b"}', "needs an id"),
-        ('{"id": "a"}\n{"id": "a"}', "line 2: the id a stands twice"),
-        ('{"id": "7"}\n{"id": 7}', "line 2: the id 7 stands twice"),
-        ('{"id": "A"}\n{"id": "b"}\n{"id": "a"}', "line 3: the id a stands twice, first as A"),
-        ('{"id": "\uac00"}\n{"id": "\u1100\u1161"}', "line 2: the id \u1100\u1161 stands twice, first as \uac00"),
-        ('{"id": 1' + "0" * 5000 + "}", "needs an id"),
-        ('{"id": -7}', "needs an id"),
-        ('{"id": true}', "needs an id"),
-        ('{"id": 7.0}', "needs an id"),
-        ('{"id": null}', "needs an id"),
-    ],
-)
-def test_manifests_that_are_refused(tmp_path, text, said):
-    (tmp_path / "m.jsonl").write_text(text)
-    with pytest.raises(Refused, match=said):
-        read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(Refused, match="not readable"):
-        read_manifest(tmp_path / "none.jsonl")
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        (dict(), "needs exactly"),
-        (dict(text="x"), "found text"),
-        (dict(text="x", spk="me", prompt_wav="a.wav"), "needs exactly"),
-        (dict(text="x", spk="me", mode="vc"), "mode vc needs exactly prompt_wav, source_wav"),
-        (dict(text="x", spk="me", mode="sing"), "mode 'sing' is unknown"),
-        (dict(text="x", spk="me", volume=3), "unknown field 'volume'"),
-        (dict(text=["x"], spk="me"), "text: a list"),
-        (dict(text="x", spk="me", speed=True), "speed: a bool"),
-        (dict(text="x", spk="me", seed=-1), "seed -1"),
-        (dict(text="x", spk="me", seed=1 << 64), "seed 18446744073709551616"),
-        (dict(text="x", spk="me", speed="1.5"), "speed: a str"),
-        (dict(text="x", spk="me", speed=10**400), "speed 1000000000000000000000000000000000000000 is no tempo"),
-        (dict(text="x", spk="me", speed=float("inf")), "speed inf is no tempo"),
-        (dict(text="x", spk="me", speed=-1), "speed -1 is no tempo"),
-        (dict(text=None, spk="me"), "found voice"),
-        (dict(text="x", spk="me", voice="you"), "unknown field 'spk'"),
-    ],
-)
-def test_lines_that_are_refused(line, said):
-    with pytest.raises(Refused, match=said):
-        Utterance.from_line({"id": "x", **line}, Path())
-
-
-def test_a_line_of_each_mode_is_understood():
-    for mode, ways in MODES.items():
-        for way in ways:
-            line = dict.fromkeys(way, "x")
-            assert Utterance.from_line({"id": "x", **line}, Path("/f")).voice == line.get("voice")
-            made = Utterance.from_line({"id": "x", "mode": mode, **line}, Path("/f"))
-            assert made.prompt_wav in (None, "/f/x")
-    assert Utterance.from_line({"id": "x", "text": "x", "spk": "me"}, Path()).voice == "me"

@@ -32,10 +32,10 @@ def test_say(run, model, wavs, tmp_path, mode):
     for name in ("a.wav", "b.wav"):
         code, out, err = run(*say(model, wavs, *MODES[mode], "--seed", 3, "-o", tmp_path / name))
         assert (code, err) == (0, "")
-        told = r"s of audio, real-time factor \d+\.\d\d, first audio after \d+\.\d\d s, peak memory \d+\.\d\d GB"
-        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d {told}, seed 3\n", out)
+        figures = r"s of audio, real-time factor \d+\.\d\d, first audio after \d+\.\d\d s, peak memory \d+\.\d\d GB"
+        assert re.fullmatch(rf"\S+{name}: \d+\.\d\d {figures}, seed 3\n", out)
         waves.append(heard(tmp_path / name))
-    assert np.array_equal(*waves)
+    assert np.array_equal(waves[0], waves[1])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.wav", "b.wav"]
 
 
@@ -45,7 +45,7 @@ def test_modes_differ(run, model, wavs, tmp_path):
     assert len({heard(tmp_path / f"{i}.wav").tobytes() for i in range(len(MODES))}) == len(MODES)
 
 
-def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
+def test_stream_reports_when_the_first_audio_came(run, model, wavs, tmp_path):
     arguments = say(model, wavs, *MODES["cross-lingual"], "--seed", 1, "--strict-min-length", "-o", tmp_path / "o.wav")
     for more in (["--stream"], ["--stream", "--reset-hop", "--causal-final"]):
         code, out, _ = run(*arguments, *more, "--json")
@@ -56,7 +56,7 @@ def test_stream_tells_when_the_first_audio_came(run, model, wavs, tmp_path):
 
 
 def test_a_stream_is_written_as_it_goes(run, model, wavs, tmp_path, monkeypatch):
-    """Before the last chunk is made, the file beside the place holds the first."""
+    """The temporary file holds the first chunk before the last is made."""
     sizes, original = [], CosyVoice3.inference_cross_lingual
 
     def watched(self, *arguments, **options):
@@ -84,7 +84,7 @@ def test_text_from_standard_input_and_from_a_file(run, model, wavs, tmp_path):
     assert len({heard(tmp_path / f"{name}.wav").tobytes() for name in "abc"}) == 1
 
 
-def test_text_that_stands_by_itself(run, model, wavs, tmp_path):
+def test_text_without_a_flag(run, model, wavs, tmp_path):
     """`say TEXT`, and `clone TEXT`, which is the same."""
     here = ("--model", model, "--prompt-wav", wavs["prompt"], "--seed", 2)
     assert run("say", *here, "--text", SYSTEM + WORDS, "-o", tmp_path / "a.wav")[0] == 0
@@ -95,8 +95,8 @@ def test_text_that_stands_by_itself(run, model, wavs, tmp_path):
     assert_one_line(twice, 2, "not allowed with")
 
 
-def test_a_mark_at_the_start_of_a_file_is_not_spoken(run, model, wavs, tmp_path):
-    """As Windows writes UTF-8."""
+def test_a_byte_order_mark_is_not_spoken(run, model, wavs, tmp_path):
+    """Windows puts one in front of UTF-8."""
     common = say(model, wavs, "--seed", 2, "-o")
     (tmp_path / "text.txt").write_text(f"{SYSTEM}{WORDS}\r\n", encoding="utf-8-sig")
     assert run(*common, tmp_path / "a.wav", "--text", SYSTEM + WORDS)[0] == 0
@@ -169,7 +169,7 @@ def test_saved_voices(run, model, wavs, tmp_path, no_voices_left):
 
 
 def test_voices_travel_as_files(run, parity, model, tmp_path, no_voices_left):
-    """Out of one folder and into another; what another's file brings never replaces a voice."""
+    """Exported from one folder and imported into another; an imported file never replaces a voice."""
     here, config, file = ("--model", model), parity.models.config, tmp_path / "alt.safetensors"
     made = Voice(np.ones((1, config.flow.spk_embed_dim), np.float32), text="Hello.", licence="CC0")
     save_voice(model, "me", made, config)
@@ -198,8 +198,8 @@ def test_a_voice_of_an_embedding_alone(run, parity, model, tmp_path, no_voices_l
 def test_what_a_request_does_not_use_stays_on_disk(
     run, model, wavs, tmp_path, monkeypatch, how, unread, no_voices_left
 ):
-    """A voice that is given by its embedding needs no prompt encoder, a conversion no language model and no text."""
-    load, loaded = CosyVoice3.from_pretrained.__func__, []
+    """A voice that is only an embedding needs no prompt encoder; a conversion needs no language model and no text."""
+    load, loaded = vars(CosyVoice3)["from_pretrained"].__func__, []
 
     def kept(*given, **named):
         loaded.append(load(*given, **named))
@@ -214,7 +214,7 @@ def test_what_a_request_does_not_use_stays_on_disk(
     (voice,) = loaded
     assert ("_made" in vars(voice.frontend.tokenizer)) is (how == "say")
     before = mx.get_active_memory()
-    parameters = [array for part in unread for _, array in tree_flatten(voice.model[part].parameters())]
+    parameters = [array for part in unread for array in dict(tree_flatten(voice.model[part].parameters())).values()]
     mx.eval(parameters)
     assert mx.get_active_memory() - before >= sum(array.nbytes for array in parameters)
 
@@ -228,7 +228,7 @@ def test_help_shows_an_example_of_each_mode(run):
 
 
 def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monkeypatch, no_voices_left):
-    """Each of them, with files that exist, runs as it stands."""
+    """Each runs as it stands, with the files that it names."""
     for name, wav in (("me.wav", "prompt"), ("you.wav", "source")):
         (tmp_path / name).write_bytes(wavs[wav].read_bytes())
     (tmp_path / "story.txt").write_text("One.\n\nTwo.")
@@ -239,7 +239,7 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
     text = EXAMPLES.replace("\\\n", " ").replace("MLX", str(model))
     lines = [line.strip() for line in text.splitlines() if PROGRAM in line]
     assert len(lines) == EXAMPLES.count(PROGRAM)
-    lines.remove(f"{PROGRAM} serve --model {model}")  # ends by a signal: test_server_command.py
+    lines.remove(f"{PROGRAM} serve --model {model}")  # runs until a signal: test_server_command.py
     for line in sorted(lines, key=lambda line: "voice add" not in line):  # a voice must be there before it speaks
         before, _, command = line.partition(PROGRAM)
         code, _, err = run(*shlex.split(command), stdin=before.removeprefix("echo").strip(" |'"))
@@ -247,7 +247,7 @@ def test_the_examples_of_the_help_are_commands(run, model, wavs, tmp_path, monke
 
 
 def without(modules, arguments):
-    """A command on a machine that has not got these modules."""
+    """Run a command that cannot import these modules."""
     script = f"""
 import sys
 class Refuse:

@@ -1,4 +1,4 @@
-"""`python -m port` on what cannot be used: one line that says so, before the model is loaded where it can be known."""
+"""`python -m port` refuses bad input in one line, before it loads the model wherever possible."""
 
 import contextlib
 import json
@@ -56,26 +56,18 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(run, model, wavs, tmp_path, case):
+    """All but one before the model is loaded: its folder does not exist, and that is not the error."""
     code, words, prompt, arguments = REFUSED[case]
     if not arguments and case != "empty standard input":
         arguments = ("--text", SYSTEM + WORDS)
-    result = run(*say(model, wavs, *arguments, "-o", tmp_path / "o.wav", **prompt))
+    folder = model if case == "absurd tempo" else tmp_path / "nowhere"
+    result = run(*say(folder, wavs, *arguments, "-o", tmp_path / "o.wav", **prompt))
     assert_one_line(result, code, words)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("case", [case for case in REFUSED if case != "absurd tempo"])
-def test_it_is_told_before_the_model_is_loaded(run, wavs, tmp_path, case):
-    """The folder is none, and nobody comes to ask."""
-    code, words, prompt, arguments = REFUSED[case]
-    if not arguments and case != "empty standard input":
-        arguments = ("--text", SYSTEM + WORDS)
-    result = run(*say(tmp_path / "nowhere", wavs, *arguments, "-o", tmp_path / "o.wav", **prompt))
-    assert_one_line(result, code, words)
-
-
 def test_text_that_is_no_utf_8(run, model, wavs, tmp_path):
-    """Wherever it comes from; none of it is spoken as other characters."""
+    """Whatever its source; its bytes are never spoken as other characters."""
     (tmp_path / "text.txt").write_bytes(SYSTEM.encode() + b"caf\xe9")
     command, said = say(model, wavs, "-o", tmp_path / "o.wav"), "not readable as UTF-8 text"
     assert_one_line(run(*command, "--text-file", tmp_path / "text.txt"), 1, f"text.txt: {said}")
@@ -85,7 +77,7 @@ def test_text_that_is_no_utf_8(run, model, wavs, tmp_path):
     assert_one_line(run(*command, "--text-file", "/dev/zero"), 1, "/dev/zero: larger than 64 MiB")
 
 
-def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path):
+def test_recordings_are_checked_before_the_model_is_loaded(run, wavs, tmp_path):
     out = ("-o", tmp_path / "o.wav")
     for source, prompt, said in (
         ("long", "prompt", "long.wav: 30.1 s is longer than 30 s"),
@@ -101,7 +93,7 @@ def test_recordings_are_looked_at_before_the_model_is_loaded(run, wavs, tmp_path
         assert_one_line(run(*unsafe), 1, "voice name")
 
 
-def test_refused_places(run, model, wavs, tmp_path):
+def test_output_paths_that_are_refused(run, model, wavs, tmp_path):
     for out in (tmp_path / "none" / "o.wav", tmp_path, tmp_path / "o.m4a", tmp_path / "o"):
         assert_one_line(run(*say(model, wavs, *MODES["cross-lingual"], "-o", out)), 2, str(out))
     assert_one_line(run("say", "--model", model, "--text", WORDS, "-o", tmp_path / "o.wav"), 2, "needs a voice")
@@ -115,7 +107,7 @@ def test_refused_folders(run, parity, wavs, tmp_path):
 
 
 def test_damaged_voice(run, model, tmp_path, no_voices_left):
-    """It is named, and the way out is open."""
+    """The error names it, and it can be removed."""
     (model / VOICES).mkdir()
     (model / VOICES / "me.safetensors").write_bytes(b"nothing")
     here = ("--model", model)
@@ -181,7 +173,7 @@ def full_disk():
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac"])
-def test_a_full_disk_is_told(run, model, wavs, tmp_path, monkeypatch, full_disk, kind):
+def test_a_full_disk_is_reported(run, model, wavs, tmp_path, monkeypatch, full_disk, kind):
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 2400)).astype(np.float32)
     pieces = lambda *_, **__: iter([{"tts_speech": noise}] * 100)  # noqa: E731
     monkeypatch.setattr(CosyVoice3, "inference_cross_lingual", pieces)
@@ -194,8 +186,8 @@ def test_a_full_disk_is_told(run, model, wavs, tmp_path, monkeypatch, full_disk,
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("ignored", [False, True], ids=["", "ignored"])
-def test_a_run_that_is_ended_keeps_what_is_there(run, model, wavs, tmp_path, monkeypatch, number, ignored):
-    """`kill`, or a terminal that is closed; `nohup` has that ignored."""
+def test_a_run_that_is_killed_keeps_what_is_there(run, model, wavs, tmp_path, monkeypatch, number, ignored):
+    """`kill` or a closed terminal; `nohup` makes the process ignore that."""
 
     def breaks(self, *arguments, **options):
         for i in range(40):
@@ -233,7 +225,7 @@ runpy.run_module("port", run_name="__main__")
 
 
 def on_a_terminal(*arguments):
-    """What a command leaves on a terminal that both of its streams are, line by line; it must end well."""
+    """Lines that a command leaves on a terminal, to which both of its streams go; it must succeed."""
     ours, theirs = os.openpty()
     termios.tcsetwinsize(theirs, (24, 200))
     done = subprocess.run(
@@ -241,7 +233,7 @@ def on_a_terminal(*arguments):
     )
     os.close(theirs)
     said = b""
-    with contextlib.suppress(OSError):  # Linux's way to say that a terminal is closed
+    with contextlib.suppress(OSError):  # raised on Linux when the terminal is closed
         while part := os.read(ours, 1 << 16):
             said += part
     os.close(ours)

@@ -1,4 +1,4 @@
-"""The device: chosen by name, refused where there is none; and a run that compared nothing is told from others."""
+"""The device is chosen by name and refused where there is none; a report that compared nothing on it does not count."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ def device():
     mx.set_default_device(before)
 
 
-def test_it_is_chosen_by_name(device):
+def test_the_device_is_chosen_by_name(device):
     use_device("cpu")
     assert mx.default_device() == mx.Device(mx.cpu)
     use_device("auto")
@@ -55,7 +55,7 @@ print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 @pytest.mark.parametrize("setting", [{}, {"MALLOC_TRIM_THRESHOLD_": "1000000"}], ids=["ours", "the user's"])
 def test_freed_arrays_are_kept_unless_the_user_chose_otherwise(setting):
-    """Eight arrays of 4 MB, 1024 pages each: after some rounds all of them find their memory again."""
+    """Eight arrays of 4 MB, 1024 pages each: after some rounds all of them reuse freed memory."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | setting
     words = [sys.executable, "-c", "import mlx.core as mx; mx.set_default_device(mx.cpu)" + KEEPING]
     done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The programs in `examples/`: each runs as it stands, with a model of this machine and what it needs in its place."""
+"""The programs in `examples/`: each runs as it stands, with the tests' model and stand-ins for what else it needs."""
 
 import re
 import secrets
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ SPOKEN = "Good morning, it is late."
 
 @pytest.fixture
 def example(monkeypatch, model, wavs, tmp_path):
-    """Run a program with the arguments that its docstring shows, the files being this machine's."""
+    """Run a program with the arguments that its docstring shows, but with files of the tests."""
     monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
     for name in [name for name in sys.modules if name.partition(".")[0] == "port"]:
         monkeypatch.setitem(sys.modules, name.replace("port", "cosyvoice3_mlx", 1), sys.modules[name])
@@ -57,7 +57,8 @@ def test_voice_conversion(example):
 
 def test_stream_to_speaker(example, monkeypatch):
     """All chunks are played, in order, on a speaker that is opened once and closed."""
-    played, opened = [], []
+    played: list[np.ndarray] = []
+    opened: list[object] = []
 
     class OutputStream:
         def __init__(self, rate, channels, dtype):
@@ -88,10 +89,9 @@ def test_llm_to_speech(example, voices, monkeypatch):
         asked.append((llm, given, prompt[0]["content"]))
         return (SimpleNamespace(text=part) for part in re.findall(r"\W*\w+|\W+$", SPOKEN))
 
-    fake = ModuleType("mlx_lm")
-    fake.load, fake.stream_generate = lambda name: (name, tokenizer), stream_generate
+    fake = SimpleNamespace(load=lambda name: (name, tokenizer), stream_generate=stream_generate)
     monkeypatch.setitem(sys.modules, "mlx_lm", fake)
-    # Random weights end a text that arrives at any time or never.
+    # With random weights, text that arrives may end at any time or never.
     end, last = voices.port.model.config.llm.eos, voices.port.model.config.llm.speech_token_size
 
     def sample(scores, decoded, draws, config):
@@ -114,7 +114,7 @@ def test_equal():
     port, own = (float(line.split()[-2]) for line in done.stdout.splitlines())
     assert port > own - 20 * np.log10(BUDGET) > 60
     said = re.findall(r"(\d+\.\d) dB down", (ROOT / "README.md").read_text("utf-8"))
-    assert np.allclose([port, own], [float(number) for number in said], atol=3)  # another machine rounds elsewhere
+    assert np.allclose([port, own], [float(number) for number in said], atol=3)  # another machine rounds otherwise
 
 
 def test_every_example_is_run():

@@ -1,4 +1,4 @@
-"""`generate`: the speech of the `inference_*` methods, told as mlx-audio tells it."""
+"""`generate`: the speech of the `inference_*` methods, in results like those of mlx-audio."""
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +18,7 @@ def voice(voices):
     return voices.port
 
 
-def test_each_way_to_ask_is_a_mode(voice, recordings):
+def test_each_combination_of_arguments_is_a_mode(voice, recordings):
     prompt = recordings[0]
     voice.add_zero_shot_spk(SYSTEM + PROMPT_WORDS, prompt, "me")
     for asked, method in (
@@ -37,14 +37,14 @@ def test_each_way_to_ask_is_a_mode(voice, recordings):
         assert not found.is_streaming_chunk
 
 
-def test_what_is_told(voice, recordings):
-    """Of each chunk of a stream; what the caller does in between is not counted."""
+def test_the_fields_of_a_result(voice, recordings):
+    """Of each chunk of a stream."""
     voice.add_zero_shot_spk(SYSTEM + PROMPT_WORDS, recordings[0], "me")
-    counted = []
-    told = list(generate(voice, LONGER, "me", stream=True, seed=1, strict_min_length=True, progress=counted.append))
-    assert [result.segment_idx for result in told] == list(range(len(told)))
-    assert len(told) > 1
-    for result in told:
+    counted: list[int] = []
+    results = list(generate(voice, LONGER, "me", stream=True, seed=1, strict_min_length=True, progress=counted.append))
+    assert [result.segment_idx for result in results] == list(range(len(results)))
+    assert len(results) > 1
+    for result in results:
         assert result.is_streaming_chunk
         assert result.audio.shape == (result.samples,) and result.audio.dtype == mx.float32
         assert result.sample_rate == voice.sample_rate
@@ -54,8 +54,8 @@ def test_what_is_told(voice, recordings):
         assert result.prompt["tokens"] == result.token_count
         assert result.audio_samples["samples"] == result.samples
         assert result.peak_memory_usage > 0
-    assert sum(result.token_count for result in told) == len(counted)
-    assert 960 * len(counted) == sum(result.samples for result in told)  # 40 ms a token
+    assert sum(result.token_count for result in results) == len(counted)
+    assert 960 * len(counted) == sum(result.samples for result in results)  # 40 ms a token
 
 
 def test_one_voice(voice, recordings):

@@ -6,7 +6,6 @@ import pytest
 
 from convert.conversion import convert_folder
 from convert.hub import find_source
-from port.app import cli
 from port.cosyvoice3 import CosyVoice3
 from port.files.errors import Refused
 from port.files.hub import find_folder
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.part("files")
 
 @pytest.fixture(scope="module")
 def folder(official, tmp_path_factory):
-    """A small conversion, whatever checkpoint the run is about."""
+    """A small conversion, whatever checkpoint this run tests."""
     out = tmp_path_factory.mktemp("converted") / "out"
     convert_folder(find_source(str(official)), out)
     return out
@@ -89,7 +88,7 @@ def test_a_repository_that_is_not_converted(hub, official):
     ],
 )
 def test_a_mistyped_path(hub, monkeypatch, tmp_path, find, name, said):
-    """One code for the port and the converter: what cannot be a hub id is a folder that is missing."""
+    """In the port as in the converter: what cannot be a hub id is a missing folder."""
     (tmp_path / "here" / "build" / "mlx").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here" / "file").touch()
@@ -108,7 +107,7 @@ def test_a_mistyped_path_without_network(hub, monkeypatch, tmp_path, find):
 
 
 @pytest.mark.parametrize(("refuses", "said"), [((403, "GatedRepo"), "consent"), ((401, "RepoNotFound"), "no such")])
-def test_a_converted_folder_that_is_refused(hub, converted, refuses, said):
+def test_a_hub_that_refuses(hub, converted, refuses, said):
     converted[0].refuses = refuses
     with pytest.raises(Refused, match=said) as error:
         CosyVoice3.from_pretrained("someone/mlx")
@@ -116,19 +115,6 @@ def test_a_converted_folder_that_is_refused(hub, converted, refuses, said):
 
 
 # ---- the command line
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; gives exit code, standard output and standard error."""
-    monkeypatch.setattr("port.cosyvoice3.load_normalizer", lambda: None)
-
-    def command(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return command
 
 
 @pytest.mark.meta

@@ -1,4 +1,4 @@
-"""What breaks on the way from a hub: told in one line, tried again where that can help. And other layouts there."""
+"""Transfers from a hub that fail: reported in one line, retried where that can help. And other layouts there."""
 
 import sys
 import types
@@ -42,7 +42,7 @@ def test_hf_transfer_without_its_package_and_with_one_that_fails(tuned, monkeypa
 
 
 class XetDownloadError(Exception):
-    """As a later client may call it."""
+    """The name that a later client may use."""
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ class XetDownloadError(Exception):
     ids=lambda error: type(error).__name__,
 )
 @pytest.mark.parametrize("times", [2, 99])
-def test_errors_of_the_native_client_are_retried_and_told(tuned, monkeypatch, error, times):
+def test_errors_of_the_native_client_are_retried_and_reported(tuned, monkeypatch, error, times):
     download, calls = huggingface_hub.snapshot_download, []
 
     def failing(*arguments, **more):

@@ -19,7 +19,7 @@ def port(voices):
 
 
 def given(voice, ask):
-    """The pieces of a request as the model gets them: of each the prompt text, or None, and the text."""
+    """(prompt text or None, text) of each piece of a request, as the model gets it."""
     found, decode = [], lambda ids: voice.frontend.tokenizer.decode(ids[0].tolist(), skip_special_tokens=False)
 
     def tts(prompt, text, **_):
@@ -86,13 +86,13 @@ def test_the_preamble_is_put_where_people_would_type_it(port, recordings, mode):
     assert "".join(filter(None, expected[0])).count(END_OF_PROMPT) == 1
 
 
-def test_the_reference_keeps_the_law(voices, recordings):
+def test_the_reference_adds_no_preamble(voices, recordings):
     with pytest.raises(ValueError, match=r"no <\|endofprompt\|>"):
         voices.single.inference_cross_lingual(WORDS, recordings[0])
 
 
 def test_what_people_wrote_is_still_read_and_cut(port, recordings):
-    """As if the text had no preamble: put in first, nothing would be spelled out or cut, as the original has it."""
+    """The preamble is added afterwards: added before, it would stop spelling out and cutting, as in the original."""
     text = "The clock in the kitchen says 12. " * 20
     pieces = given(port, lambda: port.inference_cross_lingual(text, recordings[0]))
     assert len(pieces) > 1
@@ -103,19 +103,19 @@ def test_what_people_wrote_is_still_read_and_cut(port, recordings):
     assert said == SYSTEM + "It is 3."
 
 
-def test_a_text_with_tokens_of_its_own(port, recordings):
-    """With `<|...|>` it is spoken as it is, as in the original; its own instruction serves the whole request."""
+def test_a_text_with_special_tokens(port, recordings):
+    """Text with `<|...|>` is spoken as it is, as in the original; its own instruction serves the whole request."""
     ask = lambda text: given(port, lambda: port.inference_zero_shot(text, PROMPT_WORDS, recordings[0]))  # noqa: E731
     assert ask("It is <|im_end|> 3.") == [(SYSTEM + PROMPT_WORDS, "It is <|im_end|> 3.")]
     assert ask("Slowly.<|endofprompt|>It is 3.") == [(PROMPT_WORDS, "Slowly.<|endofprompt|>It is 3.")]
 
 
-def test_marks_alone_still_say_nothing(port, recordings):
+def test_punctuation_alone_says_nothing(port, recordings):
     assert given(port, lambda: port.inference_cross_lingual("...", recordings[0])) == []
 
 
 def test_at_the_command_line(run, model, wavs, tmp_path):
-    """Nothing to type, and today's names and those of other tools mean the same."""
+    """The preamble need not be typed, and flags may have the names that other tools give them."""
     words = ("--text", WORDS, "--seed", 3, "-o")
     short = ("--prompt-text", PROMPT_WORDS), ("--ref-text", PROMPT_WORDS), ("--ref-text", SYSTEM + PROMPT_WORDS)
     for name, more in zip("abc", (*short[:2], (*short[2], "--raw-prompt")), strict=True):
@@ -138,7 +138,7 @@ READ_IN_FOUR_SECONDS = {
 
 
 @pytest.mark.parametrize("language", READ_IN_FOUR_SECONDS)
-def test_only_a_transcript_that_cannot_fit_is_pointed_out(language, caplog):
+def test_only_a_transcript_that_cannot_fit_gives_a_warning(language, caplog):
     text = READ_IN_FOUR_SECONDS[language]
     for seconds, said in ((1.2, "more than can be said in it"), (4, ""), (7, ""), (30, "too few for it, so words")):
         caplog.clear()
@@ -146,7 +146,7 @@ def test_only_a_transcript_that_cannot_fit_is_pointed_out(language, caplog):
         assert [said in line for line in caplog.messages] == [True] * bool(said), (language, seconds)
 
 
-def test_the_prompt_of_the_original_is_not_pointed_out(caplog):
+def test_the_prompt_of_the_original_gives_no_warning(caplog):
     """Its zero_shot_prompt.wav has 3.5 s."""
     warn_of_transcript("希望你以后能够做的比我还好呦。", np.zeros((1, 87)))
     assert not caplog.messages
@@ -156,7 +156,7 @@ def test_tokens_and_digits_in_a_transcript():
     assert syllables("<strong>重</strong>[breath] 12") == 1 + 2 + 3 / 2.5
 
 
-def test_a_transcript_is_looked_at_wherever_one_is_given(run, model, wavs, tmp_path, port, caplog, no_voices_left):
+def test_a_transcript_is_checked_wherever_one_is_given(run, model, wavs, tmp_path, port, caplog, no_voices_left):
     long = write_voice(tmp_path / "long.wav", 12)
     port.inference_zero_shot(WORDS, PROMPT_WORDS, long)
     port.add_zero_shot_spk(PROMPT_WORDS, long, "x")

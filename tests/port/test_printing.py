@@ -1,4 +1,4 @@
-"""What a file says never reaches a terminal, a log or a page as it stands."""
+"""Text from files is escaped before it reaches a terminal, a log or a page."""
 
 import json
 
@@ -13,6 +13,7 @@ from port.files.errors import LIMIT, Refused, printable
 from port.files.voices import Voice, read_voice, write_voice
 from reports.card import card, is_card, write_card
 from tests.support.convert_support import CONFIG
+from tests.support.parsed_json import edited, leaves
 
 pytestmark = pytest.mark.robust
 
@@ -26,7 +27,7 @@ def test_what_does_not_print_is_escaped(bite):
     assert str(Refused(f"x: tensor a{bite}b")).isprintable()
 
 
-def test_words_of_people_stay_as_they_are():
+def test_ordinary_text_stays_as_it_is():
     for text in ("café", "声音", "один", "😀", "a 'b' \"c\" \\d", "x" * LIMIT):
         assert printable(text) == text
 
@@ -39,7 +40,7 @@ def test_long_lines_lose_their_middle(size):
 
 
 def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
-    """To write them out takes more of the stack than to read them."""
+    """Writing them out takes more of the stack than reading them."""
     for depth in range(100, 1000, 5):
         content = json.dumps(CONFIG.to_dict()).replace(
             '"sample_rate": 24000', f'"sample_rate": {"[" * depth}{"]" * depth}'
@@ -52,7 +53,7 @@ def test_values_nested_as_deep_as_the_parser_goes(tmp_path):
 
 @pytest.mark.parametrize("bite", [*BITES[:7], "x" * 9_000])
 def test_notes_of_a_voice_are_shown_in_lines_that_print(tmp_path, capsys, bite):
-    """Whoever made the file wrote them."""
+    """The author of the file wrote them."""
     (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_dict()))
     (tmp_path / "voices").mkdir()
     bite = bite.replace("\ud800", "")  # half a character, which the format has no bytes for
@@ -79,24 +80,6 @@ def test_tensors_of_a_voice_that_do_not_print(tmp_path, bite):
 HTML = "<script>alert(1)</script><img src=x onerror=y> ![x](https://x) | `\n\n# FAIL\n---\n\x1b[2J"
 
 
-def spoiled(value, path=()):
-    """Every place of a JSON file that holds text, to put another in."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from spoiled(inner, (*path, key))
-    elif isinstance(value, list):
-        for i, inner in enumerate(value):
-            yield from spoiled(inner, (*path, i))
-    else:
-        yield path
-
-
-def put(content, path, value):
-    for key in path[:-1]:
-        content = content[key]
-    content[path[-1]] = value
-
-
 CONFIGURATION = {
     "provenance": {"source": "me/x", "revision": "0" * 40, "sha256": {}},
     "quantization": {"bits": 4, "group_size": 64, "llm.x": {"bits": 8}},
@@ -112,15 +95,12 @@ QUALITY = {
     "metrics": [{"metric": "m", "unit": "dB", "value": 1.0, "rounding": 1.0, "limit": 1.0, "status": "PASS"}],
 }
 FILES = {"config.json": CONFIGURATION, "audit.json": AUDIT, "quality.json": QUALITY}
-PLACES = [(name, path) for name, content in FILES.items() for path in spoiled(content)]
+PLACES = [(name, path) for name, content in FILES.items() for path, _ in leaves(content)]
 
 
 def write(folder, changed=None, path=(), value=None):
     for name, content in FILES.items():
-        content = json.loads(json.dumps(content))
-        if name == changed:
-            put(content, path, value)
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(json.dumps(edited(content, path, value) if name == changed else content))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +109,7 @@ def write(folder, changed=None, path=(), value=None):
 @pytest.mark.parametrize(
     "value", [HTML, [HTML], 3, None, {HTML: HTML}], ids=["text", "list", "number", "null", "object"]
 )
-def test_a_card_takes_nothing_raw(tmp_path, name, path, value):
+def test_a_card_escapes_untrusted_text(tmp_path, name, path, value):
     write(tmp_path, name, path, value)
     try:
         text = card(tmp_path)
@@ -148,16 +128,9 @@ def test_a_readme_that_somebody_wrote_is_kept(tmp_path):
     write(tmp_path)
     readme = write_card(tmp_path, card(tmp_path))
     assert is_card(readme)
-    write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card takes the place of a card
+    write_card(tmp_path, card(tmp_path, repo="me/other"))  # a card may be replaced
     for text in ("mine", readme.read_text() + "\nmine\n", readme.read_text().replace("MLX", "mlx", 1), ""):
         readme.write_text(text)
         with pytest.raises(Refused, match="move it away"):
             write_card(tmp_path, card(tmp_path))
         assert readme.read_text() == text
-
-
-def test_a_card_names_what_only_its_user_knows(tmp_path):
-    write(tmp_path)
-    head = yaml.safe_load(card(tmp_path, base_model="me/tuned", licence="cc-by-4.0").split("---")[1])
-    assert (head["base_model"], head["license"]) == ("me/tuned", "cc-by-4.0")
-    assert yaml.safe_load(card(tmp_path).split("---")[1])["base_model"] == "me/x"

@@ -1,4 +1,4 @@
-"""Recordings as people bring them: every form gives the same samples, and a refusal says which one and the truth."""
+"""Recordings as people give them: every form gives the same samples, and a refusal names the recording and why."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def test_all_forms_are_the_same_recording(side, path):
         assert np.array_equal(np.array(side.load_wav(form, 24000)), expected), name
 
 
-def test_integers_are_taken_over_their_range():
+def test_integers_are_scaled_by_their_range():
     wave = np.linspace(-1, 1, 4001)[:-1]
     for dtype, scale, offset in ((np.int16, 1 << 15, 0), (np.int32, 1 << 31, 0), (np.uint8, 128, 128)):
         found, _ = read(((wave * scale + offset).astype(dtype), RATE))
@@ -73,7 +73,7 @@ def test_bfloat16_is_taken_as_it_is(path):
 
 
 def without_length(path):
-    """The number of samples in a flac's first block is 0 where its writer could not go back."""
+    """Put 0 samples into a flac's header, as a writer leaves it that could not go back."""
     data = bytearray(path.read_bytes())
     data[21] &= 0xF0
     data[22:26] = bytes(4)
@@ -106,7 +106,7 @@ def test_what_libsndfile_reads_is_read(tmp_path, name, options):
 
 
 def refused(tmp_path):
-    """Recordings and what must be said of each, its name first."""
+    """Recordings, and words that the refusal of each must contain."""
     write_voice(tmp_path / "short.wav", 0.05, RATE)
     write_voice(tmp_path / "tiny.wav", 0.01, RATE)
     write_voice(tmp_path / "long.wav", 45, RATE)
@@ -168,14 +168,14 @@ def test_what_is_refused_is_named_in_one_short_line(tmp_path):
         assert message.isprintable() and len(message) < 1500
 
 
-def test_what_is_converted_need_not_be_a_voice(tmp_path):
+def test_a_recording_to_convert_may_be_silent(tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE, np.float32), RATE)
     check_recording(tmp_path / "silent.wav", voice=False)
     with pytest.raises(Refused, match="is silent"):
         check_recording(tmp_path / "silent.wav")
 
 
-def test_the_way_to_convert_is_the_machine_s(tmp_path, monkeypatch):
+def test_the_suggested_converter_is_the_machine_s(tmp_path, monkeypatch):
     (tmp_path / "a b.m4a").write_text("x")
     for platform, command in (("linux", "ffmpeg -i '"), ("darwin", "afconvert -f WAVE -d LEI16 '")):
         monkeypatch.setattr(sys, "platform", platform)

@@ -1,4 +1,4 @@
-"""`serve`: OpenAI's client gets the speech that the Python class makes alone, whole or streamed, whoever else asks."""
+"""`serve`: OpenAI's client gets the speech that the class makes, whole or streamed, whatever other clients do."""
 
 import asyncio
 import base64
@@ -17,8 +17,8 @@ from parity_tests.speech_support import LONGER, PROMPT_WORDS, WORDS
 from port.app.server.api import Server
 from port.app.server.asked import Asked
 from port.app.server.settings import Limits, Settings
-from port.app.server.sound import FORMATS, formats
 from port.app.server.speech import spoken
+from port.app.sound import FORMATS, formats
 from port.files.voices import VOICES, voice_files
 from port.request import Stream
 from tests.support.server_support import SEED, VOICE, pcm, samples_of, serving, wait_until
@@ -34,7 +34,7 @@ def client(running):
 
 
 def alone(voice, text, stream=False, seed=SEED, kind="RAW", **more):
-    """16-bit samples that the class makes of a request, with no server."""
+    """16-bit samples of a request, made by the class without a server."""
     how = {"stream": Stream(reset_hop=True) if stream else False, "seed": seed, "split_long": True} | more
     return pcm([np.array(r["tts_speech"])[0] for r in voice.inference_zero_shot(text, "", "", VOICE, **how)], kind)
 
@@ -74,7 +74,7 @@ def test_the_first_chunk_comes_before_the_last_is_made(client, running):
     running.idle()
 
 
-def test_events(running, served_voice):
+def test_speech_as_server_sent_events(running, served_voice):
     got = running.speech(LONGER, response_format="pcm", stream_format="sse")
     assert got.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(event.removeprefix("data: ")) for event in got.text.strip().split("\n\n")]
@@ -86,7 +86,7 @@ def test_events(running, served_voice):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("wav", "pcm")])
 def test_formats(running, served_voice, name, stream):
-    """Each decodes to as many samples, up to what the coder adds at the ends; flac to the same."""
+    """Each decodes to as many samples, plus what the coder adds at the ends; flac to the same samples."""
     if name not in formats():
         pytest.skip(f"this libsndfile writes no {name}")
     kind = "FLAC" if name == "flac" else "RAW"
@@ -107,7 +107,7 @@ class Forward(soundfile.SoundFile):
         return False
 
 
-def test_a_seed_is_drawn_and_told(running):
+def test_a_seed_is_drawn_and_returned(running):
     first = running.speech(WORDS, seed=None)
     again = running.speech(WORDS, seed=int(first.headers["x-seed"]))
     assert first.content == again.content != running.speech(WORDS, seed=None).content
@@ -161,8 +161,8 @@ def test_requests_at_once_equal_each_alone(running, served_voice):
     running.idle()
 
 
-def test_whole_answers_decode_together_and_who_is_gone_leaves_at_once(served_voice):
-    """While the other is still at its first piece."""
+def test_whole_answers_decode_together_and_a_client_that_leaves_frees_its_row(served_voice):
+    """At once, while the other is still at its first piece."""
     server, asked = Server(served_voice, "tiny", Settings()), Asked(WORDS * 20, VOICE)
     work = [partial(spoken, served_voice, server.decoder, asked, seed) for seed in range(2)]
 
@@ -210,8 +210,8 @@ def body(text, **more):
     return {"input": text, "voice": VOICE, "response_format": "pcm", "seed": SEED} | more
 
 
-def test_a_full_queue_refuses_and_who_waits_can_leave(served_voice):
-    """One under way, one waiting: the third is sent away; when the second hangs up its place is free."""
+def test_a_full_queue_refuses_and_a_waiting_client_can_leave(served_voice):
+    """One active, one waiting: the third is refused; when the second hangs up, its place is free."""
     with serving(served_voice, Settings(limits=Limits(active=1, waiting=1))) as tight:
 
         def wait_and_leave():
@@ -231,8 +231,8 @@ def test_a_full_queue_refuses_and_who_waits_can_leave(served_voice):
         tight.idle()
 
 
-def test_who_does_not_take_results_keeps_nobody_waiting(served_voice):
-    """A client that reads nothing loses its turn after some results, and another is served meanwhile."""
+def test_a_client_that_reads_nothing_keeps_nobody_waiting(served_voice):
+    """It loses its turn after some results, and another is served meanwhile."""
     with serving(served_voice, Settings(limits=Limits(active=1, waiting=3, ahead=1))) as tight:
         worker = tight.server.worker
         with tight.http.stream("POST", "/v1/audio/speech", json=body(LONG, stream=True)):

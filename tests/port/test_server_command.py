@@ -1,4 +1,4 @@
-"""`python -m port serve` as a process: it says where it is, what the pages print works, a signal ends it."""
+"""`python -m port serve` as a process: it prints its address, the commands of the pages work, a signal ends it."""
 
 import re
 import shutil
@@ -54,8 +54,8 @@ def test_the_example(served, tmp_path):
     heard(tmp_path / "out.wav")
 
 
-def test_a_signal_ends_it(served):
-    """Last: quietly, with exit code 0."""
+def test_a_signal_ends_the_server(served):
+    """The last test: it ends quietly, with exit code 0."""
     served[1].send_signal(signal.SIGINT)
     out, err = served[1].communicate(timeout=30)
     assert (served[1].returncode, out, err) == (0, "", "")

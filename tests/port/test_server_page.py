@@ -1,6 +1,5 @@
 """The page of `serve` in a browser: type, choose or record a voice, hear the speech while it is made, save it."""
 
-import os
 import shutil
 
 import numpy as np
@@ -12,18 +11,18 @@ from port.app.server.api import FILES, PAGE
 from port.app.server.settings import Settings
 from port.files.voices import voice_files
 from port.request import Stream
+from reports.picture import BROWSERS
 from tests.support.server_support import SEED, VOICE, pcm, serving
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = [pytest.mark.part("app"), pytest.mark.meta]
-BROWSERS = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 KEY = "a-key-of-24-characters-x"
 
 
 @pytest.fixture(scope="module")
-def browser(wavs):
-    """With a microphone in which the second voice is heard."""
+def browser():
+    """With a fake microphone."""
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     fake = "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream --no-sandbox"
@@ -35,7 +34,7 @@ def browser(wavs):
 
 @pytest.fixture
 def page(browser):
-    """What the page says is wrong, or asks of other servers, fails the test."""
+    """An error on the page, or a request to another server, fails the test."""
     wrong = []
     context = browser.new_context(permissions=["microphone"], accept_downloads=True)
     page = context.new_page()
@@ -52,7 +51,7 @@ OWN = ("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:")
 
 
 def test_type_hear_and_save(page, running, served_voice, tmp_path):
-    """By the keyboard alone; the samples are those that the class makes."""
+    """By the keyboard alone; the saved samples are those that the class makes."""
     expect = sync_api.expect
     page.goto(running.url)
     expect(page.get_by_label("Voice", exact=True)).to_have_value(VOICE)
@@ -122,8 +121,8 @@ def test_a_key_is_asked_for(page, served_voice):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits(page, running, width, scheme):
-    """Nothing is cut off, every field has a name, and text stands out from what is behind it (WCAG's 4.5)."""
+def test_the_page_fits_its_screen(page, running, width, scheme):
+    """Nothing is cut off, every field has a name, and text contrasts with its background (WCAG's 4.5)."""
     page.set_viewport_size({"width": width, "height": 844})
     page.emulate_media(color_scheme=scheme)
     page.goto(running.url)

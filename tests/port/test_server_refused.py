@@ -1,4 +1,4 @@
-"""`serve`: whatever a client sends that cannot be is answered by a clear status and one line, and leaves nothing."""
+"""`serve`: a bad request is answered by a clear status and one line, and leaves nothing behind."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from port.files.errors import Misused
 from tests.support.server_support import VOICE, serving
 
 pytestmark = [pytest.mark.part("app"), pytest.mark.robust]
-QUIET = ("python_multipart", "httpx", "httpcore")  # loggers that the command or the test leaves out
+QUIET = ("python_multipart", "httpx", "httpcore")  # loggers of other packages, which may write
 SPEECH, VOICES = "/v1/audio/speech", "/v1/audio/voices"
 KEY = "a-key-of-24-characters-x"
 
@@ -127,7 +127,7 @@ def assert_refused(got, status, words):
 
 @pytest.fixture
 def nothing_left(served_voice, monkeypatch, tmp_path):
-    """No file appears in the model's folder, nor a voice in memory; a temporary file would have no folder to be in."""
+    """No file appears in the model's folder, and no voice in memory. No temporary file can be written."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
 
     def seen():
@@ -146,12 +146,12 @@ def test_refused_by_one_line(running, nothing_left, name, caplog):
     assert [record for record in caplog.records if not record.name.startswith(QUIET)] == []
 
 
-def test_keys(served_voice, nothing_left):
-    """Without the right key no more than the page and the health can be seen; origins only as allowed."""
+def test_requests_without_the_right_key(served_voice, nothing_left):
+    """Without the right key only the page and the health are served; only an allowed origin may call."""
     allowed = Settings(api_key=KEY, names=["speech.example"], origins=["https://app.example"])
     with serving(served_voice, allowed) as guarded:
         for given in (None, "", KEY, f"Basic {KEY}", "Bearer", "Bearer x", f"Bearer {KEY}x", "Bearer é"):
-            headers = {} if given is None else {"Authorization": given.encode()}
+            headers = {} if given is None else {b"Authorization": given.encode()}
             for path in ("/v1/models", VOICES, "/v1", "/openapi.json"):
                 with httpx.Client(base_url=guarded.url) as stranger:
                     assert_refused(stranger.get(path, headers=headers), 401, "API key; send the header Authorization")
@@ -211,7 +211,7 @@ def test_addresses():
 
 
 def test_the_command_refuses_before_it_loads(capsys):
-    """A taken port, an address of nobody, an open one without a key: one line each, and no model is needed for it."""
+    """A taken port, a foreign address, an open one without a key: one line each, before any model is loaded."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments, code, words in (

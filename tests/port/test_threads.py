@@ -1,4 +1,4 @@
-"""What is made once and kept is shared by the threads of a server: each finds what it asked for, evaluated."""
+"""What is made once and kept is shared by the threads of a server: each gets it whole and evaluated."""
 
 import hashlib
 import subprocess
@@ -50,7 +50,7 @@ def normal(*shape):
     ids=["convolution", "upsampling", "pitch", "position", "joined"],
 )
 def test_what_one_thread_makes_another_can_use(build):
-    """Fast forms are made whole, not left to the first call."""
+    """Fast forms are evaluated when they are made, not at the first call."""
     plain, other, x = build(), build(), normal(1, 20, 12)
     other.update(plain.parameters())
     expected = np.array(speed_up(other)(x))
@@ -62,7 +62,7 @@ def test_what_one_thread_makes_another_can_use(build):
 
 @pytest.mark.meta
 def test_two_streams_of_one_model_know_nothing_of_each_other():
-    """Bit for bit, a thousand chunks: nothing is shared but the parameters. Two Euler steps tell as much as ten."""
+    """Bit for bit, a thousand chunks: nothing is shared but the parameters. Two Euler steps show as much as ten."""
     flow = OwnPort().build(INFERENCE, {**FLOW, "cfm": {"n_timesteps": 2}}, small_state())
     vocoder = small_models()[1].vocoder
     mel, cuts = normal(1, 3, vocoder.config.in_channels), range(2, TOKENS + 1, 3)
@@ -85,15 +85,15 @@ def test_two_streams_of_one_model_know_nothing_of_each_other():
 
 
 class Door:
-    """A lock that tells when a thread waits in front of it."""
+    """A lock that reports when a thread waits for it."""
 
-    def __init__(self, lock, told):
-        self._lock, self._told, self.waited = lock, told, False
+    def __init__(self, lock, noticed):
+        self._lock, self._noticed, self.waited = lock, noticed, False
 
     def __enter__(self):
         if not self._lock.acquire(blocking=False):
             self.waited = True
-            self._told.set()
+            self._noticed.set()
             self._lock.acquire()
 
     def __exit__(self, *error):
@@ -101,19 +101,19 @@ class Door:
 
 
 def waits(monkeypatch, owner, lock, inside, first, second):
-    """Whether `second` waits until `first`, stopped where it calls `inside` (owner, name), has left the lock.
+    """Whether `second` waits for the lock while `first` holds it, stopped where it calls `inside` (owner, name).
 
-    Nothing is left to chance: the first thread goes on when the second one stands in front of the lock, or is through.
+    Timing plays no part: the first thread goes on when the second one waits for the lock or has ended.
     """
-    told, entered, results = threading.Event(), threading.Event(), {}
-    door = Door(getattr(owner, lock), told)
+    noticed, entered, results = threading.Event(), threading.Event(), {}
+    door = Door(getattr(owner, lock), noticed)
     monkeypatch.setattr(owner, lock, door)
     original = getattr(*inside)
 
     def stopped(*args, **kwargs):
         if threading.current_thread().name == "first" and not entered.is_set():
             entered.set()
-            assert told.wait(30), "the second thread neither waits nor ends"
+            assert noticed.wait(30), "the second thread neither waits nor ends"
         return original(*args, **kwargs)
 
     monkeypatch.setattr(*inside, stopped)
@@ -125,7 +125,7 @@ def waits(monkeypatch, owner, lock, inside, first, second):
             results[name] = error
         finally:
             if name == "second":
-                told.set()
+                noticed.set()
 
     one = threading.Thread(target=run, args=("first", first), name="first")
     one.start()
@@ -156,17 +156,14 @@ def test_one_at_a_time_in_the_noise(monkeypatch, first, second):
 
 
 class Watched(OrderedDict):
-    """Prompts, with places to stop at."""
-
-    def values(self):
-        return super().values()
+    """Prompts whose `clear` can be patched."""
 
     def clear(self):
         super().clear()
 
 
 def memory_and_uses(flow):
-    """A memory that holds a prompt, and what can be done with it: where to stop, and the call."""
+    """A memory that holds a prompt, and its uses: where to stop the first thread, and the call."""
     memory, about = Memory(), utterance(15)
     stream = start(flow, about, memory=memory, max_cache_bytes=1 << 30)
     stream.push(about["token"][:, :9])
@@ -191,12 +188,13 @@ USES = ("reserve", "find", "keep", "nbytes", "clear")
 @pytest.mark.parametrize("first", USES)
 def test_one_at_a_time_in_the_memory_of_streams(flow, monkeypatch, first, second):
     memory, uses = memory_and_uses(flow)
-    assert waits(monkeypatch, memory, "_lock", *uses[first], uses[second][1])
+    (inside, act), (_, other) = uses[first], uses[second]
+    assert waits(monkeypatch, memory, "_lock", inside, act, other)
 
 
 @pytest.mark.part("frontend.text")
 def test_one_at_a_time_in_the_normalizer(monkeypatch):
-    """wetext keeps the text that it works on."""
+    """wetext keeps the text that it works on in the object."""
     normalizer = WeTextNormalizer.__new__(WeTextNormalizer)
     inner = SimpleNamespace(normalize=lambda text: text)
     normalizer._normalizers, normalizer._lock = {"en": inner}, threading.Lock()
@@ -236,7 +234,7 @@ def work(i):
         found[i] = length(voice.model.tts(prompt, ids, chance=Chance(SeededDraws(i))))
     else:
         found[i] = length(handed_on.get(i) or voice.inference_cross_lingual(text, recording, seed=i))
-    assert mx.sum(mx.ones(5) @ mx.ones((5, 5))).item() == 25  # the thread may go on with MLX
+    assert mx.sum(mx.ones(5) @ mx.ones((5, 5))).item() == 25  # MLX still works in this thread
 
 threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
 for thread in threads:
@@ -251,10 +249,9 @@ assert len(found) == 4 and min(found.values()) > 0, found
 @pytest.mark.skipif(not hasattr(mx, "clear_streams"), reason="this MLX aborts after worker threads, whatever they do")
 @pytest.mark.parametrize("way", ["loaded", "lazy", "handed on", "loads", "front end", "driver"])
 def test_worker_threads_end_well(parity, recordings, way):
-    """Streams of threads that are gone let MLX 0.32 abort at the end of nearly every process; lazy weights belong to
-    the thread that loaded them."""
+    """MLX 0.32 may abort at exit for streams of ended threads; lazy weights belong to the thread that loads them."""
     arguments = [str(parity.models.folder), str(recordings[0]), "Be kind.<|endofprompt|>", way]
-    for _ in range(2):  # without that, two of three runs abort
+    for _ in range(2):  # without the fix, two of three runs abort
         done = subprocess.run(
             [sys.executable, "-c", WORKERS, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
         )
@@ -263,7 +260,7 @@ def test_worker_threads_end_well(parity, recordings, way):
 
 @pytest.mark.part("stream.threads")
 def test_what_any_thread_may_compute_is_made_for_the_default_device(monkeypatch):
-    """On a GPU too: the stream of the CPU, which reads the weights, must not make that the default."""
+    """On a GPU too: the CPU's stream, which reads the weights, must not become the default."""
     entered = []
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(mx, "new_thread_unsafe_stream", lambda device: device, raising=False)
@@ -274,7 +271,7 @@ def test_what_any_thread_may_compute_is_made_for_the_default_device(monkeypatch)
 
 @pytest.mark.part("stream.threads")
 def test_an_mlx_without_streams_of_threads(monkeypatch):
-    """0.31 has one set of them."""
+    """MLX 0.31 has one set of streams for all threads."""
     for name in ("clear_streams", "new_thread_unsafe_stream"):
         monkeypatch.delattr(mx, name, raising=False)
     with threads.for_any_thread():

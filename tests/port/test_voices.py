@@ -1,6 +1,7 @@
-"""Saved voices: what they say, and the files that keep them for both sides."""
+"""Saved voices: how they speak, and their files, which both sides read."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
             lambda: voice.inference_cross_lingual(SYSTEM + WORDS, prompt, **options),
             lambda: voice.inference_cross_lingual(SYSTEM + WORDS, "", zero_shot_spk_id="anna", **options),
         ),
-        # The original's law: the instruction gives way to the voice's prompt text.
+        # As in the original, the voice's prompt text replaces the instruction.
         "instruct2": (
             lambda: voice.inference_instruct2(WORDS, SYSTEM + PROMPT_WORDS, prompt, **options),
             lambda: voice.inference_instruct2(WORDS, "Quietly.", "", "anna", raw_prompt=True, **options),
@@ -41,7 +42,7 @@ def test_a_saved_voice_speaks_as_its_prompt(voice, recordings):
 
 
 def test_an_instruction_takes_the_place_of_a_saved_prompt_text(voices, recordings):
-    """As with the recording itself; the language model then hears no prompt."""
+    """As with the recording itself; the language model then gets no speech of the prompt."""
     port = voices.port
     port.frontend.spk2info.clear()
     port.add_zero_shot_spk(PROMPT_WORDS, recordings[0], "anna")
@@ -100,14 +101,14 @@ def saved(voices, recordings):
 
 
 def write(path, config, arrays, **notes):
-    """The file of a voice, whatever it holds."""
+    """Write a voice's file with any tensors and notes."""
     write_voice(path, Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
     with safe_open(path, "np") as file:
         said = file.metadata() | notes
     save_file({field: np.ascontiguousarray(array) for field, array in arrays.items()}, path, said)
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[str, dict[str, Any]]] = {
     "field missing": ("expected flow_embedding alone", dict(prompt_text=None)),
     "dtype": ("prompt_text is int64", dict(prompt_text=lambda array: array.astype(np.int64))),
     "rows": ("prompt_text is int32 \\[2", dict(prompt_text=lambda array: np.repeat(array, 2, axis=0))),
@@ -130,13 +131,13 @@ def test_damaged_voices_are_refused(voices, saved, tmp_path, damage):
     with pytest.raises(Refused, match=words) as error:
         read_voice(tmp_path / "x", config)
     assert "\n" not in str(error.value)
-    if damage != "dtype":  # which is made right
+    if damage != "dtype":  # which is converted
         with pytest.raises(Refused, match=words):
             write_voice(tmp_path / "y", Voice(**dict.fromkeys(FIELDS) | harmed), config)
         assert not (tmp_path / "y").exists()
 
 
-def test_what_a_voice_says_of_itself(voices, saved, tmp_path):
+def test_the_notes_of_a_voice_are_checked(voices, saved, tmp_path):
     config, arrays, path = voices.port.model.config, saved.given(), tmp_path / "x"
     wider = json.dumps(
         {"text_tokens": 5, "speech_tokens": 6561, "mel_bins": 80, "frames_of_a_token": 2, "embedding": 8}
@@ -176,28 +177,10 @@ def test_files_that_are_no_voices(voices, tmp_path):
         load_voices(tmp_path, config)
 
 
-UNSAFE = [
-    "",
-    "a\nb",
-    "\x00",
-    "../x",
-    "a/b",
-    "a\\b",
-    "C:x",
-    ".x",
-    "-x",
-    " x",
-    "x.",
-    "x ",
-    "NUL",
-    "com1.x",
-    "x?",
-    "é" * 101,
-    3,
-]
+UNSAFE = ["", "a\nb", "\x00", "../x", "a/b", "a\\b", "C:x", ".x", "-x", " x", "x.", "x ", "NUL", "com1.x", "x?", 3]
 
 
-@pytest.mark.parametrize("name", UNSAFE, ids=ascii)
+@pytest.mark.parametrize("name", [*UNSAFE, "é" * 101], ids=ascii)
 def test_names_that_some_system_does_not_take(voice, recordings, name):
     with pytest.raises(Refused, match=r"voice name .*(safe as a file name|bytes)"):
         voice.add_zero_shot_spk(SYSTEM, recordings[0], name)

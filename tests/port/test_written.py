@@ -1,4 +1,4 @@
-"""Text as people write it: while it comes, in paragraphs, with subtitles."""
+"""Written text: spoken while it arrives, in paragraphs, with subtitles."""
 
 import json
 import os
@@ -28,7 +28,7 @@ STORY = "Once upon a time — 从前，in a café\n\nnobody minded the rain."
 
 @pytest.fixture(scope="module", autouse=True)
 def short_speech(model):
-    """Random weights hardly ever end by themselves: three speech tokens a text token are the most here."""
+    """Random weights hardly ever end by themselves, so a text token gets three speech tokens at most."""
     config = json.loads((model / "config.json").read_text("utf-8"))
     config["llm"]["max_token_text_ratio"] = 3.0
     (model / "config.json").write_text(json.dumps(config), "utf-8")
@@ -58,7 +58,7 @@ def test_a_word_comes_as_soon_as_it_is_over():
 
 
 def spoken_slowly(arguments, pieces):
-    """Run `say` with raw samples on standard output; each piece but the first is written when samples came.
+    """Run `say` with raw samples on standard output; the last piece is written when samples came.
 
     Returns the samples, and how many bytes had come before the last piece was written.
     """
@@ -88,7 +88,7 @@ def voice(model, monkeypatch):
 
 @pytest.mark.float32
 def test_a_pipe_is_spoken_before_its_last_word_is_written(model, wavs, voice):
-    """And as the same text given as an iterator in Python, wherever the pipe's reads fall, in the middle of é too."""
+    """It sounds like the same text from an iterator in Python, wherever the pipe's reads fall, even inside é."""
     arguments = say(model, wavs, "--ref-text", PROMPT_WORDS, "--seed", 1, "--stream", "--reset-hop")
     data = STORY.encode()
     middle = data.index("é".encode()) + 1
@@ -96,14 +96,14 @@ def test_a_pipe_is_spoken_before_its_last_word_is_written(model, wavs, voice):
     assert before > 0
     text, ended = arriving.as_it_comes(voice, iter([STORY]))
     given = {"seed": 1, "stream": Stream(reset_hop=True), **ended}
-    expected = [r["tts_speech"] for r in voice.inference_zero_shot(text, PROMPT_WORDS, wavs["prompt"], **given)]
-    expected = np.concatenate([np.array(part)[0] for part in expected])
+    results = voice.inference_zero_shot(text, PROMPT_WORDS, wavs["prompt"], **given)
+    expected = np.concatenate([np.array(result["tts_speech"])[0] for result in results])
     assert len(samples) == len(expected)
     assert np.abs(samples / 32768 - expected).max() < 1e-4
 
 
 def test_when_a_pipe_is_read_to_its_end(run, model, wavs, monkeypatch, tmp_path, caplog):
-    """Where nobody listens meanwhile, pieces are asked for, or the words of the voice are unknown."""
+    """Where speech is not streamed, pieces are asked for, or the words of the voice are unknown."""
     asked, original = [], arriving.as_it_comes
     monkeypatch.setattr(arriving, "is_pipe", lambda: True)
     monkeypatch.setattr(arriving, "as_it_comes", lambda *a: asked.append(a) or original(*a))
@@ -123,7 +123,7 @@ def test_when_a_pipe_is_read_to_its_end(run, model, wavs, monkeypatch, tmp_path,
         assert ("read to its end first" in caplog.text) == (known[0] not in more), more
 
 
-def test_what_comes_is_checked(run, model, wavs, monkeypatch, tmp_path):
+def test_arriving_text_is_checked(run, model, wavs, monkeypatch, tmp_path):
     monkeypatch.setattr(arriving, "is_pipe", lambda: True)
     ask = say(model, wavs, "--ref-text", PROMPT_WORDS, "--stream", "-o", tmp_path / "o.wav")
     assert_one_line(run(*ask, stdin=b"caf\xe9 is open"), 1, "standard input: not readable as UTF-8 text")
@@ -134,8 +134,8 @@ def test_what_comes_is_checked(run, model, wavs, monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_end_of_a_text_that_comes(voice):
-    """Held back until all is there; then the model may end it, and has to at the length that a whole text may have."""
+def test_the_end_of_an_arriving_text(voice):
+    """Not allowed until all of it came; then allowed, and forced at the length that a whole text may have."""
     config = voice.model.config.llm
     text, ended = arriving.as_it_comes(voice, iter(["Hello there."]))
     tokens = sum(len(voice.frontend.tokenizer.encode(word)) for word in text)
@@ -158,7 +158,7 @@ def test_paragraphs():
 
 
 def test_pauses_and_subtitles(run, model, wavs, tmp_path):
-    """An entry a piece, by the length of its audio; a pause between two paragraphs, and none inside one."""
+    """One entry for each piece, as long as its audio; a pause between two paragraphs, none inside one."""
     (tmp_path / "text.txt").write_text("One [breath] two.\n\nIt is 3.\n\n...\n", encoding="utf-8")
     arguments = say(model, wavs, "--ref-text", PROMPT_WORDS, "--text-file", tmp_path / "text.txt", "--seed", 2)
     out, subtitles = tmp_path / "o.wav", tmp_path / "o.srt"

@@ -1,8 +1,7 @@
-"""The report page: that it shows the numbers of the JSON, in order, safely, and that it works in a browser."""
+"""The report page: it shows the numbers of the JSON in order, escapes text, and works in a browser."""
 
 import html
 import json
-import os
 import random
 import re
 import shutil
@@ -20,12 +19,12 @@ from mlx_parity.report.model import Report
 from mlx_parity.report.words import Wording
 from reports import build
 from reports.cosyvoice3 import WORDING
+from reports.picture import BROWSERS
 from tests.support import synthetic_report
 from tests.support.synthetic_report import amended, every_section, make, place_of
 
 pytestmark = pytest.mark.meta
 
-BROWSERS = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 COLUMNS = ("ratio", "e_ref_rms", "e_port_rms", "ratio_rms", "e_ref_max", "e_port_max", "ratio_max")
 HOSTILE = '</script><script>alert("x")</script><img src=//evil.example/a.png onerror=alert(1)>|`*_\n& 😀'
@@ -98,7 +97,7 @@ def test_page_order_and_self_containment():
     assert not re.search(r"https?:|url\(|@import", re.sub(r'="data:[^"]*"', "", text))
 
 
-def test_a_subject_without_words_has_a_page():
+def test_a_report_without_wording_has_a_page():
     text = page.render_html(make(broken=True, **every_section()), Wording())
     assert "Model parity report" in text and ">whole<" in text and "CosyVoice 3" not in text
 
@@ -149,7 +148,7 @@ def test_hostile_strings_stay_text():
 
 
 def test_long_run_stays_small():
-    """A thousand tensors, all failing: the page stays of a size to mail, the summary within GitHub's limit."""
+    """A thousand tensors, all failing: the page stays small enough to mail, the summary within GitHub's limit."""
     rng, long = random.Random(0), "x" * 500
     rows = [
         synthetic_report.row(f"flow.{i}@step{i % 10}", "flow", "chained", f"flow.X{i}", f"{i}{long}", 5.0 + i, rng)
@@ -197,7 +196,7 @@ const shown = (row) => [...row.querySelectorAll("td.num")].map((cell) => cell.da
 found.panel = {
   name: closed.querySelector("summary .name").textContent, kind: closed.querySelector("summary .kind").textContent,
   numbers: [...closed.querySelectorAll("summary .num, dl.facts dd .num")].map((e) => e.dataset.v),
-  worst: [...closed.querySelectorAll("table.compact tbody tr")].map(shown), text: closed.innerText,
+  worst: [...closed.querySelectorAll("table.compact tbody tr")].map(shown), text: closed.textContent,
 };
 found.open = [...document.querySelectorAll("#failures > details.panel")].map((d) => d.open);
 found.plots = document.querySelectorAll("svg.plot").length;
@@ -252,7 +251,17 @@ def test_the_catalogue_is_shown_with_its_age_and_its_survivors_first():
     report = replace(report, fault_catalogue=replace(report.fault_catalogue, fresh=True))
     written, text = html_of(report), markdown_of(report)
     assert "on the very code of this run" in written and "STALE" not in written + text
-    assert report.verdict.status == "PASS", "what was not measured in this run judges nothing"
+    assert report.verdict.status == "PASS", "another run's measurement must not change the verdict"
+
+
+def test_a_stale_record_is_one_line_and_no_failure(tmp_path, capsys):
+    path, given = tmp_path / "run.json", every_section()
+    for fresh in (True, False):
+        catalogue = replace(given["fault_catalogue"], fresh=fresh)
+        model.save(make(**given | {"fault_catalogue": catalogue}), path)
+        assert build.main([str(path), "--out", str(tmp_path / "out")]) == 0
+        lines = [line for line in capsys.readouterr().out.splitlines() if "make record" in line]
+        assert len(lines) == (not fresh)
 
 
 def test_a_run_is_compared_with_the_last_one_where_there_is_one(tmp_path, capsys):

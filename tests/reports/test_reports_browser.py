@@ -1,19 +1,14 @@
 """A failing report's page in a browser: an accessibility checker, the keyboard, paper, and many rows."""
 
-import os
-import shutil
-
 import pytest
 
 from mlx_parity.report import page as pages
 from reports.cosyvoice3 import WORDING
-from tests.reports.test_reports import several_causes
+from tests.reports.test_reports import CHROMIUM, several_causes
 
 sync_api = pytest.importorskip("playwright.sync_api")
 checker = pytest.importorskip("axe_playwright_python.sync_playwright")
 pytestmark = pytest.mark.meta
-BROWSERS = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 PHONE, DESK = {"width": 390, "height": 844}, {"width": 1200, "height": 900}
 
 
@@ -52,7 +47,6 @@ def test_a_table_is_sorted_by_the_keyboard(opened):
     head.locator("button").focus()
     page.keyboard.press("Enter")
     sync_api.expect(head).to_have_attribute("aria-sort", "descending")
-    assert page.locator("#table-rows tbody tr td:nth-child(2)").first.text_content()
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut_off(opened):
@@ -71,4 +65,4 @@ def test_a_long_table_is_laid_out_when_it_comes_near(opened):
     last = page.locator("#failures h2")
     assert page.locator("#verdict").evaluate(seen) and not last.evaluate(seen)
     last.scroll_into_view_if_needed()
-    page.wait_for_function("(e) => e.checkVisibility({contentVisibilityAuto: true})", arg=last.element_handle())
+    page.wait_for_function(seen, arg=last.element_handle())

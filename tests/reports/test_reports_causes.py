@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +17,17 @@ from mlx_parity.compare import Reading
 from mlx_parity.judge import Row
 from mlx_parity.report import model, page
 from mlx_parity.report.causes import causes_of
-from mlx_parity.report.data import Module
-from mlx_parity.report.rows import by_stage
+from mlx_parity.report.data import Kind, Module
+from mlx_parity.report.rows import by_stage, isolated_of
 from mlx_parity.sides.truth import to_torch
 from parity_tests.adapters import audit_report
 from parity_tests.adapters.own import OwnPort
-from parity_tests.golden import GoldenRow, report_row
-from parity_tests.harness import places
-from parity_tests.harness.session import Session
-from parity_tests.harness.walks import walks
-from parity_tests.parts import PARTS, recorded
+from parity_tests.golden.judge import GoldenRow, report_row
+from parity_tests.parts import PARTS, PLACES, recorded
+from parity_tests.session import Session
+from parity_tests.walks import walks
 from reports.cosyvoice3 import STAGES, WORDING
-from tests.support.synthetic_report import changed, make, row
+from tests.support.synthetic_report import amended, changed, make, measured, place_of, row
 
 pytestmark = pytest.mark.meta
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ def rows(*described):
     for i, text in enumerate(described):
         kind, module, case, *name = text.split()
         stage = module.split(".")[0] if module.split(".")[0] in ("llm", "vocoder", "noise") else "flow"
-        found.append(row(*name or [f"{case}.{i}"], stage, kind, module, case, 9.0, random.Random(i)))
+        found.append(row((name or [f"{case}.{i}"])[0], stage, kind, module, case, 9.0, random.Random(i)))
     return found
 
 
@@ -68,7 +68,7 @@ def test_parts_that_fail_independently_have_a_panel_each():
     assert led(found) == [("attn", [], ["block"]), ("ff", [], []), ("snake", [], [])]
 
 
-def test_in_a_run_of_the_whole_what_comes_after_is_folded_and_what_came_before_is_not():
+def test_in_a_whole_run_later_failures_are_folded_and_earlier_ones_are_not():
     found = rows(
         "isolated attn c1 attn",
         "chained time walk.a early",
@@ -80,12 +80,12 @@ def test_in_a_run_of_the_whole_what_comes_after_is_folded_and_what_came_before_i
     assert led(found) == [("attn", [], ["attn.chained", "late", "result"]), ("early", [], []), ("other", [], [])]
 
 
-def test_what_fails_only_inside_the_whole_is_led_by_the_first_of_its_run():
+def test_failures_only_inside_the_whole_fold_under_the_first_of_their_run():
     found = rows("chained attn walk.a a1", "chained dit walk.a a2", "chained dit walk.b b1", "chained ff walk.c c1")
     assert led(found) == [("a1", [], ["a2", "b1"]), ("c1", [], [])]
 
 
-def test_every_failing_row_has_one_cause_whatever_contains_what():
+def test_every_failing_row_has_one_cause():
     rng = random.Random(0)
     for _ in range(300):
         names = [f"m{i}" for i in range(5)]
@@ -93,7 +93,7 @@ def test_every_failing_row_has_one_cause_whatever_contains_what():
         if rng.random() < 0.3:
             at = rng.choice(names)
             section[at] = replace(section[at], reference=None, port=None)
-        kinds = ("isolated", "chained", "golden", "exact")
+        kinds: tuple[Kind, ...] = ("isolated", "chained", "golden", "exact")
         found = [
             row(f"r{i}", "flow", rng.choice(kinds), rng.choice(names), rng.choice("abc"), rng.choice((1.0, 9.0)), rng)
             for i in range(12)
@@ -102,7 +102,7 @@ def test_every_failing_row_has_one_cause_whatever_contains_what():
         assert sorted(covered) == sorted(r.name for r in found if r.status == "FAIL")
 
 
-def test_a_recording_of_no_one_part_is_folded_where_its_stage_has_a_cause():
+def test_a_golden_row_without_a_part_is_folded_under_a_cause_of_its_stage():
     section = NESTED | {"gold": Module(None, None, ())}
     found = rows("golden gold g g1", "isolated attn c attn")
     assert led(found, section) == [("attn", [], ["g1"])]
@@ -134,10 +134,10 @@ def test_the_report_counts_folded_rows_and_names_the_part_in_its_first_line():
 def test_a_stage_shows_the_number_of_the_row_that_fails():
     report = changed(make(), "llm.qwen2rmsnorm", "isolated", 4.5)
     assert by_stage(report.rows, STAGES)["llm"].worst.name == "llm.qwen2rmsnorm"
-    unmeasured = {f"{what}_{norm}": None for what in ("ratio", "e_ref", "e_port") for norm in ("rms", "max")}
+    unmeasured: dict[str, Any] = dict.fromkeys(measured(1.0, 1.0))
     exact = replace(make().rows[2], name="llm.tokens", dtype="int32", message="3 differ", **unmeasured)
     for status, shown in (("FAIL", "unequal"), ("ERROR", "error")):
-        report = replace(make(), rows=(*make().rows, replace(exact, status=status)))
+        report = amended(replace(make(), rows=(*make().rows, exact)), "rows", -1, status=status)
         box = by_stage(report.rows, STAGES)["llm"]
         assert (box.ratio, box.worst.name, box.status) == (None, "llm.tokens", status)
         assert report.verdict.worst is None and model.to_json(report)
@@ -146,13 +146,22 @@ def test_a_stage_shows_the_number_of_the_row_that_fails():
         assert f">{shown}<" in html.partition('data-stage="llm"')[2].partition("</li>")[0]
 
 
+def test_the_isolated_run_of_a_chained_row():
+    found = make(broken=True)
+    block = "flow.decoder.estimator.transformer_blocks.1.attn@step"
+    same, other = (found.rows[place_of(found, f"{block}{step}", "chained")] for step in (0, 2))
+    assert isolated_of(same, found.rows).name == same.name
+    assert isolated_of(other, found.rows).module == other.module
+    assert isolated_of(replace(other, module="nowhere"), found.rows) is None
+
+
 # ---- places
 
 
 @pytest.mark.parametrize("path", PARTS)
 def test_a_place_is_the_line_of_the_definition_on_both_sides(path):
-    for package in ("port",) if PARTS[path].witness else places.PACKAGES:
-        file, _, line = str(places.find(package, path)).rpartition(":")
+    for package in ("port",) if PARTS[path].witness else PLACES.packages:
+        file, _, line = str(PLACES.find(package, path)).rpartition(":")
         words = (ROOT / file).read_text("utf-8").splitlines()[int(line) - 1].split()
         assert words[0] in ("class", "def") and words[1].split("(")[0].rstrip(":") == path.rpartition(".")[2]
 
@@ -161,7 +170,7 @@ def test_a_place_is_the_line_of_the_definition_on_both_sides(path):
     "name", ["walk.flow.full", "walk.flow.chunked", "walk.vocoder.end", "walk.llm", "walk.speaker"]
 )
 def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
-    """What the source says against what a run of the reference shows, by the names of the submodules."""
+    """What the source says must hold what a run of the reference shows, by the names of the submodules."""
     models = parity.models
     plan = walks(models.config)[name]
     arguments = {k: to_torch(v, torch.float32) for k, v in plan.inputs.items()}
@@ -171,38 +180,27 @@ def test_a_part_is_made_of_every_part_that_runs_inside_it(parity, name):
     pairs = {(o, i) for on, o in called for i_n, i in called if i_n.startswith(f"{on}.") and o != i}
     assert pairs
     for outer, inner in pairs:
-        assert inner in places.made_of(places.find("reference", outer)), (outer, inner)
+        assert inner in PLACES.made_of(PLACES.find("reference", outer)), (outer, inner)
 
 
 def test_what_is_no_part_has_no_place_and_contains_nothing():
-    found = places.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
+    found = PLACES.describe(["walk.flow.full", "noise", "flow.layers.NoSuch", "flow.layers.GRN.nothing", "port"])
     assert all(place == Module(None, None, ()) for place in found.values())
-    fast = places.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
+    fast = PLACES.describe(["fast.arithmetic.silu", "flow.layers.TimestepEmbedding"])
     silu = fast["fast.arithmetic.silu"]
     assert silu.reference is None and silu.port.startswith("port/fast/arithmetic.py:")
-    stream = places.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
+    stream = PLACES.describe(["stream.vocoder.StreamingVocoder", "vocoder.generator.Snake"])
     assert stream["stream.vocoder.StreamingVocoder"].contains == ("vocoder.generator.Snake",)
-    assert places.describe(["flow.layers.GRN"], OwnPort().place) == places.describe(["flow.layers.GRN"])
+    assert PLACES.describe(["flow.layers.GRN"], OwnPort().place) == PLACES.describe(["flow.layers.GRN"])
 
 
 # ---- commands
 
-AWKWARD = [
-    "plain",
-    "with space",
-    "br[ack]et",
-    "quo'te",
-    'dou"ble',
-    "dollar$HOME",
-    "semi;colon",
-    "a|b",
-    "star*",
-    "`tick`",
-]
+AWKWARD = ["plain", "with space", "br[ack]et", "quo'te", 'dou"ble', "$HOME", "semi;colon", "a|b", "star*", "`tick`"]
 
 
 def check(command, *expected):
-    """The command is one line that bash takes as the words it was made from."""
+    """The command is one line that bash splits into the words that it was made from."""
     done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True, check=False)
     assert not done.returncode and "\n" not in command, (command, done.stderr)
     script = f"f() {{ printf '%s\\0' \"$@\"; }}; f {command}"
@@ -221,7 +219,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
     check(golden.reproduce, "a b")
     audited = audit_report._entry(Row("n", "flow", "isolated", "m", name, reading), "toy")
     check(audited.reproduce, "toy")
-    session = object.__new__(Session)
+    session: Any = object.__new__(Session)
     given = {"--adapter": "own", "--dtype": "float16", "--device": "cpu", "--seed": 3, "--full": True, "--plain": False}
     given |= {"--checkpoint": Path(name), "--mlx-path": None}
     session.config = SimpleNamespace(getoption=given.__getitem__)
@@ -235,7 +233,7 @@ def test_commands_can_be_pasted_into_bash(monkeypatch, name):
 
 
 def test_a_printed_command_runs(tmp_path):
-    """Of a golden file with an awkward name, whose folder has one too."""
+    """That of a golden file in a folder with an awkward name."""
     folder = tmp_path / "my golden [1]"
     folder.mkdir()
     name = "snake"

@@ -81,7 +81,7 @@ def test_tests_faults_and_liveness_count():
     assert "caught" in survivor.new_failures[0].name
 
 
-def test_surroundings():
+def test_changes_of_the_environment_are_listed():
     def other(report):
         about = report.provenance
         weights = (replace(about.weights[0], sha256="0" * 64), about.weights[1])

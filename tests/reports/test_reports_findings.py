@@ -22,7 +22,7 @@ def part(name, status, *issues):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Of a port that diverges in two parts for one cause."""
+    """Results of a port that diverges in two parts for one cause."""
     parts = (
         part("stft", "FAIL", CAUSE),
         part("decode", "FAIL", f"{findings.FOLLOWS}padding.", CAUSE),

@@ -1,4 +1,4 @@
-"""Texts of a report that somebody else may have written: none acts on a terminal, a log or a page."""
+"""Untrusted texts of a report: none acts on a terminal, a log or a page."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from mlx_parity.report.codec import ReportError, read
 from mlx_parity.report.model import Report
 from reports import build, drift
-from tests.support.synthetic_report import edited
+from tests.support.parsed_json import edited, leaves
 
 pytestmark = pytest.mark.meta
 
@@ -15,19 +15,11 @@ pytestmark = pytest.mark.meta
 BITE = "x\n::stop-commands::x\n\x1b[2J\u202e"
 
 
-def _texts(content, way=()):
-    """The way to each text of a report."""
-    if isinstance(content, str):
-        yield way
-    elif isinstance(content, dict | list):
-        for key, inner in content.items() if isinstance(content, dict) else enumerate(content):
-            yield from _texts(inner, (*way, key))
-
-
 def test_no_text_of_a_report_runs_in_a_terminal_a_log_or_a_page(valid, tmp_path, capsys):
-    """Each text with a line break, a command of CI, an escape sequence and a mark of direction in it."""
+    """Each text gets a line break, a command for CI, an escape sequence and a mark of direction."""
     path, taken = tmp_path / "run.json", valid
-    ways = {tuple("*" if isinstance(step, int) else step for step in way): way for way in _texts(valid)}
+    texts = [way for way, value in leaves(valid) if isinstance(value, str)]
+    ways = {tuple("*" if isinstance(step, int) else step for step in way): way for way in texts}
     for way in ways.values():
         try:
             read(Report, edited(valid, way, BITE))

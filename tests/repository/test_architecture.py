@@ -33,7 +33,7 @@ class Drawing:
 
     def imports(self) -> set[tuple[str, str, bool]]:
         """The arrows that the code makes, dotted where only commands import."""
-        by = {}
+        by: dict[tuple[str, str], set[str]] = {}
         for path in sorted(p for paths in self.boxes.values() for place in paths for p in files(ROOT / place)):
             file = path.relative_to(ROOT).as_posix()
             for other in imported(path):

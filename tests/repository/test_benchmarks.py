@@ -1,9 +1,11 @@
-"""The benchmark itself, at tiny size: what it writes is complete, its ratios follow from its times, and it refuses."""
+"""The benchmark at tiny size: its results are complete, its ratios follow from its times, bad input is refused."""
 
 import json
 import shutil
 import sys
+from argparse import Namespace
 from pathlib import Path
+from unittest.mock import Mock
 
 import jsonschema
 import numpy as np
@@ -22,7 +24,7 @@ SCHEMA = json.loads((Path(run.__file__).parent / "schema.json").read_text("utf-8
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """One case with every kind of variant, measured twice on one thread without a BLAS of the system."""
+    """One case with every kind of variant, measured twice on one thread without the system's BLAS."""
     folder = tmp_path_factory.mktemp("benchmark")
     words = ["--only", "flow.dit.*", "--repeats", "2", "--threads", "1", "--blas", "none", "--out", str(folder)]
     code = run.main(words)
@@ -74,7 +76,7 @@ def test_ratios_follow_from_the_times(measured):
         assert found["low"] <= found["median"] <= found["high"]
 
 
-def test_counts_see_the_tables(measured):
+def test_tables_make_the_counts_smaller(measured):
     """At 64 channels and 2 blocks the modulation's linears are known: 2 x (64 + 1) x 384 + (64 + 1) x 128 floats."""
     (case,) = measured[2]["cases"]
     fast, plain = (case["counts"][name] for name in ("port", "port.no_tables"))
@@ -91,7 +93,7 @@ def test_without_a_fast_blas_it_says_that_mlx_means_nothing(measured):
 
 
 @pytest.mark.parametrize(("mlx", "meaningless"), [(4.8e9, True), (183e9, False)])
-def test_the_sentence_follows_from_measured_speeds(mlx, meaningless):
+def test_a_slow_blas_is_found_by_measured_speeds(mlx, meaningless):
     about = {
         "port": {"device": "cpu", "matrix_flops": mlx, "blas_kernel": "Zen"},
         "torch": {"device": "cpu", "matrix_flops": 197e9},
@@ -175,6 +177,17 @@ def test_a_wrong_argument_is_one_line(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+def test_another_port_runs_in_the_environment_of_its_audit(monkeypatch):
+    asked = Namespace(against="mlx_audio_plus", plus_python=None)
+    monkeypatch.setattr(run, "environment", lambda folder, pins: folder / pins.stem)
+    assert run._sides(asked) == ["port", "mlx_audio_plus"]
+    assert asked.plus_python.endswith("build/audit-mlx_audio_plus/mlx_audio_plus.requirements")
+    asked.plus_python = None
+    monkeypatch.setattr(run, "environment", Mock(side_effect=run.CannotInstall("no network")))
+    with pytest.raises(machine.BenchmarkError, match="no network"):
+        run._sides(asked)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="nothing is preloaded elsewhere")
 def test_a_blas_that_is_not_there():
     with pytest.raises(machine.BenchmarkError, match="no such file"):
@@ -184,7 +197,7 @@ def test_a_blas_that_is_not_there():
 
 @pytest.mark.skipif(machine.find_blas() is None, reason="no OpenBLAS to put before MLX's own")
 def test_the_kernel_of_a_preloaded_blas_is_named(tmp_path, monkeypatch):
-    """By the library itself: what it is made to take it names, and that it was made to; no other has a kernel."""
+    """The library itself names the kernel that it is forced to take; without a library there is no kernel."""
     monkeypatch.setenv(machine.FORCED_KERNEL, "Prescott")
     found = []
     for blas in (machine.find_blas(), None):
@@ -195,7 +208,7 @@ def test_the_kernel_of_a_preloaded_blas_is_named(tmp_path, monkeypatch):
 
 
 def test_every_fast_form_is_measured():
-    """But the one for reduced precision: without it a model has another one."""
+    """All but the one for reduced precision, without which a model computes in another precision."""
     names = {variant.name for case in cases.all_cases("full") for variant in case.variants}
     assert {f"port.no_{form}" for form in FORMS} - names == {"port.no_own_dtype"}
 
@@ -216,8 +229,8 @@ def test_targets_are_judged_by_their_limits():
 
 
 @pytest.mark.parametrize(("kind", "share"), [("decode", "50 %"), ("prefill", "25 %")])
-def test_the_limit_of_single_tokens_is_the_memory(kind, share):
-    """Two tokens, 1 s: 4 of 8 bytes are read; or one pass of 3 of 12 operations."""
+def test_decoding_is_limited_by_memory_and_a_prefill_by_arithmetic(kind, share):
+    """Two tokens in 1 s: decoding reads 4 of 8 bytes, one pass over both computes 3 of 12 operations."""
     row = {"side": "port", "status": "measured", "message": "", "seconds": [1.0], "median": 1.0, "check": None}
     counts = {"port": {"matmul_flops": 3, "weight_bytes": 2}}
     case = {"kind": kind, "size": {"tokens": 2}, "counts": counts, "variants": {"port": row}, "ratios": {}}
@@ -235,7 +248,7 @@ def test_cost_is_drawn_against_the_length(tmp_path):
 
 
 def test_the_cold_start_is_split_by_part(parity, tmp_path, capsys):
-    """A voice given by its embedding: no recording is read; the parts and the rest are the whole."""
+    """A voice given by its embedding, so no recording is read."""
     config = parity.models.config
     folder = Path(shutil.copytree(parity.models.folder, tmp_path / "model"))
     save_voice(folder, "bare", Voice(np.ones((1, config.flow.spk_embed_dim), np.float32)), config)
@@ -251,21 +264,21 @@ def test_the_cold_start_is_split_by_part(parity, tmp_path, capsys):
     assert "voice 'nobody' is not known" in capsys.readouterr().err
 
 
-def test_growth_of_a_stream_is_held_against_its_keys():
+def test_growth_of_a_stream_is_compared_with_its_keys():
     """Chunks of 4 s at 0, 4, 8 and 12 s and a last one; with no prompt the keys grow 16 / 4."""
     for last, status in ((8.0, "met"), (40.0, "missed")):
         elapsed, marks = 0.0, []
         for cost in (4.0, 5.0, 6.0, last, 100.0):
             elapsed += cost
             marks.append([elapsed, 4 * targets.RATE])
-        stream = {"variants": {"port": {"marks": marks}}, "size": {"prompt": 0}, "ratios": {}, "counts": {}}
-        stream["variants"]["port"] |= {"status": "measured", "check": None}
+        row = {"marks": marks, "status": "measured", "check": None}
+        stream = {"variants": {"port": row}, "size": {"prompt": 0}, "ratios": {}, "counts": {}}
         (found,) = (t for t in targets.judge({"stream.30s": stream}) if t.what.startswith("growth"))
         assert found.status == status and found.value == pytest.approx(last / 4.0 / 4.0)
 
 
 def test_work_of_a_stream():
-    """Of two chunks: the original's second is a whole pass, and so is the port's last one unless it keeps the mask."""
+    """For two chunks the original makes two whole passes; the port makes less than two, with the causal mask one."""
     model = stream_work.counted()
     again, usual, causal = (stream_work.passes(model, 2, stream) for stream in stream_work.WAYS.values())
     assert causal == 1

@@ -29,7 +29,7 @@ SYSTEMS = [
 
 
 def asked(requirements, extra=""):
-    """The requirements that count somewhere for an extra, and for none."""
+    """The requirements that apply on some system, with `extra` or without."""
     for requirement in map(Requirement, requirements):
         marker = requirement.marker
         if not marker or any(marker.evaluate(system | {"extra": e}) for system in SYSTEMS for e in {"", extra}):
@@ -37,7 +37,7 @@ def asked(requirements, extra=""):
 
 
 def needed():
-    """Names of everything that the project and its extras install, by what is installed here."""
+    """Names of all that the project and its extras need, by the packages installed here."""
     own = [line for lines in PROJECT["optional-dependencies"].values() for line in lines]
     open_ = [r for r in asked(PROJECT["dependencies"] + own) if r.name != PROJECT["name"]]
     found = set()
@@ -47,7 +47,7 @@ def needed():
         for extra in {"", *requirement.extras}:
             if (name, extra) not in found:
                 found.add((name, extra))
-                with suppress(PackageNotFoundError):  # of another system
+                with suppress(PackageNotFoundError):  # needed on another system only
                     open_ += asked(requires(name) or (), extra)
     return {name for name, _ in found}
 
@@ -56,8 +56,8 @@ def test_every_pin_is_needed():
     assert PINNED - needed() == {WITHOUT_DEPENDENCIES}
 
 
-def test_the_walk_sees_what_is_asked_for_by_others():
-    """Not an empty check: torch asks for sympy, sympy for mpmath, and nobody for a copyleft parser of tensors' axes."""
+def test_needs_of_needs_are_found():
+    """torch needs sympy, sympy needs mpmath, and nothing needs einx."""
     assert {"torch", "mpmath", "numpy", "pytest"} <= needed() & PINNED
     assert not {"einx", "einops", "frozendict"} & needed()
 

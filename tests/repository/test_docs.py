@@ -1,4 +1,4 @@
-"""The site: it builds without a warning, and a warning is what a link that leads nowhere gives."""
+"""The site builds without a warning, and a broken link would give one."""
 
 import os
 import subprocess

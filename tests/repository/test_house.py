@@ -1,10 +1,11 @@
-"""The house itself: the packages are twins, imports run one way, and the port stands without torch."""
+"""The rules of the house: packages are twins, imports run one way, and the port runs without torch."""
 
 import ast
 import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ MOST_DIFFERENCES = 8
 # What a stream carries from chunk to chunk, and what requests share, which only the port has; last, and left out by
 # default.
 CARRIED = {"state", "kept", "tail", "start", "decoder"}
-# Whose meaning is the framework's.
+# Arguments that belong to the framework.
 OF_FRAMEWORK = {"device", "dtype", "rand_ini"}
 OURS = ("benchmarks", "convert", "parity_tests", "port", "reference", "reports", "tests")
 FORBIDDEN = {
@@ -66,7 +67,7 @@ FORBIDDEN = {
     "reports": ("mlx", "torch", "port", "reference", "convert", "parity_tests"),
     "mlx_parity/faults": ("mlx", "torch", "port", "reference", "convert", "parity_tests", "reports", "benchmarks"),
 }
-# Commands stand on the top floor and may reach the harness.
+# Commands stand on the top floor and may reach the suite.
 TOP_FLOOR = {"convert/run.py", "convert/publish.py", "reference/export_onnx.py", "reports/card.py"}
 
 
@@ -80,15 +81,15 @@ def shared_files() -> list[str]:
     return sorted(sources("port").keys() & sources("reference").keys())
 
 
-def public(body: list[ast.stmt], kind: type | tuple[type, ...]) -> list:
-    return [node for node in body if isinstance(node, kind) and not node.name.startswith("_")]
+def public(body: list[ast.stmt], kind: type | tuple[type, ...]) -> list[Any]:
+    return [node for node in body if isinstance(node, kind) and not getattr(node, "name", "_").startswith("_")]
 
 
 def arguments(function: ast.FunctionDef) -> list[str]:
     """Each as it is written, without its type: `name` or `name=default`, `*` before those that need their name."""
     given = function.args
     plain = [*given.posonlyargs, *given.args]
-    pairs = [*zip(plain, [None] * (len(plain) - len(given.defaults)) + given.defaults, strict=True)]
+    pairs = [*zip(plain, [*[None] * (len(plain) - len(given.defaults)), *given.defaults], strict=True)]
     named = [*zip(given.kwonlyargs, given.kw_defaults, strict=True)]
     found = [a.arg if default is None else f"{a.arg}={ast.unparse(default)}" for a, default in pairs]
     return [*found, *["*"] * bool(named), *(a.arg if d is None else f"{a.arg}={ast.unparse(d)}" for a, d in named)]
@@ -154,7 +155,7 @@ def test_imports_run_one_way(package):
 
 
 def test_the_judge_knows_the_frameworks_in_one_folder():
-    """But for types: `if TYPE_CHECKING:` runs nothing."""
+    """Imports under `if TYPE_CHECKING:` do not count: they never run."""
     for file, path in sources("mlx_parity").items():
         run = [node for node in ast.parse(path.read_text("utf-8")).body if not isinstance(node, ast.If)]
         names = {n for part in run for node in ast.walk(part) for n in imported(node)}
@@ -169,7 +170,7 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def imports(package: str) -> dict[str, set[str]]:
-    """Files of a package, each with those of it that it imports."""
+    """Each file of a package, with the files of the package that it imports."""
     names = {file.removesuffix(".py").replace("/", "."): file for file in sources(package)}
     found: dict[str, set[str]] = {}
     for name, file in names.items():
@@ -193,7 +194,7 @@ def imports(package: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("package", ["port", "reference", "convert", "mlx_parity", "reports"])
 def test_no_two_files_import_each_other(package):
-    """Nor do several in a circle: whatever is left when files that import nothing are taken away, again and again."""
+    """Nor several in a circle: removing files that import nothing, again and again, leaves none."""
     left = imports(package)
     assert any(left.values())
     while free := [file for file, needs in left.items() if not needs & left.keys()]:

@@ -51,7 +51,7 @@ def test_examples_are_short_and_pinned(example):
 
 
 def test_an_example_runs_in_its_environment(tmp_path, monkeypatch):
-    """Where `make examples` has made it: no network here."""
+    """Only where `make examples` has made the environment: a test has no network."""
     if not (ROOT / "build" / "parity-qwen2_mlx_lm" / "installed").exists():
         pytest.skip("make examples has not run here")
     monkeypatch.chdir(ROOT)

@@ -1,4 +1,4 @@
-"""Plain English, as far as a program reads it: short sentences, lines that fit, no word that hides what is meant."""
+"""Plain English, as far as a program can check it: short sentences, lines that fit, no word that hides the meaning."""
 
 import re
 import subprocess
@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "mlx_parity/README.md", "mlx_parity/SKILL.md"]
 PAGES += sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 WRITTEN_BY_A_COMMAND = {"docs/findings.md"}  # its sentences are those of the recorded findings
-LONGEST_SENTENCE = 30  # words up to a stop, colon or semicolon; what stands in backticks is one
+LONGEST_SENTENCE = 30  # words up to a stop, colon or semicolon; text in backticks counts as one
 LONGEST_LINE = 130
-# What is said better: a pattern, and what to write.
+# Patterns to avoid, and what to write instead.
 BETTER = {
     r"gone on with|went on with": "say what resumes",
     r"nobody's business": "say what is kept, and why no more",
@@ -33,7 +33,7 @@ BETTER = {
 
 
 def without_code(page: str) -> str:
-    """A page without fenced code and without what a program reads at its head."""
+    """A page without fenced code and front matter."""
     return re.sub(r"^( *)```.*?^\1```$", "", re.sub(r"\A---\n.*?^---$", "", page, flags=re.M | re.S), flags=re.M | re.S)
 
 
@@ -47,7 +47,7 @@ def blocks(page: str) -> list[str]:
         elif item := re.match(r" *(?:[-*]|\d+\.) +(.*)", line):
             found.append([item[1]])
         elif line.startswith("    ") and not found[-1]:
-            continue  # code by its indentation
+            continue  # indented code
         else:
             found[-1].append(line.strip())
     return [" ".join(lines) for lines in found if lines]
@@ -63,7 +63,7 @@ def too_long(page: str) -> list[str]:
 
 
 def wide(page: str) -> list[str]:
-    """Lines of prose that no screen shows whole; tables and code may be wider."""
+    """Lines of prose that are wider than a screen; tables and code may be."""
     return [
         line for line in without_code(page).splitlines() if len(line) > LONGEST_LINE and not re.match(r" *\|", line)
     ]
@@ -79,7 +79,7 @@ def test_a_line_fits_on_a_screen(page):
     assert wide((ROOT / page).read_text("utf-8").partition("<!-- results -->")[0]) == []
 
 
-def test_what_is_too_long_is_seen():
+def test_long_sentences_and_lines_are_found():
     assert too_long("word " * 31 + ".") and not too_long("word " * 15 + "; " + "word " * 15 + ".")
     assert not too_long("```sh\n" + "word " * 40 + "\n```\n| " + "word " * 40 + " |")
     assert wide("x" * 131) and not wide("```\n" + "x" * 131 + "\n```\n| " + "x" * 131)

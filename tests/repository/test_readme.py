@@ -1,4 +1,4 @@
-"""The commands that the pages print, run as printed where they need no network and no minutes."""
+"""The commands that the pages print, run as printed unless they need the network or minutes."""
 
 import json
 import os
@@ -27,8 +27,8 @@ COMMANDS = sorted({re.sub(r"\s+", " ", line).strip() for line in SHELL if line.s
 NOT_RUN = {
     "make": "the whole suite, which is running",
     "pytest parity_tests --checkpoint": "the whole suite, which is running",
-    "--play": "a sound device; test_output.py plays to one that is none",
-    "FunAudioLLM": "the network; test_convert_hub.py runs it against an imitation",
+    "--play": "a sound device; test_output.py plays to a fake one",
+    "FunAudioLLM": "the network; test_convert_hub.py runs it against a fake hub",
     "reports.drift": "two runs; test_reports_drift.py",
     "--seconds 600": "ten minutes a reader; test_fuzz.py runs each briefly",
     "benchmarks.run": "a minute; test_benchmarks.py",
@@ -55,21 +55,10 @@ def reason(command):
 
 @pytest.fixture(scope="module")
 def desk(parity, tmp_path_factory):
-    """A folder as a reader's: the checkout's packages, a converted model, a recording, a manifest."""
+    """A reader's folder: the checkout's packages, a converted model, a recording, a manifest."""
     folder = tmp_path_factory.mktemp("desk")
-    for name in (
-        "port",
-        "convert",
-        "mlx_parity",
-        "reference",
-        "parity_tests",
-        "reports",
-        "tests",
-        "benchmarks",
-        "examples",
-        "conftest.py",
-        "pyproject.toml",
-    ):
+    packages = ("port", "convert", "mlx_parity", "reference", "parity_tests", "reports", "tests", "benchmarks")
+    for name in (*packages, "examples", "conftest.py", "pyproject.toml"):
         (folder / name).symlink_to(ROOT / name)
     copy_folder(parity.models, folder / "mlx-model")
     write_voice(folder / "me.wav", 1.0, 16000)
@@ -131,7 +120,7 @@ def test_links_lead_somewhere():
 
 
 def test_python_files_that_pages_name_exist():
-    """By their path, or by its end; but for NAME.py, and the file that porting.md lets its reader write."""
+    """By their path or the end of it; except NAME.py, and the file that a reader of porting.md writes."""
     done = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     tracked = [f"/{file}" for file in done.stdout.splitlines()]
     for page in {*PAGES, "mlx_parity/README.md"} - {"docs/findings.md"}:  # which names files of other ports

@@ -42,7 +42,7 @@ def site(wheel, tmp_path_factory):
 
 
 def run(site, *command):
-    """In the installed package's world: no checkout in reach."""
+    """Run a command with the installed package and without the checkout."""
     environment = os.environ | {"PYTHONPATH": str(site)}
     return subprocess.run([*map(str, command)], cwd=site, env=environment, capture_output=True, text=True, timeout=120)
 
@@ -75,7 +75,7 @@ print(cosyvoice3_mlx.__file__)
     assert done.stdout.startswith(str(site))
 
 
-def test_the_command_speaks_of_itself(site, tmp_path):
+def test_the_help_names_the_installed_command(site):
     done = run(site, site / "bin" / "cosyvoice3-mlx", "--help")
     assert done.returncode == 0, done.stderr
     assert "cosyvoice3-mlx say --model" in done.stdout
@@ -83,7 +83,7 @@ def test_the_command_speaks_of_itself(site, tmp_path):
 
 
 def test_the_command_converts(site, official, tmp_path):
-    """By the converter, and the suite that verifies, which the wheel holds; with torch from the extra."""
+    """The wheel holds the converter and the suite that verifies; torch comes from the extra."""
     command, out = site / "bin" / "cosyvoice3-mlx", tmp_path / "mlx"
     done = run(site, command, "convert", "--hf-path", official, "--mlx-path", out)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The workflows and forms for GitHub: what can be checked of them without GitHub."""
+"""The workflows and forms for GitHub, as far as they can be checked without GitHub."""
 
 import re
 import shutil

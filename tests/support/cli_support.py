@@ -1,4 +1,4 @@
-"""Arguments of the command line, and what must come of them."""
+"""Arguments of the command line, and checks of its results."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from port.files import community
 from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model
-from tests.support.convert_support import put
+from tests.support.parsed_json import put
 
 PITCH = "vocoder.f0_predictor.condnet."
 
@@ -46,7 +46,7 @@ def spelled(name: str) -> str:
 
 
 def unfolded(tensors: Mapping[str, mx.array], seed: int = 0) -> dict[str, mx.array]:
-    """Batch norms taken out of the convolutions of the speaker encoder, with statistics of any kind."""
+    """Take batch norms with random statistics out of the convolutions of the speaker encoder."""
     rng, found = np.random.default_rng(seed), dict(tensors)
     last = max(name for name in tensors if re.search(r"transits\.\d\.linear\.weight", name))
     for name in list(tensors):
@@ -77,7 +77,7 @@ def unfolded(tensors: Mapping[str, mx.array], seed: int = 0) -> dict[str, mx.arr
 
 
 def rounded(own: CosyVoice3Model) -> dict[str, mx.array]:
-    """The parameters, of the pitch predictor's weights the first summand alone."""
+    """The parameters, but only the first summand of the pitch predictor's weights."""
     found = dict(tree_flatten(own.parameters()))
     return {name: value[0] if PITCH in name and value.ndim == 4 else value for name, value in found.items()}
 
@@ -93,7 +93,7 @@ def write(
     settings: Mapping[str, Any] = MappingProxyType({}),
     hearing: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
-    """The two repositories, one inside the other; `settings` and `hearing` change their config.json."""
+    """Write both repositories, one inside the other; `settings` and `hearing` change their config.json."""
     tensors = unfolded({spelled(name): value for name, value in rounded(own).items()})
     tensors["flow.decoder.estimator.rotary_embed.inv_freq"] = mx.zeros(8)
     tensors = {name: value.astype(dtype) for name, value in tensors.items()}

@@ -1,12 +1,13 @@
-"""What the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
+"""Helpers that the tests of a conversion share: refusals in one line, and checkpoints changed in place."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import mlx.core as mx
 import pytest
 import torch
 
@@ -18,22 +19,17 @@ CONFIG = tiny_config()
 
 
 def resave(path: Path, change: Callable[[Any], Any]) -> None:
-    """Put another content in the place of a state dict."""
+    """Replace a saved state dict by what `change` makes of it."""
     torch.save(change(torch.load(path, weights_only=True)), path)
 
 
-def put(content: Any, changes: Mapping[str, Any]) -> Any:
-    """Give parsed JSON other values at some dotted paths, in place."""
-    for path, value in changes.items():
-        place = content
-        for name in path.split(".")[:-1]:
-            place = place[name]
-        place[path.rpartition(".")[2]] = value
-    return content
+def arrays_of(folder: Path) -> dict[str, mx.array]:
+    """The arrays of a folder's model.safetensors."""
+    return cast(dict[str, mx.array], mx.load(str(folder / "model.safetensors")))
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:
-    """The one line that a reader refuses a file with, soon and without the memory that the file asks for."""
+    """The line with which a reader refuses a file, quickly and without allocating the memory that the file claims."""
     before, started = peak(), time.process_time()
     with pytest.raises(Refused) as error:
         read(path)
@@ -47,7 +43,7 @@ def refused(read: Callable[[Path], Any], path: Path) -> str:
 
 
 def refused_by(result: tuple[int, str, str], *words: str) -> None:
-    """A command that ended with 1 and one line, which holds some words."""
+    """Check that a command ended with code 1 and a line that contains `words`."""
     code, line, _ = result
     assert code == 1
     assert [said for said in words if said not in line] == [], line

@@ -45,10 +45,10 @@ class Hub:
 
     url: str = ""
     repos: dict[str, Repo] = field(default_factory=dict)
-    cut: dict[str, int] = field(default_factory=dict)  # break so many answers for a file in the middle
-    served: dict[str, bytes] = field(default_factory=dict)  # other content than is listed
-    listed: dict[str, int] = field(default_factory=dict)  # other sizes than the files have
-    fail_uploads: int = 0  # answer so many uploads of large files with 500
+    cut: dict[str, int] = field(default_factory=dict)  # break this many answers for a file in the middle
+    served: dict[str, bytes] = field(default_factory=dict)  # content that differs from the listed one
+    listed: dict[str, int] = field(default_factory=dict)  # sizes that differ from the files'
+    fail_uploads: int = 0  # answer this many uploads of large files with 400
     log: list[tuple[str, str, str | None]] = field(default_factory=list)  # method, path, Range
     tokens: set[str] = field(default_factory=set)
     large: dict[str, bytes] = field(default_factory=dict)  # uploaded, by sha256
@@ -76,7 +76,7 @@ def blob_id(data: bytes) -> str:
 
 
 def digest(name: str, data: bytes) -> str:
-    """What the hub calls a file by: sha256 of a large one, git's id of a small one."""
+    """The hub's id of a file: sha256 of a large one, git's id of a small one."""
     return sha256(data) if name.endswith(LARGE) else blob_id(data)
 
 
@@ -84,7 +84,6 @@ def digest(name: str, data: bytes) -> str:
 def fake_hub() -> Iterator[Hub]:
     """A server for the time of a `with` block."""
     hub = Hub()
-
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -100,7 +99,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, *_: Any) -> None:
-        """A client that goes away is no news."""
+        """A client that hangs up is no error."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
-"""`sounddevice` without a device: it takes sound at the pace of one, faster if asked, and keeps what it took.
+"""A stand-in for `sounddevice` 0.5: it takes sound at the pace of a device, or faster, and keeps it.
 
-On a machine with PortAudio the real one does the same against ALSA's null device; the interface is that of 0.5.
+On a machine with PortAudio the real module plays to ALSA's null device in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAMES = 480  # asked for at once
 
 
 class PortAudioError(Exception):
-    """What sounddevice raises of PortAudio."""
+    """What sounddevice raises for an error of PortAudio."""
 
 
 class CallbackStop(Exception):

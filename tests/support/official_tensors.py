@@ -22,7 +22,7 @@ class Entry:
     Args:
         names: of the source tensors, two for a weight norm.
         shapes: of each.
-        target: in the port; None where the tensor is only looked at.
+        target: in the port; None where the tensor is only checked.
         layout: as the list explains it.
     """
 
@@ -32,13 +32,13 @@ class Entry:
     layout: str
 
     def shape(self) -> Shape:
-        """Of the parameter."""
+        """Shape of the parameter."""
         whole = self.shapes[-1]
         moved = whole if self.layout == "same" else (whole[0], *whole[2:], whole[1])
         return (2, *moved) if self.layout == "gain64" else moved
 
     def value(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The parameter in float64, of `gain64` the sum of its two."""
+        """The parameter in float64; for `gain64` the sum of its two summands."""
         first, last = (tensors[name].astype(np.float64) for name in (self.names[0], self.names[-1]))
         if self.layout.startswith("gain"):
             axes = tuple(range(1, last.ndim))
@@ -47,7 +47,7 @@ class Entry:
 
 
 def entries(part: str) -> list[Entry]:
-    """The list's lines for one file, each index and choice a line of its own."""
+    """The list's entries for one file, one for each index and choice."""
     section = LIST.read_text(encoding="utf-8").split(f"[{part}]\n")[1].split("\n\n")[0]
     found: list[Entry] = []
     for line in section.splitlines():

@@ -1,16 +1,18 @@
-"""Tiny ONNX files of the speech tokenizer and the speaker encoder, and everyone who can run them."""
+"""Tiny ONNX files of the speech tokenizer and the speaker encoder, and all models that compute what they do."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 
 from convert.mapping import convert
-from convert.onnx_weights import read_speaker, read_speech_tokenizer
+from convert.onnx_weights import OnnxWeights, read_speaker, read_speech_tokenizer
 from port.config import CosyVoice3Config, SpeakerConfig, SpeechTokenizerConfig
 from port.frontend import speaker, speech_tokenizer
 from reference.export_onnx import OPSETS, export_speaker, export_speech_tokenizer, live_speaker, live_speech_tokenizer
@@ -21,10 +23,10 @@ TOKENIZER = SpeechTokenizerConfig(dim=64, heads=4, depth=2)
 SPEAKER = SpeakerConfig(
     embed_dim=24, head_channels=8, init_channels=16, growth_rate=8, bottleneck_channels=16, block_layers=(2, 3, 2)
 )
-# Divides the last segment by what it holds, as every onnxruntime does where the file says that padding does not count.
+# Divides the last segment by its length, as every onnxruntime does where the file excludes padding from the count.
 HELD = replace(SPEAKER, divide_by_full_segment=False)
 COUNTS = {"speech_tokenizer": 38, "speaker": 122}
-READ = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
+READ: dict[str, Callable[[Path], OnnxWeights]] = {"speech_tokenizer": read_speech_tokenizer, "speaker": read_speaker}
 CLASSES = {"speech_tokenizer": (S3TokenizerV3, speech_tokenizer.S3TokenizerV3), "speaker": (CAMPPlus, speaker.CAMPPlus)}
 
 
@@ -37,8 +39,13 @@ def write_files(folder: Path) -> Path:
     return folder
 
 
+def node_of(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
+    """The node of that name."""
+    return next(node for node in graph.node if node.name == name)
+
+
 class Witnesses:
-    """One ONNX file and what it makes: the float32 reference, the oracle, the port, and onnxruntime on the file."""
+    """The models of one ONNX file: the float32 reference, the oracle, the port, and onnxruntime on the file."""
 
     def __init__(self, part: str, path: Path) -> None:
         self.part, self.weights = part, READ[part](path)

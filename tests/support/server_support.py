@@ -1,4 +1,4 @@
-"""A server in a thread of the test's process, and what it must answer."""
+"""A server in a thread of the test's process, and the samples that it must answer with."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def wait_until(done: Callable[[], bool], seconds: float = 20.0) -> None:
     """Wait, and fail after some time."""
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "it did not come to that"
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
 
 
 def pcm(waves: list[np.ndarray], kind: str = "RAW") -> np.ndarray:
-    """Floats as the 16-bit samples that libsndfile makes of them in a format, each of which rounds in its own way."""
+    """16-bit samples that libsndfile makes of floats in a format; each format rounds in its own way."""
     file = io.BytesIO()
     soundfile.write(file, np.concatenate(waves), 24000, subtype="PCM_16", format=kind)
     return np.frombuffer(file.getvalue(), "<i2") if kind == "RAW" else samples_of(file.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import zlib
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ PARTS = {"attn": "flow.layers.Attention", "attn_norm": "flow.layers.AdaLayerNorm
 
 def measured(e_ref: float, ratio: float) -> dict[str, float]:
     """Errors whose ratios are exactly what the report's arithmetic gives for them."""
-    found = {}
+    found: dict[str, float] = {}
     for norm, scale in (("rms", 1.0), ("max", 4.1)):
         ref = e_ref * scale
         port = ratio * (1.0 if norm == "rms" else 0.9) * max(ref, BUDGET.floor)
@@ -46,7 +45,7 @@ def measured(e_ref: float, ratio: float) -> dict[str, float]:
     return found
 
 
-def row(name: str, stage: str, kind: str, module: str, case: str, ratio: float, rng: random.Random) -> data.Row:
+def row(name: str, stage: str, kind: data.Kind, module: str, case: str, ratio: float, rng: random.Random) -> data.Row:
     """A float tensor with the given ratio."""
     shape = (2, rng.choice([1, 7, 23, 48]), rng.choice([64, 80, 512]))
     about: dict[str, Any] = {"shape": shape, "dtype": "float32", **measured(10 ** rng.uniform(-7.2, -5.8), ratio)}
@@ -112,7 +111,7 @@ def make(seed: int = 0, *, broken: bool = False, **overrides: Any) -> Report:
 
 
 def places() -> dict[str, data.Module]:
-    """Places of the units, and that the last of each stage is made of the others."""
+    """Places of the units; the last unit of each stage contains the others."""
     found = {}
     for units in UNITS.values():
         for i, path in enumerate(units):
@@ -187,15 +186,15 @@ def every_section() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def amended(report: Report, section: str, i: int, **change: Any) -> Report:
-    """A copy with other fields in one entry of a section."""
+def amended(report: Any, section: str, i: int, **change: Any) -> Any:
+    """A copy of a report, or of its faults, with other fields in one entry of a section."""
     entries = list(getattr(report, section))
     entries[i] = replace(entries[i], **change)
     return replace(report, **{section: tuple(entries)})
 
 
 def place_of(report: Report, name: str, kind: str = "isolated") -> int:
-    """Where a row is."""
+    """Index of a row."""
     return next(i for i, r in enumerate(report.rows) if (r.name, r.kind) == (name, kind))
 
 
@@ -204,14 +203,3 @@ def changed(report: Report, name: str, kind: str, ratio: float) -> Report:
     at = place_of(report, name, kind)
     status = "FAIL" if ratio > BUDGET.ratio else "PASS"
     return amended(report, "rows", at, status=status, **measured(report.rows[at].e_ref_rms, ratio))
-
-
-def edited(content: Any, path: Sequence[str | int], value: Any) -> Any:
-    """A copy of parsed JSON with another value at a place."""
-    content = copy.deepcopy(content)
-    *way, last = path
-    at = content
-    for step in way:
-        at = at[step]
-    at[last] = value
-    return content

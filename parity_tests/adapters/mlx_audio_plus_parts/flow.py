@@ -79,7 +79,7 @@ def layer(job: Job) -> Mapping[str, Any]:
     built = LAYERS[job.part.path.rpartition(".")[2]](**job.config)
     if job.state:
         load(built, converted(job))
-    arguments = inputs(job)
+    arguments: dict[str, Any] = inputs(job)
     if "rope" in arguments:
         arguments["rope"] = (arguments["rope"], mx.array(1.0))
     found = built(**arguments)

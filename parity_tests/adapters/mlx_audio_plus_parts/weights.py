@@ -26,7 +26,7 @@ def inputs(job: Job) -> dict[str, mx.array]:
 
 def load(module: nn.Module, weights: Mapping[str, np.ndarray]) -> nn.Module:
     """Fill every parameter and set evaluation mode, as `load_cosyvoice3` does."""
-    wanted = {name for name, _ in tree_flatten(module.parameters()) if name not in COMPUTED}
+    wanted = {name for name in dict(tree_flatten(module.parameters())) if name not in COMPUTED}
     if wanted != set(weights):
         raise ValueError(f"weights do not fit: {sorted(wanted ^ set(weights))[:6]}")
     module.load_weights([(name, mx.array(value)) for name, value in weights.items()], strict=False)

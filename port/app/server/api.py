@@ -25,11 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...batched.decoder import Decoder
 from ...cosyvoice3 import CosyVoice3
+from ..sound import FORMATS
 from .asked import Asked, Upload, read_body, read_upload
 from .errors import JSON, Problem
 from .guard import Guard, Key
 from .settings import Settings
-from .sound import media_type
 from .speech import added, described, removed, require_voice, spoken
 from .worker import Full, Worker
 
@@ -133,14 +133,15 @@ class Server:
     async def _speech(self, asked: Asked, send: Send) -> None:
         seed = secrets.randbits(32) if asked.seed is None else asked.seed
         headers = {"X-Seed": str(seed), "X-Sample-Rate": str(self.voice.sample_rate)}
+        kind = FORMATS[asked.response_format][2]
         decoder = self.decoder if self.limits.active > 1 else None
         async with self.worker.results(partial(spoken, self.voice, decoder, asked, seed)) as made:
             if not asked.streams:
                 whole = b"".join([part async for part in made])
-                await self._send(send, Response(whole, headers=headers, media_type=media_type(asked.response_format)))
+                await self._send(send, Response(whole, headers=headers, media_type=kind))
                 return
-            events = asked.stream_format == "sse"
-            kind = "text/event-stream" if events else media_type(asked.response_format)
+            if events := asked.stream_format == "sse":
+                kind = "text/event-stream"
             parts = (part async for part in made if part)
             await self._send(send, Response(headers=headers, media_type=kind), _events(parts) if events else parts)
 

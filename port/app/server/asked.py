@@ -13,10 +13,10 @@ from starlette.requests import Request
 
 from ...files.errors import brief
 from ...frontend.text import is_silent
+from ..sound import formats
 from ..speaking import NOTHING_SPOKEN
 from .errors import Problem
 from .settings import Limits
-from .sound import check_format
 
 SPEEDS = (0.25, 4.0)  # as at OpenAI
 
@@ -85,10 +85,9 @@ class Asked:
                 raise Problem(400, f"{name} has more than {limits.text} characters; send it in parts", name)
         if is_silent(self.input):
             raise Problem(400, NOTHING_SPOKEN, "input")
-        try:
-            check_format(self.response_format)
-        except ValueError as error:
-            raise Problem(400, error, "response_format") from None
+        if (name := self.response_format) not in (known := formats()):
+            choose = f"choose {', '.join(known)}"
+            raise Problem(400, f"response_format {name!r:.40} cannot be written here; {choose}", "response_format")
         if not SPEEDS[0] <= self.speed <= SPEEDS[1]:
             raise Problem(400, f"speed {brief(self.speed)} is not in {SPEEDS[0]} to {SPEEDS[1]}", "speed")
         if self.stream_format not in (None, "audio", "sse"):

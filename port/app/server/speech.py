@@ -17,11 +17,11 @@ from ...files.errors import Refused
 from ...files.recording import check_recording
 from ...files.voices import Voice, check_name, remove_voice, save_voice
 from ...request import Stream
+from ..sound import Encoder
 from ..speaking import NOTHING_SPOKEN, speak
 from .asked import Asked, Upload
 from .errors import Problem
 from .settings import Limits
-from .sound import Encoder
 from .worker import Job
 
 logger = logging.getLogger(__name__)

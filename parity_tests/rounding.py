@@ -15,7 +15,7 @@ from torch import nn
 from convert.mapping import Step, plan
 from convert.parts import PARTS
 from convert.quantize import precision_of
-from parity_tests.harness.models import attribute
+from parity_tests.models import attribute
 from port.config import CosyVoice3Config, read_settings
 from port.files.storage import DTYPES
 from port.files.weights import quantization_of

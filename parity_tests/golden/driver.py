@@ -1,6 +1,6 @@
 """Golden files of the model driver: what one object does over several requests, and the silent-token filter.
 
-Written for either side like the functions of `golden_special.py`; on the way they check what is no tensor: lengths of
+Written for either side like the functions of `functions.py`; on the way they check what is no tensor: lengths of
 the chunks, which runs of the two networks made them, and how the hop grows.
 """
 
@@ -22,7 +22,7 @@ from port.request import Chance, Prompt, Stream
 
 FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
 # The file brings no weights for these parts, and voice conversion from tokens does not touch them.
-UNUSED = {
+UNUSED: dict[str, Any] = {
     "llm": LLMConfig(qwen2=Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                        num_attention_heads=2, num_key_value_heads=1), speech_token_size=8),
     "speech_tokenizer": SpeechTokenizerConfig(dim=16, heads=2, depth=1),

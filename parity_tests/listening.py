@@ -37,7 +37,7 @@ def listening(name: str, reference: np.ndarray, port: np.ndarray, sample_rate: i
         "log_mel_distance": float(np.sqrt(np.mean(np.square(difference, dtype=np.float64)))),
         "reference_wav": _wav(reference, sample_rate),
         "port_wav": _wav(port, sample_rate),
-        "spectrogram_png": _png(*mels, difference),
+        "spectrogram_png": _png(mels[0], mels[1], difference),
     }
 
 

@@ -29,10 +29,10 @@ from mlx_parity.compare import BUDGET
 from mlx_parity.sides.mlx import to_mlx
 from mlx_parity.sides.mlx import to_numpy as from_mlx
 from mlx_parity.sides.truth import Arrays, to_torch
-from parity_tests.harness.models import Models
-from parity_tests.harness.rounding import round_reference
-from parity_tests.harness.walks import walks
+from parity_tests.models import Models
 from parity_tests.parts import swap
+from parity_tests.rounding import round_reference
+from parity_tests.walks import walks
 from port.config import CosyVoice3Config
 from port.llm.sampling import SeededDraws, ras_sampling
 from port.model import CosyVoice3Model as PortModel
@@ -145,23 +145,24 @@ def measure(models: Models, group: tuple[str, ...] | None = None) -> list[Qualit
 
 def _material(models: Models, group: tuple[str, ...]) -> Arrays:
     """Inputs; the tokens that the original speaks on them, which both sides then follow; its excitation."""
+    single: Any = models.single
     plans, rng = walks(models.config), np.random.default_rng(1)
     inputs = {**plans["walk.llm"].inputs, **plans["walk.whole"].inputs, **plans["walk.speech_tokenizer"].inputs}
     inputs |= {f"other_{k}": rng.standard_normal(inputs[k].shape).astype(np.float32) for k in ("noise", "mel")}
     m = {name: to_torch(value, torch.float32) for name, value in inputs.items()}
     with torch.inference_mode():
         if "llm" in group:
-            inputs["spoken"] = _speak(models.single.llm, models.config, m)
+            inputs["spoken"] = _speak(single.llm, models.config, m)
         if group == SPEECH:
-            mel = models.single.flow.inference(**{name: m[name] for name in SPOKEN})
-            inputs["s"] = models.single.vocoder.inference(mel, sine_waves=m["sine_waves"])[1].numpy()
+            mel = single.flow.inference(**{name: m[name] for name in SPOKEN})
+            inputs["s"] = single.vocoder.inference(mel, sine_waves=m["sine_waves"])[1].numpy()
     return inputs
 
 
 def _speak(llm: Any, config: CosyVoice3Config, m: Mapping[str, torch.Tensor]) -> np.ndarray:
     """(1, STEPS) tokens that the original samples; never a stop token."""
     cache, step = llm.qwen2.make_cache(), llm.prepare_input(m["text"], m["prompt_text"], m["prompt_speech_token"])
-    draws, tokens = SeededDraws(0), []
+    draws, tokens = SeededDraws(0), list[int]()
     for _ in range(STEPS):
         scores = llm.step(step, cache)[: config.llm.speech_token_size].numpy().copy()
         tokens.append(ras_sampling(scores, tokens, draws, config.llm.sampling))
@@ -192,7 +193,7 @@ def _port(model: PortModel, material: Arrays, group: tuple[str, ...]) -> Arrays:
         found["prompt_tokens"] = from_mlx(model.speech_tokenizer(m["mel"], m["mel_len"])[0])
     if "llm" in group:
         prompt = model.llm.prepare_input(m["text"], m["prompt_text"], m["prompt_speech_token"])
-        sequence = mx.concatenate((prompt, model.llm.embed_speech(m["spoken"])), axis=1)
+        sequence = mx.concatenate([prompt, model.llm.embed_speech(m["spoken"])], axis=1)
         found["scores"] = from_mlx(model.llm.scores(model.llm.qwen2(sequence)[0, prompt.shape[1] - 1 : -1]))
     if group == SPEECH:
         mel = model.flow.inference(**{name: m[name] for name in SPOKEN})

@@ -8,7 +8,7 @@ difference over the checkpoints that fail under both, what is left of each diffe
 
 A checkpoint that fails under one alone counts by how far over budget the other, shifted, says it should be. Each is
 weighted by how few of the known faults it fails under (log of their inverse share): that a whole stage is wrong says
-little. `python -m parity_tests.faults --signatures FILE` records the signatures of the catalogue.
+little.
 """
 
 from __future__ import annotations
@@ -19,17 +19,12 @@ import statistics
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from mlx_parity.compare import BUDGET
 from mlx_parity.report.causes import causes_of
 from mlx_parity.report.data import Module, Row
-from parity_tests.harness.fingerprint import fingerprint
 
-DATA = Path(__file__).parents[1] / "data"
-FILE, SCORE = DATA / "fault_signatures.json", DATA / "fault_score.json"  # the second says which module each is in
-CODE = ("port", "convert", "parity_tests/cases", "parity_tests/faults")
 LEAST, MOST = math.log10(BUDGET), 6.0  # of a logarithm: the budget; beyond the other, or without a ratio, all is lost
 DECADES_OF_SIZE = 4.0  # that weigh as much as one decade of shape
 JUDGED = ("PASS", "FAIL", "ERROR", "VACUOUS")
@@ -49,8 +44,12 @@ class Known:
     fresh: bool
 
     @classmethod
-    def read(cls, path: Path = FILE, score: Path = SCORE) -> Known:
-        """The file that `record` wrote, and that of the score."""
+    def read(cls, path: Path, score: Path, code: str) -> Known:
+        """The file that `record` wrote, and that of the score, which says which module each fault is in.
+
+        Args:
+            code: fingerprint of the code as it is now.
+        """
         content = json.loads(path.read_text("utf-8"))
         modules = {row["name"]: row["module"] for row in json.loads(score.read_text("utf-8"))["rows"]}
         names = content["checkpoints"]
@@ -60,7 +59,7 @@ class Known:
             if fault in modules
         }
         families = {fault: row["family"] for fault, row in content["faults"].items()}
-        return cls(found, families, modules, content["fingerprint"] == fingerprint(CODE))
+        return cls(found, families, modules, content["fingerprint"] == code)
 
     def judged_by(self, checkpoints: Collection[str]) -> Known:
         """The same faults as a run sees them that judged these checkpoints alone."""
@@ -68,17 +67,12 @@ class Known:
         return replace(self, signatures={fault: signature for fault, signature in shown.items() if signature})
 
 
-@cache
-def known() -> Known | None:
-    """The committed signatures, if they are there."""
-    return Known.read() if FILE.is_file() and SCORE.is_file() else None
-
-
-def record(found: Mapping[str, tuple[str, Signature]]) -> str:
+def record(found: Mapping[str, tuple[str, Signature]], code: str) -> str:
     """Text of a file of signatures; those of faults that no isolated case shows are left out.
 
     Args:
         found: family and signature by the fault's name.
+        code: fingerprint of the code that they were measured on.
     """
     names = sorted({name for _, signature in found.values() for name in signature})
     places = {name: i for i, name in enumerate(names)}
@@ -88,7 +82,7 @@ def record(found: Mapping[str, tuple[str, Signature]]) -> str:
         if signature
     }
     lines = [f"{json.dumps(fault)}: {json.dumps(row, separators=(',', ':'))}" for fault, row in rows.items()]
-    head = f'"fingerprint": "{fingerprint(CODE)}",\n"checkpoints": {json.dumps(names, indent=0)}'
+    head = f'"fingerprint": "{code}",\n"checkpoints": {json.dumps(names, indent=0)}'
     return "{\n" + head + ',\n"faults": {\n' + ",\n".join(lines) + "\n}\n}\n"
 
 
@@ -168,7 +162,7 @@ def reach(known: Known, weight: Signature) -> Reach | None:
 
 
 def name_nearest(
-    rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequence[str], faults: Known | None = None
+    rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequence[str], faults: Known | None
 ) -> tuple[Row, ...]:
     """The rows, the first part that fails with its `nearest_fault`, by all isolated rows that failed in its stage.
 
@@ -176,8 +170,8 @@ def name_nearest(
 
     Args:
         rows, modules, stages: of a report.
+        faults: the known ones; None where none are recorded.
     """
-    faults = faults or known()
     causes = causes_of(rows, modules, stages)
     if faults is None or not causes:
         return tuple(rows)
@@ -191,7 +185,7 @@ def name_nearest(
     near = nearest({name: value for name, value in broken.items() if value}, faults, weight)
     places = {faults.modules[fault] for fault in near.faults}
     if len(places) == 1 and (held := reach(faults, weight)) and near.likeness >= held.least:
-        named = replace(first, nearest_fault=_words(near, *places, faults, held))
+        named = replace(first, nearest_fault=_words(near, places.pop(), faults, held))
         return tuple(named if row is first else row for row in rows)
     return tuple(rows)
 

@@ -33,7 +33,7 @@ def official_tokenizer(folder: Path, stock: bool = False) -> Path | None:
         folder: where to write rebuilt files.
         stock: write the merges of stock Qwen2 instead (only from dashscope).
     """
-    shared = Path(__file__).parents[3] / "shared/official/CosyVoice-BlankEN"
+    shared = Path(__file__).parents[2] / "shared/official/CosyVoice-BlankEN"
     for found in (Path(os.environ.get("COSYVOICE3_TOKENIZER", shared)), shared):
         if not stock and (found / "vocab.json").is_file() and (found / "merges.txt").is_file():
             return found

@@ -7,25 +7,25 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
 
-
-def fingerprint(places: Iterable[str]) -> str:
-    """Hash of all Python files and tables of faults at some places.
+def fingerprint(root: Path, places: Iterable[str]) -> str:
+    """Hash of Python files and tables.
 
     Args:
-        places: files and folders below the repository's root; a folder stands for all files in it.
+        root: the checkout.
+        places: files and folders below it; a folder stands for all Python files in it, and for tables (`.txt`) in its
+            folders named `faults`.
 
     Returns:
         16 hexadecimal digits.
     """
     found = hashlib.sha256()
     for place in places:
-        path = ROOT / place
+        path = root / place
         tables = [file for file in path.rglob("*.txt") if file.parent.name == "faults"]
         files = [*path.rglob("*.py"), *tables] if path.is_dir() else [path]
         for file in sorted(files):
-            found.update(f"{file.relative_to(ROOT).as_posix()}\n{_code(file)}\n".encode())
+            found.update(f"{file.relative_to(root).as_posix()}\n{_code(file)}\n".encode())
     return found.hexdigest()[:16]
 
 

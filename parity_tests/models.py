@@ -1,4 +1,4 @@
-"""Both precisions of the reference and the converted port, from one checkpoint."""
+"""Both precisions of the reference and the converted port, from one checkpoint, and the folders that a run names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ import torch
 from mlx.utils import tree_flatten
 from torch.nn.utils import parametrize
 
+from convert.conversion import convert_folder
+from convert.hub import Source, needed_files
 from convert.mapping import PORT_ROOT
 from convert.names import strip_prefixes
-from convert.official import load_config
-from convert.parts import Part, converted_parts
+from convert.official import TOKENIZER_FOLDER, load_config, text_config
+from convert.parts import Part, converted_parts, official_parts
+from convert.quantize import FLOAT32, Precision
 from mlx_parity.report.data import WeightFile
 from parity_tests.adapters.own import OwnPort
 from port.config import CosyVoice3Config, read_settings
 from port.files import weights
-from port.files.storage import read_headers
+from port.files.errors import Refused
+from port.files.storage import INDEX_FILE, WEIGHTS_FILE, read_headers
+from port.frontend.tokenizer import CosyVoice3Tokenizer
 from port.model import CosyVoice3Model as PortModel
 from reference.flow.decoder import CausalMaskedDiffWithDiT
 from reference.frontend.speaker import CAMPPlus
 from reference.frontend.speech_tokenizer import S3TokenizerV3
 from reference.llm.speech_lm import CosyVoice3LM
 from reference.model import CosyVoice3Model as ReferenceModel
+from reference.synthesize import synthesize
 from reference.vocoder.generator import CausalHiFTGenerator
 
 OLD_WEIGHT_NORM = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
@@ -38,6 +44,7 @@ BUILD: dict[str, type[torch.nn.Module]] = {
     "speech_tokenizer": S3TokenizerV3,
     "speaker": CAMPPlus,
 }
+CONVERTED = ("config.json", WEIGHTS_FILE, INDEX_FILE)  # files of a conversion
 
 
 @dataclass(frozen=True)
@@ -97,14 +104,15 @@ class Models:
         for name, part in parts.items():
             single.add_module(name, fill(BUILD[name](getattr(config, name)), part, source))
         single.eval()
-        port = PortModel(config).eval()
+        port = PortModel(config)
+        port.eval()
         weights.expect_baked(port, headers := read_headers(folder), folder)
         # Arrays are read when they are used, those of deeper layers never.
         held = weights.read_arrays(file for file, _ in headers.values())
         if quantization := weights.quantization_of(read_settings(folder)):
             weights.quantize(port, quantization, held)
         for name in parts:
-            keys = [key for key, _ in tree_flatten(port[name].parameters())]
+            keys = list(dict(tree_flatten(port[name].parameters())))
             port[name].load_weights([(key, held[f"{name}.{key}"]) for key in keys], strict=True)
             port[name] = OwnPort().as_run(port[name], lazy=True)
         return cls(source, folder, config, single, exact(single), port, {})
@@ -120,6 +128,26 @@ class Models:
         """Revision of the source on the hub, if it came from there."""
         content = json.loads((self.folder / "config.json").read_text("utf-8"))
         return content.get("provenance", {}).get("revision")
+
+
+def prepare_models(
+    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
+) -> Models:
+    """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
+    return Models.load(*prepare_folders(source, folder, scratch, seed, precision))
+
+
+def prepare_folders(
+    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
+) -> tuple[Path, Path]:
+    """The folders of a checkpoint and its conversion, as `prepare_models` loads them."""
+    if source is None:
+        source = scratch / "checkpoint"
+        synthesize(source, "tiny", seed)
+    if folder is None:
+        folder = scratch / "mlx"
+        convert_folder(Source(source, str(source)), folder, precision=precision)
+    return source, folder
 
 
 def shallow(config: CosyVoice3Config, depth: int) -> CosyVoice3Config:
@@ -180,3 +208,50 @@ def exact(single: torch.nn.Module) -> torch.nn.Module:
         if isinstance(module, torch.nn.Embedding):
             module.register_forward_hook(lambda _, arguments, row: row.double())
     return double
+
+
+# ---- folders that a run names
+
+
+class FolderError(ValueError):
+    """A folder that cannot be judged; one line: which, what it lacks, what to give instead."""
+
+
+def check_folders(checkpoint: Path | None, mlx_path: Path | None) -> None:
+    """Refuse a checkpoint that is none, or a conversion that is none; None is not checked.
+
+    Raises:
+        FolderError: files missing or damaged, or tensors missing, unknown or of another shape.
+    """
+    rl = False
+    if mlx_path is not None:
+        _check_converted(mlx_path)
+        rl = converted_parts(mlx_path) != official_parts()
+    if checkpoint is not None:
+        _check_official(checkpoint, "rl" if rl else "base")
+
+
+def _check_official(folder: Path, llm: str) -> None:
+    missing = [name for name in needed_files(llm) if not (folder / name).is_file()]
+    if missing:
+        converted = any((folder / name).is_file() for name in CONVERTED)
+        hint = "; it looks like a conversion, give that to --mlx-path" if converted else ""
+        more = f" and {len(missing) - 1} more files" if len(missing) > 1 else ""
+        raise FolderError(f"--checkpoint: {folder} is no official checkpoint: {missing[0]}{more} not found{hint}")
+    try:
+        text_config(folder)
+        CosyVoice3Tokenizer.from_folder(folder / TOKENIZER_FOLDER)
+        for part in official_parts(llm):
+            part.read(folder / part.file)
+    except Refused as error:
+        raise FolderError(f"--checkpoint: {error}") from None
+
+
+def _check_converted(folder: Path) -> None:
+    try:
+        weights.load(folder, lazy=True)
+        CosyVoice3Tokenizer.from_folder(folder)
+    except Refused as error:
+        official = any((folder / part.file).is_file() for part in official_parts())
+        hint = "; it looks like an official checkpoint, give that to --checkpoint" if official else ""
+        raise FolderError(f"--mlx-path: {folder} is no conversion of this repository: {error}{hint}") from None

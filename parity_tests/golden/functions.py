@@ -1,7 +1,7 @@
-"""Golden files that hold many calls, random draws or a driver's state: each has a function of its own here.
+"""Golden files that are no case of one part (`FUNCTIONS` says why): each has a function of its own here.
 
-A function is written once and runs on either side: `Kit` gives it the side's package and tensors. Sizes, chunks, steps,
-seeds and windows are read from the file's `config` and `call` and from the names of its tensors.
+A function is written once and runs on either side. It reads sizes, steps, seeds and windows from the file's `config`
+and `call` and from the names of its tensors.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from mlx_parity.adapter import Side
 from mlx_parity.record import Arrays, Recorded, RecordError
+from mlx_parity.sides.truth import Reference
 from parity_tests.adapters import own
-from parity_tests.harness import golden_driver, golden_llm
-from parity_tests.harness.golden_table import NAMES, part_of, runs
+from parity_tests.golden import driver, language
+from parity_tests.golden.table import NAMES, part_of, runs
 from parity_tests.parts import PARTS, swap
 from port import noise
 from port.config import CFMConfig, DiTConfig, FlowConfig
@@ -44,37 +45,11 @@ def _weight_norm(file: Recorded, side: Side) -> Arrays:
     if side.package == "port":
         module = own.OwnPort(forms=()).build(target, file.config, file.weights)
         return {"y": swap(side.array(module(side.tensor(swap(x))))), "weight": swap(side.array(module.weight))}
+    assert isinstance(side, Reference)
     module = weight_norm(target.build("reference", file.config))
     module.load_state_dict({k: torch.from_numpy(v) for k, v in file.weights.items()}, strict=True)
     module.to(side.dtype)
     return {"y": side.array(module(side.tensor(x))), "weight": side.array(module.weight)}
-
-
-def _masks(file: Recorded, side: Side) -> Arrays:
-    pad, chunks, optional = (
-        side.get(f"flow.masks.{name}") for name in ("make_pad_mask", "subsequent_chunk_mask", "add_optional_chunk_mask")
-    )
-    n = file.config["n"]
-
-    def mask(name: str) -> np.ndarray:
-        return file.inputs[name].astype(bool)
-
-    found = {}
-    for name, _ in _named(file, "pad_mask"):
-        found[name] = pad(side.tensor(file.inputs["lengths"]), n)
-    for name, _ in _named(file, "pad_mask_auto"):
-        found[name] = pad(side.tensor(file.inputs["lengths"]))
-    for name, match in _named(file, r"subsequent_chunk_mask_c(\d+)(?:_left(\d+))?"):
-        found[name] = chunks(n, *(int(size) for size in match.groups() if size))
-    for name, match in _named(file, r"chunk_mask_c(\d+)"):
-        found[name] = optional(side.tensor(mask("mask")), int(match[1]))
-    for name, match in _named(file, r"chunk_mask_zero_len(?:_c(\d+))?"):
-        size = file.config["chunk"] if match[1] is None else int(match[1])
-        found[name] = optional(side.tensor(mask("mask_zero_len")), size)
-    for name, match in _named(file, r"mask_zero_len_mutated_by_c(\d+)"):
-        found[name] = side.tensor(mask("mask_zero_len"))
-        optional(found[name], int(match[1]))
-    return {k: side.array(v) for k, v in found.items()}
 
 
 def _rotary(file: Recorded, side: Side) -> Arrays:
@@ -101,7 +76,7 @@ def _schedule(file: Recorded, side: Side) -> Arrays:
     for steps in sorted({int(match[1]) for _, match in _named(file, r"(?:t|t_span|t_end|dt)_(\d+)")}):
         cfm = side.get("flow.matching.CausalConditionalCFM")(FlowConfig(dit=sizes, cfm=CFMConfig(n_timesteps=steps)))
         x, spks, mask = np.zeros((1, 2, 3), np.float32), np.zeros((1, 2), np.float32), np.ones((1, 1, 3), bool)
-        if side.package == "reference":
+        if isinstance(side, Reference):
             cfm.to(side.dtype)
             t_span = side.get("flow.matching.cosine_schedule")(steps, side.dtype)
         else:
@@ -157,7 +132,7 @@ def _draw(side: Side, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
         calls = {"rand": source.uniform, "randn": source.normal, "exponential": source.exponential}
         return {name: calls[kind](count) for name, kind, count in draws}
     generator = torch.Generator().manual_seed(seed)
-    fill = {
+    fill: dict[str, Callable[..., torch.Tensor]] = {
         "rand": torch.Tensor.uniform_,
         "randn": torch.Tensor.normal_,
         "exponential": torch.Tensor.exponential_,
@@ -175,54 +150,23 @@ def _source_noise(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return ini.numpy(), torch.rand(rows, 9, generator=generator).numpy()
 
 
-def _mel(file: Recorded, side: Side) -> Arrays:
-    sizes = {k: v for k, v in file.config.items() if k != "center"}
-    if file.config.get("center"):
-        raise RecordError("center is true: CosyVoice 3 has it false, and so have both sides")
-    mel = side.array(side.get("frontend.audio.mel_spectrogram")(side.tensor(file.inputs["y"]), **sizes))
-    rate, top = sizes["sampling_rate"], sizes["fmax"]
-    basis = side.get("frontend.audio.mel_filterbank")(
-        rate, sizes["n_fft"], sizes["num_mels"], float(sizes["fmin"]), rate / 2 if top is None else float(top)
-    )
-    basis = basis if side.package == "port" else basis.numpy()
-    return {"mel": mel if side.package == "reference" else swap(mel), "mel_basis": basis.copy()}
-
-
-def _resample_fbank(file: Recorded, side: Side) -> Arrays:
-    """A resampled recording, and energies of what the original resampled, so that each is judged on its own."""
-    resample, fbank = (side.get(f"frontend.audio.{name}") for name in ("resample", "fbank"))
-    (given,) = file.inputs.values()
-    rates = re.search(r"Resample\(\s*(?:orig_freq=)?(\d+)\s*,\s*(?:new_freq=)?(\d+)", file.upstream)
-    found, wave = {}, side.tensor(given)
-    if rates:
-        (name,) = (name for name in file.out if not name.startswith("fbank"))
-        found[name] = resample(wave, int(rates[1]), int(rates[2]))
-        wave = side.tensor(file.out[name])
-    sizes = {k: file.config[k] for k in ("num_mel_bins", "sample_frequency") if k in file.config}
-    if file.config.get("dither"):
-        raise RecordError(f"dither is {file.config['dither']}: the original has 0, and so have both sides")
-    for name, _ in _named(file, r"fbank(_norm)?"):
-        found[name] = fbank(wave, **sizes, subtract_mean=name == "fbank_norm")
-    return {k: side.array(v) for k, v in found.items()}
-
-
-# By the last words of the original's path, as in `golden_table.TABLE`.
+# By the last words of the original's path, as in `table.TABLE`.
 FUNCTIONS: dict[str, Replay] = {
+    # How torch makes the layer's weights, which no side has.
     "weight_norm": _weight_norm,
-    "utils.mask": _masks,
+    # Several twins in turn; positions are compared from the file's first one on.
     "RotaryEmbedding": _rotary,
     "CausalConditionalCFM": _schedule,
+    # Random numbers: they follow from a seed and take no tensor.
     "CausalConditionalCFM.rand_noise": _noise,
     "CausalHiFTGenerator.m_source": _noise,
-    "ras_sampling": golden_llm.sampling,
-    "nucleus_sampling": golden_llm.sampling,
-    "CosyVoice3LM.inference": golden_llm.llm_greedy,
-    "CosyVoice3LM.inference_bistream": golden_llm.llm_bistream,
-    "mel_spectrogram": _mel,
-    "Resample": _resample_fbank,
-    "fbank": _resample_fbank,
-    "CosyVoice3Model.tts": golden_driver.model_tts_vc,
-    "CosyVoice3Model.llm_job": golden_driver.silent_filter,
+    "ras_sampling": language.sampling,
+    "nucleus_sampling": language.sampling,
+    # Drivers: results that arrive one at a time, and a state that outlives the call.
+    "CosyVoice3LM.inference": language.llm_greedy,
+    "CosyVoice3LM.inference_bistream": language.llm_bistream,
+    "CosyVoice3Model.tts": driver.model_tts_vc,
+    "CosyVoice3Model.llm_job": driver.silent_filter,
 }
 _RMS = "transformers evaluates RMSNorm and the rotary angles in float32 in a float64 model too; the reference does not"
 # Part -> outputs whose recorded float64 is none, and why.

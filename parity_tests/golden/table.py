@@ -1,15 +1,17 @@
 """How a golden file is replayed: by the part of the original that it names, and the names of its tensors.
 
 A part that has a twin is called with the file's inputs, and its results are the file's tensors. `TABLE` says what
-differs from that. Files that hold many calls have a function each in `golden_special.py`.
+differs from that. Files that are no case have a function each in functions.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from mlx_parity.record import Recorded, RecordError
 from parity_tests.parts import PARTS
 
 
@@ -34,16 +36,20 @@ class Tap:
         return replace(self, index=int(found))
 
 
+Outputs = dict[str, str | Tap]  # golden output -> result or tap
+
+
 @dataclass(frozen=True)
 class Run:
-    """One call of a twin.
+    """One call of a twin, or one for each output where `call` is given.
 
     Args:
         path: of the part that is called.
         outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
-        inputs: golden input -> argument where the names differ; `out.NAME` is a recorded result.
-        without: golden inputs that this call does not get.
+        inputs: golden input, as a pattern -> argument where the names differ; `out.NAME` is a recorded result.
+        without: patterns of golden inputs that this call does not get.
         dead: as of a case.
+        call: arguments that are no tensors, by the file and the match of an output, in place of its config and call.
     """
 
     path: str
@@ -51,15 +57,26 @@ class Run:
     inputs: Mapping[str, str] = field(default_factory=dict)
     without: tuple[str, ...] = ()
     dead: Mapping[str, str] = field(default_factory=dict)
+    call: Callable[[Recorded, re.Match[str]], Mapping[str, Any]] | None = None
 
-    def wanted(self, names: Iterable[str]) -> Iterator[tuple[str, str | Tap]]:
-        """Those of a file's outputs that this call gives, each with its place."""
+    def calls(self, file: Recorded) -> Iterator[tuple[Mapping[str, Any] | None, Outputs]]:
+        """Each call with the file's outputs that it gives and their places; arguments as of `call`."""
         outputs = self.outputs or {name: name for name in PARTS[self.path].outputs}
-        for name in names:
-            for pattern, place in outputs.items():
-                if match := re.fullmatch(pattern, name):
-                    yield name, place.at(match[1]) if isinstance(place, Tap) and match.groups() else place
-                    break
+        found: Outputs = {}
+        for name in file.out:
+            match, place = next(((m, p) for k, p in outputs.items() if (m := re.fullmatch(k, name))), (None, ""))
+            if match and self.call:
+                yield self.call(file, match), {name: place}
+            elif match:
+                found[name] = place.at(match[1]) if isinstance(place, Tap) and match.groups() else place
+        if found:
+            yield None, found
+
+    def argument(self, name: str) -> str | None:
+        """What a golden input is called in this call; None where it does not get it."""
+        if found := next((given for like, given in self.inputs.items() if re.fullmatch(like, name)), None):
+            return found
+        return None if name.startswith("out.") or any(re.fullmatch(like, name) for like in self.without) else name
 
 
 _CFM = "flow.matching.CausalConditionalCFM"
@@ -69,13 +86,55 @@ _HIFT = "vocoder.generator.CausalHiFTGenerator"
 _CONV = "vocoder.convolution.CausalConv1d"
 _F0 = "vocoder.f0.CausalConvRNNF0Predictor"
 _SINES = "vocoder.source.SineGen2"
-_STEPS = {name: Tap(_VELOCITY, name, every=True) for name in ("v_cond", "v_uncond", "t")}
+_STEPS: Outputs = {name: Tap(_VELOCITY, name, every=True) for name in ("v_cond", "v_uncond", "t")}
 _STEPS |= {"states": Tap(_VELOCITY, "x", every=True, then="y")}
-_CONDITIONS = {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")}
+_CONDITIONS: Outputs = {name: Tap(_CFM, name) for name in ("spks", "mu", "cond")}
 _CONDITIONS |= {"prelookahead": Tap("flow.lookahead.PreLookaheadLayer", "y")}
-_UNIT = {"sine_unit": Tap(f"{_SINES}._f02sine", "sines", step="upsample_scale")}
-_CONVOLUTIONS = {r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"), r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}")}
+_UNIT: Outputs = {"sine_unit": Tap(f"{_SINES}._f02sine", "sines", step="upsample_scale")}
+_CONVOLUTIONS: Outputs = {
+    r"(conv_pre|conv_post)": Tap(_CONV, "y", "{}"),
+    r"up(\d+)": Tap(f"{_CONV}Upsample", "y", "ups.{}"),
+}
+_CHUNKED = "flow.masks.add_optional_chunk_mask"
+_CHUNK_MASKS: Outputs = {
+    r"chunk_mask_zero_len(?:_c(\d+))?": "mask",
+    r"mask_zero_len_mutated_by_c(\d+)": Tap(_CHUNKED, "masks"),
+}
 _SOURCE = dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, which is given here")
+
+
+def _rates(file: Recorded, _: re.Match[str]) -> dict[str, Any]:
+    """Of `torchaudio.transforms.Resample(24000,16000)`."""
+    rates = re.search(r"Resample\(\s*(?:orig_freq=)?(\d+)\s*,\s*(?:new_freq=)?(\d+)", file.upstream)
+    if rates is None:
+        raise RecordError(f"upstream {file.upstream!r} does not say the rates of Resample")
+    return {"orig_freq": int(rates[1]), "new_freq": int(rates[2])}
+
+
+def _energies(file: Recorded, name: re.Match[str]) -> dict[str, Any]:
+    sizes = {k: file.config[k] for k in ("num_mel_bins", "sample_frequency") if k in file.config}
+    return sizes | {"subtract_mean": name[0] == "fbank_norm"}
+
+
+def _filters(file: Recorded, _: re.Match[str]) -> dict[str, Any]:
+    sizes, rate = file.config, file.config["sampling_rate"]
+    top = rate / 2 if sizes["fmax"] is None else float(sizes["fmax"])
+    given = {k: sizes[k] for k in ("n_fft", "num_mels")}
+    return {"sampling_rate": rate, **given, "fmin": float(sizes["fmin"]), "fmax": top}
+
+
+def _width(file: Recorded, name: re.Match[str]) -> dict[str, Any]:
+    return {"max_len": 0 if name[1] else file.config["n"]}
+
+
+def _chunks(file: Recorded, name: re.Match[str]) -> dict[str, Any]:
+    left = {"num_left_chunks": int(name[2])} if name[2] else {}
+    return {"size": file.config["n"], "chunk_size": int(name[1]), **left}
+
+
+def _in_chunks(file: Recorded, name: re.Match[str]) -> dict[str, Any]:
+    return {"static_chunk_size": file.config["chunk"] if name[1] is None else int(name[1])}
+
 
 # By the last words of the original's path; a part that is not here is its twin of that name.
 TABLE: dict[str, tuple[Run, ...]] = {
@@ -84,8 +143,8 @@ TABLE: dict[str, tuple[Run, ...]] = {
     "Attention": (Run("flow.layers.Attention", inputs={"freqs": "rope"}),),
     "DiTBlock": (Run("flow.layers.DiTBlock", inputs={"freqs": "rope"}),),
     "DiT": (Run("flow.dit.DiT", {"y": "y", r"block(\d+)": Tap("flow.layers.DiTBlock", "y")}),),
-    "CausalConditionalCFM.forward": (Run(_CFM, {"y": "y"} | _STEPS),),
-    "CausalMaskedDiffWithDiT.inference": (Run(_FLOW, {"feat": "feat"} | _CONDITIONS),),
+    "CausalConditionalCFM.forward": (Run(_CFM, {"y": "y", **_STEPS}),),
+    "CausalMaskedDiffWithDiT.inference": (Run(_FLOW, {"feat": "feat", **_CONDITIONS}),),
     **{
         f"CausalConv1d{kind}": (
             Run(f"{_CONV}{kind}", without=("cache",)),
@@ -93,10 +152,32 @@ TABLE: dict[str, tuple[Run, ...]] = {
         )
         for kind in ("", "DownSample", "Upsample")
     },
-    "SineGen2": (Run(_SINES, {"y": "y", "uv": "uv"} | _UNIT),),
+    "utils.mask": (
+        Run("flow.masks.make_pad_mask", {r"pad_mask(_auto)?": "mask"}, {}, ("mask.*",), call=_width),
+        Run(
+            "flow.masks.subsequent_chunk_mask",
+            {r"subsequent_chunk_mask_c(\d+)(?:_left(\d+))?": "mask"},
+            without=("lengths", "mask.*"),
+            call=_chunks,
+        ),
+        Run(_CHUNKED, {r"chunk_mask_c(\d+)": "mask"}, {"mask": "masks"}, ("lengths", "mask.*"), call=_in_chunks),
+        Run(_CHUNKED, _CHUNK_MASKS, {"mask_zero_len": "masks"}, ("lengths", "mask"), call=_in_chunks),
+    ),
+    "mel_spectrogram": (
+        Run("frontend.audio.mel_spectrogram"),
+        Run("frontend.audio.mel_filterbank", {"mel_basis": "basis"}, without=("y",), call=_filters),
+    ),
+    **{
+        name: (
+            Run("frontend.audio.resample", {r"y\d+": "y"}, {r"y\d+": "waveform"}, call=_rates),
+            Run("frontend.audio.fbank", {"fbank(_norm)?": "fbank"}, {wave: "waveform"}, (".*",), call=_energies),
+        )
+        for name, wave in (("Resample", r"out\.y\d+"), ("fbank", "[^.]+"))
+    },
+    "SineGen2": (Run(_SINES, {"y": "y", "uv": "uv", **_UNIT}),),
     "CausalHiFTGenerator._stft": (Run("vocoder.stft.stft"),),
     "CausalHiFTGenerator._istft": (Run("vocoder.stft.istft"),),
-    "CausalHiFTGenerator.decode": (Run(f"{_HIFT}.decode", {"wav": "wav"} | _CONVOLUTIONS, dead=_SOURCE),),
+    "CausalHiFTGenerator.decode": (Run(f"{_HIFT}.decode", {"wav": "wav", **_CONVOLUTIONS}, dead=_SOURCE),),
     "CausalHiFTGenerator.inference": (
         Run(f"{_HIFT}.inference", {"wav": "wav", "s": "s", "f0": Tap(_F0, "f0")}),
         Run(f"{_HIFT}.decode", {"wav_given_s32": "wav"}, {"speech_feat": "x", "out.s": "s"}, ("sine_waves",)),
@@ -141,7 +222,7 @@ SPECIAL = {
     **dict.fromkeys(("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream"), "llm.speech_lm.CosyVoice3LM"),
     **dict.fromkeys(("ras_sampling", "nucleus_sampling"), "llm.sampling"),
     **dict.fromkeys(("CausalConditionalCFM.rand_noise", "CausalHiFTGenerator.m_source"), "noise"),
-    "utils.mask": "flow.masks.add_optional_chunk_mask",
+    "utils.mask": _CHUNKED,
     "CosyVoice3Model.tts": "model.CosyVoice3Model",
     "CosyVoice3Model.llm_job": "model.drop_silence",
 }

@@ -11,37 +11,33 @@ from typing import Any
 
 import pytest
 
-from convert.conversion import convert_folder
-from convert.hub import Source
-from convert.quantize import FLOAT32, Found, Precision, precision_of
+from convert.quantize import Found, Precision, precision_of
 from mlx_parity import session
 from mlx_parity.adapter import Adapter, AdapterError
+from mlx_parity.faults.signatures import name_nearest
 from mlx_parity.judge import Row
 from mlx_parity.judge import reduced as lowered
 from mlx_parity.report import data, sections
 from mlx_parity.report.codec import plain, read
-from mlx_parity.report.model import Report
-from mlx_parity.sides import regime
+from mlx_parity.report.model import Report, save
+from mlx_parity.report.plan import Plan
 from mlx_parity.sides.liveness import summarised
 from parity_tests.adapters import load_adapter
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness import places
-from parity_tests.harness.components import NOT_CHECKED, components
-from parity_tests.harness.fingerprint import ROOT
-from parity_tests.harness.folders import FolderError, check_folders
-from parity_tests.harness.models import Models
-from parity_tests.harness.signatures import name_nearest
+from parity_tests.faults.score import known
+from parity_tests.models import FolderError, Models, check_folders, prepare_models
+from parity_tests.parts import PARTS, PLACES
 from port.fast import chosen
 from port.files.errors import Refused
-from reference.synthesize import synthesize
-from reports.cosyvoice3 import ORIGINAL, STAGES
+from reports.cosyvoice3 import NOT_CHECKED, ORIGINAL, STAGES
 
+PLAN = Plan.read(Path(__file__).with_name("plan.txt").read_text("utf-8"), elsewhere="tests/")
 LESS_PRECISE = ("llm", "flow")  # stages that `--dtype` makes so
 WITH_OPTIONS = ("pytest ", "python -m parity_tests.trace ")  # commands that take the options of a run
 
 
 class Session(session.Session):
-    """A run on a checkpoint of CosyVoice 3 and its conversion; `Session.current` is the running one."""
+    """A run on a checkpoint of CosyVoice 3 and its conversion."""
 
     def __init__(self, config: pytest.Config, command: str) -> None:
         super().__init__(config, command)
@@ -102,25 +98,42 @@ class Session(session.Session):
 
     def report(self, rows: Sequence[data.Row], tests: Sequence[data.Test]) -> Report:
         rows = sorted(rows, key=_smallest_first)
-        modules = places.describe((row.module for row in rows), self.adapter.place)
+        modules = PLACES.describe((row.module for row in rows), self.adapter.place)
         compared = {row.test for row in rows}
         prepared = next(iter(self.gathered.entries("models")), None)
         faults = self.kept("faults", sections.Fault)
+        audit = prepared and prepared["audit"]
         return Report(
             provenance=self._provenance(prepared),
             stages=STAGES,
-            rows=name_nearest(rows, modules, STAGES),
+            rows=name_nearest(rows, modules, STAGES, known()),
             tests=tuple(test for test in tests if test.nodeid not in compared),
-            components=components(rows, tests, self._partial()),
+            components=PLAN.components(rows, tests, self._partial()),
             modules=modules,
             not_checked=NOT_CHECKED,
-            weights_audit=prepared and read(sections.WeightsAudit | None, prepared["audit"], "weights_audit"),
+            weights_audit=audit and read(sections.WeightsAudit, audit, "weights_audit"),
             audio=self.kept("audio", sections.Clip),
             quality=self.kept("quality", sections.Metric),
             faults=sections.Faults(faults) if faults else None,
             fault_catalogue=next(iter(self.kept("fault_catalogue", sections.Catalogue)), None),
             liveness=tuple(summarised(self.kept("liveness", sections.LivenessRow))),
         )
+
+    def write(self, report: Report, folder: Path) -> None:
+        """The pages follow by `reports.build`."""
+        save(report, folder / "report.json")
+
+    def words(self, part: str) -> Iterable[str]:
+        return PARTS[part].words if part in PARTS else ()
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        reasons = {} if self.config.getoption("--full") else {"full": "real sizes: run with --full"}
+        if self.label != "float32":
+            reasons["float32"] = f"equal numbers need float32, this run is {self.label}: test_quality.py judges it"
+        for item in items:
+            for marker, reason in reasons.items():
+                if item.get_closest_marker(marker):
+                    item.add_marker(pytest.mark.skip(reason=reason))
 
     def again(self, command: str) -> str:
         option, words = self.config.getoption, []
@@ -146,9 +159,7 @@ class Session(session.Session):
     def _provenance(self, prepared: dict[str, Any] | None) -> data.Provenance:
         option = self.config.getoption
         prepared = prepared or {"weights": [], "revision": None}
-        return regime.provenance(
-            ROOT,
-            self.arithmetic,
+        return self.provenance(
             self.adapter.versions(),
             original=ORIGINAL,
             weights=tuple(read(data.WeightFile, file, "weights") for file in prepared["weights"]),
@@ -156,9 +167,6 @@ class Session(session.Session):
             fast_forms=(() if option("--plain") else tuple(chosen())) if option("--adapter") == "own" else None,
             dtype=self.label,
             seed=option("--seed"),
-            started=self.started.isoformat(timespec="seconds"),
-            duration_s=self.seconds,
-            command=self.command,
             adapter=option("--adapter"),
         )
 
@@ -178,23 +186,3 @@ def _smallest_first(row: data.Row) -> int:
     if row.kind == "golden":
         return 1
     return 3 if row.kind == "chained" else 2 if row.case.startswith("walk.") else 0
-
-
-def prepare_models(
-    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
-) -> Models:
-    """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
-    return Models.load(*prepare_folders(source, folder, scratch, seed, precision))
-
-
-def prepare_folders(
-    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
-) -> tuple[Path, Path]:
-    """The folders of a checkpoint and its conversion, as `prepare_models` loads them."""
-    if source is None:
-        source = scratch / "checkpoint"
-        synthesize(source, "tiny", seed)
-    if folder is None:
-        folder = scratch / "mlx"
-        convert_folder(Source(source, str(source)), folder, precision=precision)
-    return source, folder

@@ -1,6 +1,6 @@
 """Golden files of the language model: sampling from recorded draws, and tokens one at a time.
 
-Written for either side like the functions of `golden_special.py`.
+Written for either side like the functions of `functions.py`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _chain(file: Recorded, side: Side, config: SamplingConfig) -> Arrays:
     ras, nucleus, seeded = (
         side.get(f"llm.sampling.{name}") for name in ("ras_sampling", "nucleus_sampling", "SeededDraws")
     )
-    draws, history = seeded(file.call["seed"]), []
+    draws, history = seeded(file.call["seed"]), list[int]()
     for row in file.inputs["scores"]:
         history.append(ras(_scores(side, row), history, draws, config))
     draws = seeded(file.call["seed"])
@@ -123,7 +123,7 @@ class GreedyRecorder:
     def __call__(self, scores: Any, decoded_tokens: Any, draws: Any, config: SamplingConfig) -> int:
         self.seen.append(np.array(self.side.array(scores)))
         if self.end_after is not None and len(self.seen) > self.end_after:
-            return int(self.end)  # type: ignore[arg-type]
+            return int(self.end)
         return int(self.seen[-1][: self.limit].argmax())
 
 

@@ -1,6 +1,6 @@
 """Run the suite and measure which lines and branches of `port/` it reaches; runs under a planted fault do not count.
 
-    python -m parity_tests.harness.branches [PYTEST ARGUMENT ...]
+    python -m parity_tests.coverage [PYTEST ARGUMENT ...]
 
 With `--report DIR` the measurement becomes the section `coverage` of DIR/report.json. Exit code: pytest's.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from mlx_parity.report.sections import Coverage, CoveredFile
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def section(measured: dict[str, Any]) -> Coverage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,17 @@ from mlx_parity.case import Case
 from mlx_parity.compare import Reading
 from mlx_parity.part import Part
 from mlx_parity.record import Arrays, Recorded, RecordError
+from mlx_parity.report.data import Status
 from mlx_parity.sides.capture import Recorder
 from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import Reference, one_rounding
 from parity_tests.adapters.own import OwnPort
-from parity_tests.harness.golden_special import FUNCTIONS
-from parity_tests.harness.golden_table import Run, Tap, runs
+from parity_tests.golden.functions import FUNCTIONS
+from parity_tests.golden.table import NAMES, Run, Tap, part_of, runs
 from parity_tests.parts import PARTS, frames_of_samples, recorded
 from port.config import DiTConfig, FlowConfig, VocoderConfig
 
-CONFIGS = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
+CONFIGS: dict[Any, Callable[..., Any]] = {DiTConfig: dit_config, FlowConfig: flow_config, VocoderConfig: vocoder_config}
 NOT_ARGUMENTS = ("rope", "context", "eval")  # of `call`: descriptions, not arguments
 UNREAD = (
     "token_len",
@@ -35,7 +37,7 @@ UNREAD = (
     "uv_noise",
 )  # inputs that the original ignores
 # Arguments of the original that CosyVoice 3 has at one value, and so have the twins; and one that follows from others.
-FIXED = {"causal": True, "alpha_logscale": False, "sinegen_type": "2"}
+FIXED = {"causal": True, "alpha_logscale": False, "sinegen_type": "2", "center": False, "dither": 0}
 DERIVED = ("causal_padding",)
 RENAMED = {"voiced_threshod": "voiced_threshold"}
 CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
@@ -51,23 +53,30 @@ class GoldenRow:
     measure: str
     value: float | None
     limit: float | None
-    status: str
+    status: Status
     note: str = ""
     reading: Reading | None = None
 
 
 class Replays:
-    """Results by golden name, each run made when it is first asked for.
+    """Results of one file by golden name, each run made when it is first asked for.
 
     Attributes:
+        part: of the original that the file names, see table.py.
         single, double: of the reference.
         port: of the port.
         further: of the reference in float32 with its sums in other orders.
         rounded, moved: of the reference in float64 when weights and inputs are off by a rounding of float32 each, and
             inputs by one of float64.
+
+    Raises:
+        RecordError: it names no part that is known here.
     """
 
-    def __init__(self, file: Recorded, part: str) -> None:
+    def __init__(self, file: Recorded) -> None:
+        part = part_of(file.upstream, FUNCTIONS.keys() | NAMES)
+        if part is None:
+            raise RecordError(f"upstream {file.upstream!r} names no part that both sides have")
         self.file, self.part = file, part
 
     def run(self, side: Side, file: Recorded | None = None) -> Arrays:
@@ -118,9 +127,11 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
     for case, wanted in cases(file, part):
         built = side.build(case.part, case.config, file.weights)
         with recorded(side.package, built) as recorder:
-            results = side.call(case.part, built, case.inputs, case.call)
-        found |= {
-            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place]
+            if isinstance(built, FunctionType):  # as it is recorded
+                built = side.build(case.part, case.config, file.weights)
+            results = side.call(case.part, built, case.draw(), case.call)
+        found |= {  # copies: a table that is made once is the same array in every run
+            name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place].copy()
             for name, place in wanted.items()
         }
     return found
@@ -132,7 +143,7 @@ def cases(file: Recorded, part: str) -> Iterator[tuple[Case, dict[str, str | Tap
     A file that has a function of its own (`FUNCTIONS`) is no case.
     """
     for run in () if part in FUNCTIONS else runs(part):
-        if wanted := dict(run.wanted(file.out)):
+        for given, wanted in run.calls(file):
             target, config = PARTS[run.path], _config(file)
             if hop := config.get("upsample_scale"):
                 target = replace(target, to_port={**target.to_port, "f0": partial(frames_of_samples, hop=hop)})
@@ -141,6 +152,7 @@ def cases(file: Recorded, part: str) -> Iterator[tuple[Case, dict[str, str | Tap
             call = {k: v for k, v in file.call.items() if k not in NOT_ARGUMENTS}
             if not isinstance(target.resolve("reference")[0], type):
                 call |= config
+            call = call if given is None else dict(given)
             inputs = _inputs(file, run, call)
             yield Case(f"golden.{file.name}", target, config, inputs, call, run.dead, file.weights), wanted
 
@@ -154,9 +166,9 @@ def _config(file: Recorded) -> dict[str, Any]:
 
 def _inputs(file: Recorded, run: Run, call: Mapping[str, Any]) -> Arrays:
     """All inputs of the file but those that the original ignores; one that the twin does not know is its TypeError."""
-    given = {k: v for k, v in file.inputs.items() if k not in (*UNREAD, *run.without)}
-    given |= {f"out.{k}": v for k, v in file.out.items() if f"out.{k}" in run.inputs}
-    inputs = {run.inputs.get(k, k): v.astype(bool) if v.dtype == np.uint8 else v for k, v in given.items()}
+    given = {k: v for k, v in file.inputs.items() if k not in UNREAD}
+    named = ((run.argument(k), v) for k, v in (given | {f"out.{k}": v for k, v in file.out.items()}).items())
+    inputs = {k: v.astype(bool) if v.dtype == np.uint8 else v for k, v in named if k is not None}
     if run.path.endswith("CausalMaskedDiffWithDiT.inference") and "prompt_token" not in inputs:
         inputs["prompt_token"] = np.zeros((1, 0), np.int32)
         inputs["prompt_feat"] = np.zeros((1, 0, file.config["output_size"]), np.float32)

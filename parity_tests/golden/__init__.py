@@ -1,0 +1,1 @@
+"""Golden files: numbers made by running the original, replayed on the reference and on the port."""
