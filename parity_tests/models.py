@@ -134,13 +134,20 @@ def prepare_models(
     source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
 ) -> Models:
     """Load a checkpoint and its conversion, making whichever is not given below `scratch`, in `precision`."""
+    return Models.load(*prepare_folders(source, folder, scratch, seed, precision))
+
+
+def prepare_folders(
+    source: Path | None, folder: Path | None, scratch: Path, seed: int, precision: Precision = FLOAT32
+) -> tuple[Path, Path]:
+    """The folders of a checkpoint and its conversion, as `prepare_models` loads them."""
     if source is None:
         source = scratch / "checkpoint"
         synthesize(source, "tiny", seed)
     if folder is None:
         folder = scratch / "mlx"
         convert_folder(Source(source, str(source)), folder, precision=precision)
-    return Models.load(source, folder)
+    return source, folder
 
 
 def shallow(config: CosyVoice3Config, depth: int) -> CosyVoice3Config:

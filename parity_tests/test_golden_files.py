@@ -14,6 +14,7 @@ from parity_tests.golden import __main__ as runner
 from parity_tests.golden.judge import EMBEDDED, judge_file, judge_folder
 from parity_tests.golden.replay import Replays
 from parity_tests.golden_support import golden, variants, write
+from port import noise
 
 pytestmark = pytest.mark.meta
 SIDES = ("reference", "port")
@@ -79,8 +80,7 @@ def spoil(file: Recorded, tensor: str) -> Recorded:
     value = held[name] = held[name].copy()
     place = np.unravel_index(np.where(np.isfinite(value), np.abs(value.astype(float)), 0).argmax(), value.shape)
     value[place] = value[place] * value.dtype.type(1.001) if value.dtype.kind == "f" else 1 - value[place]
-    change: dict[str, Any] = {where: held}
-    return replace(file, **change)
+    return replace(file, **dict[str, Any]({where: held}))
 
 
 @pytest.mark.parametrize(("name", "tensor"), SPOILED, ids=[".".join(pair) for pair in SPOILED])
@@ -100,8 +100,6 @@ def test_a_wrong_reference_is_no_truth(monkeypatch):
 
 def test_two_sides_that_are_wrong_together_fail(monkeypatch):
     """The original's numbers decide, also where its float64 was not recorded and both sides share a source."""
-    from port import noise
-
     rng = np.random.default_rng(0)
     monkeypatch.setattr(noise, "sine_waves", lambda n, offset=0: rng.standard_normal((n, 9)).astype(np.float32))
     rows = judge_file(golden("upstream_noise"), "port")
@@ -156,8 +154,7 @@ def test_numbers_that_are_none_pass_nothing(group, value, whole):
     file = golden("snake")
     y = getattr(file, group)["y"].copy()
     y[... if whole else (0, 0, 0)] = value
-    change: dict[str, Any] = {group: {"y": y}}
-    rows = judge_file(replace(file, **change), *SIDES)
+    rows = judge_file(replace(file, **dict[str, Any]({group: {"y": y}})), *SIDES)
     assert {row.side for row in rows if row.status in ("FAIL", "ERROR")} == {*SIDES}
 
 

@@ -4,10 +4,10 @@ s samples
 
 Each `inference_*` method yields `{"tts_speech": (1, s) float32}`, samples within +-1 at `sample_rate`: one for each
 piece of the text, or with `stream=True` one for each chunk of each piece; "piece" counts the pieces, "text" is what is
-said in it, if it is known. Prompt and text are checked when the method is called, the speech is made while the result
-is iterated; to break off is safe at any time.
+said in it, if it is known. Prompt and text are checked when the method is called. The speech is made while the result
+is iterated; stopping early is safe.
 
-What the networks get of a prompt (LM: language model, flow: flow decoder):
+Which parts of a prompt each network gets (LM: language model, flow: flow decoder):
 
     zero_shot      LM: prompt text, prompt speech    flow: prompt speech, speaker
     cross_lingual  LM: nothing                       flow: prompt speech, speaker
@@ -58,12 +58,12 @@ class CosyVoice3:
     Args:
         model: with its weights.
         frontend: makes the model's inputs.
-        folder: where `save_spkinfo` writes; None for nowhere.
+        folder: where `save_spkinfo` writes by default; None requires its `path`.
 
     Common arguments of the `inference_*` methods:
 
-    - `tts_text`: what to say; for zero_shot and instruct2 also an iterator of strings, for text that still arrives
-      (neither split nor normalised).
+    - `tts_text`: what to say; for zero_shot and instruct2 also an iterator of strings, for text that is still
+      arriving (neither split nor normalised).
     - `zero_shot_spk_id`: a saved voice instead of the prompt.
     - `stream`, `speed`: as in `Options`.
     - `text_frontend`: normalise and split the text. A text with `<|...|>` in it is spoken as it is, in one piece.
@@ -158,7 +158,7 @@ class CosyVoice3:
         """Write all voices below `path`, by default the model's folder, from where they are loaded again.
 
         Raises:
-            Refused: nowhere to write, or not possible.
+            Refused: no folder to write to, or writing failed.
         """
         folder = path or self.folder
         if folder is None:
@@ -218,7 +218,7 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Spoken:
-        """Speak with the voice of a recording in whatever language.
+        """Speak with the voice of a recording in any language.
 
         Args:
             tts_text: an instruction and `<|endofprompt|>` may stand before it.
@@ -239,7 +239,7 @@ class CosyVoice3:
         text_frontend: bool = True,
         **options: Any,
     ) -> Spoken:
-        """Speak with the voice of a recording as an instruction says.
+        """Speak with the voice of a recording, in the way that an instruction describes.
 
         Args:
             instruct_text: how to speak; of a saved voice it takes the place of the prompt text. With `raw_prompt` that
@@ -267,7 +267,7 @@ class CosyVoice3:
         align_prompt: bool = False,
         **options: Any,
     ) -> Spoken:
-        """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; nothing is random here.
+        """Say what `source_wav` says with the voice of `prompt_wav`, each 30 s at most; no random draws.
 
         Args:
             align_prompt: as for `CosyVoiceFrontEnd.frontend_vc`.
@@ -280,7 +280,7 @@ class CosyVoice3:
     def _pieces(
         self, tts_text: str | Iterator[str], prompt_text: str | None, text_frontend: bool, chosen: Options
     ) -> list[Any]:
-        """Cut a text; `prompt_text` is what the language model gets before it, None when that is a saved voice's."""
+        """Split a text. `prompt_text` precedes it in the language model; None if that is a saved voice's."""
         self._enter_thread()
         normalize = partial(self.frontend.text_normalize, text_frontend=text_frontend, split_long=chosen.split_long)
         return cut(tts_text, prompt_text, normalize, chosen)

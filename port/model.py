@@ -1,4 +1,4 @@
-"""`CosyVoice3Model`: all parts of CosyVoice 3 under one roof, and the driver that turns tokens into audio.
+"""`CosyVoice3Model`: all parts of CosyVoice 3, and the driver that turns tokens into audio.
 
 b batch (1), L text tokens, P prompt tokens, F prompt frames, T speech tokens, n mel frames, C mel bins, s samples
 """
@@ -49,7 +49,7 @@ class SynthesisCache:
 
 
 def drop_silence(tokens: Iterable[int], config: StreamingConfig) -> Iterator[int]:
-    """Pass speech tokens on; of a run of silent ones only the first `max_silent_tokens` (`llm_job`)."""
+    """Pass speech tokens on, but at most `max_silent_tokens` silent ones in a row (`llm_job`)."""
     silent = 0
     for token in tokens:
         silent = silent + 1 if token in config.silent_tokens else 0
@@ -71,7 +71,7 @@ def interpolate(mel: mx.array, size: int) -> mx.array:
 class CosyVoice3Model(nn.Module):
     """`CosyVoice3Model` of cosyvoice/cli/model.py.
 
-    The original lets a thread per request fill a list of tokens and looks at it every 0.1 s. Here the driver asks the
+    In the original a thread per request fills a list of tokens, which is polled every 0.1 s. Here the driver asks the
     language model for the tokens that the next chunk needs, so chunks do not depend on timing; all state of a request
     lives in its generator. Requests may overlap, from one thread or several.
 
@@ -110,7 +110,7 @@ class CosyVoice3Model(nn.Module):
         whole: Callable[..., Iterator[int]] = (decoder or self.llm).inference
         job = self.llm.inference_bistream if isinstance(text, Iterator) else whole
         tokens = job(text, prompt_text, llm_prompt_speech_token, draws, sampling, strict_min_length)
-        # The language model goes on from the dropped tokens too.
+        # The language model continues from the dropped tokens too.
         return drop_silence(tokens, self.config.streaming)
 
     def token2wav(
@@ -126,24 +126,24 @@ class CosyVoice3Model(nn.Module):
     ) -> mx.array:
         """Audio of the tokens from `token_offset` on.
 
-        Both networks run over everything from the start, and what the request already has is cut off afterwards; with
-        an incremental stream over what is new, but for the flow decoder without the chunk mask.
+        Without an incremental stream both networks recompute everything, and audio that the request already has is cut
+        off. With one they compute what is new, except the flow decoder without the chunk mask.
 
         Args:
             token: (1, T), all tokens of the request so far.
-            prompt: what the flow decoder gets, all of it.
+            prompt: the flow decoder's whole prompt.
             token_offset: tokens whose mel is in the cache.
             cache: of this request, extended in place.
             stream: chunk mask in the flow decoder.
             finalize: no tokens follow; otherwise the last ones are context only.
-            speed: factor by which the mel is shortened; only for a request made in one go.
-            chance: noise of both networks.
+            speed: the mel becomes shorter by this factor; not for a chunk.
+            chance: the noise of both networks.
 
         Returns:
             (1, s) float32 within +-audio_limit, s >= 0.
 
         Raises:
-            ValueError: another `speed` than 1 in a chunk, or one that leaves no frame or too many; and what the two
+            ValueError: a chunk with a `speed` other than 1, a speed that leaves no frame or too many; and what the two
                 inference methods raise.
         """
         end_streams_with_thread()  # each chunk may be asked for by another
@@ -192,19 +192,19 @@ class CosyVoice3Model(nn.Module):
         """Speak a text, or say source tokens with another voice; yields `{"tts_speech": (1, s) float32}`.
 
         Args:
-            prompt: whose voice, and what is said before the text.
+            prompt: the voice, and the text and speech that come before `text`.
             text: (1, L) token ids, or an iterator of such chunks (text that still arrives).
             source_speech_token: (1, T) tokens to say; when given, no text is read.
-            stream: yield chunks as soon as their tokens are there, in this way; None yields one array.
-            speed: factor of the tempo; not for a stream.
-            chance: what is random.
-            sampling: as for `CosyVoice3LM.inference`; None is the original's.
+            stream: yield each chunk as soon as its tokens exist, in this way; None yields one array.
+            speed: tempo, 1 as the model speaks; not for a stream.
+            chance: random draws and noise.
+            sampling: as for `CosyVoice3LM.inference`; None takes the original's.
             strict_min_length: as for `CosyVoice3LM.inference`.
             progress: called with the number of speech tokens so far, after each that the language model gives.
             decoder: decodes a whole text together with those of other requests, from this call on.
 
         Raises:
-            ValueError: no speech tokens at all, a `speed` that cannot be; and what the parts raise.
+            ValueError: no speech tokens at all, an impossible `speed`; and what the parts raise.
         """
         end_streams_with_thread()
         if stream is not None and speed != 1.0:
@@ -245,7 +245,7 @@ class CosyVoice3Model(nn.Module):
         prompt_tokens: int,
         reset_hop: bool,
     ) -> Generator[dict[str, mx.array], None, int]:
-        """Yield all chunks but the last; fills `tokens` from `arriving` and returns how many of them are spoken."""
+        """Yield all chunks but the last; fills `tokens` from `arriving`, returns how many of them were spoken."""
         config, ahead = self.config.streaming, self.config.flow.pre_lookahead_len
         token_hop_len = config.token_hop_len if reset_hop else self.token_hop_len
         # Prompt and first chunk together end where a chunk of the flow decoder's mask ends.
@@ -267,8 +267,8 @@ class CosyVoice3Model(nn.Module):
                 if not reset_hop:
                     self.token_hop_len = token_hop_len
                 yield {"tts_speech": speech}
-            # By the length of the chunk just made, padding included, as in the original: once all tokens are there, a
-            # rest that is longer than the next chunk would be may still join the last one.
+            # Compared with the chunk just made, padding included, as in the original: at the end of the tokens the last
+            # chunk may so become longer than the next one would have been.
             if ended and len(tokens) - token_offset < hop + ahead:
                 return token_offset
 
@@ -280,7 +280,7 @@ def _told(tokens: Iterable[int], progress: Callable[[int], None]) -> Iterator[in
 
 
 def frames_at_speed(config: CosyVoice3Config, frames: int, speed: float) -> int:
-    """Mel frames at another tempo, within what the vocoder's fixed noise covers."""
+    """Mel frames at another tempo, no more than the vocoder's fixed noise covers."""
     limit = config.flow.cfm.max_frames
     if not speed > 0 or not 1 <= frames / speed <= limit:
         raise ValueError(f"speed {speed:g} would turn {frames} mel frames into other than 1 to {limit}")

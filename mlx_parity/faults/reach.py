@@ -24,7 +24,7 @@ def entered(packages: Collection[str]) -> Iterator[set[Place]]:
     places: set[Place] = set()
 
     def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and frame.f_globals.get("__name__", "").partition(".")[0] in packages:
+        if event == "call" and str(frame.f_globals.get("__name__")).partition(".")[0] in packages:
             codes[id(frame.f_code)] = frame.f_code
 
     before = sys.getprofile()

@@ -6,6 +6,7 @@ at the first failure. It names the right part if it is the part of the fault.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -128,6 +129,7 @@ def examine(
     if failed := [check.by for batch in batches for check in batch if check.by not in seconds]:
         raise FaultError("; ".join(problems) or f"{failed[0]} fails without any fault")
     doubtful: dict[str, list[Check]] = {}
+    spent: dict[str, float] = defaultdict(float)
     waiting: list[Verdict] = []
     for fault, outcome in workers.run(partial(_under, suite), sorted(faults, key=suite.lasts, reverse=True)):
         verdict = _verdict(fault, outcome)
@@ -136,9 +138,11 @@ def examine(
         else:
             waiting.append(verdict)
             tell(f"waits    {verdict.seconds:5.1f} s  {fault.name:45} {check.by}")
-            batch = doubtful.setdefault(check.by.partition("::")[0], [])
+            batch = doubtful.setdefault(file := check.by.partition("::")[0], [])
             batch += [check] * (check not in batch)
-    seconds |= _alone(list(doubtful.values()), suite, workers)[0]
+            spent[file] += verdict.seconds
+    longest_first = sorted(doubtful, key=lambda file: spent[file], reverse=True)
+    seconds |= _alone([doubtful[file] for file in longest_first], suite, workers)[0]
     for verdict in waiting:
         yield _proved(verdict, seconds, workers.limit)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from convert.quantize import FLOAT32, Precision
 from mlx_parity import judge
 from mlx_parity.case import Case
 from mlx_parity.compare import Reading
@@ -19,12 +22,17 @@ from mlx_parity.faults.verdict import Check, Finding
 from mlx_parity.faults.worker import Say, Workers
 from mlx_parity.sides import regime
 from mlx_parity.sides.truth import Truth, truth_of
+from parity_tests import models
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
 from parity_tests.faults import PACKAGES
 from parity_tests.faults.parts import BEFORE, GROUPS, cases_of, group_of, place
 from parity_tests.faults.tests import first_failing, import_tests, knows, marked_tests, run_tests
+from parity_tests.models import prepare_folders
 from port import noise
+
+FOLDERS = "folders"
+EMBEDDED_SEED = 0  # of a run that is asked for no other
 
 
 @dataclass
@@ -34,7 +42,8 @@ class Checks:
     Args:
         signed: how wrong each isolated case is under a fault is kept as well.
         truths: what the reference gives for each isolated case.
-        reached: the port's functions that run in each isolated case.
+        folders: where the embedded checkpoint and its conversion were made.
+        reached: the port's functions that run in each isolated case, and for these folders.
         tests: all that are marked with a part, smallest parts first.
         arithmetic: what this machine was found to compute in.
         caught_by: the check that caught each fault when the score was recorded, by the fault's name.
@@ -42,6 +51,7 @@ class Checks:
 
     signed: bool = False
     truths: dict[str, Truth] = field(default_factory=dict)
+    folders: Path | None = None
     reached: dict[str, set[Place]] = field(default_factory=dict)
     tests: list[Check] = field(default_factory=list)
     arithmetic: dict[Any, Any] = field(default_factory=dict)
@@ -56,7 +66,7 @@ class Checks:
         import_tests()
         names = [case.name for case in cases_for(faults)]
         parts = [partial(_truths, names[i :: 2 * workers.jobs]) for i in range(2 * workers.jobs)]
-        for _, outcome in workers.run(_call, [_tests, *parts]):
+        for _, outcome in workers.run(_call, [_tests, partial(_folders, workers.folder / FOLDERS), *parts]):
             if outcome.problem:
                 raise FaultError(outcome.problem)
             for name, found in outcome.result.items():
@@ -76,14 +86,14 @@ class Checks:
 
         An isolated case that does not run the changed function gives what it gave without the fault.
         """
-        self._hand_on()
+        self._hand_on(fault)
         noise._FIXED = noise._FixedNoise()
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
         # Among the tests of one part the order proves nothing: the likely ones first.
         own.sort(key=lambda test: (place(test.part), test.by != self.caught_by.get(fault.name), not knows(test, fault)))
-        cases = [case for case in cases_for([fault]) if fault.equivalent or self._reaches(case, fault)]
+        cases = [case for case in cases_for([fault]) if fault.equivalent or self._reaches(case.name, fault)]
         signature: Signature = {}
         finding = first_failing(before, say)
         if finding is None or self.signed:
@@ -107,10 +117,12 @@ class Checks:
                 seconds[case.name] = time.perf_counter() - start
         return seconds | (run_tests(tests, say).seconds if tests else {})
 
-    def _hand_on(self) -> None:
-        """Tests of this process take what is known of the reference and of the machine, too."""
+    def _hand_on(self, fault: Fault | None = None) -> None:
+        """Tests of this process take what no fault changes: the machine, the reference, perhaps the folders."""
         regime.arithmetic = lambda: self.arithmetic
         judge.truth_of = self._truth_of
+        if self.folders and not (fault and self._reaches(FOLDERS, fault)):
+            models.prepare_folders = partial(_copied, self.folders)
 
     def _truth_of(self, case: Case) -> Truth:
         if not any(case is known for known in all_cases()):
@@ -119,8 +131,8 @@ class Checks:
             self.truths[case.name] = truth_of(case)
         return self.truths[case.name]
 
-    def _reaches(self, case: Case, fault: Fault) -> bool:
-        return reaches(self.reached.get(case.name), fault, self.packages)
+    def _reaches(self, what: str, fault: Fault) -> bool:
+        return reaches(self.reached.get(what), fault, self.packages)
 
     def _of(self, groups: Iterable[str]) -> list[Check]:
         return [test for test in self.tests if group_of(test.part) in groups]
@@ -168,6 +180,24 @@ def _call(work: Callable[[Say], dict[str, Any]], say: Say) -> dict[str, Any]:
 def _tests(say: Say) -> dict[str, Any]:
     """The marked tests, and the arithmetic."""
     return {"tests": marked_tests(), "arithmetic": regime.arithmetic()}
+
+
+def _folders(folder: Path, say: Say) -> dict[str, Any]:
+    """The embedded checkpoint and its conversion, and what of the port and the converter runs to make them."""
+    clear_caches(PACKAGES)
+    with entered(PACKAGES) as reached:
+        models.prepare_folders(None, None, folder, EMBEDDED_SEED)
+    return {"folders": folder, "reached": {FOLDERS: reached}}
+
+
+def _copied(
+    made: Path, source: Path | None, folder: Path | None, scratch: Path, seed: int, *precision: Precision
+) -> tuple[Path, Path]:
+    """`models.prepare_folders`, with a copy of those that `_folders` made where they are asked for."""
+    if source or folder or seed != EMBEDDED_SEED or precision not in ((), (FLOAT32,)):
+        return prepare_folders(source, folder, scratch, seed, *precision)
+    shutil.copytree(made, scratch, dirs_exist_ok=True)
+    return scratch / "checkpoint", scratch / "mlx"
 
 
 def _truths(names: Sequence[str], say: Say) -> dict[str, Any]:

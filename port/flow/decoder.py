@@ -33,7 +33,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
     def encode(self, token: mx.array | np.ndarray, finalize: bool = True) -> mx.array:
         """Features `mu` of the frames of `token` (b, T), prompt included: (b, n, C) with n = ratio * T.
 
-        Without `finalize` the last `pre_lookahead_len` tokens are only looked at and give no frames. Ids below 0 read
+        Without `finalize` the last `pre_lookahead_len` tokens are context and give no frames. Ids below 0 read
         the table's first row, as in the original.
 
         Raises:
@@ -80,7 +80,7 @@ class CausalMaskedDiffWithDiT(nn.Module):
             guidance: as in `CausalConditionalCFM.velocity`.
 
         Returns:
-            log-mel (1, n, C) float32 without the prompt's F frames.
+            natural log-mel (1, n - F, C) float32: the prompt's F frames are cut off.
 
         Raises:
             ValueError: too few or too many frames, more than one row, or a token outside the table.

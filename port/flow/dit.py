@@ -81,7 +81,7 @@ class DiT(nn.Module):
 
         None where every frame sees all. The queries are the frames from `start` on.
 
-        Streaming lets a frame see the past and its own chunk of `static_chunk_size` frames, else every frame sees all.
+        With `streaming` a frame sees the past and its own chunk of `static_chunk_size` frames, otherwise all frames.
         """
         chunk_size = self.config.static_chunk_size if streaming else 0
         if mask is None or mask.all():

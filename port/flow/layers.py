@@ -18,7 +18,7 @@ from ..stream.state import Kept, Tail
 LAYER_NORM_EPS = 1e-6
 MAX_PERIOD = 10000.0  # of the sinusoidal time embedding
 ROTARY_THETA = 10000.0
-# Where the original's float32 exp on x86 (MKL) gives the neighbour of the nearest float: at 1000 rad that is 6e-5.
+# By width, where the original's float32 exp on x86 (MKL) is one unit too low, which is 6e-5 rad at 1000 rad.
 TORCH_EXP_BELOW = {256: (4,)}
 Rope = tuple[mx.array, mx.array]
 
@@ -103,7 +103,7 @@ class RotaryEmbedding(nn.Module):
         self.dim = dim
 
     def __call__(self, seq_len: int, offset: int = 0) -> np.ndarray:
-        """Angles (1, n, dim) float32 of the `seq_len` positions from `offset` on, each pair's angle standing twice."""
+        """Angles (1, n, dim) float32 of `seq_len` positions from `offset` on, the same for both channels of a pair."""
         positions = np.arange(offset, offset + seq_len, dtype=np.float32)
         return np.repeat(positions[:, None] * rotary_frequencies(self.dim), 2, axis=-1)[None]
 
@@ -122,7 +122,7 @@ def rotary_tables(freqs: np.ndarray | mx.array) -> Rope:
 
 
 def apply_rotary_pos_emb(t: mx.array, rope: Rope) -> mx.array:
-    """Rotate adjacent pairs of the first channels of `t`; channels past the tables' width stay as they are.
+    """Rotate adjacent pairs of the first channels of `t`; channels beyond the tables' width stay unchanged.
 
     Args:
         t: (..., n, channels).
@@ -178,7 +178,7 @@ class AdaLayerNormZero(nn.Module):
         return tuple(mx.split(self.linear(self.silu(emb)).astype(mx.float32), 6, axis=-1))
 
     def __call__(self, x: mx.array, emb: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array, mx.array]:
-        """Normalise `x` (b, n, d) by `emb` (b, d); the gate of the attention and the MLP's three vectors come along."""
+        """Normalise `x` (b, n, d) by `emb` (b, d); also the attention's gate and the MLP's shift, scale and gate."""
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self.modulation(emb)
         y = self.norm(x) * (1 + scale_msa[:, None]) + shift_msa[:, None]
         return y, gate_msa, shift_mlp, scale_mlp, gate_mlp
@@ -232,7 +232,7 @@ class Attention(nn.Module):
         """Queries, keys and values of `x` (b, n, d), (b, n, h * c) each."""
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if rope is not None:
-            # On flat projections only the first head's channels turn; the other heads know no positions.
+            # The projections are flat, so only the first head's channels turn; the other heads see no positions.
             q, k = apply_rotary_pos_emb(q, rope), apply_rotary_pos_emb(k, rope)
         return q, k, v
 
@@ -267,7 +267,7 @@ class Attention(nn.Module):
         y = self.attend(q, k, v, mask)
         if mask is None:
             return y
-        # AttnProcessor takes the last query's row of a 4-d mask for the mask of valid frames.
+        # AttnProcessor uses the last query's row of a 4-d mask as the mask of valid frames.
         frames = mask if mask.ndim == 2 else mask[:, 0, -1]
         return mx.where(frames[:, -x.shape[1] :, None], y, 0.0)
 

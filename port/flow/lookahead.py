@@ -12,7 +12,7 @@ CONV2_KERNEL_SIZE = 3
 
 
 class PreLookaheadLayer(nn.Module):
-    """A convolution that sees L tokens ahead, then a causal one, and the input added."""
+    """A convolution over L tokens ahead and a causal one, with a residual."""
 
     def __init__(self, in_channels: int, channels: int, pre_lookahead_len: int) -> None:
         super().__init__()
@@ -25,10 +25,10 @@ class PreLookaheadLayer(nn.Module):
 
         Args:
             inputs: (b, T, C).
-            context: the L tokens after `inputs`, (b, L, C); None or empty stands for zeros.
+            context: the L tokens after `inputs`, (b, L, C); None or empty means zeros.
 
         Raises:
-            ValueError: the context does not hold L tokens.
+            ValueError: the context is not L tokens long.
         """
         if context is None or context.shape[1] == 0:
             context = mx.zeros((inputs.shape[0], self.pre_lookahead_len, inputs.shape[2]), dtype=inputs.dtype)

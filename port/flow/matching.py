@@ -96,7 +96,7 @@ class CausalConditionalCFM(nn.Module):
         guidance: Guidance = "batched",
         state: FlowState | None = None,
     ) -> Iterator[tuple[mx.array, np.floating]]:
-        """Yield state and time before each step and after the last, N + 1 pairs; each step runs when it is asked for.
+        """Yield state and time before each step and after the last, N + 1 pairs; a step runs when its pair is read.
 
         State and time stay float32 whatever the dtype of the weights, and each state is evaluated before it is given.
 
@@ -111,7 +111,7 @@ class CausalConditionalCFM(nn.Module):
             step = state.steps[i] if state else None
             x = x + float(dt) * self.velocity(x, t, mu, mask, spks, cond, streaming, guidance, step)[0]
             mx.eval(x, step.arrays if step else [])
-            # Each step is measured from the running sum of the steps, not from the schedule (solve_euler).
+            # A step's length is measured from the running sum of steps, not from the schedule (solve_euler).
             t = t + dt
             dt = following - t if following is not None else dt
             yield x, t
@@ -136,15 +136,15 @@ class CausalConditionalCFM(nn.Module):
             mask: valid frames, (b, n), non-zero or True = valid; None = all are valid.
             spks: speaker, (b, C).
             cond: prompt mel and zeros, (b, n, C).
-            noise: standard normal, (b or 1, at least n, C); frame 0 belongs to the prompt's first frame.
+            noise: standard normal, (b or 1, at least n, C); frame 0 is for the prompt's first frame.
             n_timesteps: Euler steps N.
-            temperature: factor of the noise.
+            temperature: the noise is multiplied by it.
             streaming: use the chunk mask.
             guidance: as in `velocity`.
             state: as in `solve_euler`; `noise` then begins with the chunk's first frame.
 
         Returns:
-            log-mel, (b, n, C) float32.
+            natural log-mel, (b, n, C) float32.
 
         Raises:
             ValueError: the noise is shorter than the mel.

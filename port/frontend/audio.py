@@ -193,7 +193,7 @@ def log_mel_spectrogram(audio: mx.array | np.ndarray, n_mels: int = 128) -> mx.a
     power = np.abs(np.fft.rfft(_frames(padded, n_fft, hop)[:, :-1] * _hann_window(n_fft))) ** 2
     mel = power @ mel_filterbank(16000, n_fft, n_mels, 0.0, 8000.0).T.astype(np.float64)
     log_mel = np.log10(np.maximum(mel, 1e-10))
-    # The floor hangs on the loudest bin of all that is passed in, as in the original; nothing is padded to 30 s.
+    # The floor follows the loudest bin of the whole input, as in the original; nothing is padded to 30 s.
     return _to_mlx((np.maximum(log_mel, log_mel.max() - 8.0) + 4.0) / 4.0)
 
 
@@ -243,7 +243,7 @@ def fbank(
     n_fft = 1 << (window_size - 1).bit_length()
     frames = _frames(_to_host(waveform)[0], window_size, hop)
     frames = frames - frames.mean(axis=1, keepdims=True)
-    # The first sample of a window stands for the one before it.
+    # Pre-emphasis takes a window's first sample as its own predecessor.
     before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     window = np.hanning(window_size) ** 0.85  # the "povey" window
     power = np.abs(np.fft.rfft((frames - 0.97 * before) * window, n_fft)) ** 2

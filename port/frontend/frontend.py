@@ -36,7 +36,7 @@ class CosyVoiceFrontEnd:
     Args:
         tokenizer: of the text.
         speech_tokenizer, speaker: the networks that read the prompt, with their weights.
-        config: the model.
+        config: sizes of the model.
         normalizer: as for `text_normalize`.
         voices: saved voices, as `load_voices` gives them.
     """
@@ -67,9 +67,9 @@ class CosyVoiceFrontEnd:
         return text_normalize(text, self.tokenizer.encode, split, text_frontend, self.normalizer, split_long)
 
     def extract_text_token(self, text: str | Iterator[str]) -> np.ndarray | Iterator[np.ndarray]:
-        """Token ids (1, L) int32; of an iterator of strings an iterator of single tokens (1, 1)."""
+        """Token ids (1, L) int32; for an iterator of strings an iterator of single tokens (1, 1)."""
         if isinstance(text, Iterator):
-            # Token by token, as in the original: how the text was cut on its way here must not matter.
+            # Token by token, as in the original: where the arriving text is cut must not matter.
             return (ids[:, i : i + 1] for part in text for ids in [self._encode(part)] for i in range(ids.shape[1]))
         return self._encode(text)
 
@@ -127,7 +127,7 @@ class CosyVoiceFrontEnd:
         Args:
             prompt_text: instruction, `<|endofprompt|>`, transcript of the recording.
             prompt_wav: the recording, 30 s at most, see `recording.read`.
-            zero_shot_spk_id: a saved voice, which stands for the text and the recording.
+            zero_shot_spk_id: a saved voice instead of the text and the recording.
 
         Raises:
             Refused: see `check_recording`; no such voice, or one without a prompt.
@@ -144,7 +144,7 @@ class CosyVoiceFrontEnd:
         return Prompt(embedding, self._encode(prompt_text), speech_token, speech_token, speech_feat)
 
     def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
-        """A recording in whatever language: the language model gets neither its words nor its sound.
+        """A recording in any language: the language model gets neither its words nor its sound.
 
         Args and Raises as for `frontend_zero_shot`.
         """
@@ -191,7 +191,7 @@ class CosyVoiceFrontEnd:
         return mx.array(array) if array.dtype.kind == "f" else array
 
     def _align(self, speech_token: np.ndarray, speech_feat: mx.array) -> tuple[np.ndarray, mx.array]:
-        """Keep the tokens that have all their frames, and those frames; either side may have a little more."""
+        """Keep the tokens that have all their frames, and those frames; either side may be slightly longer."""
         ratio = self.config.flow.token_mel_ratio
         token_len = min(speech_feat.shape[1] // ratio, speech_token.shape[1])
         speech_token, speech_feat = speech_token[:, :token_len], speech_feat[:, : ratio * token_len]

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from ..config import SpeakerConfig
 from ..files.strict import HEAD_STRIDE
 
-MIN_FRAMES = 3  # fewer leave one frame, whose standard deviation is undefined
+MIN_FRAMES = 3  # fewer leave a single frame, which has no standard deviation
 
 
 def _mean_over_time(x: mx.array) -> mx.array:
@@ -100,7 +100,7 @@ class TDNNLayer(nn.Module):
 
 
 class CAMLayer(nn.Module):
-    """Convolution gated by what the utterance and the 100-frame segment sound like (context-aware masking)."""
+    """Convolution gated by the means of the utterance and of each 100-frame segment (context-aware masking)."""
 
     def __init__(
         self, bn_channels: int, out_channels: int, dilation: int, segment_frames: int, divide_by_full_segment: bool
@@ -121,7 +121,7 @@ class CAMLayer(nn.Module):
     def seg_pooling(self, x: mx.array) -> mx.array:
         """Mean of each segment at each of its frames, (b, n, C).
 
-        A short last segment is divided by what it holds, or by `segment_frames` as if zeros filled it.
+        The sum of a short last segment is divided by its length, or by `segment_frames` if `divide_by_full_segment`.
         """
         size, n = self.segment_frames, x.shape[1]
         segments = [x[:, start : start + size] for start in range(0, n, size)]
@@ -156,7 +156,7 @@ class CAMDenseTDNNLayer(nn.Module):
 
 
 class CAMDenseTDNNBlock(nn.Module):
-    """Dense layers, each of which reads all that came before; `tdnnd1` is the first."""
+    """Dense layers; each reads the input and all outputs before it, and `tdnnd1` is the first."""
 
     def __init__(
         self,

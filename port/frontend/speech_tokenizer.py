@@ -109,7 +109,7 @@ class FSQVectorQuantization(nn.Module):
         self.project_in = nn.Linear(dim, fsq_dim)
 
     def activations(self, x: mx.array) -> mx.array:
-        """x (b, n, D) -> (b, n, f) in (-1, 1): what is rounded. Its distance to +-0.5 is the margin of a digit."""
+        """x (b, n, D) -> (b, n, f) in (-1, 1), before rounding. The distance to +-0.5 is the margin of a digit."""
         return mx.tanh(self.project_in(x)) * FSQ_BOUND
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -137,10 +137,10 @@ class S3TokenizerV3(nn.Module):
 
         Args:
             mel: (b, T, C), `log_mel_spectrogram`.
-            mel_len: (b,) int, frames of each row; what lies past them has no influence.
+            mel_len: (b,) int, frames of each row; later ones have no influence.
 
         Returns:
-            (b, n, D) with n = ceil(T / 4), and the tokens of each row (b,) int.
+            (b, n, D) with n = ceil(T / 4), and the number of tokens of each row (b,) int.
 
         Raises:
             ValueError: more tokens than the rotary tables have rows.
@@ -159,7 +159,7 @@ class S3TokenizerV3(nn.Module):
         return x, lengths
 
     def activations(self, mel: mx.array, mel_len: mx.array) -> tuple[mx.array, mx.array]:
-        """What is rounded to digits, (b, n, f), and the tokens of each row (b,); arguments as in `hidden`."""
+        """The digits before rounding, (b, n, f), and the tokens of each row (b,); arguments as in `hidden`."""
         x, lengths = self.hidden(mel, mel_len)
         return self.quantizer.activations(x), lengths
 

@@ -15,7 +15,7 @@ from ..noise import TorchGenerator
 
 
 class Draws(Protocol):
-    """A source of randomness: anything that gives Exp(1) numbers in the order asked for."""
+    """A source of Exp(1) random numbers."""
 
     def exponential(self, n: int) -> np.ndarray:
         """The next `n` numbers, (n,) float32."""
@@ -23,7 +23,7 @@ class Draws(Protocol):
 
 
 class SeededDraws:
-    """The numbers that the original draws after `torch.manual_seed(seed)`, from a stream of their own."""
+    """The numbers that the original draws after `torch.manual_seed(seed)`, from a generator of their own."""
 
     def __init__(self, seed: int) -> None:
         self._generator = TorchGenerator(seed)
@@ -34,7 +34,7 @@ class SeededDraws:
 
 
 class RecordedDraws:
-    """Numbers written down elsewhere: `rows[i]` answers the i-th request, its first `n` entries."""
+    """Recorded numbers: the i-th request gets the first `n` entries of `rows[i]`."""
 
     def __init__(self, rows: Sequence[np.ndarray]) -> None:
         self._rows = iter(rows)
@@ -91,19 +91,19 @@ def nucleus_sampling(scores: np.ndarray, draws: Draws, top_p: float = 0.8, top_k
 
 
 def ras_sampling(scores: np.ndarray, decoded_tokens: Sequence[int], draws: Draws, config: SamplingConfig) -> int:
-    """Draw from the nucleus; should the token repeat a recent one, forbid it and draw from all the others.
+    """Draw from the nucleus; if the token repeats recent ones too often, forbid it and draw from all the others.
 
     Source: `ras_sampling` in cosyvoice/utils/common.py.
 
     Args:
         scores: (v,) log-probabilities; a forbidden token is set to -inf in place, as in the original.
-        decoded_tokens: ids so far, of which the last `win_size` count.
+        decoded_tokens: ids so far; the last `win_size` count.
     """
     token = nucleus_sampling(scores, draws, config.top_p, config.top_k)
     repeats = list(decoded_tokens[-config.win_size :]).count(token)
     if repeats >= config.win_size * config.tau_r:
         scores[token] = -np.inf
-        # The second draw ignores top_p and top_k, so any token can come, a stop token too: `random_sampling` there.
+        # The second draw ignores top_p and top_k (`random_sampling` there): any token can come, even a stop token.
         token = multinomial(_softmax(scores), draws)
     return token
 

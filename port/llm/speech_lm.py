@@ -17,7 +17,7 @@ from .qwen2 import KVCache, Qwen2Model
 from .sampling import Draws, ras_sampling
 
 Tokens = mx.array | np.ndarray
-Sampling = Callable[[np.ndarray, Sequence[int], Any, SamplingConfig], int]  # `Draws`, None where nothing is drawn
+Sampling = Callable[[np.ndarray, Sequence[int], Any, SamplingConfig], int]  # `Draws`, or None
 
 
 class CosyVoice3LM(nn.Module):
@@ -104,7 +104,7 @@ class CosyVoice3LM(nn.Module):
         """Choose the next token from `scores` (v,), which is changed in place.
 
         Args:
-            ignore_eos: the text is not yet spoken, so the end should not come.
+            ignore_eos: the minimum length is not reached, so the end should not come.
             strict_min_length: make `ignore_eos` forbid every stop token, `keep` excepted.
 
         Raises:
@@ -138,8 +138,8 @@ class CosyVoice3LM(nn.Module):
             text, prompt_text, prompt_speech_token: as for `prepare_input`.
             draws: random numbers for `sampling`.
             sampling: `ras_sampling`, `greedy_sampling` or a function with their arguments.
-            strict_min_length: really hold back the stop tokens until the minimum length. The original means to and
-                does not: see `sampling_ids`.
+            strict_min_length: forbid stop tokens until the minimum length. The original intends to, and does not:
+                see `sampling_ids`.
 
         Raises:
             ValueError: as for `prepare_input`.
@@ -174,7 +174,7 @@ class CosyVoice3LM(nn.Module):
             text: chunks of text token ids, each (1, L).
             prompt_text: (1, L) text token ids; the instruction up to `<|endofprompt|>` stands before the first round.
             prompt_speech_token, draws, sampling: as for `inference`.
-            strict_min_length: hold back the end until all text has come; else an early end raises, as in the original.
+            strict_min_length: forbid the end until all text has come; else an early end raises, as in the original.
 
         Raises:
             ValueError: as for `prepare_input` (for the prompt text alone), or a stop token at the wrong time.
@@ -195,8 +195,8 @@ class CosyVoice3LM(nn.Module):
                 pending, speech = pending[:, n_text:], speech[:, n_speech:]
             if speech.shape[1]:
                 continue
-            # Only later rounds wait for text. The original would wait in the first too if nothing but sos stood there,
-            # but the instruction always does; so without prompt speech that round is spoken from the instruction alone.
+            # Only later rounds wait for text. The original's first round would wait if it held nothing but sos, but it
+            # always holds the instruction. So without prompt speech it is spoken from the instruction alone.
             if tokens:
                 if pending.shape[1] < n_text:
                     continue

@@ -16,7 +16,7 @@ CausalType = Literal["left", "right"]
 
 
 class CausalConv1d(nn.Conv1d):
-    """Convolution that sees one side only and keeps the number of frames.
+    """Convolution that sees one side only; as many frames come out as go in.
 
     Weight (O, K, C), bias (O,).
 

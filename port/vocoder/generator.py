@@ -105,12 +105,12 @@ class CausalHiFTGenerator(nn.Module):
         Args:
             x: (b, n, in_channels) mel.
             s: (b, n * hop_samples, 1) excitation.
-            finalize: when False the last `conv_pre_look_right` frames are context only, and the last frame's worth of
-                samples is held back, because frames yet to come would change its end.
+            finalize: when False the last `conv_pre_look_right` frames are context only, and the samples of
+                the last frame are held back, because later frames would change their end.
 
         Returns:
-            (b, n * hop_samples) float32 samples within +-audio_limit; n - conv_pre_look_right - 1 frames' worth when
-            not `finalize`.
+            (b, n * hop_samples) float32 samples within +-audio_limit; those of
+            n - conv_pre_look_right - 1 frames when not `finalize`.
 
         Raises:
             ValueError: no frame is left after the context.
@@ -169,8 +169,8 @@ class CausalHiFTGenerator(nn.Module):
             sine_waves: (1, at least L, nb_harmonics + 1) uniform noise; the original's fixed noise when None.
 
         Returns:
-            Samples (b, n * hop_samples) and the excitation `s` (b, n * hop_samples, 1), float32; when not `finalize`
-            shorter by f0_look_right + conv_pre_look_right + 1 and by f0_look_right frames' worth.
+            Samples (b, n * hop_samples) and the excitation `s` (b, n * hop_samples, 1), float32. When not
+            `finalize` the samples lack f0_look_right + conv_pre_look_right + 1 frames and the excitation f0_look_right.
 
         Raises:
             ValueError: too few frames for `finalize=False`.

@@ -89,7 +89,7 @@ class SineGen2(nn.Module):
 
 
 class SourceModuleHnNSF(nn.Module):
-    """The harmonics merged to one excitation: `tanh(linear(SineGen2(f0)))`."""
+    """The harmonics merged into one excitation: `tanh(linear(SineGen2(f0)))`."""
 
     def __init__(
         self,
