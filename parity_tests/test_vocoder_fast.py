@@ -42,15 +42,6 @@ def test_parity_of_each_form(parity, part, setting):
     parity.add(judge(replace(row, name=f"{part}.{setting}"), OwnPort(parity.adapter.precision, SETTINGS[setting])))
 
 
-@pytest.mark.parametrize("part", ["vocoder.resblock.k3", "vocoder.decode.end"])
-def test_parity_of_convolution_by_phases(parity, part, monkeypatch):
-    """As with a BLAS that adds in blocks, and in products of few rows; at real sizes that follows from the length."""
-    monkeypatch.setattr(convolution, "adds_whole_products", lambda _: True)
-    monkeypatch.setattr(convolution, "FEWEST_ROWS", 1)
-    (row,) = (case for case in CASES if case.name == part)
-    parity.add(judge(replace(row, name=f"{part}.phases"), OwnPort(parity.adapter.precision, ("products",))))
-
-
 @pytest.mark.parametrize("form", CLASSES)
 def test_a_requested_form_is_put_in_place(form):
     built = PARTS[f"{GENERATOR}.inference"].build("port", {**HIFT, "base_channels": 48})

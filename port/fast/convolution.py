@@ -25,8 +25,6 @@ from .modules import recast, replace
 # Terms in one matrix product. The BLAS of MLX's Linux wheel adds them one by one: a sum over 1024 channels had 6
 # times the reference's error.
 LONGEST_SUM = 256
-# In a product of a phase. With fewer, packing the whole weight for each phase costs what adding up the taps does.
-FEWEST_ROWS = 250
 # Metal's implicit convolution takes so many channels in and out, or multiples of 16 (`conv_1D_gpu` in MLX's sources).
 FEW_IN, FEW_OUT, STEP = 4, 16, 16
 # Plain MLX convolutions to replace, by the layer that holds them. Those of the prompt encoders with one group and
@@ -39,11 +37,11 @@ INSIDE: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 class ProductConv1d(nn.Conv1d):
-    """A convolution by matrix products. MLX's CPU kernel for dilation or groups is about 80 times slower.
+    """A sum of shifted matrix products, one per tap. MLX's CPU kernel for dilation or groups is about 80 times slower.
 
     Attributes:
         weight: (O, K, C / g), in the memory layout in which it is read, see `tap_order`.
-        whole: the BLAS forms a product before it adds it, so that sums may be long.
+        whole: `addmm` forms a product before it adds.
     """
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -54,39 +52,10 @@ class ProductConv1d(nn.Conv1d):
         """
         if self.padding:
             x = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
-        taps = self.weight.shape[1]
-        phases, span = taps * self.dilation, (taps - 1) * self.dilation
-        m = (x.shape[1] - span - 1) // self.stride + 1
-        if m < 1:
-            raise ValueError(f"{x.shape[1]} frames are fewer than the {span + 1} that the kernel spans")
-        rows = m // phases
-        if rows < FEWEST_ROWS or not self.whole or self.groups > 1 or self.stride > 1:
-            return self._by_taps(x, m)
-        done = rows * phases
-        y = self._by_phases(x[:, : done + span], rows)
-        return y if done == m else mx.concatenate([y, self._by_taps(x[:, done:], m - done)], axis=1)
-
-    def _by_phases(self, x: mx.array, rows: int) -> mx.array:
-        """One product for each of K * dilation phases: results so many frames apart read windows that do not overlap.
-
-        x (b, rows * K * dilation + dilation * (K - 1), C) -> (b, rows * K * dilation, O). In memory the windows of a
-        phase are the rows of a matrix, so that nothing is copied for a product.
-        """
-        (b, n, channels), (out_channels, taps, _) = x.shape, self.weight.shape
-        frames, terms = n // self.dilation, taps * channels
-        if self.dilation > 1:  # the frames that a kernel meets side by side
-            x = mx.contiguous(x.reshape(b, frames, self.dilation, channels).swapaxes(1, 2))
-        shape = b, self.dilation, taps, rows
-        windows = mx.as_strided(x, (*shape, terms), (n * channels, frames * channels, channels, terms, 1))
-        # With dimensions of its own, or MLX would make one matrix of all windows.
-        weight = self.weight.transpose(1, 2, 0).reshape(terms, out_channels)
-        weight = mx.broadcast_to(weight, (*shape[:-1], terms, out_channels))
-        y = mx.addmm(self.bias.astype(x.dtype), windows, weight) if "bias" in self else windows @ weight
-        return y.transpose(0, 3, 2, 1, 4).reshape(b, -1, out_channels)
-
-    def _by_taps(self, x: mx.array, m: int) -> mx.array:
-        """A sum of shifted products, one per tap: x (b, n, C) -> (b, m, O)."""
         (b, n, _), (out_channels, taps, group_channels) = x.shape, self.weight.shape
+        m = (n - self.dilation * (taps - 1) - 1) // self.stride + 1
+        if m < 1:
+            raise ValueError(f"{n} frames are fewer than the {self.dilation * (taps - 1) + 1} that the kernel spans")
         bias, weight, groups = self.get("bias"), self.weight, self.groups
         if groups > 1:
             # Frames of a group contiguous, or each tap would be copied: (b, g, n, C/g).
