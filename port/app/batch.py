@@ -31,7 +31,7 @@ from ..cosyvoice3 import CosyVoice3
 from ..files.disk import beside, take_lock
 from ..files.errors import Refused
 from ..files.hub import find_folder
-from ..files.recording import Heard, at_hand
+from ..files.recording import Heard
 from .manifest import MAX_NAME_BYTES, PATHS, Utterance, read_manifest
 from .sound import sound_file
 from .speaking import NOTHING_SPOKEN, ended_by_signals, load_voice
@@ -94,7 +94,7 @@ def run_batch(
         with logging_redirect_tqdm(), ended_by_signals():
             try:
                 voice = load_voice(str(folder))
-                heard = _encoded_once(voice)
+                heard = lru_cache(MOST_RECORDINGS)(Heard)  # which keeps its encoding too
 
                 def asked() -> Iterator[tuple[Line, Callable[[], Spoken]]]:
                     for line in left:
@@ -144,13 +144,6 @@ def _request(line: Line, seed: int, weights: str, raw_prompt: bool) -> str:
     """Everything that determines the sound of a line, as a hash."""
     asked = [line, seed, weights] + ["raw prompt"] * raw_prompt
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
-def _encoded_once(voice: CosyVoice3) -> Callable[[str], Heard]:
-    """A function that opens a recording; of the last ones `voice` keeps what it makes, for lines that share them."""
-    for name in ("extract_speech_token", "extract_speech_feat", "extract_spk_embedding"):
-        setattr(voice.frontend, name, lru_cache(MOST_RECORDINGS)(getattr(voice.frontend, name)))
-    return lru_cache(MOST_RECORDINGS)(at_hand)
 
 
 def _prepared(

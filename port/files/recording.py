@@ -11,10 +11,10 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Union, cast
+from typing import Any, BinaryIO, TypeVar, Union, cast
 
 import numpy as np
 import soundfile
@@ -22,6 +22,7 @@ import soundfile
 from .errors import Refused
 
 Recording = Union[str, Path, bytes, BinaryIO, tuple[Any, int], "Heard"]
+T = TypeVar("T")
 
 LONGEST, SHORTEST = 30.0, 0.1  # seconds: the limit of the speech tokenizer's training, and too short for a voice
 SILENCE = 2.0**-12  # range of the samples; room noise of a 16-bit recording exceeds it
@@ -74,12 +75,20 @@ class Heard:
         name: its name in messages.
         samples, rate: (s, c) float32, Hz.
         resampled: by rate, (1, s) in the arrays of the reading side.
+        made: results of `once`, by reader; methods of two front ends are two readers.
     """
 
     def __init__(self, source: Recording, min_sr: int = 16000) -> None:
         self.name = name_of(source)
         self.samples, self.rate = read(source, min_sr)
         self.resampled: dict[int, Any] = {}
+        self.made: dict[Callable[[Heard], Any], Any] = {}
+
+    def once(self, reader: Callable[[Heard], T]) -> T:
+        """The result of `reader` for this recording; only the first call computes it."""
+        if reader not in self.made:
+            self.made[reader] = reader(self)
+        return self.made[reader]
 
 
 def at_hand(source: Recording, min_sr: int = 16000) -> Heard:

@@ -137,9 +137,10 @@ class CosyVoiceFrontEnd:
                 raise Refused(f"voice {zero_shot_spk_id!r} has no prompt; use it with inference_sft")
             return saved
         prompt_wav = at_hand(prompt_wav)
-        speech_token, speech_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
+        speech_token = prompt_wav.once(self.extract_speech_token)
+        speech_feat = prompt_wav.once(self.extract_speech_feat)
         speech_token, speech_feat = self._align(speech_token, speech_feat)
-        embedding = self.extract_spk_embedding(prompt_wav)
+        embedding = prompt_wav.once(self.extract_spk_embedding)
         return Prompt(embedding, self._encode(prompt_text), speech_token, speech_token, speech_feat)
 
     def frontend_cross_lingual(self, prompt_wav: Recording, zero_shot_spk_id: str = "") -> Prompt:
@@ -178,11 +179,12 @@ class CosyVoiceFrontEnd:
             Refused: as for `extract_speech_token`.
         """
         source_wav, prompt_wav = at_hand(source_wav), at_hand(prompt_wav)
-        source_token = self.extract_speech_token(source_wav)
-        prompt_token, prompt_feat = self.extract_speech_token(prompt_wav), self.extract_speech_feat(prompt_wav)
+        source_token = source_wav.once(self.extract_speech_token)
+        prompt_token = prompt_wav.once(self.extract_speech_token)
+        prompt_feat = prompt_wav.once(self.extract_speech_feat)
         if align_prompt:
             prompt_token, prompt_feat = self._align(prompt_token, prompt_feat)
-        embedding = self.extract_spk_embedding(prompt_wav)
+        embedding = prompt_wav.once(self.extract_spk_embedding)
         prompt = Prompt(embedding, flow_prompt_speech_token=prompt_token, prompt_speech_feat=prompt_feat)
         return source_token, prompt
 

@@ -13,7 +13,7 @@ import torch
 from parity_tests.speech_support import write_voice
 from port.files import recording
 from port.files.errors import Refused
-from port.files.recording import check_recording, read
+from port.files.recording import Heard, check_recording, read
 from port.frontend import audio as port
 from reference.frontend import audio as reference
 
@@ -196,3 +196,20 @@ def test_an_open_file_is_read_once_for_all_features(voice, path):
     found = voice.frontend.frontend_zero_shot("", path.open("rb"))
     found = found.given()
     assert all(np.array_equal(np.array(found[key]), np.array(value)) for key, value in expected.given().items())
+
+
+def test_a_recording_keeps_what_each_reader_makes_of_it(path):
+    """Two models' front ends are two readers, even if equal."""
+
+    class FrontEnd:
+        def __eq__(self, other):
+            return True
+
+        __hash__ = None
+
+        def extract(self, heard):
+            return heard.name, self
+
+    heard, one, other = Heard(path), FrontEnd(), FrontEnd()
+    assert heard.once(one.extract) is heard.once(one.extract)
+    assert heard.once(other.extract)[1] is other
