@@ -1,4 +1,4 @@
-"""Does an MLX port compute what the PyTorch model computes? A judge that knows both frameworks and no model."""
+"""Does an MLX port compute what the PyTorch model computes? Compares any two models, module by module."""
 
 from __future__ import annotations
 

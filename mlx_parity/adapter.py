@@ -56,7 +56,7 @@ class Adapter(ABC):
         """
 
     def also(self, part: Part, config: Mapping[str, Any]) -> Mapping[str, Adapter]:
-        """Other forms of a part that are judged too, by a word for their rows."""
+        """Other forms of a part to judge too, by the word that marks their rows."""
         return {}
 
     def noise(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -85,7 +85,7 @@ class Side(Adapter):
     """A side whose parts are objects in this process: built once, called any number of times.
 
     Attributes:
-        package: where its parts stand.
+        package: the package that holds its parts.
     """
 
     package: str

@@ -39,7 +39,7 @@ class Alarms:
 
     @property
     def distribution(self) -> str:
-        """Of all ratios, in one line."""
+        """Median, 99th percentile and maximum of all ratios, in one line."""
         found = np.array(self._every)
         middle, high = np.median(found), np.quantile(found, 0.99, method="higher")
         words = f"median {middle:.2f}x  99th percentile {high:.2f}x  worst {found.max():.2f}x"
@@ -57,7 +57,7 @@ class Alarms:
 
 
 def chance(ratios: Sequence[float]) -> float:
-    """That another machine gives a false alarm, if the logarithms of a row's ratios are normally distributed."""
+    """Probability of a false alarm on another machine, if the logarithms of a row's ratios are normally distributed."""
     logs = [math.log(max(ratio, 1e-9)) for ratio in ratios]
     if not all(map(math.isfinite, logs)):
         return sum(ratio > BUDGET for ratio in ratios) / len(logs)
@@ -84,7 +84,7 @@ def false_alarms(
     comparer = Comparer(torch_model, inputs, names=names, channels_last=channels_last)
     ratios: dict[str, list[float]] = {}
     for seed in range(machines):
-        there = comparer.on_machine(FURTHER + seed)  # orders below are the comparison's own
+        there = comparer.on_machine(FURTHER + seed)  # smaller seeds are the comparison's own orders
         with Order(seed):
             found = there.compare(mlx_model, mlx_inputs)
         for row in found.rows:

@@ -26,8 +26,8 @@ from mlx_parity.where import POSITIONS, elements, error_map, largest
 
 BUDGET, FLOOR = NORMS.ratio, NORMS.floor
 LOOK_AGAIN = BUDGET / 2  # further runs can only lower a ratio: one far below the budget needs none
-# Of inputs and weights: what one rounding of them all moves a part, the roundings inside it may cost so many times.
-# The largest of any case is 16, of phases that integrate; TF32 makes 4000 of 1, bfloat16 65000.
+# Limit of the reference's error, in units of the change that rounding all inputs and weights once makes.
+# The largest of any case is 16, of an integrated phase; where float32 gives 1, TF32 gives 4000 and bfloat16 65000.
 ROUNDINGS = 128.0
 HISTOGRAM_EDGES = tuple(float(e) for e in range(-12, 3))  # decades of |error| / rms(oracle)
 

@@ -71,7 +71,7 @@ class Comparison:
     Args:
         rows: in the order in which the modules finished in PyTorch.
         unmatched: names of called modules that only one side has, by side (`torch`, `mlx`), which are judged inside the
-            module around them; and modules of which one side returns more arrays (`results`), which are not compared.
+            module around them; and (`results`) modules of which one side returns extra arrays, which are not compared.
     """
 
     rows: Sequence[ModuleRow]
@@ -119,7 +119,7 @@ class Comparison:
                 yield f"{UNMATCHED[side]}: {', '.join(names[:LISTED])}{more}"
 
     def entries(self, part: str, case: str) -> Iterator[Row]:
-        """Rows of a report, named below `part`: of each module inside the model, and alone where it ran so."""
+        """Rows of a report, named below `part`: each module inside the model, and alone if it also ran alone."""
         for row in self.rows:
             name, module = f"{part}/{row.name}", f"{part}/{row.module}"
             yield Row(name, part, "chained", module, case, row.reading)

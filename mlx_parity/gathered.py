@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-ATTRIBUTE = "parity"  # of a test's report: JSON, since workers send only plain values
-RUNNING: pytest.StashKey[pytest.Item] = pytest.StashKey()  # of the config: the test that runs
-LAST = 1 << 60  # place of what has none of its own
+ATTRIBUTE = "parity"  # of pytest's report: plain values as in JSON, since workers send no others
+RUNNING: pytest.StashKey[pytest.Item] = pytest.StashKey()  # key in the config's stash: the running test
+LAST = 1 << 60  # place of entries that belong to no test
 
 
 class Gathered:
@@ -27,7 +27,7 @@ class Gathered:
         self._tests: dict[str, dict[str, Any]] = {}
 
     def keep(self, kind: str, entries: Iterable[Any]) -> None:
-        """Add entries, plain values as JSON has them, to what the running test leaves."""
+        """Add entries (plain values as in JSON) of the running test."""
         self._pending.setdefault(kind, []).extend(entries)
 
     def keep_outside(self, kind: str, entries: Iterable[Any]) -> None:
@@ -64,15 +64,15 @@ class Gathered:
             self._tests[report.nodeid] = entry
 
     def error(self, nodeid: str, reason: str) -> None:
-        """What went wrong outside of any test."""
+        """Add an error that happened outside of any test."""
         self._tests[nodeid] = {"nodeid": nodeid, "outcome": "error", "duration_s": 0.0, "reason": reason}
 
     def failed_collection(self, report: pytest.CollectReport) -> None:
-        """A file that could not be collected: its tests are missing."""
+        """Add an error for a file that could not be collected: its tests are missing."""
         self.error(report.nodeid or "collection", f"not collected: {_last_line(report)}")
 
     def entries(self, kind: str) -> list[Any]:
-        """All that was kept of a kind."""
+        """All entries of a kind."""
         found = sorted(self._kept.items(), key=lambda pair: self._places.get(pair[0][0], LAST))
         return [entry for _, kept in found for entry in kept.get(kind, ())]
 

@@ -19,7 +19,7 @@ Kind = Literal["isolated", "chained", "golden", "exact"]
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint of the report: where it is and what was found there."""
+    """One row of the report: what was compared and what was found."""
 
     name: str
     stage: str

@@ -63,7 +63,7 @@ def compare_models(
         one row for each output of each module, in the order in which the modules ended in PyTorch.
 
     Raises:
-        ValueError: weights that are not float32, or a machine whose float32 is less than float32.
+        ValueError: weights are not float32, or this machine computes in less than float32.
     """
     return Comparer(torch_model, inputs, names=names, channels_last=channels_last).compare(mlx_model, mlx_inputs)
 
@@ -103,7 +103,7 @@ class Comparer:
         self.passed: dict[tuple[Key, tuple[Any, ...]], list[ModuleRow]] = {}
 
     def is_of(self, torch_model: torch.nn.Module, inputs: Any) -> bool:
-        """Whether it was made of a model with the same modules and weights, and of the same inputs."""
+        """Whether it was made with the same modules, weights and inputs."""
         other = TorchSide(torch_model)
         mine, theirs = (
             (side.weights(""), given) for side, given in ((self.side, self.inputs), (other, _arguments(inputs)))

@@ -17,8 +17,8 @@ Change = Callable[[np.ndarray], np.ndarray]
 
 
 def live_weights(template: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A float32 value for each tensor of a state dict: rows of a matrix keep the size of what they are fed, vectors are
-    far from 0 and from 1."""
+    """A float32 value for each tensor of a state dict: matrices keep the magnitude of their input, vectors stay away
+    from 0 and 1."""
     return {
         key: (
             rng.standard_normal(value.shape) / np.sqrt(np.prod(value.shape[1:]))

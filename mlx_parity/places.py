@@ -1,8 +1,8 @@
-"""Where a part stands on both sides, and which parts it is made of: read from the source files, nothing is imported.
+"""Where a part is defined on both sides, and which parts it contains: read from source files without importing them.
 
-A part is a path below a package: `flow.layers.Attention`, `vocoder.stft.istft`, `flow.decoder.X.inference`. What it is
-made of are the classes and functions of the package that its code names, and what those name in turn; of `self.x` the
-method x, or whatever the class assigns to x.
+A part is a path below a package: `flow.layers.Attention`, `vocoder.stft.istft`, `flow.decoder.X.inference`. It contains
+the classes and functions of the package that its code names, and what those name in turn. `self.x` stands for the
+method x, or for whatever the class assigns to x.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Place:
-    """A definition: dotted path below its package, file below the root, and its source."""
+    """A definition: dotted path below its package, file below the root, and syntax tree."""
 
     package: str
     path: str
@@ -34,7 +34,7 @@ class Place:
 
 @dataclass
 class _Module:
-    """A source file: its own definitions, and what its imports bind, as (package, dotted path)."""
+    """A source file: its definitions, and the names that it imports, as (package, dotted path)."""
 
     file: str
     defined: dict[str, Definition] = field(default_factory=dict)
@@ -46,9 +46,9 @@ class Places:
     """The source of two packages.
 
     Args:
-        root: folder that both stand in; places are named below it.
-        packages: of the reference and of the port; a part is made of what either names, since a port may have fast
-            forms of its own.
+        root: folder of both packages; files are named relative to it.
+        packages: of the reference and of the port; a part contains what either side names, since the port may have fast
+            forms that the reference lacks.
     """
 
     root: Path
@@ -56,7 +56,7 @@ class Places:
 
     @cache  # noqa: B019 (a project has one object)
     def find(self, package: str, path: str) -> Place | None:
-        """Where a part is defined, followed through imports; None where the package has no such name."""
+        """The definition of a part, followed through imports; None if the package has no such name."""
         names = path.split(".")
         for cut in range(len(names) - 1, 0, -1):
             if (module := self._read(package, ".".join(names[:cut]))) is None:
@@ -64,7 +64,7 @@ class Places:
             first, *rest = names[cut:]
             if first in module.bound:
                 bound = module.bound[first][0], ".".join([module.bound[first][1], *rest])
-                return self.find(*bound) if bound != (package, path) else None  # a folder that imports its own files
+                return self.find(*bound) if bound != (package, path) else None  # a package that imports its own module
             node: Any = module.defined.get(first)
             for name in rest:
                 node = _methods(node).get(name) if isinstance(node, ast.ClassDef) else None
@@ -72,11 +72,11 @@ class Places:
         return None
 
     def describe(self, paths: Iterable[str], port: Callable[[str], str | None] | None = None) -> dict[str, Module]:
-        """For each part its place on both sides, and which others it contains.
+        """Each part's place on both sides, and which of the others it contains.
 
         Args:
-            paths: of parts; anything else has no place and contains nothing.
-            port: gives the place of a path in the port under test; the second package when None.
+            paths: of parts; a path of anything else has no place and contains nothing.
+            port: from a path to its place in the port under test; the second package when None.
         """
         paths = list(dict.fromkeys(paths))
         return {path: self._describe(path, paths, port) for path in paths}
@@ -89,7 +89,7 @@ class Places:
         return Module(str(reference) if reference else None, found, contains)
 
     def made_of(self, place: Place) -> set[str]:
-        """Paths of all that a part is made of, itself left out."""
+        """Paths of everything that a part contains, except itself."""
         found: set[str] = set()
         waiting = [place]
         while waiting:
@@ -116,7 +116,7 @@ class Places:
         return found
 
     def _attribute(self, package: str, module_path: str, owner: ast.ClassDef, name: str) -> list[str]:
-        """What `self.name` is made of: a method, or what the class assigns to it; else what its base classes say."""
+        """Paths for `self.name`: a method, or what the class assigns to it; if neither, what the base classes have."""
         module = self._read(package, module_path)
         if name in _methods(owner):
             return [f"{module_path}.{owner.name}.{name}"]
@@ -146,7 +146,7 @@ class Places:
 
     @cache  # noqa: B019 (a project has one object)
     def _read(self, package: str, module: str) -> _Module | None:
-        """A module of a package, None where it has none of that name."""
+        """Parse a module of a package; None if it has none of that name."""
         base = self.root / package / Path(*module.split("."))
         file = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
         if not file.is_file():
@@ -163,7 +163,7 @@ class Places:
         return found
 
     def _bind(self, found: _Module, node: ast.ImportFrom, inside: list[str]) -> None:
-        """Keep what an import takes from the two packages."""
+        """Add the names that an import takes from the two packages."""
         names = [*inside[: len(inside) - node.level + 1], *filter(None, [node.module])] if node.level else []
         names = names or (node.module or "").split(".")
         if names[0] in self.packages:
@@ -172,7 +172,7 @@ class Places:
 
 
 def _given(function: Definition, name: str, of_self: bool = True) -> list[ast.expr]:
-    """What a method assigns to `self.name`, or to a local name, or appends to it; a parameter's annotation."""
+    """Values that a function assigns or appends to `self.name` or to a local name; a parameter's annotation."""
     found = []
     for node in ast.walk(function):
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
@@ -189,7 +189,7 @@ def _given(function: Definition, name: str, of_self: bool = True) -> list[ast.ex
 def _resolved(
     module_path: str, module: _Module | None, node: ast.AST, function: Definition | None = None, seen: tuple = ()
 ) -> list[str]:
-    """Dotted paths of the package that the names in a piece of source stand for; local names of `function` too."""
+    """Dotted paths of the names in a piece of source that a package defines; local names of `function` are followed."""
     found: list[str] = []
     for inner in ast.walk(node):
         name: ast.AST = inner

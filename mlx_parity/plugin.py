@@ -4,8 +4,8 @@
         parity.compare_models(torch_model, mlx_model, inputs)
 
 `pytest --parity-report DIR` writes the report. Rows and tests belong to the part that a test is marked with,
-`@pytest.mark.part("decoder")`, and `-k` finds a test by its part too. A suite says more by the hook
-`pytest_parity_session`. PyTorch and MLX are not imported before a test asks for `parity` or the run for a report.
+`@pytest.mark.part("decoder")`, and `-k` finds a test by its part too. A suite can bring its own session by the hook
+`pytest_parity_session`. PyTorch and MLX are imported only if a test uses `parity` or a report is asked for.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mlx_parity.gathered import RUNNING
 if TYPE_CHECKING:
     from mlx_parity.session import Session
 
-NAME = "mlx_parity.session"  # that the session is registered by
+NAME = "mlx_parity.session"  # under which the session is registered
 
 
 class Hooks:
-    """What a suite may implement."""
+    """Hooks that a suite may implement."""
 
     @pytest.hookspec(firstresult=True)
     def pytest_parity_session(self, config: pytest.Config) -> Session | None:

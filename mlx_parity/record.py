@@ -1,7 +1,7 @@
-"""Cases whose truth was recorded, as files that a port in any language can be run on.
+"""Recorded cases: files of weights, inputs and true results, for a port in any language.
 
 A folder holds NAME.safetensors: weights `w.*`, inputs `in.*`, PyTorch's results `out.*` (float32) and `out64.*`
-(float64). What a file is stands in manifest.json, in its own metadata, or in both alike: `upstream` (what of the
+(float64). A file is described in manifest.json, in its own metadata, or equally in both: `upstream` (what of the
 original it was recorded from), `config` (its sizes) and `call` (arguments that are no tensors).
 """
 
@@ -36,7 +36,7 @@ Entry = Mapping[str, Any]
 MANIFEST = "manifest.json"
 DESCRIPTION = {"upstream": str, "config": dict, "call": dict}
 GROUPS = {"w": "weights", "in": "inputs", "out": "out", "out64": "out64"}
-MODULES = 5  # that diverge, of a subject's part
+MODULES = 5  # diverging modules to record of each part of a subject
 
 
 class RecordError(ValueError):
@@ -197,7 +197,7 @@ def _shape(array: np.ndarray) -> dict[str, Any]:
 
 
 def write(files: Iterable[Recorded], folder: Path, original: str) -> int:
-    """Write cases and their manifest, each file beside its place first; returns how many. An older record goes.
+    """Write cases and their manifest, each file atomically; returns how many. An older record is removed.
 
     Args:
         original: what the truth was made by, for the manifest.
@@ -269,7 +269,7 @@ def judge_results(
 
 
 def record(outcome: Outcome, folder: Path) -> int:
-    """Write the first modules of each part of a subject that diverge; returns how many. An older record goes."""
+    """Write the first diverging modules of each part of a subject; returns how many. An older record is removed."""
     return write(_diverging(outcome), folder, outcome.subject.original)
 
 

@@ -25,7 +25,7 @@ from mlx_parity.sides.pytorch import TorchSide
 from mlx_parity.source import place_of
 
 FRAMEWORKS = ("torch.", "mlx.")
-SUMMARY_LINES, TABLE_ROWS = 60, 5  # of the summary; of a part's table in it
+SUMMARY_LINES, TABLE_ROWS = 60, 5  # lines of the summary at most, rows of a part's table in it
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def judge(load: Load, seed: int = 0, only: str = "*", faults: bool = False) -> O
 
     Raises:
         SubjectError: the subject cannot be built, or has no such part, or a finding's line is not where it says.
-        ValueError: weights that are not float32, or a machine whose float32 is less than float32.
+        ValueError: weights are not float32, or this machine computes in less than float32.
     """
     subject = load(seed)
     parts = judged(subject, only, "parts")

@@ -108,7 +108,7 @@ def fault_score(
 
 
 def score_of(comparer: Comparer, mlx_model: mlx.nn.Module, mlx_inputs: Any = None, only: str = "*") -> Score:
-    """`fault_score` by a comparer that is there already."""
+    """`fault_score` with an existing comparer."""
     sound = comparer.compare(mlx_model, mlx_inputs)
     if not sound.passed:
         raise ValueError(f"the models differ without any fault: {sound.verdict()}")

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # of an earlier run
-ENDED: dict[int, str] = {  # exit codes of pytest with which tests are missing
+REPORT_FILES = ("report.json", "report.html", "report.md", "summary.md")  # removed when a run begins
+ENDED: dict[int, str] = {  # exit codes of pytest after which tests are missing
     pytest.ExitCode.INTERRUPTED: "interrupted",
     pytest.ExitCode.INTERNAL_ERROR: "internal error",
     pytest.ExitCode.USAGE_ERROR: "usage error",
@@ -41,11 +41,11 @@ ENDED: dict[int, str] = {  # exit codes of pytest with which tests are missing
 
 
 class Session:
-    """State of one pytest run, and the plugin that serves it. A suite extends it by what its tests need.
+    """State of one pytest run, and the plugin that serves it. A suite can extend it.
 
     Args:
-        config: of pytest; `parity_report` is the folder of the report, or None.
-        command: that repeats the run; pytest with its arguments when None.
+        config: of pytest; its option `parity_report` is the folder of the report, or None.
+        command: repeats the run; pytest with this run's arguments when None.
     """
 
     def __init__(self, config: pytest.Config, command: str | None = None) -> None:
@@ -59,7 +59,7 @@ class Session:
         self._report: Report | None = None
         self._problem = ""
 
-    # ---- what a suite may bring
+    # ---- what a suite may override
 
     @property
     def adapter(self) -> Adapter:
@@ -67,7 +67,7 @@ class Session:
         raise pytest.UsageError("cases need a suite that brings an adapter; compare_models needs none")
 
     def report(self, rows: Sequence[data.Row], tests: Sequence[data.Test]) -> Report:
-        """The report of what the run has gathered: a stage and a component for each part."""
+        """The report of the run, with one stage and one component for each part."""
         stages = tuple(dict.fromkeys(row.stage for row in rows))
         parts = dict.fromkeys([*stages, *(test.part for test in tests if test.part)])
         inside = {part: tuple(dict.fromkeys(row.module for row in rows if row.stage == part)) for part in parts}
@@ -84,7 +84,7 @@ class Session:
         )
 
     def provenance(self, versions: Mapping[str, str] | None = None, **about: Any) -> data.Provenance:
-        """What the run was made with; `about` are fields that a suite knows better."""
+        """Command, versions and machine of the run; a suite can set further fields by `about`."""
         about = {"original": "PyTorch", "weights": (), "revision": None, "dtype": "float32", "seed": None} | about
         about = {"adapter": self.config.rootpath.name, "command": self.command, **about}
         about |= {"started": self.started.isoformat(timespec="seconds"), "duration_s": self.seconds}
@@ -95,30 +95,30 @@ class Session:
         write_pages(report, folder, Wording(self.config.rootpath.name))
 
     def words(self, part: str) -> Iterable[str]:
-        """By which `-k` finds the tests of a part."""
+        """Words by which `-k` finds the tests of a part."""
         return (part,)
 
     def check_options(self) -> None:
-        """Raise pytest.UsageError, with one line, where an option names what cannot be judged."""
+        """Raise a pytest.UsageError of one line if an option names something that cannot be judged."""
 
     def reduced(self, rows: Iterable[Row]) -> list[Row]:
-        """Rows over budget as REDUCED where the port's weights are not float32."""
+        """The rows; a suite marks those over budget as REDUCED if the port's weights are not float32."""
         return list(rows)
 
     def again(self, command: str) -> str:
-        """A command with the options of this run that decide what it compares."""
+        """A command with those options of this run that change what is compared."""
         return command
 
     # ---- the run
 
     def begin(self) -> None:
-        """Check the options, and drop the report of an earlier run: it is not that of this one.
+        """Check the options, and delete the report of an earlier run, which could be mistaken for this one's.
 
         Raises:
-            pytest.UsageError: an option, or a folder that cannot be written to; one line.
+            pytest.UsageError: a wrong option, or a folder that cannot be written to; one line.
         """
         if hasattr(self.config, "workerinput"):
-            return  # pytest-xdist: what started the workers has asked
+            return  # a worker of pytest-xdist: the main process has checked
         self.check_options()
         try:
             if folder := self._folder():
@@ -136,7 +136,7 @@ class Session:
         return Path(folder)
 
     def require_float32(self) -> None:
-        """End the run, as an ERROR that names the side, where a side does not compute in float32."""
+        """End the run, with an ERROR row for each side, if a side does not compute in float32."""
         problems = regime.not_float32(self.arithmetic)
         for side, problem in problems.items():
             name, reading = f"arithmetic.{side}", Reading("ERROR", problem)
@@ -151,7 +151,7 @@ class Session:
         """`mlx_parity.compare_models` in the running test, which fails unless every row passes.
 
         Args:
-            part: what it is called in the report; by default what the test is marked with, or its name.
+            part: name in the report; by default the part that marks the test, or the test's name.
             options: further arguments of the function.
         """
         item = self.config.stash[RUNNING]
@@ -169,7 +169,7 @@ class Session:
         self.add(judge(case, self.adapter))
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Keep rows under the running test and fail it when one of them does not pass."""
+        """Keep rows of the running test, and fail it if one of them does not pass."""
         rows = self._keep_rows(rows)
         assert rows, "nothing was compared"
         if all(row.reading.status == "SKIP" for row in rows):
@@ -190,18 +190,18 @@ class Session:
         self.gathered.keep(section, entries)
 
     def kept(self, section: str, kind: type[T]) -> tuple[T, ...]:
-        """The entries that tests have left of a section."""
+        """The entries that tests have added to a section."""
         return tuple(read(kind, entry, section) for entry in self.gathered.entries(section))
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return round(time.monotonic() - self._clock, 1)
 
     def finish(self, exit_code: int) -> int:
-        """Write the report when asked to, drop what was written on the way, and return the exit code.
+        """Write the report if asked to, delete temporary files, and return the exit code.
 
-        A run that ended early is an error in its report, and a report that is no PASS is no success.
+        A run that ended early is an error in its report. With a report, the exit code is 0 only if its verdict is PASS.
         """
         try:
             if folder := self._folder():

@@ -17,7 +17,7 @@ class SourceError(ValueError):
 def place_of(thing: Any, line: str = "") -> str | None:
     """`file:line` of a class or function, or of a line within it; None for what has no source.
 
-    The file is named as its package is imported, or below the current folder: no path of this machine.
+    The file is named relative to site-packages or the current folder: no local path is shown.
 
     Raises:
         SourceError: it does not hold the line exactly once.
@@ -58,7 +58,7 @@ def exchanged(function: Any, line: str, other: str) -> Iterator[None]:
 
 
 def _number(thing: Any, line: str) -> int:
-    """Number in its file of the line that reads so, and is followed by what follows it in `line`."""
+    """The line number, in its file, of `line`, which may be several consecutive lines."""
     lines, first = inspect.getsourcelines(thing)
     texts, wanted = [text.strip() for text in lines], [text.strip() for text in line.strip().splitlines()]
     found = [n for n in range(len(texts)) if texts[n : n + len(wanted)] == wanted]
@@ -70,7 +70,7 @@ def _number(thing: Any, line: str) -> int:
 
 
 def _same(code: CodeType, usual: CodeType) -> Iterator[CodeType]:
-    """The code of one function in that of its file."""
+    """The code object of one function within that of its file."""
     if (code.co_qualname, code.co_firstlineno) == (usual.co_qualname, usual.co_firstlineno):
         yield code
     for inner in code.co_consts:

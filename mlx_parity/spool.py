@@ -24,7 +24,7 @@ class Stored:
 
 
 class Spool:
-    """A temporary file of arrays, each content once (what one part returns the next one receives); gone when closed."""
+    """A temporary file that stores equal arrays once (a part's result is the next one's input); deleted on closing."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(prefix="spool-")  # noqa: SIM115 (closed on leaving)
@@ -49,7 +49,7 @@ class Spool:
         return Stored(self._starts[digest], digest, array.dtype, array.shape)
 
     def load(self, value: Any) -> Any:
-        """What was stored, in the same containers; anything else as it is."""
+        """The stored arrays in the same containers; anything else unchanged."""
         return mapped(value, lambda item: self._load(item) if isinstance(item, Stored) else item)
 
     def _load(self, value: Stored) -> np.ndarray:

@@ -96,8 +96,8 @@ def load_subject(program: Path) -> Load:
     """The function `subject` of a program.
 
     Raises:
-        SubjectError: the program fails or has no such function; and so does the function that is returned, where it
-            fails or returns anything but a `Subject` whose parts have names of their own.
+        SubjectError: the program fails or has no such function. The returned function raises it too, if it fails or
+            returns anything but a `Subject` whose parts have different names.
     """
     spec = importlib.util.spec_from_file_location(MODULE, program)
     if spec is None or spec.loader is None:

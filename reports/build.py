@@ -2,11 +2,11 @@
 
     python -m reports.build RUN.json [--out DIR] [--against OLD.json | --last OLD.json] [--ledger FILE] [--annotations]
 
-With `--card DIR` the model card of a converted folder instead, with the run's verdict if one is given.
+With `--card DIR`, write the model card of a converted folder instead, with the verdict of RUN.json if it is given.
 
 Writes report.html (one file, no outside links), report.md, summary.md (for a GitHub step summary) and report.json.
 Exit 0 when the verdict is PASS, 1 when it is not or when the file cannot be read, 2 for a usage error. With
-`--compared DEVICE`, for runs that inform and are no gate: 0 when the run compared anything on that device.
+`--compared DEVICE`, for runs that only inform, exit 0 when the run compared anything on that device.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _write_card(folder: Path, report: Report | None) -> int:
 
 
 def not_compared(report: Report, device: str) -> str | None:
-    """Why this run is no comparison on a device (`cpu`, `gpu`), or None when it is one."""
+    """Why a run compared nothing on a device (`cpu`, `gpu`); None if it did."""
     compared = sum(report.verdict.counts[status] for status in ("PASS", "FAIL", "REDUCED"))
     if not compared:
         return "nothing was compared"
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _earlier(options: argparse.Namespace) -> Report | None:
-    """The report to compare with: one that was asked for must be readable, the last one need not be there."""
+    """The report to compare with: `--against` must be readable, `--last` may be missing or damaged."""
     if options.against:
         return load(options.against)
     if options.last is None or not options.last.is_file():

@@ -22,7 +22,7 @@ from reports.cosyvoice3 import WORDING
 
 Row = Mapping[str, Any]  # of a JSON file of the folder
 CARD_FILE = "README.md"
-# The last line of a card, by which a later one may replace it: the hash is of all before it.
+# The last line of a card, with the hash of everything before it: only an unchanged card may be replaced.
 SIGNED = "<!-- made by convert/publish.py: {} -->"
 OFFICIAL = "FunAudioLLM/Fun-CosyVoice3-0.5B-2512"
 PROJECT_TAGS = ("mlx", "cosyvoice3", "text-to-speech", "voice-cloning")
@@ -31,7 +31,7 @@ DISCLAIMER = (
     "and intended to demonstrate technical capabilities, and a question about commercial use stands there unanswered: "
     f"read https://huggingface.co/{OFFICIAL} before you use them. Do not clone a voice without its owner's consent."
 )
-MAX_VALUE = 300  # characters of one
+MAX_VALUE = 300  # longest value, in characters
 OTHER_TERMS = "The weights are under the terms of their source. Do not clone a voice without its owner's consent."
 
 
@@ -48,7 +48,7 @@ def card(
         folder: as convert/run.py writes it, with config.json and audit.json, perhaps quality.json.
         report: a run of the suite on this folder.
         repo: hub id that the folder will have, for the examples.
-        base_model, licence: what the head says where the folder itself does not know.
+        base_model, licence: for the head, if the folder does not say.
 
     Raises:
         Refused: a file is missing or damaged.
@@ -88,7 +88,7 @@ def write_card(folder: Path, text: str) -> Path:
 
 
 def is_card(path: Path) -> bool:
-    """Whether a file is a card as `card` makes it, and nobody has changed it since."""
+    """Whether a file is a card that `card` made and nobody changed."""
     try:
         text, _, signature = path.read_text("utf-8").rstrip("\n").rpartition("\n\n")
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ def _hash(text: str) -> str:
 
 
 def _known_source(origin: Row) -> str | None:
-    """The hub id that was converted, where it is one: whoever wrote config.json may have put anything there."""
+    """The hub id that was converted; None if it is not valid, since config.json may hold anything."""
     source, revision = origin.get("source"), origin.get("revision")
     known = (
         isinstance(source, str) and isinstance(revision, str) and ID.fullmatch(source) and COMMIT.fullmatch(revision)

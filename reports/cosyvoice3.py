@@ -1,4 +1,4 @@
-"""CosyVoice 3 in the report: names of its stages, the original that is the truth, what is not checked."""
+"""CosyVoice 3 in the report: names of stages, version of the original, what is not checked."""
 
 from __future__ import annotations
 

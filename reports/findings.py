@@ -1,6 +1,6 @@
 """docs/findings.md from the results of audits: `python -m reports.findings FOLDER... --out docs/findings.md`.
 
-Each folder is one that `python -m mlx_parity run` or `python -m parity_tests.audit` wrote. All numbers are theirs.
+Each folder was written by `python -m mlx_parity run` or `python -m parity_tests.audit`; all numbers come from there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mlx_parity.report.words import markdown, ratio_text
 
 COMMAND = "python -m reports.findings"
 WIDTH = 120  # of a line of text
-FOLLOWS = "Follows from: "  # of a part that another one's cause explains
+FOLLOWS = "Follows from: "  # begins the issue of a part that the cause of another part explains
 HEAD = """# Ports that were audited
 
 `make audit PORT=mlx_audio_plus` audits the first port, `make examples` all others. Then `make findings` writes this
@@ -63,7 +63,7 @@ parts (CAMLayer, CAMDenseTDNNLayer, CAMDenseTDNNBlock) conform.
 
 @dataclass(frozen=True)
 class Audit:
-    """What one folder holds; `shipped` and `scores` are empty where they were not measured."""
+    """The results in one folder; `shipped` and `scores` are empty if they were not measured."""
 
     report: Report
     shipped: dict[str, Any]
@@ -133,7 +133,7 @@ def _section(audit: Audit) -> Iterator[str]:
 
 
 def _wrapped(text: str, further: str = "") -> str:
-    """In lines that fit on a screen, `further` before each but the first."""
+    """Wrapped at WIDTH, with `further` before each line but the first."""
     return fill(text, WIDTH, subsequent_indent=further, break_long_words=False, break_on_hyphens=False)
 
 

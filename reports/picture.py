@@ -13,8 +13,8 @@ from pathlib import Path
 COMMAND = "python -m reports.picture"
 BROWSERS = (os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome", "chrome")
 WIDTH = 1000
-UNTIL = "#ratios"  # the section that the picture ends before
-COLOURS = 32  # more than the page has; a file of a third the size
+UNTIL = "#ratios"  # the picture ends above this section
+COLOURS = 32  # more than the page has; the file shrinks to a third
 ALONE = "#provenance { display: none }"  # versions and hashes, which nobody reads in a picture
 
 

@@ -53,7 +53,7 @@ def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
     """A context in which the code has the fault.
 
     Args:
-        packages: that may be changed; the modules of the first are written without its name.
+        packages: that may be changed; `Fault.where` names modules of the first without the package.
 
     Raises:
         FaultError: the code it was written for has changed.
@@ -72,7 +72,7 @@ def patched(fault: Fault, packages: Sequence[str]) -> Iterator[None]:
 
 
 def function_of(fault: Fault, packages: Sequence[str]) -> FunctionType:
-    """The function that a fault changes, which is not one of a constant."""
+    """The function that a fault changes; the fault must not be one of a constant."""
     return _function(*_place(fault, packages))
 
 

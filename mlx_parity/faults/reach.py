@@ -1,6 +1,6 @@
-"""Which functions a check runs: where a changed function is not among them, the check gives what it gave before.
+"""Record which functions a check runs: a fault in any other function cannot change its result.
 
-That holds for a check that keeps nothing for the next: caches must be cleared before it runs.
+This needs empty caches when the check begins; otherwise it may use what an earlier check computed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Place = tuple[str, int, str]  # of a function: file, first line and qualified na
 
 @contextmanager
 def entered(packages: Collection[str]) -> Iterator[set[Place]]:
-    """A context; afterwards the set has all functions of some packages that ran in it."""
+    """A context that yields a set; on leaving, all functions of some packages that ran are added to it."""
     codes: dict[int, CodeType] = {}
     places: set[Place] = set()
 
@@ -39,7 +39,7 @@ def entered(packages: Collection[str]) -> Iterator[set[Place]]:
 
 
 def reaches(places: Collection[Place] | None, fault: Fault, packages: Sequence[str]) -> bool:
-    """Whether a fault may change what ran these functions; a constant is read anywhere, and None is not known."""
+    """Whether a fault may affect a check that ran these functions: yes if it is of a constant or they are unknown."""
     return places is None or fault.old is None or _place(function_of(fault, packages).__code__) in places
 
 

@@ -1,4 +1,4 @@
-"""What a fault looks like from outside, and which known one a failure looks like.
+"""Signatures of faults, to name the known fault that a failure resembles most.
 
 The signature of a fault is the set of isolated checkpoints that fail under it, each with log10 of its ratio. The same
 mistake at another size multiplies all errors alike, so two signatures are compared after a shift: with t the median
@@ -6,9 +6,9 @@ difference over the checkpoints that fail under both, what is left of each diffe
 
     likeness = 1 / (1 + r + |t| / 4)
 
-A checkpoint that fails under one alone counts by how far over budget the other, shifted, says it should be. Each is
-weighted by how few of the known faults it fails under (log of their inverse share): that a whole stage is wrong says
-little.
+For a checkpoint that fails under only one of the two, the difference is how far over budget that one, shifted, predicts
+it under the other. Its weight is the log of the inverse share of known faults under which it fails: a checkpoint that
+fails under most faults says little.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from mlx_parity.compare import BUDGET
 from mlx_parity.report.causes import causes_of
 from mlx_parity.report.data import Module, Row
 
-LEAST, MOST = math.log10(BUDGET), 6.0  # of a logarithm: the budget; beyond the other, or without a ratio, all is lost
-DECADES_OF_SIZE = 4.0  # that weigh as much as one decade of shape
+LEAST, MOST = math.log10(BUDGET), 6.0  # log10 of a ratio: the budget; the cap, also used where there is no ratio
+DECADES_OF_SIZE = 4.0  # so many decades of size weigh as much as one of shape
 JUDGED = ("PASS", "FAIL", "ERROR", "VACUOUS")
-NAMED, ALIKE = 3, 0.005  # faults that look alike: at most so many are named, of a likeness so near the best
-PRECISION, TRIALS = 0.9, 20  # share of the trials that must be right, of at least so many
+NAMED, ALIKE = 3, 0.005  # faults to name at most; likeness below the best that still counts as equal
+PRECISION, TRIALS = 0.9, 20  # share of the trials that must be right; least number of trials
 
 Signature = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Known:
-    """Recorded signatures: of which fault, its family, its module, and whether the code has not changed since."""
+    """Recorded signatures, families and modules by fault; `fresh` if the code has not changed since."""
 
     signatures: Mapping[str, Signature]
     families: Mapping[str, str]
@@ -62,7 +62,7 @@ class Known:
         return cls(found, families, modules, content["fingerprint"] == code)
 
     def judged_by(self, checkpoints: Collection[str]) -> Known:
-        """The same faults as a run sees them that judged these checkpoints alone."""
+        """The known faults with signatures limited to these checkpoints, without those that fail none of them."""
         shown = {f: {k: v for k, v in s.items() if k in checkpoints} for f, s in self.signatures.items()}
         return replace(self, signatures={fault: signature for fault, signature in shown.items() if signature})
 
@@ -144,7 +144,7 @@ def trials(known: Known, weight: Signature) -> list[tuple[float, bool]]:
 
 @dataclass(frozen=True)
 class Reach:
-    """From which likeness on the nearest fault is mostly in the right module: `right` of the `of` trials so near."""
+    """The likeness from which the nearest fault is mostly in the right module: in `right` of `of` trials."""
 
     least: float
     right: int
@@ -152,7 +152,7 @@ class Reach:
 
 
 def reach(known: Known, weight: Signature) -> Reach | None:
-    """The lowest such likeness; None where no twenty trials bear one out."""
+    """The lowest such likeness; None if no `TRIALS` trials support one."""
     found, right = None, 0
     for of, (value, hit) in enumerate(trials(known, weight), 1):
         right += hit
@@ -164,9 +164,9 @@ def reach(known: Known, weight: Signature) -> Reach | None:
 def name_nearest(
     rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequence[str], faults: Known | None
 ) -> tuple[Row, ...]:
-    """The rows, the first part that fails with its `nearest_fault`, by all isolated rows that failed in its stage.
+    """The rows, with `nearest_fault` set at the first part that fails, from all isolated rows that failed in its stage.
 
-    Nothing where the nearest fault is not near enough to be mostly right.
+    It is not set if the nearest fault is not near enough to be mostly right.
 
     Args:
         rows, modules, stages: of a report.
@@ -177,7 +177,7 @@ def name_nearest(
         return tuple(rows)
     first = causes[0].row
     isolated = [row for row in rows if row.kind == "isolated" and row.status in JUDGED]
-    # Signatures are of the port as it runs; what its plain layers give says the same once more.
+    # Signatures are of the port as it runs: rows of its plain layers would count a failure twice.
     isolated = [row for row in isolated if not row.name.startswith(f"{row.case}.plain")]
     faults = faults.judged_by({row.name for row in isolated})
     weight = weights(faults.signatures.values())

@@ -8,9 +8,9 @@ r"""Reads catalogues of faults: plain text, one line a fault, under a header tha
     time_period_off  constant  => 10010.0
 
 Two spaces or more stand between name, family and change. The part that must be named first follows from the header, or
-stands behind it. Without an old text, the header names a constant and a Python literal is its new value. `\n` is a line
-end, `\s` a space where one would be stripped, `\\` a backslash. `seen in:` and `equivalent:` belong to the row above;
-lines that begin with # are comments.
+is written after it. Without an old text, the header names a constant, and the new text is its value, a Python literal.
+`\n` is a line end, `\s` a space where one would be stripped, `\\` a backslash. `seen in:` and `equivalent:` belong to
+the row above; lines that begin with # are comments.
 """
 
 from __future__ import annotations

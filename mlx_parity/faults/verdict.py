@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from mlx_parity.faults.patch import Fault, FaultError, clear_caches, patched
 from mlx_parity.faults.worker import Outcome, Say, Workers
 
-LIMIT = 300.0  # limit of one check in seconds; a check without an end failed, if it normally takes a tenth of that
+LIMIT = 300.0  # seconds for one check; one that exceeds it failed, if it normally takes at most a tenth
 # A fault that no longer fits the code shows as one of these; catching it proves nothing.
 BROKEN = ("NameError", "AttributeError", "UnboundLocalError", "ImportError", "SyntaxError")
 
@@ -46,7 +46,7 @@ class Finding:
 
 
 class Suite(Protocol):
-    """The checks of a model. What has `say` runs in workers."""
+    """The checks of a model. Methods with an argument `say` run in workers."""
 
     @property
     def packages(self) -> Sequence[str]:
@@ -56,7 +56,7 @@ class Suite(Protocol):
         """Checks that must pass before any fault is planted, in batches for a worker each."""
 
     def lasts(self, fault: Fault) -> int:
-        """How long a fault will take, by any measure: the longest begin first, so that no worker ends alone."""
+        """Expected duration of a fault, in any unit: the longest begin first, so that no worker ends alone."""
 
     def alone(self, checks: Sequence[Check], say: Say) -> dict[str, float]:
         """Run some checks without any fault; seconds of those that passed, by `Check.by`."""
@@ -116,7 +116,7 @@ class Verdict:
 def examine(
     faults: Sequence[Fault], suite: Suite, workers: Workers, tell: Callable[[str], None] = lambda line: None
 ) -> Iterator[Verdict]:
-    """Yield a verdict on each fault when it is known; faults caught by a test last, after it ran without them.
+    """Yield each verdict as soon as it is known; faults caught by a test last, after the test ran without a fault.
 
     Args:
         tell: gets a line on each fault that has to wait.
@@ -173,7 +173,7 @@ def _verdict(fault: Fault, outcome: Outcome) -> Verdict:
 
 
 def _proved(verdict: Verdict, seconds: Mapping[str, float], limit: float) -> Verdict:
-    """The verdict, without a finding that proves nothing about its fault."""
+    """The verdict; its finding is replaced by a problem if it proves nothing about the fault."""
     if (finding := verdict.finding) is None:
         return verdict
     by, problem = finding.check.by, ""

@@ -136,7 +136,7 @@ class _Worker:
 
 def _begin(work: Callable[[Any, Say], Any], item: Any, pipe: Connection, folder: Path) -> None:
     os.setpgid(0, 0)
-    gc.freeze()  # what a fork has from its parent is never looked through, nor copied for that
+    gc.freeze()  # the collector neither scans nor copies what a fork has from its parent
     # MLX keeps compiled kernels here and writes them in place: no two processes may share it at a time.
     folder.mkdir(exist_ok=True)
     os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
@@ -145,6 +145,6 @@ def _begin(work: Callable[[Any, Say], Any], item: Any, pipe: Connection, folder:
         os.dup2(nothing, stream)
     try:
         sent = work(item, lambda check: pipe.send(("said", check))), ""
-    except BaseException as error:  # of any kind: a fault may raise what it likes
+    except BaseException as error:  # a fault may raise anything
         sent = None, str(error) if isinstance(error, FaultError) else f"{type(error).__name__}: {error}"
     pipe.send(("end", sent))

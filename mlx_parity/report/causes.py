@@ -1,8 +1,8 @@
 """Find the causes among failures: the parts that fail by themselves, each with the rows that fail because of it.
 
-A module fails alone when a row that was fed given inputs (isolated, recorded or exact) fails and no module that it
-contains does. Rows of modules that contain it are folded beneath it, and of a run of the whole model all that fails
-from there on. If something fails only inside the whole model, its cause is the first failing row of its run.
+A module fails alone when a row with given inputs (isolated, recorded or exact) fails and no module that it contains
+does. Folded beneath it are failing rows of modules that contain it and, in a run of the whole model, all failing rows
+after it. If something fails only inside the whole model, its cause is the first failing row of its run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def causes_of(rows: Sequence[Row], modules: Mapping[str, Module], stages: Sequen
 def _roots(broken: Sequence[Row], inside: Mapping[str, set[str]], modules: Mapping[str, Module]) -> dict[str, Cause]:
     """The modules that fail on given inputs while nothing that they contain does.
 
-    What has no place in the source (a recording of several parts) is one only where its stage has no other.
+    A row without a place in the source (a recording of several parts) is a cause only if its stage has no other.
     """
     given = [row for row in broken if row.kind != "chained"]
     alone = list(dict.fromkeys(row.module for row in given))

@@ -11,12 +11,12 @@ from mlx_parity.report.rows import BAD
 
 @dataclass(frozen=True)
 class Planned:
-    """A line of the plan; what is marked or compared below one of its `parts` is of it; the longest path counts."""
+    """A line of the plan. It owns the rows and tests of every part below one of `parts`; the longest path wins."""
 
     name: str
     checked: str
     parts: tuple[str, ...]
-    elsewhere: bool = False  # shown by the tests of `Plan.elsewhere` alone
+    elsewhere: bool = False  # only tests of `Plan.elsewhere` are its evidence
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Plan:
     """All lines.
 
     Args:
-        elsewhere: beginning of the node ids of the tests that a run may leave out.
+        elsewhere: prefix of the node ids of tests that a run may leave out.
     """
 
     lines: tuple[Planned, ...]
@@ -32,7 +32,7 @@ class Plan:
 
     @classmethod
     def read(cls, text: str, elsewhere: str = "") -> Plan:
-        """From a table: `name: part part` and, below it, what was checked; the name in parentheses if elsewhere."""
+        """From pairs of lines: `name: part part`, then what was checked; `(name)` if it is shown `elsewhere`."""
         lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
         found = []
         for head, checked in zip(lines[::2], lines[1::2], strict=True):
@@ -48,8 +48,8 @@ class Plan:
     def components(self, rows: Sequence[Row], tests: Sequence[Test], partial: bool = False) -> tuple[Component, ...]:
         """Judge each line by its evidence: rows by their module, tests by the part that they are marked with.
 
-        A line without any evidence is an ERROR, or a SKIP when the run was told to leave tests out (`partial`), or none
-        of `elsewhere` and the line is shown there alone.
+        A line without any evidence is an ERROR. It is a SKIP if the run was told to leave tests out (`partial`), or if
+        its evidence is `elsewhere` and none of those tests ran.
         """
         shown: dict[str | None, tuple[list[Row], list[Test]]] = {line.name: ([], []) for line in self.lines}
         for row in rows:

@@ -18,7 +18,7 @@ def in_pipeline_order(rows: Iterable[Row], stages: Sequence[str]) -> list[Row]:
 
 
 def status_of(statuses: Iterable[str]) -> Status | None:
-    """The status that stands for a group: the most severe one, but PASS where skipped rows are only some of them."""
+    """The status of a group: the most severe one, where SKIP counts only if no row passed."""
     found = set(statuses)
     if "PASS" in found:
         found -= {"SKIP"}
@@ -26,7 +26,7 @@ def status_of(statuses: Iterable[str]) -> Status | None:
 
 
 def worst_of(rows: Sequence[Row]) -> Row | None:
-    """The row with the largest ratio, of those that fail where some do; without a ratio where none of these has one."""
+    """The failing row with the largest ratio, or one without if none has one; if no row fails, the largest of all."""
     bad = [row for row in rows if row.status in BAD]
     measured = [row for row in bad or rows if row.ratio is not None and (bad or row.status in JUDGED)]
     return max(measured, key=lambda row: row.ratio, default=bad[0] if bad else None)
@@ -34,7 +34,7 @@ def worst_of(rows: Sequence[Row]) -> Row | None:
 
 @dataclass(frozen=True)
 class Stage:
-    """All rows of a stage in short: their status, the worst of them, how many there are and how many passed.
+    """Summary of a stage's rows: status, worst row, number of rows, number that passed.
 
     Where rows fail, the worst is one of them, and its ratio is None when none of them has one (unequal integers).
     """
@@ -50,7 +50,7 @@ class Stage:
 
 
 def by_stage(rows: Sequence[Row], stages: Sequence[str]) -> dict[str, Stage]:
-    """Each stage in short."""
+    """The summary of each stage."""
     found = {}
     for stage in stages:
         own = [row for row in rows if row.stage == stage]

@@ -28,7 +28,7 @@ class Wording:
     catalogue: str = ""
 
 
-RESTATED = "the reference's own float32 error"  # a row's message that says its ratio once more
+RESTATED = "the reference's own float32 error"  # a row's message that has it only repeats the ratio
 
 
 def failure_sentence(
@@ -85,7 +85,7 @@ def failure_sentence(
 
 
 def with_it(own: int, folded: int) -> str:
-    """How many rows fail beside the first of a part: further ones of it, and those of what follows from it."""
+    """A sentence with the number of other failing rows of a cause: of its part, and folded beneath it."""
     rows = [f"{own} more of this part"] * bool(own) + [f"{folded} of what contains it or comes after it"] * bool(folded)
     return f"With it fail {' and '.join(rows)}." if rows else ""
 

@@ -4,7 +4,7 @@ Every float tensor is multiplied by 1 + 0.1 n (n standard normal), one tensor at
 lengths is mirrored within their range, masks lose a fifth of their valid entries. The float64 reference's output must
 move by at least MOVED_BUDGETS budgets, where a budget is what compare.py allows the port, 4 max(e_ref, floor), and the
 larger of the rms and the max-abs reading counts, as there. An integer output counts as moved when any entry changes. A
-tensor that moves no output of its case is VACUOUS, or DEAD where the case lists it as `dead` (by a glob), why.
+tensor that moves no output of its case is VACUOUS, or DEAD if a glob of the case's `dead` names it and the reason.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from mlx_parity.report.sections import LivenessRow
 from mlx_parity.sides.truth import Arrays, Reference, Truth, to_numpy, to_torch, truth_of
 
 MOVED_BUDGETS = 5.0
-DOUBT = 100.0  # budgets below which they are measured by further float32 runs too
+DOUBT = 100.0  # below so many budgets, further float32 runs are measured too
 RELATIVE = 0.1
-MASKED = 0.2  # of the valid entries of a mask
-MAX_ROWS = 2000  # of the report; above it the passing tensors of a case share one row
+MASKED = 0.2  # share of a mask's valid entries
+MAX_ROWS = 2000  # rows of the report; above it the passing tensors of a case share one
 
 
 def liveness(case: Case) -> list[LivenessRow]:

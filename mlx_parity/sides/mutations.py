@@ -45,7 +45,7 @@ def mutations(model: nn.Module, run: Callable[[], Any]) -> list[Mutation]:
 
     Args:
         model: with its weights; it is as before when a mutation's context is left.
-        run: calls it once, so that it is seen which module calls which function.
+        run: calls the model once, to see which module calls which function.
     """
     modules = dict(model.named_modules())
     leaves = {name for name, module in modules.items() if not module.leaf_modules()} or set(modules)
@@ -102,8 +102,8 @@ class _Running:
     """A context that tracks which module is running, and which module calls which function.
 
     Args:
-        exchanged: functions that are others while it is open, by their place; called with the name of the module that
-            computes, the function that was there, and the arguments.
+        exchanged: replacements by the place of a function; called with the name of the running module, the original
+            function, and the arguments.
     """
 
     def __init__(self, model: nn.Module, exchanged: dict[tuple[Any, str], Function] | None = None) -> None:

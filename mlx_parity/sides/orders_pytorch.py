@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-LONGEST = 256  # steps of one sum: longer ones are added in larger blocks, so that real sizes end
-BLOCKS = (1, 4, 16, 64)  # terms that are added by the machine's own kernel before they join the sum
-FURTHER = len(BLOCKS)  # runs beside the plain one, one a size of block
+LONGEST = 256  # steps of one sum: longer sums are added in larger blocks, to limit the time
+BLOCKS = (1, 4, 16, 64)  # sizes of the blocks that the machine's own kernel adds
+FURTHER = len(BLOCKS)  # runs beside the plain one, one for each size of block
 UNITS = 1  # in the last place, by which a sine or an exponential may be off
 
 aten = torch.ops.aten
@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class Lazily(Sequence[Result]):
-    """What `make` gives, made when it is first looked at."""
+    """The results of `make`, computed on first access."""
 
     def __init__(self, make: Callable[[], Sequence[Result]]) -> None:
         self._make = make
@@ -49,7 +49,7 @@ class Lazily(Sequence[Result]):
 
 
 def in_other_orders(run: Callable[[], Result]) -> Sequence[Result]:
-    """What `run` gives in each of `FURTHER` orders of its sums."""
+    """The results of `run` in each of `FURTHER` orders of its sums."""
 
     def in_order(seed: int) -> Result:
         with Order(seed):

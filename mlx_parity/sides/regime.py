@@ -24,7 +24,7 @@ Side = Literal["reference", "port"]
 # Relative rms error of a float32 product. Added one after another, 2048 terms err by 1e-6; rounded to TF32 or float16
 # first, to ten bits, they err by 3e-4, to bfloat16 by 2e-3.
 FLOAT32_ERROR, TEN_BITS_ERROR = 1e-5, 1e-3
-TERMS = (64, 512, 2048)  # of a sum: a library may choose another kernel for another size
+TERMS = (64, 512, 2048)  # of a sum; a library may choose its kernel by size
 ROWS, COLUMNS, TAPS, FRAMES = 40, 48, 3, 30
 SIDES: dict[Side, str] = {"reference": "PyTorch", "port": "MLX"}
 REMEDIES: dict[Side, str] = {
@@ -86,7 +86,7 @@ def _mlx_linear(x: mx.array, weight: mx.array) -> mx.array:
 
 
 def _probes() -> Iterator[tuple[str, Callable[..., Any], Callable[..., Any], Callable[..., Any], Arrays]]:
-    """Name, what it is in numpy, in PyTorch and in MLX, and float32 arrays for it."""
+    """Of each operation: name, implementations in numpy, PyTorch and MLX, and float32 arguments."""
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:

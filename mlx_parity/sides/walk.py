@@ -1,7 +1,7 @@
 """Run a whole stage on both sides and compare every named part in order of execution.
 
 A part is judged twice: chained, as it runs inside the whole, and isolated, fed the reference's own inputs. A fault
-shows in both; drift that only grows shows in the first. What the parts received and returned lies on disk meanwhile.
+shows in both; drift that only grows shows in the first. Arguments and results of the parts are on disk meanwhile.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ ABOVE = ("FAIL", "ERROR", "VACUOUS")
 
 @dataclass(frozen=True)
 class Ground:
-    """What all walks through a model need to know of it.
+    """Facts about a model that all walks through it need.
 
     Args:
         parts: what is compared on the way.
-        spelled: names of the reference that the port spells otherwise, by their beginning.
-        fused: beginnings of names of parts of the reference that the port computes inside their parent.
-        inside: ends of names of parts of the port that the reference computes in the whole part only.
-        recording: makes a context in which the port calls the parts that it has replaced by what they once made.
-        lacking: gets the port; paths of parts that it has not at all, or cannot run alone, with the reason.
-        again: gets the name of a walk; the command that repeats it.
+        spelled: prefixes of the reference's names -> what the port has instead.
+        fused: prefixes of names of the reference's parts that the port computes inside their parent.
+        inside: suffixes of names of the port's parts that the reference computes only inside a larger part.
+        recording: makes a context in which the port calls parts whose results it otherwise looks up.
+        lacking: from the port to the parts that it lacks or cannot run alone: path -> reason.
+        again: from the name of a walk to the command that repeats it.
     """
 
     parts: Collection[Part]

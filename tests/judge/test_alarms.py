@@ -1,4 +1,4 @@
-"""The reference and the port on virtual machines: what another order of sums may change, and what it may not."""
+"""Reference and port on simulated machines: another order of sums changes rounding, never the verdict."""
 
 import json
 from functools import partial
@@ -23,7 +23,7 @@ from port.fast import convolution
 pytestmark = pytest.mark.meta
 
 CASES = {case.name: case for case in all_cases()}
-# Each kind of operation: products, both convolutions, attention with a row that sees nothing, norms, sines, statistics.
+# A case for each operation: products, both convolutions, attention with a masked row, norms, sines, statistics.
 SOME = (
     "flow.attention.blind",
     "flow.conv_pos_embed",
@@ -128,11 +128,11 @@ def test_a_measurement(name, tmp_path, capsys):
     assert "before  median" in printed and "after   median" in printed and "comparisons gave a false alarm" in printed
     rows = json.loads(path.read_text("utf-8"))["rows"]
     assert rows and all(len(row["before"]) == len(row["after"]) == 8 for row in rows)
-    assert any(len(set(row["before"])) > 1 for row in rows), "all machines are one"
+    assert any(len(set(row["before"])) > 1 for row in rows), "all machines gave the same ratios"
 
 
 def test_a_port_that_is_less_exact_is_an_alarm(monkeypatch):
-    """The measurement itself can see: with a coarser port it counts alarms."""
+    """The measurement counts alarms for a port that is off by 1e-4."""
     run = OwnPort.run
 
     def coarse(self, *arguments):

@@ -1,4 +1,4 @@
-"""The judge is judged: known error in, known ratio out; whatever cannot be compared is an error, never a pass."""
+"""`compare`: a known error gives a known ratio, and whatever cannot be compared is an error, never a pass."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ ONES = np.ones_like(ORACLE)
 
 
 def shifted(relative_error: float) -> np.ndarray:
-    """The oracle moved by a known relative error: its rms and its largest error are the same number."""
+    """The oracle with the same relative error at every element, so that rms and maximum are equal."""
     return ORACLE + relative_error * SCALE * ONES
 
 
@@ -51,7 +51,7 @@ def test_one_bad_element_fails_though_the_rms_passes():
 def test_a_good_rms_never_rescues_a_bad_maximum_nor_the_other_way_round():
     oracle = np.ones(1000)
     reference = oracle.copy()
-    reference[0] += 1e-3  # one large error: a generous maximum, a small rms
+    reference[0] += 1e-3  # a single error: large maximum, small rms
     assert compare(oracle + 2e-4, reference, oracle).status == "FAIL"
 
 

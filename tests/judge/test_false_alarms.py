@@ -1,4 +1,4 @@
-"""Equal models on virtual machines: each gives other numbers, none a false alarm, and a fault still shows."""
+"""Equal models on simulated machines: numbers differ, none gives a false alarm, and a fault still fails."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Generic faults: each kind fits somewhere, is seen, and leaves the model as it was."""
+"""Generic faults: every kind can be planted in the toys, is caught, and leaves the model unchanged."""
 
 from typing import Any
 
@@ -47,7 +47,7 @@ def test_a_fault_without_an_effect_is_no_merit():
         model.first.bias = type(model.first.bias)(0 * model.first.bias)
     score = fault_score(reference, port, ids(), **CHANNELS, only="first")
     assert {v.kind: v.status for v in score.verdicts}["bias left out"] == "no effect"
-    assert score.total == len(score.verdicts) - 2  # zeros rounded to float16 are zeros as well
+    assert score.total == len(score.verdicts) - 2  # rounding zeros to float16 has no effect either
 
 
 def test_models_that_differ_by_themselves_are_refused():

@@ -1,4 +1,4 @@
-"""No row of a run is lost in silence, and a run that compared nothing is no success."""
+"""No row of a run is silently lost, and a run that compared nothing fails."""
 
 import json
 import os
@@ -31,7 +31,7 @@ ONE_ROW = """
 
 
 def hooks(name, source):
-    """A plugin from its source, or from the file of that name."""
+    """A pytest plugin from its source code."""
     module = ModuleType(name)
     module.__file__ = str(ROOT / "conftest.py")
     exec(compile(textwrap.dedent(source), module.__file__, "exec"), module.__dict__)
@@ -40,7 +40,7 @@ def hooks(name, source):
 
 @pytest.fixture
 def suite(tmp_path):
-    """Runs pytest in this process on a test file; gives the exit code and the report that it left, if any."""
+    """Runs pytest in this process on a test file; returns the exit code and the report, if one was written."""
 
     def run(source, *options, more=""):
         (tmp_path / "test_it.py").write_text(textwrap.dedent(source))
@@ -114,7 +114,7 @@ def test_the_report_of_an_earlier_run_is_not_left_as_that_of_this_one(suite, tmp
     assert code != 0 and report["verdict"]["status"] == "ERROR"
     assert sorted(path.name for path in out.iterdir()) == ["kept.txt", "report.json"]
     code, _ = suite(ONE_ROW, "--collect-only")
-    assert code == 0 and (out / "report.json").exists(), "only collecting leaves a report alone"
+    assert code == 0 and (out / "report.json").exists(), "--collect-only must keep the earlier report"
 
 
 def test_a_report_that_cannot_be_written_is_one_line(suite, tmp_path, capsys):
@@ -129,7 +129,7 @@ def test_a_report_that_cannot_be_written_is_one_line(suite, tmp_path, capsys):
 
 
 def items(count):
-    """What a worker collects: the same in each."""
+    """The tests that every worker collects."""
     session = SimpleNamespace()
     mark = SimpleNamespace(args=("flow.dit.DiT",))
     session.items = [
@@ -147,7 +147,7 @@ def through_a_worker(item, gathered, outcome="passed", when="call", longrepr=Non
 
 
 def test_rows_of_workers_are_those_of_one_process():
-    """Whichever worker ran a test and whenever its report came: same rows, sections, tests, in the same order."""
+    """Rows, sections, tests and their order do not depend on which worker ran a test or when its report came."""
     one, single, workers, several = Gathered(), Gathered(), [Gathered(), Gathered()], Gathered()
     sent = []
     for i, item in enumerate(items(6)):
@@ -160,7 +160,7 @@ def test_rows_of_workers_are_those_of_one_process():
     for worker in workers:
         collected = items(6)
         for i in (0, 2, 4) if worker is workers[0] else (1, 3, 5):
-            # Only what was kept while this test ran travels with it.
+            # A report carries only what was kept while its test ran.
             pending, worker._pending = worker._pending, {}
             worker.keep("rows", [{"name": f"row.{i}"}])
             if i % 3 == 0:
@@ -181,7 +181,7 @@ def test_rows_of_workers_are_those_of_one_process():
 
 
 def test_a_crashed_worker_loses_nothing_that_it_had_finished():
-    """pytest-xdist reports the test that it crashed in as failed in no phase; earlier reports have arrived."""
+    """pytest-xdist reports the test that crashed its worker as failed, in no phase; earlier reports have arrived."""
     worker, controller = Gathered(), Gathered()
     first, second = items(2)
     worker.keep("rows", [{"name": "row"}])
@@ -258,7 +258,7 @@ def test_each_file_of_a_conversion_is_asked_for(folders, tmp_path, name, how):
 
 
 def test_a_conversion_is_no_checkpoint(folders):
-    """The command itself: one line that says which option takes the folder, and no test runs."""
+    """The command prints one line that names the right option for the folder, and runs no test."""
     call = [sys.executable, "-m", "pytest", "parity_tests", "--checkpoint", str(folders[1])]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (4, "")

@@ -1,4 +1,4 @@
-"""A part is one row, a case one line, a fault one line: each new one is written in a copy of the checkout and run."""
+"""A new part, case or fault takes one line each: all three are added to a copy of the checkout and run."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from parity_tests.faults.patches import copy_checkout
 
 pytestmark = pytest.mark.meta
-# What is new in both packages, and the lines that bring it before the judge: in front of which line of which file.
+# A function that is new in both packages, and what has it judged: file, start of the line that follows, new line.
 BOTH = "\n\ndef doubled(x):\n    return 2 * x\n"
 PART = ("parity_tests/parts.py", '        part("flow.masks.make_pad_mask"', '        part("flow.masks.doubled"),\n')
 CASE = ("parity_tests/cases/flow.py", "    case(", '    case("flow.doubled", "flow.masks.doubled", x=normal(2, 23)),\n')

@@ -1,4 +1,4 @@
-"""PyTorch in other orders of its sums, for the operations that other people's models call."""
+"""PyTorch with its sums in other orders: operations that other people's models call."""
 
 import platform
 
@@ -24,7 +24,7 @@ RUNS = {
     "rms norm": lambda q, k: F.rms_norm(q, (8,)),
     "transposed convolution": lambda q, k: F.conv_transpose1d(q[0], k[0].expand(2, 7, 8)[:, :, :3].transpose(0, 1)),
 }
-AS_THEY_ARE = {"transposed convolution", "group norm"}  # in the machine's own order
+AS_THEY_ARE = {"transposed convolution", "group norm"}  # they keep this machine's order
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -45,7 +45,7 @@ def test_each_is_the_same_operation_in_another_order(name):
 
 @pytest.mark.skipif((platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="another BLAS")
 def test_mlx_on_a_cpu_adds_the_terms_of_a_long_sum_one_after_another():
-    """Why a sum of many hundred terms can be over budget in a port that is right."""
+    """This is why a sum of many hundred terms can exceed the budget in a correct port."""
     rng, terms = np.random.default_rng(0), 960
     a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, terms), (terms, 4)))
     one_by_one = np.zeros((6, 4), np.float32)

@@ -1,4 +1,4 @@
-"""The pytest plugin as a stranger has it: a few lines of test in a folder of their own, no suite and no conftest."""
+"""The pytest plugin as other projects use it: short tests in a separate folder, without a suite or a conftest."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def test_a_test_of_three_lines_compares_models_and_leaves_a_report(run, tmp_path
         "encoder": "PASS",
         "decoder": "FAIL",
     }
-    assert report["modules"]["decoder/(model)"]["contains"] == ["decoder/up"], "the fault is one cause"
+    assert report["modules"]["decoder/(model)"]["contains"] == ["decoder/up"], "both failures are one cause"
     assert report["verdict"]["sentence"] in printed
     assert "decoder/up" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
@@ -91,6 +91,6 @@ def test_a_word_finds_the_tests_of_its_part_and_a_run_that_compares_nothing_impo
 
 
 def test_pip_installs_it_under_the_name_of_its_module():
-    """So that a conftest.py that lists the module has it once."""
+    """With equal names pytest loads the plugin once, even if a conftest.py lists the module too."""
     project = tomllib.loads((ROOT / "mlx_parity" / "pyproject.toml").read_text("utf-8"))["project"]
     assert project["entry-points"]["pytest11"] == {plugin.__name__: plugin.__name__}

@@ -1,4 +1,4 @@
-"""Which functions a check runs: what it is told of the toys here, and that no recorded failure is left out by it."""
+"""Which functions a check runs: tried on toys, and on recorded failures, none of which it may rule out."""
 
 import threading
 
@@ -38,7 +38,7 @@ def test_a_function_is_reached_through_others_and_in_a_thread():
         assert reaches(places, fault("outer"), HERE) and reaches(places, fault("inner"), HERE)
         assert not reaches(places, fault("absent"), HERE)
     absent()
-    assert not reaches(places, fault("absent"), HERE), "what runs later is not noted"
+    assert not reaches(places, fault("absent"), HERE), "what runs after the context is not recorded"
 
 
 def test_a_constant_is_read_anywhere_and_what_is_not_known_is_reached():
@@ -47,7 +47,7 @@ def test_a_constant_is_read_anywhere_and_what_is_not_known_is_reached():
 
 
 def test_each_case_that_failed_under_a_fault_reaches_it():
-    """In the recorded signatures, of the language model."""
+    """Tried on the recorded signatures and the language model's cases."""
     found, known = 0, score.known().signatures
     for case in CASES:
         with entered(PACKAGES) as places:

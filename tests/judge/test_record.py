@@ -1,4 +1,4 @@
-"""Cases as files and back: what a port in another language gets, and that only right results pass."""
+"""Recorded cases: a port in any language can be judged from files alone, and only correct results pass."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def results(files, tmp_path):
-    """What our own port makes of the files alone, as a program in another language would."""
+    """Results of our own port, computed from the files alone, as a program in another language would."""
     for name, entry in read_manifest(files).items():
         held = Recorded.read(files / name)
         found = OwnPort().run(PARTS[entry["module"]], held.config, held.weights, held.inputs, held.call)

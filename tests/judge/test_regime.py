@@ -1,4 +1,4 @@
-"""The arithmetic of both sides is measured: a reference with less than float32 proves nothing, and the run says so."""
+"""Measured arithmetic of both sides: a reference that computes in less than float32 makes the run an error."""
 
 import json
 import os
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.meta
 
 ROOT = Path(__file__).parents[2]
 CASES = {case.name: case for case in all_cases()}
-# One of each kind of part, and what each kind of machine spoils of them.
+# Cases of each kind of operation, and those that each degraded machine affects.
 PRODUCTS = ("flow.attention", "flow.feed_forward.tanh", "flow.cfm.full", "llm.qwen2", "speech_tokenizer.block")
 CONVOLUTIONS = ("vocoder.decode.end", "speaker.tdnn", "flow.lookahead.context", "vocoder.conv.upsample.k7.s3.n11")
 SPOILED = {
@@ -32,7 +32,7 @@ SPOILED = {
 
 
 class _Wrong(Adapter):
-    """A port that is off by 5e-4 of its result everywhere."""
+    """A port with a relative error of 5e-4 everywhere."""
 
     name = "wrong"
 
@@ -66,7 +66,7 @@ def test_a_degraded_port_is_named():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_row_passes_before_a_degraded_reference(kind):
-    """Whatever part is looked at alone: its own float32 error says that the reference is none."""
+    """A single case is enough: the reference's error is too large for float32."""
     for name in SPOILED[kind]:
         with degraded(kind):
             rows = judge(CASES[name], _Wrong())

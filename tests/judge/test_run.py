@@ -1,4 +1,4 @@
-"""`python -m mlx_parity run`: a stranger's program is judged, its findings are proved, the results can be passed on."""
+"""`python -m mlx_parity run`: judges a foreign program, proves its findings, and writes results to pass on."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ FINDINGS.append(Finding("tanh for erf", MlxBlock.__call__, *lines, "Nothing to h
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Judges a program's text; gives the exit code, the lines printed, and the folder."""
+    """Judges a program given as text; returns the exit code, the printed lines and the results' folder."""
 
     def judged(text, *options):
         program, out = tmp_path / "toy.py", tmp_path / "out"
@@ -117,7 +117,7 @@ def test_a_divergence_is_named_recorded_and_can_be_repeated(run):
     assert report.verdict.status == "FAIL" and report.causes[0].row.module == "whole/first"
     block = PROGRAM.splitlines().index("class MlxBlock(nn.Module):") + 1
     places = {report.modules[f"whole/{name}"].port for name in ("first", "first.up")}
-    assert places == {f"toy.py:{block}"}, "a plain layer is at the class that uses it"
+    assert places == {f"toy.py:{block}"}, "a framework's layer is placed at the class that uses it"
     summary = (out / "summary.md").read_text()
     assert "| whole: first (TorchBlock) | FAIL |" in summary and len(summary.splitlines()) <= 60
     entries = json.loads((out / "cases" / "manifest.json").read_text())["cases"]
@@ -125,12 +125,12 @@ def test_a_divergence_is_named_recorded_and_can_be_repeated(run):
     case = load_file(out / "cases" / entries[0]["file"])
     hidden = case["in.0.0"] @ case["w.up.weight"].T + case["w.up.bias"]
     assert hidden.shape == (2, 5, 16) and case["out64.y"].dtype == np.float64
-    # The same call in two precisions: float32 errs by 1e-7 here, another call by its whole size.
+    # Both are the same call: float32 and float64 differ by 1e-7, different calls by as much as their values.
     assert np.allclose(case["out.y"], case["out64.y"], rtol=1e-5)
     repeat = (out / "reproduce.md").read_text()
     assert "Seed 0" in repeat and "--only 'whole'" in repeat
     run(PROGRAM)
-    assert not [*(out / "cases").glob("*.safetensors")], "the cases of an older run are left"
+    assert not [*(out / "cases").glob("*.safetensors")], "cases of an earlier run remain"
 
 
 def test_a_finding_is_proved_by_mending_its_line(run):
@@ -139,7 +139,7 @@ def test_a_finding_is_proved_by_mending_its_line(run):
     assert said[-1].endswith("1 of 1 findings proved by mending it for one run; as declared")
     summary = (out / "summary.md").read_text()
     assert "In `toy.py:" in summary and "Proved by mending it for one run: whole (" in summary
-    assert run(PROGRAM.replace(*WRONG) + FINDING)[0] == 1, "it diverges, declared or not"
+    assert run(PROGRAM.replace(*WRONG) + FINDING)[0] == 1, "without --declared a known divergence fails too"
 
 
 @pytest.mark.parametrize(
@@ -174,9 +174,9 @@ def test_what_users_get_is_a_row_of_its_own(run, monkeypatch):
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     code, said, out = run(PROGRAM.replace(*WRONG) + FINDING, "--as-shipped")
     found = json.loads((out / "shipped.json").read_text())
-    assert found["variable"] is None, "it ran with the variable"
+    assert found["variable"] is None, "the process had the variable"
     assert 0 < found["error"] < 1e-3 and found["product"] and found["outputs"] == 10
-    # A GPU with TF32 gives REDUCED here; where MLX computes in float32 the finding is mended and all passes.
+    # A GPU with TF32 gives REDUCED. In float32 everything passes, because the finding is mended.
     assert found["regime"] != "float32" or (found["status"], found["good"]) == ("PASS", 10)
     assert code == 1 and f"as shipped: {found['status']}, MLX computes in {found['regime']}" in said
     summary = (out / "summary.md").read_text()
@@ -271,7 +271,7 @@ def test_a_wrong_number_of_programs_at_once_is_refused_in_a_line(number, tmp_pat
     assert "--jobs" in said and "needs a whole number from 1 to 64" in said and "\x1b" not in said
 
 
-# The environment of its own
+# A separate environment
 
 
 def wheel(folder, name):

@@ -1,4 +1,4 @@
-"""The nearest known fault is named only where it is mostly right, and how often it was is measured."""
+"""The nearest known fault is named only where such names are mostly right, which is measured."""
 
 import numpy as np
 import pytest
@@ -28,13 +28,13 @@ def test_a_known_fault_is_named_only_where_nine_of_ten_such_are_right(catalogue)
     held = signatures.reach(known, weight)
     spoken = [right for value, right in trials if value >= held.least]
     assert (held.right, held.of) == (sum(spoken), len(spoken)) and held.right >= 0.9 * held.of
-    assert held.of >= 0.3 * len(trials), "it says something about a good part of the faults"
-    assert held.least > 0.5, "0.40 and 0.39 were wrong in two reports"
+    assert held.of >= 0.3 * len(trials), "too few faults get a name"
+    assert held.least > 0.5, "at 0.40 and 0.39 two reports named wrong faults"
     unknown = []
     for fault, mine in known.signatures.items():
         without = {other for other in known.signatures if known.modules[other] == known.modules[fault]}
         unknown.append(signatures.nearest(mine, known, weight, without).likeness >= held.least)
-    assert np.mean(unknown) < 0.07, "of a fault in a place that no known one is in, it says nothing"
+    assert np.mean(unknown) < 0.07, "faults in modules without known faults get a name too often"
 
 
 def failing(signature, others=()):
@@ -64,14 +64,14 @@ def test_one_sentence_a_report_at_the_first_part_that_fails(catalogue):
     assert f"right module in {held.right} of {held.of} trials of the catalogue" in said
     strange = failing({name: 0.7 + 5 * (i % 2) for i, name in enumerate(mine)}, sorted(others))
     assert not named(strange)
-    assert not named(failing({"flow.block.full.y": 3.0})), "a run of one case says too little"
+    assert not named(failing({"flow.block.full.y": 3.0})), "a run of one case is too little evidence"
 
 
 # ---- under a fault
 
 
 def nearest(fault):
-    """What the report calls the failures under a fault."""
+    """The name that the report gives the failures under a fault; None if it gives none."""
     clear_caches(faults.PACKAGES)
     with patched(fault, faults.PACKAGES):
         rows = [row.entry("t", "x") for case in checks.cases_for([fault]) for row in judge(case, OwnPort())]
@@ -82,7 +82,7 @@ def nearest(fault):
     return named[0].nearest_fault if named else None
 
 
-# Mistakes of a known kind, at a size or place that the catalogue does not have.
+# Faults of the catalogue, by name, each with another size than it has there.
 VARIATIONS = {
     "adaln_eps_1e-5": ("flow.layers:AdaLayerNormZero.__init__", "eps=LAYER_NORM_EPS", "eps=1e-4"),
     "guidance_rate_off_by_a_thousandth": (
@@ -111,7 +111,7 @@ def test_an_unseen_variation_of_a_known_fault_is_named_after_it_or_not_at_all():
         words = nearest(Fault("unseen", "test", known.part, *change))
         named += words is not None
         assert words is None or (f"{name} ({known.family})" in words and f"in {known.part}: likeness" in words)
-    assert named >= 3, "it says too little"
+    assert named >= 3, "too few variations get a name"
 
 
 def test_likeness_is_one_for_the_same_and_falls_with_shape_faster_than_with_size():
@@ -122,7 +122,7 @@ def test_likeness_is_one_for_the_same_and_falls_with_shape_faster_than_with_size
     larger = {name: value + 1 for name, value in known.items()}
     smaller = {
         name: value - 1 for name, value in known.items() if value - 1 > signatures.LEAST
-    }  # the others fell within budget
+    }  # the others are now within budget
     for other in (larger, smaller):
         for pair in ((other, known), (known, other)):
             assert signatures.likeness(*pair, weight) == pytest.approx(0.8)

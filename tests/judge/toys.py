@@ -1,4 +1,4 @@
-"""A small model in both frameworks, with everything in it that `mlx_parity` treats in its own way."""
+"""A small model in both frameworks, with everything that `mlx_parity` treats specially."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class MlxToy(nn.Module):
 
 
 def alive(model: Torch, seed: int = 0) -> Torch:
-    """The model with weights that all matter."""
+    """The model with random weights that all affect its results."""
     state = {key: value.numpy() for key, value in model.state_dict().items()}
     live = live_weights(state, np.random.default_rng(seed))
     model.load_state_dict({key: torch.from_numpy(value) for key, value in live.items()})

@@ -1,4 +1,4 @@
-"""Many utterances: resuming, failing lines, and the same files whatever the number of ranks."""
+"""Batches of utterances: resuming, failing lines, and equal files for any number of ranks."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ LINES = (
     dict(id="broken", source_wav="missing.wav", prompt_wav="prompt.wav"),
     dict(id="vc-fast", mode="vc", source_wav="source.wav", prompt_wav="prompt.wav", speed=1.5),
     dict(id="seeded", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", seed=7),
-    dict(id="hurried", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", speed=1e9),  # fails when all its tokens are there
+    dict(id="hurried", text=f"{SYSTEM}Hi.", prompt_wav="prompt.wav", speed=1e9),  # fails after decoding its tokens
 )
 
 
@@ -46,7 +46,7 @@ def manifest(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(model, manifest, tmp_path_factory):
-    """What one process makes of the manifest."""
+    """The output folder of one process."""
     out = tmp_path_factory.mktemp("alone") / "out"
     assert cli.main(arguments(model, manifest, out)) == 1  # two lines are broken
     return out
@@ -57,13 +57,13 @@ def arguments(model, manifest, out):
 
 
 def sounds(out):
-    """Samples by name, those of the results by their bytes."""
+    """Contents by file name: samples of WAV files, bytes of any other."""
     paths = [path for path in out.iterdir() if path.is_file()]
     return {p.name: soundfile.read(p, dtype="int16")[0] if p.suffix == ".wav" else p.read_bytes() for p in paths}
 
 
 def assert_same(one, other, said=""):
-    """Equal but for rounding, whoever was spoken beside whom: a sample may round to the next of its 16-bit steps."""
+    """Equal up to rounding: other utterances in the batch may move a sample by one 16-bit step."""
     assert one.keys() == other.keys(), said
     assert one["results.jsonl"] == other["results.jsonl"], said
     for name in one.keys() - {"results.jsonl"}:
@@ -72,7 +72,7 @@ def assert_same(one, other, said=""):
 
 
 def launch(ranks, model, manifest, out, *further):
-    """Start ranks as `mlx.launch` does, from the checkout."""
+    """Start ranks by `mlx.launch`, from the checkout."""
     script = "import sys; from port.app.cli import main; sys.exit(main(sys.argv[1:]))"
     command = [str(Path(sys.executable).parent / "mlx.launch"), "-n", str(ranks), "--backend", "ring"]
     command += [
@@ -81,7 +81,7 @@ def launch(ranks, model, manifest, out, *further):
         "--cwd",
         str(ROOT),
         "--",
-        "env",  # before 0.32 MLX would have Python read a file that stands here, Python itself too
+        "env",  # before 0.32 mlx.launch takes a file named here for a Python script, even Python itself
         sys.executable,
         "-c",
         script,
@@ -132,7 +132,7 @@ def test_one_by_one_makes_the_same_files(model, manifest, alone, tmp_path):
 
 
 def test_the_size_of_the_batch(model, manifest, tmp_path, monkeypatch):
-    """As it is asked for, or as device and memory allow; each is recorded as soon as it is done."""
+    """It is the requested size, or what device and memory allow; each utterance is recorded as soon as it is done."""
     sizes, recorded, out = [], [], tmp_path / "out"
 
     def watched(model, asked, size):
@@ -173,7 +173,7 @@ def test_a_killed_rank_is_told_of_and_its_lines_can_be_spoken_later(model, manif
 
 
 def test_an_end_while_the_model_is_loaded_is_told_of(model, manifest, tmp_path, monkeypatch, capsys):
-    """A rank may die when the others are not that far."""
+    """Another rank may die while this one still loads the model."""
     monkeypatch.setattr(batch, "load_voice", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert cli.main(arguments(model, manifest, tmp_path / "out")) == 128 + signal.SIGTERM
     assert capsys.readouterr().err == "error: interrupted; 6 of 6 utterances remain; run it again\n"
@@ -198,7 +198,7 @@ def test_an_end_while_lines_are_spoken_keeps_those_that_are_done(model, manifest
 
 
 def test_a_recording_that_lines_share_is_encoded_once(model, manifest, tmp_path, monkeypatch):
-    """Whatever the lines make of it; and no more than the last ones are kept."""
+    """Lines of every mode share it, and at most `MOST_RECORDINGS` are kept."""
     encoded, plain = [], CosyVoiceFrontEnd.extract_speech_token
     monkeypatch.setattr(
         CosyVoiceFrontEnd, "extract_speech_token", lambda *given: encoded.append(given[1].name) or plain(*given)
@@ -212,7 +212,7 @@ def test_a_recording_that_lines_share_is_encoded_once(model, manifest, tmp_path,
 
 
 def rank_of(launcher):
-    """One of the processes that speak."""
+    """The process id of one rank."""
     listed = subprocess.run(["ps", "-eo", "pid,pgid,args"], capture_output=True, text=True, check=True).stdout
     found = [line.split(None, 2) for line in listed.splitlines()[1:]]
     (*_, last) = [int(pid) for pid, group, args in found if int(group) == launcher.pid and "port.app.cli" in args]
@@ -230,7 +230,7 @@ def test_a_disk_that_takes_no_record_is_told(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_batches_do_not_mix(model, manifest, tmp_path, capsys, rank):
-    """Nor one of one rank with the last rank of another."""
+    """A lock of any rank of another batch refuses this one, even if this one has only one rank."""
     lock = tmp_path / "out" / batch.RECORDS / f".rank{rank}"
     lock.parent.mkdir(parents=True)
     with lock.open("w") as other:
@@ -264,7 +264,7 @@ def test_no_line_stops_the_others(model, manifest, tmp_path, monkeypatch):
         return real(self, *given)
 
     monkeypatch.setattr(Utterance, "speak", breaks)
-    for _ in range(2):  # a second run meets its own records
+    for _ in range(2):  # the second run reads the records of the first
         assert cli.main(arguments(model, path, tmp_path / "out")) == 1
         results = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
         assert {r["id"]: r.get("error") for r in results} == {

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.robust
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_manifest_as_other_programs_write_it(tmp_path, encoding, end):
-    """JSON strings may hold every mark that ends a line elsewhere but the two that end one here."""
+    """Only LF and CRLF end a line; strings may contain the other line ends of Unicode."""
     texts = [f"a{mark}b" for mark in ("\u2028", "\u2029", "\x85", "\ufeff")]
     lines = [json.dumps({"id": i, "text": text}, ensure_ascii=False) for i, text in enumerate(texts)]
     (tmp_path / "m.jsonl").write_bytes((end.join(lines) + end).encode(encoding))
