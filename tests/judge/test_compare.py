@@ -48,7 +48,7 @@ def test_one_bad_element_fails_though_the_rms_passes():
     assert sum(reading.histogram["port"]) == big.size
 
 
-def test_a_good_rms_never_rescues_a_bad_maximum_nor_the_other_way_round():
+def test_a_good_maximum_never_rescues_a_bad_rms():
     oracle = np.ones(1000)
     reference = oracle.copy()
     reference[0] += 1e-3  # a single error: large maximum, small rms
