@@ -2,11 +2,11 @@
 
     python -m parity_tests.alarms [--machines 20] [--seeds 5] [--only GLOB] [--json FILE]
 
-The specificity of the suite, as the fault catalogue is its sensitivity. Each comparison runs on virtual machines, for
-several seeds of weights and inputs. On a virtual machine the sums of the reference and those of the port go in orders
-of their own, as on another BLAS or GPU (mlx_parity/sides). No code is wrong, so a row over budget is a false
-alarm. Parts of a walk are judged inside the whole; alone they are cases. `before` is the rule with one float32 run of
-the reference, `after` the rule of the suite, with several.
+This measures the suite's specificity, the fault catalogue its sensitivity. Each comparison runs on virtual machines
+and for several seeds of weights and inputs. A virtual machine changes the order of sums on both sides, as another BLAS
+or GPU would (mlx_parity/sides). No code is wrong, so a row over budget is a false alarm. Parts of a walk are judged
+inside the whole; alone they are cases. `before` judges with one float32 run of the reference, `after` with several, as
+the suite does.
 
 Exit code 1 when a row is over budget by the suite's rule.
 """
@@ -54,12 +54,12 @@ from port.files.disk import beside
 
 FIRST_MACHINE = 1000  # seeds below are the suite's own orders
 Result = TypeVar("Result")
-# One virtual machine: what the port gives there, what the reference gives, and its runs in other orders.
+# One virtual machine: the port's result, the reference's, and the reference's in other orders.
 Machine = tuple[Result, Result, list[Result]]
 
 
 def machines(count: int, reference: Callable[[], Result], port: Callable[[], Result]) -> Iterator[Machine[Result]]:
-    """Run both sides on `count` machines; the neighbours of a machine, of other kinds each, are its other orders."""
+    """Run both sides on `count` machines; the next machines, each of another kind, are the other orders of one."""
     singles, ports = [], []
     for seed in range(count):
         with Order(FIRST_MACHINE + seed):
@@ -74,7 +74,7 @@ def _of_case(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
     case = replace(next(case for case in all_cases() if case.name == name), seed=seed)
     truth, reference, port = truth_of(case), Reference(), OwnPort()
     arguments = (case.part, case.config, truth.state, truth.inputs, case.call)
-    port.run(*arguments)  # what is made once is made without a machine
+    port.run(*arguments)  # fill the caches in the usual order
     found = machines(count, lambda: reference.run(*arguments), lambda: port.run(*arguments))
     for own, single, further in found:
         before = compare_all(own, single, truth.double, follow=case.part.follows)
@@ -102,7 +102,7 @@ def _of_walk(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, R
 
 
 def _of_golden(name: str, seed: int, count: int) -> Iterator[tuple[str, Reading, Reading]]:
-    """The original's numbers, on both sides; their weights and inputs are recorded, so that seeds change nothing."""
+    """A golden file on both sides; its weights and inputs are recorded, so seeds change nothing."""
     file = Recorded.read(EMBEDDED / f"{name.removeprefix('golden.')}.safetensors")
     plain = Replays(file)
     doubles = {"double": plain.double, "rounded": plain.rounded, "moved": plain.moved, "port": plain.port}
@@ -137,7 +137,7 @@ def _measure(task: tuple[str, int, int]) -> dict[str, list[tuple[float, float]]]
 
 
 def measure(names: Sequence[str], seeds: int, count: int, jobs: int) -> dict[str, Alarms]:
-    """Every row of some cases, walks and golden files over all seeds and machines, by `before` and by `after`."""
+    """Ratios of every row of these cases, walks and golden files on all seeds and machines, by `before` and `after`."""
     tasks = [
         (name, seed, count) for seed in range(seeds) for name in names if not (seed and name.startswith("golden."))
     ]

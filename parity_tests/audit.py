@@ -1,8 +1,8 @@
 """Audit a port: `python -m parity_tests.audit NAME [--report DIR] [--only GLOB] [--dtype D]`.
 
-Runs every isolated case and the extra ones through the adapter NAME, and writes a report. When
-`NAME.requirements.txt` lies beside the adapter, the port is installed from it, without dependencies, into an
-environment of its own below `build/`, which reads this environment's packages for everything else.
+Runs every isolated case and the extra ones through the adapter NAME, and writes a report. If
+`NAME.requirements.txt` exists beside the adapter, the port is installed from it, without dependencies, into a separate
+environment below `build/`, which takes all other packages from this one.
 Exit 0 when everything that the port offers conforms, 1 when something diverges, 2 for a wrong argument.
 """
 
@@ -60,9 +60,9 @@ def audit(adapter: Adapter, module: str, only: str = "*", dtype: str = "float32"
 
     Args:
         adapter: the port.
-        module: the adapter's module name; commands and findings go by it.
+        module: the adapter's module name, for commands and findings.
         only: glob of case names.
-        dtype: of the port's weights; below float32 the rows inform (REDUCED) and judge nothing.
+        dtype: of the port's weights; below float32, rows over budget are only reported (REDUCED).
     """
     from parity_tests.adapters.audit_report import report
     from parity_tests.adapters.findings import load_findings

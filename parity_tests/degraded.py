@@ -1,6 +1,6 @@
-"""Machines that compute less than float32, simulated: what a report must find out about itself.
+"""Simulate machines that compute in less than float32; the suite must detect them.
 
-As a pytest plugin (`-p parity_tests.degraded`) with DEGRADED=KIND in the environment it spoils PyTorch for a whole run.
+As a pytest plugin (`-p parity_tests.degraded`) with DEGRADED=KIND in the environment it changes PyTorch for the run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRODUCTS = [
     (torch.nn.functional, "scaled_dot_product_attention"),
 ]
 CONVOLUTIONS = [(torch.nn.functional, "conv1d"), (torch.nn.functional, "conv2d")]
-# kind of machine -> what is rounded first, and how
+# kind of machine -> functions whose inputs are rounded, and the format
 KINDS: dict[str, tuple[list[tuple[Any, str]], str]] = {
     "bfloat16 products": (PRODUCTS + CONVOLUTIONS, "bfloat16"),
     "tf32": (PRODUCTS + CONVOLUTIONS, "tf32"),
@@ -61,7 +61,7 @@ def degraded(kind: str) -> Iterator[None]:
 
 @contextmanager
 def degraded_mlx() -> Iterator[None]:
-    """MLX as on a GPU whose float32 products are TF32."""
+    """MLX as on a GPU that multiplies float32 in less precision, here bfloat16."""
 
     def call(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
         return lambda *args: function(*(a.astype(mx.bfloat16).astype(mx.float32) for a in args))

@@ -1,4 +1,4 @@
-"""Golden files like the original's, made here: under other names, and in other sizes by running the reference."""
+"""Make golden files like the original's: under other names, or in other sizes by running the reference."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def golden(name: str) -> Recorded:
 
 
 def write(files: Iterable[Recorded], folder: Path, manifest: bool = True, metadata: bool = True) -> None:
-    """Write files under numbers, described by a manifest like the original's, by metadata, or by both."""
+    """Write numbered files, described by a manifest like the original's, by metadata, or by both."""
     record.write((replace(f, path=Path(f"n{i:03}.safetensors")) for i, f in enumerate(files)), folder, "made in a test")
     listed = folder / record.MANIFEST
     if not metadata:
@@ -44,8 +44,8 @@ def write(files: Iterable[Recorded], folder: Path, manifest: bool = True, metada
 
 
 def made(file: Recorded, *names: str, then: Iterable[str] = (), double: bool = True) -> Recorded:
-    """The file with results of the reference: the outputs `names`, then those that take some of them for inputs; those
-    of `out64` too when `double`."""
+    """The file with the reference's results: outputs `names`, then outputs `then`, which take some of them as inputs;
+    with `double` also `out64`."""
     file = replace(file, out={}, out64={})
     for wanted in (names, tuple(then)):
         draft = replace(file, out={**dict.fromkeys(wanted, np.zeros(0, np.float32)), **file.out})
@@ -61,7 +61,7 @@ def _plain(value: np.ndarray) -> np.ndarray:
 
 
 def resized(file: Recorded, config: Mapping[str, Any], inputs: Mapping[str, Any], seed: int = 0) -> Recorded:
-    """The file's part in another size: live weights, and inputs drawn by shape; arrays are taken as they are."""
+    """The file's part in another size: live weights, and inputs drawn by shape unless given as arrays."""
     rng = np.random.default_rng(seed)
     config = _merged(file.config, config)
     twin = PARTS[runs(part_of(file.upstream, NAMES))[0].path]
@@ -75,7 +75,7 @@ def resized(file: Recorded, config: Mapping[str, Any], inputs: Mapping[str, Any]
 
 
 def shorter(file: Recorded, call: Mapping[str, Any], steps: int) -> Recorded:
-    """The language model's file as if it had ended after `steps` tokens; the numbers are still the original's."""
+    """The language model's file cut after `steps` tokens; the numbers are still the original's."""
     per_step = ("logits", "scores_given_to_sampling", "tokens")
     cut = [{k: v[:steps] if k in per_step else v for k, v in group.items()} for group in (file.out, file.out64)]
     return replace(file, call={**file.call, **call}, out=cut[0], out64=cut[1])

@@ -1,4 +1,4 @@
-"""What a person may look at and listen to: two waveforms of one request, for the report's section `audio`.
+"""Waveforms and spectrograms of both sides for one request, for the report's section `audio`.
 
 s samples, n frames, C mel bins
 """

@@ -1,7 +1,7 @@
-"""Live random weights: every tensor matters, activations stay of order one, and no branch of the model sleeps.
+"""Live random weights: every tensor matters, activations stay of order one, and every branch of the model is active.
 
 A parity test on dead weights proves nothing: a GRN with gamma = beta = 0 is the identity, an f0 below 10 Hz never
-reaches the sine. `liveness.py` checks that what is drawn here is alive.
+reaches the sine. `liveness.py` checks that every tensor drawn here matters.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def live_state(template: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Draw a float32 value for each tensor of a reference state dict; of `template` only shapes and constants count."""
+    """Draw a float32 value for each tensor of a reference state dict; `template` gives only shapes and constants."""
     state = {key: live_tensor(key, value, rng) for key, value in template.items()}
     for key in state:
         if key.endswith("lm_head.weight"):
@@ -43,11 +43,11 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
         draw *= 150 / np.sqrt(shape[1])
     elif key.endswith("classifier.bias"):
         draw = np.full(shape, 60.0)
-    elif key.endswith("linear1.bias"):  # few units, then a ReLU: by chance all of them might sleep, or none
+    elif key.endswith("linear1.bias"):  # few units before a ReLU: by chance all might be zero, or none
         draw = rng.permutation(np.linspace(-1.0, 4.0, value.size)).reshape(shape)
-    elif name == "bias" and ".convs" in f".{key}":  # of so few channels that one near zero would not be felt
+    elif name == "bias" and ".convs" in f".{key}":  # with few channels, one near zero would not matter
         draw = np.sign(draw) * rng.uniform(0.5, 1.0, shape)
-    elif name == "beta":  # so that an epsilon shows beside it in a quiet input
+    elif name == "beta":  # small, so that an epsilon matters for a quiet input
         draw *= 0.02
     elif name in ("bias", "running_mean"):
         draw *= 0.3
@@ -56,5 +56,5 @@ def live_tensor(key: str, value: np.ndarray, rng: np.random.Generator) -> np.nda
     elif draw.ndim > 1:
         draw /= np.sqrt(np.prod(shape[1:]))
     if name in ("alpha", "original0", "weight_g") and not key.startswith("conv_post."):
-        draw.reshape(-1)[1::3] *= -1  # nothing in training keeps them positive
+        draw.reshape(-1)[1::3] *= -1  # training does not keep them positive
     return draw.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Both precisions of the reference and the converted port, from one checkpoint, and the folders that a run names."""
+"""Load both precisions of the reference and the converted port; check the folders that a run names."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Models:
 
     @classmethod
     def load_part(cls, source: Path, folder: Path, part: Part, config: CosyVoice3Config, *more: Part) -> Models:
-        """Load some parts of both sides, for models too large to hold three times; the others hold nothing of use.
+        """Load some parts of both sides, for models too large to hold three times; the others stay without weights.
 
         Args:
             source, folder: as for `load`.
@@ -107,7 +107,7 @@ class Models:
         port = PortModel(config)
         port.eval()
         weights.expect_baked(port, headers := read_headers(folder), folder)
-        # Arrays are read when they are used, those of deeper layers never.
+        # Arrays are read on use, so those of omitted layers never are.
         held = weights.read_arrays(file for file, _ in headers.values())
         if quantization := weights.quantization_of(read_settings(folder)):
             weights.quantize(port, quantization, held)
@@ -167,12 +167,12 @@ def attribute(part: Part) -> str:
 
 
 def fill(module: torch.nn.Module, part: Part, source: Path) -> torch.nn.Module:
-    """Give a module of the reference the tensors of its official file, in float32; other tensors are not read.
+    """Load the tensors of an official file into a module of the reference, in float32; other tensors are not read.
 
-    Where the file holds float32 they stay on disk until they are used. Layouts that the original reads or that
-    fine-tuning leaves are read by the reference's own means, not by the table of the conversion: torch folds either
-    spelling of a weight norm; a layer whose norm is folded already loses it; the language model's head is tied to its
-    table and never used; rotary frequencies are computed, as a file in half precision has them rounded.
+    Float32 tensors stay on disk until used. Variants of the file, of older versions or fine-tuning, are handled here,
+    independently of the conversion table: both spellings of a weight norm; weight norms that are folded already; a
+    language model without its head, which is tied to the embedding and never used; rotary frequencies, which are
+    computed because half precision rounds them.
 
     Raises:
         KeyError: a tensor that the module needs is not in the file.
@@ -195,9 +195,9 @@ def fill(module: torch.nn.Module, part: Part, source: Path) -> torch.nn.Module:
 
 
 def exact(single: torch.nn.Module) -> torch.nn.Module:
-    """The float64 twin of a float32 model that shares its embedding tables: a row of one is the same in both.
+    """A float64 copy of a float32 model that shares its embedding tables; rows are converted on use.
 
-    What is tied to a table (the language model's unused head) is shared with it and stays float32.
+    Tensors tied to a table (the language model's unused head) are shared too and stay float32.
     """
     tables = {module.weight.data_ptr() for module in single.modules() if isinstance(module, torch.nn.Embedding)}
     double = copy.deepcopy(single, {id(p): p for p in single.parameters() if p.data_ptr() in tables})
@@ -218,7 +218,7 @@ class FolderError(ValueError):
 
 
 def check_folders(checkpoint: Path | None, mlx_path: Path | None) -> None:
-    """Refuse a checkpoint that is none, or a conversion that is none; None is not checked.
+    """Refuse a folder that is no official checkpoint, or no conversion; None is not checked.
 
     Raises:
         FolderError: files missing or damaged, or tensors missing, unknown or of another shape.

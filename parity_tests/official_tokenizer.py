@@ -1,7 +1,7 @@
-"""The official vocab.json and merges.txt for tests, where they can be had.
+"""Find or rebuild the official vocab.json and merges.txt for tests.
 
-From a folder named by COSYVOICE3_TOKENIZER or standing in ../shared/official/CosyVoice-BlankEN; otherwise rebuilt,
-exact to the byte, from the PyPI package dashscope: installed, or its wheel named by COSYVOICE3_DASHSCOPE_WHEEL.
+They come from the folder COSYVOICE3_TOKENIZER or ../shared/official/CosyVoice-BlankEN; otherwise they are rebuilt byte
+for byte from the PyPI package dashscope, installed or as the wheel COSYVOICE3_DASHSCOPE_WHEEL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REASON = (
 
 
 def official_tokenizer(folder: Path, stock: bool = False) -> Path | None:
-    """A folder with the official vocab.json and merges.txt, rebuilt into `folder` if need be; None when not to be had.
+    """A folder with the official vocab.json and merges.txt, rebuilt into `folder` if need be; None if unavailable.
 
     Args:
         folder: where to write rebuilt files.
@@ -48,7 +48,7 @@ def official_tokenizer(folder: Path, stock: bool = False) -> Path | None:
 def write_from_ranks(ranks: dict[bytes, int], folder: Path, stock: bool = False) -> None:
     """vocab.json and merges.txt from tiktoken's ranks.
 
-    A rank's merge is the pair that the better ranks leave of its token. The official list is without those that make
+    A token's merge is the pair that remains after all merges of better rank. The official list omits merges that make
     runs of Chinese characters.
 
     Raises:

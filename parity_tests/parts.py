@@ -1,4 +1,4 @@
-"""The registry of parts: all that can be compared of CosyVoice 3, a row a part.
+"""The registry of parts: everything of CosyVoice 3 that can be compared, one row per part.
 
 The port is channels-last; a row says which arguments and results differ in layout, and where the weights are.
 """
@@ -46,26 +46,26 @@ def frames_of_samples(f0: np.ndarray, hop: int = _HOP) -> np.ndarray:
     return frames[:, :, 0]
 
 
-# ---- conventions: positions may be counted from anywhere, so that what is compared is relative to the first.
+# ---- conventions: the first position is arbitrary, so results are compared relative to it.
 # n positions, d width of a head, c channels
 
 
 def turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Angles (1, n, d) -> where they point."""
+    """Angles (1, n, d) -> their cosines and sines."""
     angles = results["freqs"].astype(np.float64)
     angles = angles - angles[:, :1]
     return {"freqs": np.stack((np.cos(angles), np.sin(angles)))}
 
 
 def table_turns(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Cosines and sines (n, d) -> the same of the angles between."""
+    """Cosines and sines (n, d) -> those of the angles relative to the first position."""
     z = results["cos"].astype(np.float64) + 1j * results["sin"]
     z = z * z[:1].conj()
     return {"tables": np.stack((z.real, z.imag))}
 
 
 def turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Rotated channels (..., n, c), of which adjacent ones are a pair -> what the pairs turn by, and their lengths."""
+    """Rotated channels (..., n, c), adjacent ones paired -> each pair relative to the first position."""
     y = results["y"].astype(np.float64)
     z = y[..., ::2] + 1j * y[..., 1::2]
     z = z * z[..., :1, :].conj()
@@ -76,7 +76,7 @@ def turned(results: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def part(path: str, outputs: tuple[str, ...] = ("y",), /, **known: Any) -> Part:
-    """A part of this model. The encoders of the front end are stages of their own; fast forms are the flow's."""
+    """A part of this model. The encoders of the front end are stages of their own; fast forms count as flow."""
     package, module = path.split(".")[:2]
     stage = module if module in ("speech_tokenizer", "speaker") else {"fast": "flow"}.get(package, package)
     return Part(path, outputs, stage=stage, read=sizes.from_dict, live=live_state, **known)
@@ -100,7 +100,7 @@ _MEL = {"mu": swap, "cond": swap, "x": swap, "noise": swap, "mask": frame_mask}
 
 
 def _valid_rows(call: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Tokens (or what is rounded to them) with zeros past each row's length, where they mean nothing."""
+    """Tokens (or activations) with zeros past each row's length, where they are meaningless."""
     found, lengths = call(**arguments)
     found, lengths = np.asarray(found), np.asarray(lengths)
     inside = np.arange(found.shape[1]) < lengths[:, None]
@@ -190,7 +190,7 @@ PARTS = {
             at="flow:decoder",
             to_port=_MEL,
             from_port={"v": swap, "v_cond": swap, "v_uncond": swap},
-            replay=False,  # the port takes its time as a number of the host
+            replay=False,  # the port's time is a Python number
             words=("cfg", "guidance"),
             **_CFM,
         ),
@@ -213,7 +213,7 @@ PARTS = {
             ("sines",),
             to_port={"f0": lambda f0: f0[:, ::_HOP]},
             from_port={"sines": lambda sines: np.repeat(sines, _HOP, axis=1)},
-            replay=False,  # a step on the host in the port; SineGen2 itself is replayed
+            replay=False,  # the port computes it on the host; SineGen2 itself is replayed
         ),
         part("vocoder.source.SineGen2", ("y", "uv"), to_port={"f0": frames_of_samples}),
         part(

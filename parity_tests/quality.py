@@ -1,16 +1,16 @@
-"""How much of the original is left in a port of reduced precision: numbers, and the limits that they must keep.
+"""Quality of a port of reduced precision against the original: metrics and their limits.
 
-A ratio to float32's own error says nothing about four bits. Instead three runs of the reference bound the port, each
-fed the same tokens, noise and excitation:
+A ratio to float32's own error says nothing about 4-bit weights. Instead two more runs of the reference bound the error
+of the port. All runs get the same tokens, noise and excitation, unless stated:
 
-- rounding: the float32 reference with its own weights rounded as the folder's are and, where that is half precision,
-  what goes into and comes out of each of their layers too. It is what the precision itself costs. The port's error may
-  be BUDGET times that, as everywhere in the suite; more is a fault of the port, not of the precision.
+- rounding: the float32 reference with its own weights rounded like the folder's; in half precision the inputs and
+  outputs of their layers too. This is the cost of the precision itself. The port's error may be BUDGET times that, as
+  everywhere in the suite; more is a fault of the port.
 - variety: the float32 reference with other random numbers (noise of the flow, draws of the sampler; for the prompt's
-  tokens another recording; for the divergence its own entropy). A port that is further from the original than the
-  original is from itself speaks another take at best: refused.
+  tokens another recording; for the divergence its own entropy). If the port differs from the original more than
+  this run does, it fails.
 
-Both are measured on the checkpoint at hand, so no limit here is a number that somebody chose.
+Both are measured on the given checkpoint, so no limit is chosen by hand.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ METRICS: dict[str, tuple[str, str, Kind]] = {
 
 
 def bound(kind: Kind, rounding: float, variety: float, count: int) -> float:
-    """The limit of a metric: BUDGET times the error of rounding, and never past the original's own variety.
+    """The limit of a metric: BUDGET times the error of rounding, but never beyond the original's variety.
 
     Args:
-        count: of what a share counts. One of them may differ by chance, and a share that is as good as the variety is
-            found two standard errors of a count below it.
+        count: how many items a share counts. One may differ by chance, and the variety is lowered by two standard
+            errors.
     """
     if kind == "share":
         variety -= 2 * math.sqrt(variety * (1 - variety) / count)
@@ -100,16 +100,16 @@ def bound(kind: Kind, rounding: float, variety: float, count: int) -> float:
     return max(budget, variety) if kind in ("snr", "share") else min(budget, variety)
 
 
-# Parts that are measured together: the flow's mel is heard through the vocoder.
+# Parts that are measured together: the flow's mel is the vocoder's input.
 SPEECH = ("flow", "vocoder")
 GROUPS: tuple[tuple[str, ...], ...] = (("speech_tokenizer",), ("llm",), SPEECH)
 
 
 def measure(models: Models, group: tuple[str, ...] | None = None) -> list[Quality]:
-    """Compare the port of `models` with its float32 reference, in the stages that are not float32 themselves.
+    """Compare the port of `models` with its float32 reference, in the stages of reduced precision.
 
     Args:
-        models: both sides; of parts outside the group nothing is used.
+        models: both sides; only parts of the group are used.
         group: one of `GROUPS`; all of them when None.
     """
     if group is None:
@@ -140,11 +140,11 @@ def measure(models: Models, group: tuple[str, ...] | None = None) -> list[Qualit
     return rows
 
 
-# ---- what both sides do
+# ---- runs
 
 
 def _material(models: Models, group: tuple[str, ...]) -> Arrays:
-    """Inputs; the tokens that the original speaks on them, which both sides then follow; its excitation."""
+    """Inputs, and the original's sampled tokens and excitation, which all runs use."""
     single: Any = models.single
     plans, rng = walks(models.config), np.random.default_rng(1)
     inputs = {**plans["walk.llm"].inputs, **plans["walk.whole"].inputs, **plans["walk.speech_tokenizer"].inputs}
@@ -202,7 +202,7 @@ def _port(model: PortModel, material: Arrays, group: tuple[str, ...]) -> Arrays:
 
 
 def _sampled(scores: np.ndarray, spoken: np.ndarray, config: CosyVoice3Config, seed: int) -> np.ndarray:
-    """What the sampler chooses at each position, with draws of its own for each, after the tokens that were spoken."""
+    """The sampler's choice at each position after the spoken tokens, with a seed of its own for each position."""
     history, chosen = spoken[0].tolist(), []
     for i, row in enumerate(scores[:, : config.llm.speech_token_size].astype(np.float32)):
         draws, unknown = SeededDraws(1000 * seed + i), np.isnan(row).any()
@@ -214,7 +214,7 @@ def _sampled(scores: np.ndarray, spoken: np.ndarray, config: CosyVoice3Config, s
 
 
 def _numbers(original: Arrays, found: Arrays, spoken: np.ndarray | None, config: CosyVoice3Config) -> dict[str, float]:
-    """Every metric of one run against the original's, as far as the run goes."""
+    """Metrics of one run against the original, for the results that the run has."""
     numbers = {}
     if "prompt_tokens" in found:
         numbers["prompt tokens"] = np.mean(found["prompt_tokens"] == original["prompt_tokens"])
@@ -245,6 +245,6 @@ def _variety(original: Arrays, spoken: np.ndarray | None, config: CosyVoice3Conf
 
 
 def _snr(found: np.ndarray, original: np.ndarray) -> float:
-    """dB; an equal signal has the SNR of a float64."""
+    """SNR in dB; 320 for equal signals."""
     noise = float(np.mean((found - original) ** 2)) / float(np.mean(original**2))
     return -10 * math.log10(noise) if noise > 1e-32 else 320.0 if noise == noise else math.nan

@@ -2,7 +2,7 @@
 
     python -m parity_tests.record CASE... --out DIR      write cases (globs allowed) to DIR
     python -m parity_tests.record --list                 print all names
-    python -m parity_tests.record --judge DIR RESULTS    judge what a port made of them
+    python -m parity_tests.record --judge DIR RESULTS    judge a port's results
 
 DIR gets one CASE.safetensors for each case, laid out like the golden files (mlx_parity/record.py), weights under their
 official names, and manifest.json. The port writes RESULTS/CASE.safetensors with one tensor for each output, named as
@@ -46,7 +46,7 @@ def with_truth(case: Case) -> Recorded:
 
 
 def judged(folder: Path, results: Path, only: str = "*") -> list[Row]:
-    """Rows of what a port made of recorded cases; errors as of `judge_results`."""
+    """Judge a port's results on recorded cases; raises as `judge_results` does."""
 
     def again(name: str) -> str:
         return shlex.join([*COMMAND, "--judge", str(folder), str(results), "--only", escape(name)])
@@ -55,7 +55,7 @@ def judged(folder: Path, results: Path, only: str = "*") -> list[Row]:
 
 
 def lines(rows: Sequence[Row]) -> list[str]:
-    """The table, one line a tensor, the first failure and the count."""
+    """The table with one line per tensor, then the first failure and the count."""
     table = [
         f"{r.reading.status:8} {'' if r.reading.ratio is None else ratio_text(r.reading.ratio):>9}  {r.name}"
         + (f"  {r.reading.message}" if r.reading.message else "")

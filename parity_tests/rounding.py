@@ -1,4 +1,4 @@
-"""The float32 reference with the weights of a folder of reduced precision: what the precision itself costs."""
+"""The float32 reference rounded to the precision of a folder, to measure what the precision itself costs."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ TORCH = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, group: Sequence[str]) -> nn.Module:
-    """A copy of the float32 reference, rounded as the folder says that its weights are.
+    """A copy of the float32 reference, rounded to the precision of a folder.
 
-    The folder tells dtypes and bits only; the values are the reference's own, so that wrong weights are told from
-    less exact ones. What goes into and comes out of a layer of half precision is rounded too.
+    The folder gives only dtypes and bits; the values stay the reference's own, so that wrong weights do not pass as
+    rounded ones. Inputs and outputs of half-precision layers are rounded too.
 
     Args:
-        model: its parts that the group names.
+        model: the float32 reference, at least the parts of the group.
         folder: a conversion, of any precision.
         config: sizes of the model.
         group: names of the parts to round.
@@ -44,7 +44,7 @@ def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, gr
         state = module.state_dict()
         arrays = {key: value.numpy() for key, value in state.items()}
         for step in plan(part.name, state):
-            # A parameter that is not there was baked into tables, which are float32.
+            # A missing parameter was baked into tables, which are float32.
             if step.target is None or found.tags.get(step.target, "F32") == "F32":
                 continue
             layer, _, kind = step.target.rpartition(".")
@@ -59,7 +59,7 @@ def round_reference(model: nn.Module, folder: Path, config: CosyVoice3Config, gr
 
 
 def _as_stored(value: np.ndarray, dtype: mx.Dtype, settings: Mapping[str, Any]) -> np.ndarray:
-    """Round a parameter to a dtype and to quantized levels, some rows at a time: the tables of tokens are large."""
+    """Round a parameter to a dtype and to quantized levels, some rows at a time because embeddings are large."""
     rounded, levels = np.empty_like(value), {k: settings[k] for k in ("group_size", "bits") if settings}
     for start in range(0, len(value), ROWS):
         rows = mx.array(value[start : start + ROWS]).astype(dtype)
@@ -74,7 +74,7 @@ def _round(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _overwrite(state: Mapping[str, torch.Tensor], step: Step, value: np.ndarray) -> None:
-    """Put a port parameter back where it came from; the transforms of the table in reverse."""
+    """Write a port parameter back to its official tensors: the transforms of the table in reverse."""
     if value.ndim > 2:
         value = np.moveaxis(value, -1, 1)
     new = torch.from_numpy(np.ascontiguousarray(value))

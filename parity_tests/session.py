@@ -1,4 +1,4 @@
-"""A run of this suite: what it adds to a session of the judge. It hands out models and builds the report."""
+"""A run of this suite extends a session of the judge: it provides the models and builds the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from port.files.errors import Refused
 from reports.cosyvoice3 import NOT_CHECKED, ORIGINAL, STAGES
 
 PLAN = Plan.read(Path(__file__).with_name("plan.txt").read_text("utf-8"), elsewhere="tests/")
-LESS_PRECISE = ("llm", "flow")  # stages that `--dtype` makes so
+LESS_PRECISE = ("llm", "flow")  # stages that `--dtype` applies to
 WITH_OPTIONS = ("pytest ", "python -m parity_tests.trace ")  # commands that take the options of a run
 
 
@@ -86,7 +86,7 @@ class Session(session.Session):
     def reduced(self, rows: Iterable[Row]) -> list[Row]:
         """Rows over budget as REDUCED where the port's weights are not float32.
 
-        Single parts have the weights of `--dtype`, walks those of the converted folder.
+        Single parts have the precision of `--dtype`, walks that of the converted folder.
         """
         dtype, found = self.config.getoption("--dtype"), []
         for row in rows:
@@ -120,7 +120,7 @@ class Session(session.Session):
         )
 
     def write(self, report: Report, folder: Path) -> None:
-        """The pages follow by `reports.build`."""
+        """Write `report.json`; `reports.build` makes the pages from it."""
         save(report, folder / "report.json")
 
     def words(self, part: str) -> Iterable[str]:
@@ -182,7 +182,7 @@ def weights_audit(audit: Mapping[str, Any]) -> sections.WeightsAudit:
 
 
 def _smallest_first(row: data.Row) -> int:
-    """Single parts, the original's numbers, parts of the checkpoint, whole stages: the smallest wrong part first."""
+    """Sort key: single parts, golden files, parts inside walks, whole stages; the smallest wrong part comes first."""
     if row.kind == "golden":
         return 1
     return 3 if row.kind == "chained" else 2 if row.case.startswith("walk.") else 0

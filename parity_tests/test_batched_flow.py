@@ -1,4 +1,4 @@
-"""The flow decoder over several utterances at once: each row as the original gives it alone, whatever stands beside."""
+"""The batched flow decoder: each row equals the original's result for it alone, whatever the other rows hold."""
 
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ SIZES = ((17, 6), (5, 0), (9, 11))  # tokens and prompt tokens of each utterance
 
 
 def drawn(vocab_size: int, mels: int, embedding: int) -> list[Arrays]:
-    """Utterances as the reference takes them; the noise is longer than needed, by another length each."""
+    """Utterances for the reference; the noise of each is longer than needed, by a different length."""
     rng = np.random.default_rng(18)
 
     def normal(*shape: int) -> np.ndarray:
@@ -113,7 +113,7 @@ def test_rows_of_one_length_take_no_mask(flow, rows, monkeypatch):
 
 @pytest.mark.parametrize("changed", [0, 1])
 def test_a_row_does_not_feel_its_neighbours(flow, rows, changed):
-    """Not even one that is no number."""
+    """Not even one that is NaN."""
     broken = [replace(r, noise=r.noise * np.nan) if i == changed else r for i, r in enumerate(rows)]
     found, again = mels(flow, rows), mels(flow, broken)
     assert np.isnan(np.array(again.pop(changed))).all()

@@ -1,4 +1,4 @@
-"""Requests that decode in one batch: scores of each row against float64 alone, keys and values, tokens."""
+"""Batched decoding: scores of each row against the float64 reference alone, keys and values, and tokens."""
 
 from functools import partial
 from typing import Any
@@ -25,8 +25,8 @@ from reference.llm.speech_lm import CosyVoice3LM
 pytestmark = pytest.mark.part("batched.decoder")
 CONFIG = dict(LM, end_of_prompt=50)
 EOS = from_dict(LLMConfig, CONFIG).eos
-# Text tokens, prompt speech tokens and speech tokens of each request. Three decode at a time: rows of unlike length
-# leave and enter in other steps, and one row's keys outgrow the first buffers while the others' do not.
+# Text tokens, prompt speech tokens and speech tokens of each request. Three decode at a time, so rows
+# enter and leave at different steps, and only one row's keys outgrow the first buffers.
 REQUESTS = ((6, 0, 9), (9, 240, 7), (3, 5, 21), (4, 31, 4), (2, 12, 11), (5, 0, 6))
 
 
@@ -51,7 +51,7 @@ def texts(text, speech, seed=0):
 
 
 def forced(tokens, seen):
-    """A sampler that says these tokens and the end, and keeps the scores and the history that it is given."""
+    """A sampler that returns these tokens, then the end, and records the scores and the history that it gets."""
     script = iter([*tokens, EOS])
 
     def sample(scores, decoded_tokens, *_):
@@ -72,7 +72,7 @@ def in_batch(llm, requests, max_rows=3):
 
 
 def test_scores_of_each_row_under_teacher_forcing(parity, twins):
-    """Every step of every row, as near to float64 alone as the float32 reference is; its history is its own."""
+    """Every step of every row is as close to float64 as the float32 reference; no row gets another's history."""
     single, double, port = twins
     asked = [(texts(*sizes), list(np.random.default_rng(sizes).integers(0, 40, sizes[2]))) for sizes in REQUESTS]
     found: list[list] = [[] for _ in asked]
@@ -101,7 +101,7 @@ def test_scores_of_each_row_under_teacher_forcing(parity, twins):
 
 @pytest.mark.part("batched.cache")
 def test_a_row_sees_its_own_positions_and_no_others():
-    """Rows that enter, leave and grow over the size of a buffer; what a row does not see is zero."""
+    """Rows enter, leave and outgrow a buffer; positions that a row does not see are zero."""
     rng = np.random.default_rng(0)
 
     def entering(length):
@@ -151,7 +151,7 @@ def test_a_step_that_broke_off_is_made_again():
 
 
 def watched(seen):
-    """`ras_sampling` that keeps, of each step, the scores, how many numbers were drawn, and the token."""
+    """`ras_sampling` that records the scores, the sizes of the draws and the token of each step."""
 
     def sample(scores, decoded_tokens, draws, config):
         before, counts = scores.copy(), Counts(draws)
@@ -174,10 +174,10 @@ class Counts:
 @pytest.mark.float32
 @pytest.mark.parametrize("count", [16, pytest.param(200, marks=pytest.mark.full)])
 def test_requests_say_together_what_they_say_alone(parity, count):
-    """Token for token, on the embedded checkpoint; a difference must come from scores that both are within the budget.
+    """Equal tokens on the embedded checkpoint; where they differ, the scores of both must be within the budget.
 
-    Up to the first step that differs both have drawn the same numbers and said the same tokens, so that only the scores
-    of that step can differ: the choice had a margin below what float32 may cost.
+    Up to the first step that differs both have drawn the same numbers and chosen the same tokens, so only the scores of
+    that step can differ: the choice depended on less than the float32 error.
     """
     models, rng = parity.models, np.random.default_rng(3)
     config, llm, requests = models.config.llm, models.port.llm, []
@@ -198,7 +198,7 @@ def test_requests_say_together_what_they_say_alone(parity, count):
         history = [token for _, _, token in alone[:at]]
         single, double = (partial(scores_after, model.llm, ids, history) for model in (models.single, models.double))
         for scores, _, _ in (seen[at], alone[at]):
-            allowed = np.isfinite(scores)  # by the minimum length
+            allowed = np.isfinite(scores)  # not barred by the minimum length
             others = (other[allowed] for other in in_other_orders(single))
             reading = compare(scores[allowed], single()[allowed], double()[allowed], further=others)
             assert reading.status == "PASS", reading.message
@@ -214,7 +214,7 @@ def test_requests_say_together_what_they_say_alone(parity, count):
 
 
 def scores_after(llm, ids, tokens):
-    """What the reference scores after these tokens, all in one pass."""
+    """The reference's scores after these tokens, in one pass."""
     spoken = llm.embed_speech(torch.tensor([tokens], dtype=torch.int32))
     lm_input = torch.cat((llm.prepare_input(*map(torch.from_numpy, ids)), spoken), dim=1)
     with torch.inference_mode():
@@ -224,7 +224,7 @@ def scores_after(llm, ids, tokens):
 @pytest.mark.float32
 @pytest.mark.parametrize("strict", [False, True], ids=["as the original", "strict"])
 def test_lengths_are_those_of_each_row(twins, strict):
-    """Samplers that never end, or at once: rows of one batch stop at their own longest and shortest."""
+    """With samplers that never end, or end at once, each row stops at its own maximum or minimum length."""
     port = twins[2]
     never = lambda scores, *_: int(scores[: port.config.speech_token_size].argmax())  # noqa: E731
     early = lambda scores, *_: EOS if np.isfinite(scores[EOS]) else never(scores)  # noqa: E731

@@ -1,4 +1,4 @@
-"""Which utterances go together: all of them, once each, in groups within the limits."""
+"""Grouping of utterances: each is in exactly one group, and the groups are within the limits."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Many requests at once: each piece as the original says it alone, whatever stands beside and whatever fails there."""
+"""Many requests at once: each piece equals the original's result for it alone, even if other requests fail."""
 
 import copy
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ SILENCE = SMALL.streaming.silent_tokens[0]
 
 @dataclass(frozen=True)
 class Asked:
-    """Pieces (a text's length, a pause, or tokens to say), prompt tokens, options."""
+    """Pieces (a text's length, None for a pause, or speech tokens), number of prompt tokens, options."""
 
     pieces: list
     prompt: int
@@ -42,7 +42,7 @@ class Asked:
 
 
 def silences():
-    """Its own for each run: a script is read once."""
+    """New options for each run, because a script can be read only once."""
     return {"sampling": scripted([40, *[SILENCE] * 9, 41, 42])}
 
 
@@ -57,7 +57,7 @@ ASKED = {
 
 
 def inputs(asked, side):
-    """The prompt and what `tts` gets of each piece, for a side."""
+    """The prompt, and the arguments of `tts` for each piece, on one side."""
     rng, p = np.random.default_rng(asked.prompt), asked.prompt
     prompt = {
         "flow_embedding": rng.standard_normal((1, 8)).astype(np.float32),
@@ -91,7 +91,7 @@ def spoken(model, asked, **more):
 
 @pytest.fixture(scope="module")
 def reference(models):
-    """What the original says of the pieces of a request, one by one; pauses are silence."""
+    """The original's waves for the pieces of a request, one by one; a pause is silence."""
     doubled = copy.deepcopy(models["reference"]).double()
 
     def say(name, dtype):
@@ -114,14 +114,14 @@ def reference(models):
 
 @pytest.fixture
 def one_by_one(monkeypatch):
-    """No two pieces go through flow decoder and vocoder together."""
+    """No two pieces share a pass of the flow decoder or the vocoder."""
     for name in ("flow_limits", "vocoder_limits"):
         monkeypatch.setattr(batched, name, lambda: Limits(0, 0))
 
 
 @pytest.fixture
 def all_in_one(monkeypatch):
-    """Groups as large as can be, whatever the device gains by them."""
+    """Groups as large as possible, on any device."""
     for name in ("flow_limits", "vocoder_limits"):
         monkeypatch.setattr(batched, name, lambda: Limits(1 << 20, 1 << 20))
 
@@ -150,7 +150,7 @@ def waves(results):
 
 @pytest.mark.parametrize("size", [2, 8])
 def test_each_request_is_as_it_is_alone(models, one_by_one, size):
-    """To the bit where no two share a pass, and beside requests that fail at every stage."""
+    """Bit for bit if no two share a pass, even with requests in the batch that fail at every stage."""
     model = models["port"]
     counts, alone = ({name: list[int]() for name in ASKED} for _ in range(2))
     calls = [(name, partial(spoken, model, asked, progress=counts[name].append)) for name, asked in ASKED.items()]
@@ -173,7 +173,7 @@ def test_pieces_of_one_pass_are_what_the_original_says_of_each_alone(parity, mod
     made = dict(together(models["port"], [(n, partial(spoken, models["port"], a)) for n, a in ASKED.items()], 8))
     found = []
     for name, asked in ASKED.items():
-        others = in_other_orders(partial(reference, name, torch.float32))  # made when one is in doubt
+        others = in_other_orders(partial(reference, name, torch.float32))  # made only if one is in doubt
         single, double = (reference(name, dtype) for dtype in (torch.float32, torch.float64))
         for i, wave in enumerate(waves(made[name])):
             if asked.pieces[i] is not None:
@@ -184,7 +184,7 @@ def test_pieces_of_one_pass_are_what_the_original_says_of_each_alone(parity, mod
 
 
 def test_a_group_that_fails_is_taken_apart(models, all_in_one):
-    """Two of one pass: what fails is the tempo of one."""
+    """Two requests share a pass, and the tempo of one fails."""
     model, asked = models["port"], Asked([some_tokens(6)], 3)
     slow = partial(spoken, model, asked, speed=1e-9)
     made = dict(together(model, [("one", partial(spoken, model, asked)), ("slow", slow)], 2))
@@ -201,7 +201,7 @@ def test_one_by_one_is_the_same_calls(models):
 
 
 def test_requests_are_taken_as_rows_get_free(models):
-    """A manifest may be long; and what is done is given before the next ones are asked for."""
+    """A manifest may be long: finished requests are returned before more are taken."""
     model, taken = models["port"], []
 
     def requests():
@@ -216,7 +216,7 @@ def test_requests_are_taken_as_rows_get_free(models):
 
 
 def test_a_request_that_is_closed_leaves_the_decoder(models):
-    """Whether anything of it was asked for or not; and a whole one takes its next place before its result is given."""
+    """Whether it was read or not. A request queues its next piece before it returns the finished one."""
     model = models["port"]
     decoder = batched.Decoder(model.llm, 3)
     one, two = (spoken(model, ASKED["pieces"], decoder=decoder) for _ in range(2))

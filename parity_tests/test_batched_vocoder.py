@@ -1,4 +1,4 @@
-"""The vocoder over several mels at once: each row as the original gives it alone, whatever stands beside."""
+"""The batched vocoder: each row equals the original's result for it alone, whatever the other rows hold."""
 
 from collections.abc import Collection, Sequence
 from functools import cache, partial
@@ -32,7 +32,7 @@ def state() -> Arrays:
 
 @cache
 def drawn() -> list[Arrays]:
-    """Utterances as the reference takes them; the noise is longer than needed, by another length each."""
+    """Utterances for the reference; the noise of each is longer than needed, by a different length."""
     rng = np.random.default_rng(18)
     return [
         {
@@ -104,7 +104,7 @@ def test_permuted_rows_give_permuted_samples(generator):
 
 @pytest.mark.parametrize("changed", [0, 1])
 def test_a_row_does_not_feel_its_neighbours(generator, changed):
-    """Not even one that is no number."""
+    """Not even one that is NaN."""
     mels, noise = given()
     found = waves(generator, mels, noise)
     again = waves(generator, [mel * np.nan if i == changed else mel for i, mel in enumerate(mels)], noise)
@@ -114,7 +114,7 @@ def test_a_row_does_not_feel_its_neighbours(generator, changed):
 
 
 def test_nothing_behind_the_end_of_an_excitation_reaches_a_row(generator, monkeypatch):
-    """Behind the end of a mel zeros count, as alone; behind that of the excitation's spectrum nothing does."""
+    """Past the end of a mel zeros are read, as for one row; past the end of the excitation's spectrum nothing is."""
     found, plain = waves(generator, *given()), batched.padded
 
     def filled(arrays):
@@ -129,7 +129,7 @@ def test_nothing_behind_the_end_of_an_excitation_reaches_a_row(generator, monkey
 
 
 def test_rows_are_limited_as_the_whole():
-    """At a limit that these mels reach; it is the last step, so the samples found without it are only cut."""
+    """With a limit that these mels exceed: limiting is the last step, so it only clips the samples."""
     free, loud = (waves(built(audio_limit=at), *given()) for at in (1e3, 0.02))
     assert same(loud, [mx.clip(wav, -0.02, 0.02) for wav in free])
     assert all(0 < (np.abs(np.array(wav)) >= np.float32(0.02)).mean() < 1 for wav in loud)

@@ -1,4 +1,4 @@
-"""The runner of faults on a toy package: what is caught, what proves nothing, and every error of a table."""
+"""The fault runner on a toy package: what is caught, what does not count, and every error of a table."""
 
 import os
 import sys
@@ -39,7 +39,7 @@ class Part:
 
 
 class Suite:
-    """Two checks, the smaller first; one more fails always, and one takes its time."""
+    """Two checks, the smaller first; a third always fails, and a fourth is slow."""
 
     packages = ("toy_of_faults",)
 

@@ -1,6 +1,6 @@
 """The catalogue of faults: a selection planted in every run, its score, and the command that plants them.
 
-The whole catalogue takes some minutes: `make record`. test_fault_runner.py has what the runner makes of a toy package.
+The whole catalogue takes some minutes: `make record`. test_fault_runner.py tests the runner on a toy package.
 """
 
 import difflib
@@ -35,13 +35,13 @@ QUICK = SELECTION.split()
 
 
 def command(*arguments, jobs=2):
-    """Run the command; this process has evaluated arrays, so that no worker can be its fork."""
+    """Run the command in a process of its own: this one has evaluated arrays, so workers cannot be its forks."""
     words = [*COMMAND, *map(str, arguments), *(() if "--patch" in arguments else ("--jobs", str(jobs)))]
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=900)
 
 
 def planted(tmp_path, *arguments):
-    """Rows by name, and what was printed, of a run of the command."""
+    """Run the command; returns its rows by name, and the finished process."""
     done = command("--json", tmp_path / "score.json", *arguments)
     assert (tmp_path / "score.json").is_file(), done.stderr
     rows = json.loads((tmp_path / "score.json").read_text("utf-8"))["rows"]
@@ -50,7 +50,7 @@ def planted(tmp_path, *arguments):
 
 @pytest.fixture(scope="module")
 def quick(parity, tmp_path_factory):
-    """Rows of the selection. Where the port is wrong by itself, a planted fault proves nothing."""
+    """Rows of the selection; skipped if the port itself is wrong, as a planted fault then proves nothing."""
     if parity.config.getoption("--adapter") != "own":
         pytest.skip("faults are planted in this repository's port")
     words = [word for name in QUICK for word in ("--only", name)]
@@ -82,7 +82,7 @@ def test_the_catalogue_is_large_and_its_names_are_unique():
 @pytest.mark.meta
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_fault_fits_the_code_and_leaves_no_trace(fault):
-    """A piece of source that is no longer there makes the row an error, and undoing restores the very same code."""
+    """Source text that no longer exists is an error, and undoing a fault restores the same code object."""
     from port.noise import rand_noise
 
     before = rand_noise.__code__
@@ -93,7 +93,7 @@ def test_a_fault_fits_the_code_and_leaves_no_trace(fault):
 
 @pytest.mark.meta
 def test_every_part_of_a_fault_can_be_named():
-    """By an isolated case, or by a test that is marked with it: a renamed test cannot drop out in silence."""
+    """By an isolated case, or by a test that is marked with it: a renamed test cannot drop out silently."""
     script = "from parity_tests.faults.tests import marked_tests; print(*{test.part for test in marked_tests()})"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert not done.returncode, done.stderr
@@ -162,7 +162,7 @@ def test_names_select_faults():
 
 
 def patch_of(path, old, new):
-    """A patch that replaces the only piece of a file's text that is `old`."""
+    """A patch that replaces the only occurrence of `old` in a file."""
     source = (ROOT / path).read_text("utf-8")
     assert source.count(old) == 1
     before, after = (text.splitlines(keepends=True) for text in (source, source.replace(old, new)))
@@ -211,12 +211,12 @@ def test_the_score_of_the_whole_catalogue_goes_into_the_report(parity):
 
 @pytest.mark.meta
 def test_nothing_survived_in_the_recorded_score():
-    """The record may be older than the catalogue: this says by how much, and `make record` makes it anew."""
+    """The record may be older than the catalogue: this warns by how much, and `make record` renews it."""
     found = score.catalogue_section()
     assert found is not None, "no score was recorded: make record"
     rows = {row["name"]: row for row in found["rows"]}
     if differing := rows.keys() ^ BY_NAME.keys():
-        warnings.warn(f"the recorded score lacks or has beside {len(differing)} faults: make record", stacklevel=1)
+        warnings.warn(f"recorded score and catalogue differ in {len(differing)} faults: make record", stacklevel=1)
     assert rows.keys() & BY_NAME.keys(), "the recorded score is of another catalogue: make record"
     counted = [row for row in rows.values() if not row["equivalent"]]
     survivors = [row["name"] for row in counted if not row["caught"]]

@@ -1,6 +1,6 @@
-"""Numbers made by running the original: the reference proved in float64, the port judged by ratio.
+"""Golden files, recorded from the original: the reference must agree in float64, the port is judged by ratio.
 
-The files here cover every module and travel with the project; the whole set runs where it is at hand.
+The embedded files cover every module; the full set runs if it is available.
 """
 
 import os
@@ -15,7 +15,7 @@ from parity_tests.golden import __main__ as golden
 from parity_tests.golden.judge import EMBEDDED, GoldenRow, cases_of, judge_file, numbers, report_rows
 from parity_tests.golden.table import named_by
 
-# The full set lies beside the project where it was developed; anyone else names it.
+# The full set: the folder named by the variable, else the one beside the project.
 FULL = Path(os.environ.get("COSYVOICE3_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
 FILES = sorted(EMBEDDED.glob("*.safetensors"))
 PARTS = {path.stem: named_by(describe(path)[0]) for path in FILES}
@@ -42,7 +42,7 @@ def test_the_port_is_the_original(parity, path):
 @pytest.mark.part("liveness")
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_every_tensor_of_a_recorded_case_matters(parity, path):
-    """In one of the calls that the file records: weights and inputs are the original's, drawn by nobody here."""
+    """In at least one of the calls that the file records, with the original's weights and inputs."""
     rows = [row for case in cases_of(path) for row in liveness(case)]
     found = {row.tensor: row for row in sorted(rows, key=lambda row: row.status == "PASS")}
     parity.keep("liveness", map(plain, summarised(found.values(), most=0)))

@@ -1,4 +1,4 @@
-"""The golden runner itself: it follows manifest and metadata, never names, and nothing compared is never a pass."""
+"""The golden runner: it uses manifest and metadata, never file names, and never passes without a comparison."""
 
 import json
 from dataclasses import replace
@@ -73,7 +73,7 @@ SPOILED = [
 
 
 def spoil(file: Recorded, tensor: str) -> Recorded:
-    """The file with its largest number changed by a thousandth, or an integer by one."""
+    """The file with the largest number of a tensor changed: a float by a thousandth, an integer x to 1 - x."""
     group, _, name = tensor.partition(".")
     where = {"w": "weights", "in": "inputs"}.get(group, group)
     held = dict(getattr(file, where))
@@ -90,7 +90,7 @@ def test_one_spoiled_number_fails(others, name, tensor):
 
 
 def test_a_wrong_reference_is_no_truth(monkeypatch):
-    """Where the original has no float64, the reference's counts only if the original's float32 fits it."""
+    """Without the original's float64 the reference's is the truth only if the original's float32 agrees with it."""
     monkeypatch.setattr("reference.frontend.audio.fbank", lambda waveform, **_: waveform.new_ones(98, 80))
     rows = judge_file(golden("resample_fbank"), *SIDES)
     assert {(row.tensor, row.side) for row in rows if row.status != "PASS"} == {
@@ -99,7 +99,7 @@ def test_a_wrong_reference_is_no_truth(monkeypatch):
 
 
 def test_two_sides_that_are_wrong_together_fail(monkeypatch):
-    """The original's numbers decide, also where its float64 was not recorded and both sides share a source."""
+    """The original's numbers decide, even without its float64 and if both sides share the wrong code."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(noise, "sine_waves", lambda n, offset=0: rng.standard_normal((n, 9)).astype(np.float32))
     rows = judge_file(golden("upstream_noise"), "port")
@@ -107,8 +107,8 @@ def test_two_sides_that_are_wrong_together_fail(monkeypatch):
 
 
 def test_float64_of_a_waveform_may_cost_what_a_rounding_costs(others):
-    """Phases grow with time, so a float64 rounding of the mel is worth more than 1e-12 of the waveform at some length;
-    the limit follows, and a float32 rounding is far beyond it."""
+    """Phases grow with time, so at some length one float64 rounding of the mel moves the waveform by more than 1e-12.
+    The limit grows with it, and one float32 rounding is still far beyond."""
     file = others["vocoder"]
     truth, moved = file.out64["wav"], Replays(file).moved["wav"]
     for wav, status in (
@@ -129,7 +129,7 @@ def test_a_reference_that_is_not_float32_passes_nothing(tmp_path, capsys, kind):
     assert code == 2 and text.startswith("error: ") and "PyTorch" in text
 
 
-# ---- nothing compared is never a pass
+# ---- no pass without a comparison
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_empty_floats_are_an_error(shape, name):
     assert "PASS" not in statuses(judge_file(file, *SIDES))
 
 
-# ---- folders, manifests and files that are none
+# ---- invalid folders, manifests and files
 
 
 def folder_of(tmp_path, *names, **how):

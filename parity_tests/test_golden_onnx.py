@@ -1,4 +1,4 @@
-"""CAM++ against numbers of the onnxruntime that the original pins: `golden/onnx.py` on `data/pinned`."""
+"""CAM++ against embeddings of the onnxruntime that the original pins: `golden/onnx.py` on `data/pinned`."""
 
 import os
 import shutil
@@ -87,7 +87,7 @@ def test_numbers_of_the_other_onnxruntime_are_no_truth(pair, side):
 
 @pytest.mark.parametrize("side", [pytest.param("reference", marks=pytest.mark.part("convert")), "port"])
 def test_a_file_that_does_not_count_padding_is_followed(pair, side):
-    """`count_include_pad` 0, or left out, which is ONNX's default: what every version computes, 1.32 among them."""
+    """Without `count_include_pad` (ONNX's default is 0) the sides must give what 1.32 gives for the original file."""
     rewrite(pair, lambda t: t.update({f"out.{length}": t[f"out132.{length}"] for length in SHORT}))
 
     def without(graph):

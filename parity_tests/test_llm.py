@@ -71,7 +71,7 @@ def test_qwen2_with_cache_equals_qwen2_without(parity, twins, splits):
 
 @pytest.mark.part("llm.qwen2.Qwen2Model")
 def test_qwen2_agrees_with_transformers():
-    """A second witness for the reference's own Qwen2; transformers 5 changes results, hence the pin."""
+    """A second check of the reference's own Qwen2; transformers 5 changes results, hence the pin."""
     transformers = pytest.importorskip("transformers", reason="transformers is an optional witness")
     if not transformers.__version__.startswith("4.51"):
         pytest.skip(f"transformers {transformers.__version__} is not the pinned 4.51.3")
@@ -139,7 +139,7 @@ def test_greedy_tokens_are_equal(twins):
     repeats=st.integers(0, 14),
 )
 def test_sampling_of_any_scores(seed, spread, size, repeats):
-    """Seeded draws of both sides choose the same id; history makes the second stage run in part of them."""
+    """Both sides choose the same id from seeded draws; in some examples the history triggers the second draw."""
     rng = np.random.default_rng(seed)
     scores = torch.from_numpy(spread * rng.standard_normal(size)).float().log_softmax(0).numpy()
     likely = int(scores.argmax())
@@ -155,7 +155,7 @@ def test_sampling_of_any_scores(seed, spread, size, repeats):
 @pytest.mark.part("llm.sampling")
 @pytest.mark.parametrize("size", [3, 25, 26, 300])
 def test_nucleus_has_the_order_of_a_stable_sort(size):
-    """Scores of few values, so that many tie, at the edge of the best 25 too: set and order as torch sorts them."""
+    """With many ties, at the edge of the best 25 too, set and order are those of torch's stable sort."""
     rng = np.random.default_rng(size)
     for levels in (1, 2, 5, 40):
         scores = rng.integers(0, levels, size).astype(np.float32)
@@ -167,7 +167,7 @@ def test_nucleus_has_the_order_of_a_stable_sort(size):
 
 
 def test_the_minimum_length_masks_sos_as_the_original_does(twins):
-    """The original means to hold back the end and masks another id; `strict_min_length` does what was meant."""
+    """The original means to mask the end but masks another id; `strict_min_length` masks the end."""
     single, _, port = twins
     config = port.config
     scores = np.full(config.num_speech_embeddings, -5.0, np.float32)

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.part("fast.layout")
 
 
 def by_row(array: Any) -> bool:
-    """Whether the numbers of a row lie side by side in memory."""
+    """Whether each row is contiguous in memory."""
     return memoryview(array).c_contiguous
 
 

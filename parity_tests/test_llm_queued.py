@@ -1,4 +1,4 @@
-"""The queued decoding loop: token for token the host loop, which `test_llm.py` holds to the reference."""
+"""The queued decoding loop gives the tokens of the host loop, which `test_llm.py` compares with the reference."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -34,7 +34,7 @@ def scores_of(logits):
 
 
 def on_both(rows, config=CONFIG):
-    """Of each (scores, history, seed): token and numbers drawn on the device, whether both are certain, and the host's.
+    """For each (scores, history, seed): token and count of numbers on the device, whether both are certain, the host's.
 
     All rows are evaluated at once: on a busy machine each evaluation waits for a thread.
     """
@@ -52,7 +52,7 @@ def on_both(rows, config=CONFIG):
 
 
 class Counted(SeededDraws):
-    """Draws that know how many numbers they gave."""
+    """Draws that count the numbers they give."""
 
     count = 0
 
@@ -80,7 +80,7 @@ def ordinary(rng, size):
 
 @pytest.mark.parametrize(("size", "rounds"), [(3, 15), (26, 15), (300, 200), (6761, 12)])
 def test_what_is_certain_is_what_the_host_chooses(size, rounds):
-    """And nearly all is certain, ties included; the history makes the second draw run in part of the rows."""
+    """Nearly all rows are certain, ties included; in some the history triggers the second draw."""
     rng, rows = np.random.default_rng(size), []
     for seed in range(rounds):
         for row in ordinary(rng, size):
@@ -93,7 +93,7 @@ def test_what_is_certain_is_what_the_host_chooses(size, rounds):
 
 
 def sum_at_the_edge(rng, seed):
-    """The best tokens' probabilities add up to top_p, but for some roundings."""
+    """The best tokens' probabilities add up to top_p, up to some roundings."""
     best = np.sort(rng.random(6) + 0.5)[::-1]
     off = 1 + rng.integers(-4, 5) * 2.0**-25
     others = 0.2 * rng.dirichlet(np.ones(60)) * 0.9
@@ -107,13 +107,13 @@ def neighbours(rng, seed):
 
 
 def equal_ratios(rng, seed):
-    """Two tokens of the nucleus whose ratios of probability to number are equal, but for some roundings."""
+    """Two tokens of the nucleus whose ratios of probability to number are equal, up to some roundings."""
     drawn = numbers(seed, 2).astype(np.float64)
     return scores_of(np.log([1.0, drawn[1] / drawn[0] * (1 + rng.integers(-4, 5) * 2.0**-25)])), []
 
 
 def equal_ratios_of_all(rng, seed):
-    """The same in the second draw: the first token is nearly certain, and repeats."""
+    """The same in the second draw: the first token is nearly certain and repeated."""
     drawn = numbers(seed, 4)[2:].astype(np.float64)
     off = 1 + rng.integers(-4, 5) * 2.0**-25
     return scores_of(np.log([0.9, *(0.1 * drawn * [1, off] / drawn.sum())])), [0]
@@ -123,7 +123,7 @@ def equal_ratios_of_all(rng, seed):
     ("near", "top_p"), [(sum_at_the_edge, 0.8), (neighbours, 0.8), (equal_ratios, 2.0), (equal_ratios_of_all, 0.8)]
 )
 def test_what_a_rounding_decides_is_left_to_the_host(near, top_p):
-    """And needs to be: float32 on the device would choose otherwise in some rows."""
+    """It has to be: in some rows float32 on the device chooses another token."""
     rng = np.random.default_rng(7)
     # For `equal_ratios` the first number, which the likelier token gets, has to be the larger one.
     rows = [(*near(rng, seed), seed) for seed in range(120) if np.diff(numbers(seed, 2)) < 0]
@@ -133,7 +133,7 @@ def test_what_a_rounding_decides_is_left_to_the_host(near, top_p):
 
 
 def test_numbers_drawn_ahead_are_those_that_the_draws_will_give():
-    """However many a token takes, and the draws themselves stay where they are."""
+    """However many numbers a token takes; the draws themselves do not advance."""
     draws, rng, drawn, most = SeededDraws(3), np.random.default_rng(0), 0, 85
     ahead, expected = sampling.Ahead(draws, most), -np.log(numbers(3, 40 * most).astype(np.float64))
     while drawn < 30 * most:
@@ -163,7 +163,7 @@ def texts(seed, length=4):
 
 
 def decoded(model, seed, count=None, pieces=2, **how):
-    """Tokens of some pieces that share their draws, the first `count` of each, and what the draws give next."""
+    """The first `count` tokens of each of some pieces that share their draws, and the next numbers of the draws."""
     draws, found = SeededDraws(seed), []
     for piece in range(pieces):
         job = model.inference(*texts(seed + piece), draws, **how)
@@ -180,7 +180,7 @@ def test_every_token_and_every_draw_is_that_of_the_host_loop(pair, strict):
 
 
 def test_doubtful_tokens_change_nothing_behind_them(pair, monkeypatch):
-    """Some of the choices are made doubtful: the host settles them, and the step queued behind is made again."""
+    """Some choices are made doubtful: the host decides them, and the step queued behind is repeated."""
     plain, queued = pair
     monkeypatch.setattr(sampling, "NEAR", 0.004)
     asked, settle = [], CosyVoice3LM.sampling_ids
@@ -195,7 +195,7 @@ def test_doubtful_tokens_change_nothing_behind_them(pair, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_a_loop_that_is_closed_early_leaves_nothing_running(pair, count):
-    """And its draws where the host loop would have left them."""
+    """Its draws are where the host loop would have left them."""
     plain, queued = pair
     with watched() as waits:
         found = decoded(queued, 1, count, strict_min_length=True)
@@ -206,7 +206,7 @@ def test_a_loop_that_is_closed_early_leaves_nothing_running(pair, count):
 
 @pytest.mark.parametrize("end", ["stop token", "maximum length"])
 def test_no_token_is_waited_for_with_nothing_queued(pair, end):
-    """The host loop waits once a token and has queued nothing; the queued loop waits once, for the token before."""
+    """Both loops wait once per token; only the host loop has nothing queued meanwhile."""
     ratio = 100.0 if end == "stop token" else 2.0  # the minimum
     for model, queues in zip(pair, (False, True), strict=True):
         changed = recast(model, type(model))
@@ -214,12 +214,12 @@ def test_no_token_is_waited_for_with_nothing_queued(pair, end):
         job = changed.inference(*texts(5), SeededDraws(5), strict_min_length=True)
         with watched() as waits:
             next(job)
-            waits.waits = waits.idle = 0  # the inputs were read too
+            waits.waits = waits.idle = 0  # reading the inputs does not count
             tokens = len([*islice(job, 5)])
             assert waits.waits == tokens == 5
             assert waits.idle == (0 if queues else tokens)
             tokens += len([*job])
-            ends = end == "stop token"  # it is read too, and the queued step behind it is waited for
+            ends = end == "stop token"  # this token is read too, and the step queued behind it awaited
             assert waits.waits == tokens + ends + ends * queues
             assert waits.idle == (1 if queues else tokens + ends)
             assert waits.queued == 0
@@ -250,7 +250,7 @@ def test_scores_that_are_no_numbers_are_refused(pair):
 
 
 def test_each_token_may_be_asked_for_by_another_thread(pair):
-    """Two that take turns, and one a token that ends before the next begins."""
+    """First two threads in turn, then a new thread for each token."""
     plain, queued = pair
     expected = [*plain.inference(*texts(4), SeededDraws(4), strict_min_length=True)]
     pools = [ThreadPoolExecutor(1, initializer=end_streams_with_thread) for _ in range(2)]
@@ -274,7 +274,7 @@ def test_the_form_is_put_in_place_where_it_is_asked_for(pair):
 @pytest.mark.float32
 @pytest.mark.part("fast.sampling", late=1)
 def test_decodings_of_the_checkpoint_over_hundreds_of_seeds(parity):
-    """Of the whole vocabulary of 6761."""
+    """With the whole vocabulary of 6761."""
     lm = parity.models.port.llm
     loops = [recast(lm, kind) for kind in (CosyVoice3LM, sampling.QueuedLM)]
     for loop in loops:

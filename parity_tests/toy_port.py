@@ -1,4 +1,4 @@
-"""A foreign port in miniature: numpy, channels first, names of its own; with one fault where that is asked for."""
+"""A miniature foreign port: numpy, channels first, names of its own; with one fault on request."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def toy_snake(x: np.ndarray, pitch: np.ndarray, faulty: bool) -> np.ndarray:
 
 
 def toy_parts(faulty: bool) -> Parts:
-    """What the toy offers: a convolution that looks back, Snake, and the residual block made of both."""
+    """The toy's parts: a convolution that looks back, Snake, and the residual block made of both."""
     parts = Parts()
 
     @parts.offers("vocoder.convolution.CausalConv1d")

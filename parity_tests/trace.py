@@ -1,9 +1,9 @@
-"""Say where both sides of one case first part.
+"""Say where the two sides of one case first differ.
 
     python -m parity_tests.trace CASE [--adapter NAME] [--checkpoint DIR] [--mlx-path DIR]
 
 CASE is an isolated case (`flow.attention`), numbers of the original (`golden.attention_nomask`), or a walk through the
-model (`walk.flow.full`, see `walks.py`); `list` prints all names. Exit code 1 when a checkpoint is over budget.
+model (`walk.flow.full`, see `walks.py`); `list` prints all names. Exit code 1 when a tensor is over budget.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from port.config import CosyVoice3Config
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line: print every part of a case, and the first one over budget in words."""
+    """Command line: print every tensor of a case, and describe the first one over budget."""
     parser = argparse.ArgumentParser(
         prog="python -m parity_tests.trace",
-        description="Run both sides of one case, compare every named part, and say where they first part.",
+        description="Run both sides of one case, compare every named part, and say where they first differ.",
         epilog="example: python -m parity_tests.trace walk.flow.full",
     )
     parser.add_argument("case", metavar="CASE", help="case, golden file or walk; 'list' prints all names")
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def divergence(first: Row, rows: Sequence[Row]) -> list[str]:
-    """One checkpoint over budget in lines: what and how far, isolated and chained, where in the tensor."""
+    """Describe a tensor over budget in lines: which and how far, isolated and chained, where in the tensor."""
     twins = [row for row in rows if row.name == first.name]
     row = first.entry("trace", first.reproduce or "trace")
     lines = [failure_sentence(row)]

@@ -1,9 +1,9 @@
 """The parity check of a conversion: the port loaded from the written folder against the reference of the source.
 
-One part is in memory at a time, its deep stack cut to the first layers, so that the official model can be held three
-times (port, float32 and float64) in little memory; that every other tensor is where it belongs is the audit's proof.
+One part is in memory at a time, its deep stack cut to the first layers, because it is needed three times (port, float32
+and float64). The audit proves that every other tensor is where it belongs.
 
-Float32 is judged by the suite's ratio. Stages of reduced precision only inform there (REDUCED) and are judged by their
+Float32 is judged by the suite's ratio. Stages of reduced precision are only reported (REDUCED) and judged by their
 quality against the float32 original instead: parity_tests/quality.py.
 """
 
@@ -42,7 +42,7 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
         folder: the conversion, complete.
 
     Returns:
-        One row for each checkpoint: `checkpoint`, `kind`, `status`, `ratio`, `message`.
+        One row for each tensor: `checkpoint`, `kind`, `status`, `ratio`, `message`.
 
     Raises:
         NotFloat32: a side does not compute in float32 here, so nothing can be compared.
@@ -53,7 +53,7 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
     precision, rows = precision_of(folder), []
     for name in tqdm(WALKS, desc="verify", unit="part", file=sys.stderr, disable=None):
         models = Models.load_part(source, folder, parts[plans[name].stage], config)
-        for several in (False, True):  # at real size other orders take a minute, and what passes needs none
+        for several in (False, True):  # other orders take a minute at real size and cannot change a pass
             found = walk(models, plans[name], isolated=False, several=several)
             found = reduced(found, precision.label, precision.stages)
             if not failures(found):

@@ -1,4 +1,4 @@
-"""Walks through the whole model: each stage on the checkpoint's weights, and the way from tokens to samples."""
+"""Walks through the whole model: each stage on the checkpoint's weights, and all from tokens to samples."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from port.flow.layers import RotaryEmbedding
 PROMPT_TOKENS, TOKENS, TEXT, STEPS = 12, 34, 9, 6
 
 BAKED = "the folder holds tables of the fixed timesteps in place of these weights"
-# What a port with baked timesteps has no weights for, alone: inside the whole its tables stand for them.
+# Parts that a port with baked timesteps cannot run alone: in the whole model its tables replace them.
 BY_TIME = ("SinusPositionEmbedding", "TimestepEmbedding", "AdaLayerNormZero", "AdaLayerNormZero_Final", "DiTBlock")
 
 
 @contextmanager
 def _without_tables(model: Any) -> Iterator[None]:
-    """The layers that make what a fast form looks up are called, as long as they are there."""
+    """Replace the tables of fast forms by the layers that compute them, if these are still there."""
     dit = model.flow.decoder.estimator
     times, rotary = dit.time_embed, dit.rotary_embed
     if isinstance(times, TimeTable) and "embedding" in times:
@@ -42,14 +42,13 @@ def _lacking(model: Any) -> dict[str, str]:
 
 GROUND = Ground(
     PARTS.values(),
-    # The reference keeps the official names; the port names the backbone for what it is, and MLX lists a sequence's
-    # layers.
+    # Official names, which the reference keeps -> names in the port; MLX puts a sequence's layers under `layers`.
     spelled={
         "llm.llm.model.model": "llm.qwen2",
         "speaker.head.layer1.": "speaker.head.layer1.layers.",
         "speaker.head.layer2.": "speaker.head.layer2.layers.",
     },
-    fused=("vocoder.f0_predictor.condnet.",),  # the pitch in float64, by matrix products
+    fused=("vocoder.f0_predictor.condnet.",),  # the port computes the pitch in float64, by matrix products
     inside=(".phases",),
     recording=_without_tables,
     lacking=_lacking,
@@ -95,7 +94,7 @@ def _vocoder(finalize: bool) -> Any:
 
 
 def _whole(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Tokens to samples: the flow's mel goes into the vocoder as it is."""
+    """Tokens to samples: the flow's mel goes into the vocoder unchanged."""
     feat = model.flow.inference(**{k: v for k, v in arguments.items() if k != "sine_waves"})
     wav, _ = model.vocoder.inference(feat, sine_waves=arguments["sine_waves"])
     return {"feat": feat, "wav": wav}

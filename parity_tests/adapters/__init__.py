@@ -1,4 +1,4 @@
-"""Ports that can be judged, a module each; `load_adapter` finds one by its name."""
+"""Adapters of the ports that can be judged, one module each; `load_adapter` loads one by name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def load_adapter(name: str, dtype: str = "float32") -> Adapter:
     """The adapter in `parity_tests/adapters/NAME.py`, made by its function `make(dtype=...)`.
 
     Raises:
-        AdapterError: no such module, no function `make`, a package that it needs is not installed, or it cannot be
-            made for another reason, such as a part that the suite does not know.
+        AdapterError: the module or its function `make` is missing, a package is not installed, or `make` raises,
+            for example because of a part that the suite does not know.
     """
     module = f"{__name__}.{name}"
     here = Path(__file__)

@@ -69,7 +69,7 @@ def lines(report: Report) -> list[str]:
 
 
 def _size(rows: Sequence[data.Row]) -> str:
-    """The worst ratio of failing rows; what they are where none has one."""
+    """The worst ratio of the failing rows, or a word if none has a ratio."""
     ratios = [row.ratio for row in rows if row.ratio is not None]
     unequal = any(row.status == "FAIL" for row in rows)
     return ratio_text(max(ratios)) if ratios else "unequal" if unequal else "no result"

@@ -1,6 +1,6 @@
 """What an audit compares beyond the isolated cases: the sampler on recorded draws, long audio, a port's own noise.
 
-The suite proves these of our own port by other means; a port that somebody else wrote is asked for them here.
+For this repository's port other tests of the suite cover these.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _sampling_cases() -> list[Case]:
     rng = np.random.default_rng(0)
     draws = rng.exponential(size=(ROWS, DRAWS, VOCABULARY)).astype(np.float32)
     scores = _scores(rng)
-    likely = np.argsort(-scores, axis=1)[:, :3].astype(np.int32)  # what was said lately, so that repetition is found
+    likely = np.argsort(-scores, axis=1)[:, :3].astype(np.int32)  # as recent tokens they trigger the repetition check
     rare = np.argsort(scores, axis=1)[:, :9].astype(np.int32)
     nucleus, ras, ids = EXTRA_PARTS
     call = dict(top_p=0.8, top_k=25)
@@ -99,7 +99,7 @@ def _sampling_cases() -> list[Case]:
 
 
 def _long_source(frames: int = 1500) -> Case:
-    """Half a minute: a phase that is summed in float32 has drifted by then."""
+    """Half a minute: long enough for a phase summed in float32 to drift."""
     return Case(
         "vocoder.sine.half_minute",
         PARTS["vocoder.source.SineGen2"],
@@ -109,7 +109,7 @@ def _long_source(frames: int = 1500) -> Case:
 
 
 def _resample() -> Case:
-    """A clip whose length divides evenly, so that nothing but the samples can differ."""
+    """A clip whose length divides evenly, so that the number of samples cannot differ."""
     call = dict(orig_freq=24000, new_freq=16000)
     return case("frontend.resample.even", "frontend.audio.resample", None, call, waveform=voice(7200))
 
@@ -120,7 +120,7 @@ def extra_cases() -> list[Case]:
 
 
 def noise_rows(adapter: Adapter) -> list[Row]:
-    """What the port takes for noise by itself, against the fixed buffers of the original."""
+    """The noise that the port draws itself, against the original's fixed buffers."""
     wanted = {"rand_noise": noise.rand_noise(NOISE_FRAMES), "sine_waves": noise.sine_waves(NOISE_SAMPLES)[None]}
     rows = []
     for name, truth in wanted.items():

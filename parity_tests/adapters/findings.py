@@ -1,8 +1,8 @@
-"""What was found in somebody else's port: causes read in its source, kept beside the adapter as data.
+"""Known causes of divergences in a foreign port, found in its source and kept beside the adapter as data.
 
 `findings/NAME.json` holds a list of findings. Each has globs of the rows it explains (`cases`), globs of rows that
-only follow from it (`follows`), and sentences for the port's maintainer: what diverges, where, which place of the
-original it contradicts, how to mend it, and what proves that this is the cause.
+only follow from it (`follows`), and sentences for the port's maintainer: what diverges and where, the code of the
+original that it contradicts, the fix, and the proof that this is the cause.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything known about one port; `notes` are what was not checked of it."""
+    """Everything known about one port; `notes` lists what was not checked."""
 
     causes: tuple[Finding, ...] = ()
     notes: tuple[Gap, ...] = ()
 
     def of(self, name: str) -> list[tuple[Finding, bool]]:
-        """The findings that explain a row, each with whether it is the cause itself."""
+        """The findings that explain a row, each with whether it is the direct cause."""
         direct = [(f, True) for f in self.causes if _matches(name, f.cases)]
         return direct + [(f, False) for f in self.causes if _matches(name, f.follows)]
 
     def explain(self, row: Row) -> Row:
-        """A failing row with its cause in words."""
+        """The row; if it fails, its message also states the cause."""
         reading = row.reading
         if reading.status not in BROKEN:
             return row

@@ -1,8 +1,8 @@
 """The CosyVoice 3 port inside the PyPI package mlx-audio-plus (0.1.8), by A. DePasquale.
 
-Channels-first like the original, so arrays pass as they are; the weights go through the package's own converter
-(`mlx_audio.tts.models.cosyvoice3.scripts.convert`) wherever that one knows the part, so each case tests it too.
-What it needs is pinned in mlx_audio_plus.requirements.txt; what was found is in findings/mlx_audio_plus.json.
+It is channels-first like the original, so arrays pass unchanged. Weights go through the package's own converter
+(`mlx_audio.tts.models.cosyvoice3.scripts.convert`) where it supports the part, so each case tests it too.
+Its packages are pinned in mlx_audio_plus.requirements.txt; the findings are in findings/mlx_audio_plus.json.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class MlxAudioPlus(PartsAdapter):
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """An MLX array, or what numpy takes, as an array; half precision as float32."""
+    """Convert an MLX array, or anything numpy accepts, to numpy; half precision becomes float32."""
     if isinstance(value, mx.array) and value.dtype in (mx.float16, mx.bfloat16):
         value = value.astype(mx.float32)
     return np.array(value)

@@ -1,4 +1,4 @@
-"""The adapter of this repository's own port; weights travel through convert/mapping.py, so each case tests it too."""
+"""The adapter of this repository's own port; weights go through convert/mapping.py, so each case tests it too."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class OwnPort(Side):
 
     Args:
         precision: of the weights.
-        forms: names of its fast forms (port/fast); None for what the run was asked for.
+        forms: names of the fast forms to use (port/fast); None for `usual`.
 
     Attributes:
-        usual: forms where none are named: None for those that suit the device, () for the plain port (`--plain`).
+        usual: the default forms: None for those that suit the device, () for the plain port (`--plain`).
     """
 
     name, package = "own", "port"
@@ -43,7 +43,7 @@ class OwnPort(Side):
         self.forms = self.usual if forms is None else forms
 
     def also(self, part: Part, config: Mapping[str, Any]) -> dict[str, Adapter]:
-        """The plain port, for a part of which something was replaced."""
+        """The plain port too, if a fast form replaces something in the part."""
         built = part.build("port", config)
         if self.forms is not None or not isinstance(built, nn.Module) or not replaced(speed_up(built, lazy=True)):
             return {}
@@ -59,7 +59,7 @@ class OwnPort(Side):
         return self.as_run(built)
 
     def as_run(self, built: Any, lazy: bool = False) -> Any:
-        """A part with its weights, as it is judged; `lazy` as for `speed_up`."""
+        """A part with its fast forms in place; `lazy` as for `speed_up`."""
         return speed_up(built, self.forms, lazy) if isinstance(built, nn.Module) else built
 
     def _stored(self, name: str, value: mx.array) -> mx.array:
@@ -96,7 +96,7 @@ def make(dtype: str = "float32") -> OwnPort:
 
 
 def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> str:
-    """Carry official weights into one part of the port through the conversion table.
+    """Load official weights into one part of the port through the conversion table.
 
     Args:
         module: the part, freshly built.
@@ -105,7 +105,7 @@ def load_part(module: nn.Module, part: Part, config: Mapping[str, Any], state: M
         state: official keys relative to the prefix.
 
     Returns:
-        what the part's parameter names start with inside the whole model.
+        Prefix of the part's parameter names in the whole model.
 
     Raises:
         ValueError: the table's keys are not exactly the part's parameters.

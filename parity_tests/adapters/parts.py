@@ -1,4 +1,4 @@
-"""Adapters written as one small function a part: a table from the part's path to the function that runs it."""
+"""Adapters as a table: the path of each part, and the function that runs it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def prefix(self) -> str:
-        """Where the part stands in that file, with the dot after it; '' for the whole file."""
+        """Prefix of the part's keys in that file, with a trailing dot; '' for the whole file."""
         place = self.part.at.partition(":")[2]
         return f"{place}." if place else ""
 
@@ -48,7 +48,7 @@ class Job:
         """An input that some cases leave to the port, such as its noise.
 
         Raises:
-            NotOffered: this case does.
+            NotOffered: this case does not give it.
         """
         if name not in self.inputs:
             raise NotOffered(f"the adapter runs {self.part.path.rpartition('.')[2]} with {name} given, not by itself")
@@ -76,7 +76,7 @@ class Parts(dict[str, Run]):
         """Decorator: the function runs the parts of these paths.
 
         Raises:
-            AdapterError: a path that no case asks for, or one that is offered already.
+            AdapterError: a path is in no case, or is offered already.
         """
         for path in paths:
             if path not in known_parts():
@@ -93,14 +93,14 @@ class Parts(dict[str, Run]):
 
 @cache
 def known_parts() -> frozenset[str]:
-    """Paths of all parts that a case asks for, those of an audit too."""
+    """Paths of all parts that appear in a case, including the extra cases of an audit."""
     from parity_tests.adapters.extra import EXTRA_PARTS
 
     return frozenset([*PARTS, *(part.path for part in EXTRA_PARTS)])
 
 
 def unknown(path: str, where: str, known: frozenset[str]) -> AdapterError:
-    """A part that nothing asks for would be left out of the audit in silence."""
+    """The error for an unknown path, which an audit would otherwise ignore silently."""
     near = get_close_matches(path, known, n=1, cutoff=0)
     return AdapterError(f"{where}: the suite has no part {path!r}; the nearest is {near[0]!r}")
 
@@ -111,11 +111,11 @@ class PartsAdapter(Adapter):
     Args:
         name: of the port.
         parts: what it offers.
-        absent: path, or its beginning, -> why the port does not offer it.
-        to_numpy: turns what a function of the table returns for an output into an array.
+        absent: path, or prefix of paths -> why the port does not offer it.
+        to_numpy: converts an output of these functions to an array.
 
     Raises:
-        AdapterError: no part's path is, or begins with, one of `parts` or `absent`.
+        AdapterError: an entry of `parts` or `absent` matches no part.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """Template of an adapter. Copy it to `parity_tests/adapters/NAME.py` and fill it in; docs/adapters.md explains it.
 
-As it stands it is an adapter of a port that offers three small parts, written in numpy.
+As it stands, it adapts a numpy port that offers three small parts.
 
     python -m parity_tests.audit NAME --only 'flow.rotary*'      while you write it
     python -m parity_tests.audit NAME                            the whole report
@@ -55,8 +55,8 @@ def snake(job: Job) -> Mapping[str, Any]:
 
 
 # 3. Noise is an input. Where your port draws its own, give it the array that the case brings (`noise`, `sine_waves`,
-#    `draws`): patch its generator for the length of the call, as adapters/mlx_audio_plus_parts/vocoder.py does. What
-#    it draws by itself is asked for once, below, and compared with the original's fixed buffers.
+#    `draws`): patch its generator during the call, as adapters/mlx_audio_plus_parts/vocoder.py does. The noise that
+#    it draws itself is compared once with the original's fixed buffers, by `noise` below.
 
 
 @PARTS.offers("flow.layers.apply_rotary_pos_emb")
@@ -68,7 +68,7 @@ def rotary(job: Job) -> Mapping[str, Any]:
     return {"y": np.concatenate([turned * np.cos(angles) + crossed * np.sin(angles), rest], axis=-1)}
 
 
-# 4. Say why the rest is missing; a path may be only the beginning of one. Parts that are neither offered nor named
+# 4. Say why the rest is missing; a key may be the prefix of several paths. Parts neither offered nor named
 #    here are skipped all the same, with a general reason. A skipped part never counts as passed.
 
 ABSENT = {
@@ -78,7 +78,7 @@ ABSENT = {
 
 
 class Template(PartsAdapter):
-    """The port's name stands in the report."""
+    """The report shows the name given here."""
 
     def __init__(self) -> None:
         super().__init__("template", PARTS, ABSENT)

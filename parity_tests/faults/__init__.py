@@ -1,4 +1,4 @@
-"""Faults of this repository's port: the tables, and what the judge must know to try them."""
+"""Faults of this repository's port: the tables, the packages they change, and the folders of tests."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from mlx_parity.faults.patch import Fault
 from mlx_parity.faults.table import read_tables
 from parity_tests.faults.parts import part_of
 
-PACKAGES = ("port", "convert")  # that faults are planted in
-TESTS = ("parity_tests", "tests")  # folders of tests that are tried
+PACKAGES = ("port", "convert")  # where faults are planted
+TESTS = ("parity_tests", "tests")  # folders of the tests that run
 TABLES = tuple(sorted(Path(__file__).parent.glob("*.txt")))
 
 

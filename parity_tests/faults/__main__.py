@@ -3,12 +3,12 @@
     python -m parity_tests.faults [--only NAME ...] [--json FILE] [--signatures FILE]
     python -m parity_tests.faults --patch FILE.patch ...
 
-A fault is caught when a check of the suite fails under it that passes without it. The isolated cases of its stage run
-first, then the tests marked with parts near its own, smallest parts first, up to the first failure. That names the
-right part when it belongs to the very part of the fault; one that merely contains it counts as wrong.
+A fault is caught if some check of the suite fails with it and passes without it. The isolated cases of its stage run
+first, then the tests marked with parts near its own, smallest parts first, up to the first failure. The part named by
+this failure must be the fault's own part; one that merely contains it counts as wrong.
 
 `make record` runs all and records score and signatures in parity_tests/data, for the report. A patch is applied to a
-copy of the checkout, where the suite runs as after any other change.
+copy of the checkout, and the suite runs there.
 
 examples:
   python -m parity_tests.faults --only guidance_rate_off_by_a_thousandth
@@ -42,7 +42,7 @@ from parity_tests.faults.score import caught_by, record, record_signatures
 
 
 def selected(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
-    """Faults of the given names, families or parts, else those whose name holds the given one; all where none is given.
+    """Faults of the given names, families or parts, else with the given text in their name; all if none is given.
 
     Raises:
         FaultError: a name that selects nothing.
@@ -59,7 +59,7 @@ def selected(faults: Sequence[Fault], names: Sequence[str]) -> list[Fault]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0 only if every fault is caught and nothing that was proved equivalent is; 2 for a usage error."""
+    """Exit code 0 only if every fault is caught and no equivalent one is; 2 for a usage error."""
     options = _parser().parse_args(argv)
     if options.jobs < 1 or options.limit <= 0:
         return _refused("--jobs and --limit must be positive")

@@ -1,4 +1,4 @@
-"""The suite as faults meet it: isolated cases of their stage, then the tests marked with parts near their own."""
+"""The checks that run for a fault: isolated cases of its stage, then tests marked with parts near its own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from parity_tests.models import prepare_folders
 from port import noise
 
 FOLDERS = "folders"
-EMBEDDED_SEED = 0  # of a run that is asked for no other
+EMBEDDED_SEED = 0  # the default seed of a run
 
 
 @dataclass
@@ -40,12 +40,12 @@ class Checks:
     """The checks of this repository; see `mlx_parity.faults.verdict.Suite`.
 
     Args:
-        signed: how wrong each isolated case is under a fault is kept as well.
-        truths: what the reference gives for each isolated case.
+        signed: also keep how wrong each isolated case is under a fault.
+        truths: the reference's results for each isolated case.
         folders: where the embedded checkpoint and its conversion were made.
-        reached: the port's functions that run in each isolated case, and for these folders.
-        tests: all that are marked with a part, smallest parts first.
-        arithmetic: what this machine was found to compute in.
+        reached: the port's functions that run in each isolated case, and to make these folders.
+        tests: all tests marked with a part, smallest parts first.
+        arithmetic: what `regime.arithmetic` found on this machine.
         caught_by: the check that caught each fault when the score was recorded, by the fault's name.
     """
 
@@ -61,7 +61,7 @@ class Checks:
     def prepare(self, faults: Iterable[Fault], workers: Workers) -> None:
         """Before any fault: import the tests, and run the reference on the cases that the faults need.
 
-        Nothing of it evaluates an array of MLX: workers are forks of this process.
+        This process must not evaluate an MLX array, because workers are its forks.
         """
         import_tests()
         names = [case.name for case in cases_for(faults)]
@@ -78,20 +78,20 @@ class Checks:
         return [batch for batch in (checks[::2], checks[1::2]) if batch]
 
     def lasts(self, fault: Fault) -> int:
-        """All tests of an equivalent one, some of one that a test caught last time, else isolated cases alone."""
+        """Expected duration: 2 if all tests run (equivalent), 0 if an isolated case caught it last time, else 1."""
         return 2 if fault.equivalent else int("::" in self.caught_by.get(fault.name, "::"))
 
     def look(self, fault: Fault, say: Say) -> tuple[Finding | None, Signature]:
-        """The first failure of a fault's checks; of all checks before it may count as survived.
+        """The first failure among the fault's own checks, else among all checks: only then has it survived.
 
-        An isolated case that does not run the changed function gives what it gave without the fault.
+        Isolated cases that do not run the changed function are skipped first: the fault cannot change them.
         """
         self._hand_on(fault)
         noise._FIXED = noise._FixedNoise()
         package, group = fault.part.split(".")[0], group_of(fault.part) or ""
         before = self._of(BEFORE.get(package, ()))
         own = [test for test in self._of((group, *GROUPS.get(group, ()))) if test not in before]
-        # Among the tests of one part the order proves nothing: the likely ones first.
+        # Within one part the order does not matter, so the likely tests run first.
         own.sort(key=lambda test: (place(test.part), test.by != self.caught_by.get(fault.name), not knows(test, fault)))
         cases = [case for case in cases_for([fault]) if fault.equivalent or self._reaches(case.name, fault)]
         signature: Signature = {}
@@ -118,7 +118,7 @@ class Checks:
         return seconds | (run_tests(tests, say).seconds if tests else {})
 
     def _hand_on(self, fault: Fault | None = None) -> None:
-        """Tests of this process take what no fault changes: the machine, the reference, perhaps the folders."""
+        """Let tests reuse what the fault cannot change: arithmetic, the reference's results, perhaps the folders."""
         regime.arithmetic = lambda: self.arithmetic
         judge.truth_of = self._truth_of
         if self.folders and not (fault and self._reaches(FOLDERS, fault)):
@@ -151,7 +151,7 @@ class Checks:
         return found, signature
 
     def _readings(self, case: Case) -> Iterator[tuple[str, Reading]]:
-        """Every checkpoint of a case, with its name in the report."""
+        """The reading of every output of a case, with its name in the report."""
         truth = self._truth_of(case)
         try:
             readings = judge.compared(case, truth, OwnPort())
@@ -163,7 +163,7 @@ class Checks:
 
 
 def cases_for(faults: Iterable[Fault]) -> list[Case]:
-    """The isolated cases of the stages that some faults are in, as they run: smallest parts first."""
+    """The isolated cases of these faults' stages, smallest parts first."""
     beginnings = dict.fromkeys(beginning for fault in faults for beginning in cases_of(fault.part))
     found = [case for beginning in beginnings for case in all_cases() if case.part.path.startswith(beginning)]
     return list({case.name: case for case in found}.values())
@@ -183,7 +183,7 @@ def _tests(say: Say) -> dict[str, Any]:
 
 
 def _folders(folder: Path, say: Say) -> dict[str, Any]:
-    """The embedded checkpoint and its conversion, and what of the port and the converter runs to make them."""
+    """Make the embedded checkpoint and its conversion; returns the folder and the functions that ran."""
     clear_caches(PACKAGES)
     with entered(PACKAGES) as reached:
         models.prepare_folders(None, None, folder, EMBEDDED_SEED)
@@ -193,7 +193,7 @@ def _folders(folder: Path, say: Say) -> dict[str, Any]:
 def _copied(
     made: Path, source: Path | None, folder: Path | None, scratch: Path, seed: int, *precision: Precision
 ) -> tuple[Path, Path]:
-    """`models.prepare_folders`, with a copy of those that `_folders` made where they are asked for."""
+    """`models.prepare_folders`; it copies what `_folders` made if the arguments ask for the same."""
     if source or folder or seed != EMBEDDED_SEED or precision not in ((), (FLOAT32,)):
         return prepare_folders(source, folder, scratch, seed, *precision)
     shutil.copytree(made, scratch, dirs_exist_ok=True)
@@ -201,7 +201,7 @@ def _copied(
 
 
 def _truths(names: Sequence[str], say: Say) -> dict[str, Any]:
-    """The truths of some cases, and what of the port runs in them."""
+    """The reference's results for some cases, and the port's functions that run in them."""
     truths, reached = {}, {}
     for case in (case for case in all_cases() if case.name in names):
         say(_check(case))
@@ -209,6 +209,6 @@ def _truths(names: Sequence[str], say: Say) -> dict[str, Any]:
         truths[case.name] = replace(truth, further=list(truth.further))
         clear_caches(PACKAGES)
         noise._FIXED = noise._FixedNoise()
-        with entered(PACKAGES) as reached[case.name], suppress(Exception):  # what fails is found out later
+        with entered(PACKAGES) as reached[case.name], suppress(Exception):  # failures show later
             judge.compared(case, truth, OwnPort())
     return {"truths": truths, "reached": reached}

@@ -1,6 +1,6 @@
 """Which part a fault belongs to, and in which order the parts' tests run for it.
 
-A test says by `@pytest.mark.part("stream.memory")` which part it speaks of when it fails; nothing here knows a test.
+A test says by `@pytest.mark.part("stream.memory")` which part its failure names; nothing here refers to a test.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from functools import cache
 from parity_tests.cases import all_cases
 from parity_tests.parts import PARTS
 
-# Groups of parts by the beginning of their paths, smallest first, each with the groups whose tests it needs beside its
-# own. Tests run in this order, so that the smallest part that is wrong is named.
+# Prefix of a group of parts -> other groups whose tests run for it too. Smallest groups first: tests run in this
+# order, so that the smallest wrong part is named.
 GROUPS: dict[str, tuple[str, ...]] = {
     "convert.transforms": ("convert",),
     "frontend.text": (),
@@ -56,8 +56,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "cosyvoice3": (),
     "app": (),
 }
-# Whose isolated cases run for a part, by the beginnings of their paths and in that order, where those are not of its
-# own package alone.
+# Part -> prefixes of the isolated cases that run for it, in this order; by default those of its own package.
 CASES: dict[str, tuple[str, ...]] = {
     "convert": ("",),
     "flow": ("flow.", "fast."),
@@ -67,7 +66,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "stream.vocoder": ("vocoder.",),
     "batched": (),
 }
-# Groups whose tests run before any isolated case, which all depend on them.
+# Package -> groups whose tests run before its isolated cases, which depend on them.
 BEFORE = {"convert": ("convert.transforms",)}
 # Parts that tests name and that have no isolated case.
 WITHOUT_CASES = frozenset(
@@ -82,8 +81,8 @@ WITHOUT_CASES = frozenset(
         *("noise", "model.CosyVoice3Model", "model.drop_silence", "model.interpolate", "cosyvoice3"),
     }
 )
-STAGES = ("llm", "flow", "vocoder", "model")  # that walks name
-# What tests may speak of besides, in which no fault of the port can lie.
+STAGES = ("llm", "flow", "vocoder", "model")  # named by walks
+# Other names that tests may use; no fault of the port belongs to them.
 ASIDE = ("reference", "liveness", "faults")
 
 
@@ -93,26 +92,26 @@ def is_part(path: str) -> bool:
 
 
 def part_of(where: str) -> str | None:
-    """The smallest known part that `module:qualified.name` lies in; None where there is none."""
+    """The smallest known part that `module:qualified.name` lies in; None if there is none."""
     words = where.replace(":", ".").split(".")
     paths = [".".join(words[:n]) for n in range(len(words), 0, -1)]
     return next((path for path in paths if path in PARTS or path in WITHOUT_CASES), None)
 
 
 def group_of(part: str) -> str | None:
-    """The group of a part: the longest beginning of its path."""
+    """The group of a part: the longest prefix of its path."""
     return _longest(GROUPS, part)
 
 
 def cases_of(part: str) -> tuple[str, ...]:
-    """Beginnings of the parts whose isolated cases run for a fault in `part`."""
+    """Prefixes of the parts whose isolated cases run for a fault in `part`."""
     found = _longest(CASES, part)
     return CASES[found] if found else (f"{part.split('.')[0]}.",)
 
 
 @cache
 def place(part: str) -> tuple[int, int]:
-    """Sorts parts: by their groups, then as their isolated cases come, then those without."""
+    """Sort key of a part: its group, then the order of the isolated cases; parts without one come last."""
     paths = list(dict.fromkeys(case.part.path for case in all_cases()))
     group = group_of(part)
     at = paths.index(part) if part in paths else len(paths) + (part in STAGES)

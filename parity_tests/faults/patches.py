@@ -1,9 +1,9 @@
-"""Faults that come as patches of the checkout: applied to a copy, where the suite runs as after any other change.
+"""Faults given as patches of the checkout: each is applied to a copy, and the suite runs there.
 
     python -m parity_tests.faults.patches [--only TEST] [--without TEST ...] [FILE ...]
 
-runs the suite of the checkout it stands in, tests near the named files first, and says on a line each which test
-begins and which fails; `judge_patches` calls it in the copy.
+runs the suite of its own checkout, tests near the named files first, and prints a line for each test that begins or
+fails. `judge_patches` calls it in the copy.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def judge_patches(patches: Sequence[Path], limit: float) -> int:
         limit: seconds that one test may take.
 
     Raises:
-        FaultError: a patch that does not apply, or that leaves the checkout.
+        FaultError: a patch does not apply, or touches a file outside the checkout.
     """
     survived = 0
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         whole = Path(folder) / "whole"
         copy_checkout(whole)
-        touched = {patch: _touched(whole, patch) for patch in patches}  # all, before any takes its time
+        touched = {patch: _touched(whole, patch) for patch in patches}  # check all before the first run
         for patch in patches:
             changed = Path(folder) / "changed"
             shutil.copytree(whole, changed, symlinks=True)
@@ -65,7 +65,7 @@ def copy_checkout(folder: Path) -> None:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # patches count from here
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)  # git apply resolves paths from here
 
 
 def _touched(folder: Path, patch: Path) -> list[str]:
@@ -96,12 +96,12 @@ def _first(changed: Path, whole: Path, touched: Sequence[str], limit: float) -> 
         if found is None or _run(whole, ["--only", found.check.by], limit / 10 if found.endless else limit) is None:
             return found
         if "::" not in found.check.by:
-            return None  # nothing can be collected, here or there
+            return None  # collection fails in both copies
         known.append(found.check.by)
 
 
 def _run(folder: Path, arguments: Sequence[str], limit: float) -> Finding | None:
-    """What fails first in a copy; a test that does not end within the limit fails."""
+    """The first failure in a copy; a test that does not end within the limit fails."""
     command = [sys.executable, "-m", "parity_tests.faults.patches", *arguments]
     process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
@@ -128,7 +128,7 @@ def _run(folder: Path, arguments: Sequence[str], limit: float) -> Finding | None
 
 
 class Nearest:
-    """A pytest plugin: the tests near some files first, smallest parts first, and a line for each."""
+    """A pytest plugin: runs tests near some files first, smallest parts first, and prints a line for each."""
 
     def __init__(self, touched: Sequence[str], without: Sequence[str], out: int) -> None:
         paths = [Path(file).with_suffix("").parts for file in touched]
@@ -165,14 +165,14 @@ class Nearest:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: pytest's; that of `--only` is 0 for a file that can be collected."""
+    """Exit code: pytest's; `--only` with a file merely collects it."""
     parser = argparse.ArgumentParser(prog="python -m parity_tests.faults.patches")
     parser.add_argument("--only", metavar="TEST")
     parser.add_argument("--without", action="append", default=[], metavar="TEST")
     parser.add_argument("files", nargs="*", metavar="FILE")
     options = parser.parse_args(argv)
     out = os.dup(1)
-    os.dup2(2, 1)  # pytest's own words are nobody's
+    os.dup2(2, 1)  # the pipe gets only our own lines
     words = [*([options.only] if options.only else TESTS), *SUITE]
     if options.only and "::" not in options.only:
         words.append("--collect-only")

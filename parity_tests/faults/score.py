@@ -1,4 +1,4 @@
-"""What was recorded of the catalogue, for the report: its score, and what each fault looks like from outside."""
+"""Recorded results of the fault catalogue, for the report: the score, and the signature of each fault."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mlx_parity.sides import regime
 
 ROOT = Path(__file__).parents[2]
 SCORE, SIGNATURES = (ROOT / "parity_tests" / "data" / f"fault_{what}.json" for what in ("score", "signatures"))
-# What the score depends on, and the signatures.
+# Code that the score and the signatures depend on.
 CODE = ("port", "convert", "reference", "parity_tests", "mlx_parity")
 OF_SIGNATURES = ("port", "convert", "parity_tests/cases", "parity_tests/faults")
 
 
 def record(verdicts: Sequence[Verdict], started: datetime) -> str:
-    """Text of a file of the score, one row a line, with the circumstances it was measured in."""
+    """Text of the score file, one row per line, with date, commit, versions and fingerprint."""
     found = plain(read(Faults, {"rows": [verdict.to_dict() for verdict in verdicts]}, "faults"))
     about = {
         "started": started.isoformat(timespec="seconds"),
@@ -40,13 +40,13 @@ def record(verdicts: Sequence[Verdict], started: datetime) -> str:
 
 
 def caught_by(path: Path = SCORE) -> dict[str, str]:
-    """What caught each fault when the score was recorded, by the fault's name."""
+    """The check that caught each fault when the score was recorded, by the fault's name."""
     rows = json.loads(path.read_text("utf-8"))["rows"] if path.is_file() else ()
     return {row["name"]: row["by"] for row in rows if row["by"]}
 
 
 def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
-    """The report's section `fault_catalogue`: the recorded score, and whether the code has not changed since."""
+    """The report's section `fault_catalogue`: the recorded score, and whether the code is unchanged since."""
     if not path.is_file():
         return None
     found = json.loads(path.read_text("utf-8"))
@@ -54,7 +54,7 @@ def catalogue_section(path: Path = SCORE) -> dict[str, Any] | None:
 
 
 def record_signatures(found: Mapping[str, tuple[str, Signature]]) -> str:
-    """Text of a file of signatures, from family and signature by the fault's name."""
+    """Text of the signature file; `found` maps a fault's name to its family and signature."""
     return signatures.record(found, fingerprint(ROOT, OF_SIGNATURES))
 
 

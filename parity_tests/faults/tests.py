@@ -1,4 +1,4 @@
-"""Tests that are marked with a part, run by pytest in this process, in their order."""
+"""Run the tests marked with a part by pytest, in this process and in a given order."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Run:
     """A pytest plugin that runs some tests in their order.
 
     Attributes:
-        order: node ids; None for all that are marked.
+        order: position of each test by node id; None for all.
         seconds: of the tests that passed.
         failed: node id and last line of the first that failed.
-        marked: node id and part of what was collected.
-        late: 1 for what takes long, after the other tests of its part.
+        marked: node id and part of each collected test.
+        late: 1 for a slow test, which runs after the others of its part.
     """
 
     order: dict[str, int] | None
@@ -77,8 +77,8 @@ class Run:
 
 
 def import_tests() -> None:
-    """Import what a run of pytest imports, and PyTorch at the first use of another order: seconds of each worker."""
-    # A failure is enough: Hypothesis need not look for the smallest of its kind.
+    """Import what pytest and PyTorch would import later, which would cost each worker seconds."""
+    # Any failure is enough: Hypothesis need not shrink it.
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     how = hypothesis.settings(deadline=None, derandomize=True, report_multiple_bugs=False, phases=phases)
     hypothesis.settings.register_profile("faults", how)
@@ -91,7 +91,7 @@ def import_tests() -> None:
         plugin.load()
     import_module("torch._dynamo")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is slow, and is meant to be: Hypothesis reads the constants of all modules
+        warnings.simplefilter("ignore")  # slow on purpose: Hypothesis reads the constants of all modules here once
         hypothesis.given(strategies.integers())(lambda _: None)()
 
 
@@ -99,7 +99,7 @@ def marked_tests() -> list[Check]:
     """All tests that name a part, smallest parts first.
 
     Raises:
-        FaultError: a test that cannot be imported, or that names a part that there is not.
+        FaultError: a test cannot be imported, or names an unknown part.
     """
     run = _pytest(Run(None, print), ["--collect-only", *(str(ROOT / folder) for folder in TESTS)])
     for nodeid, message in run.failed.items():
@@ -113,19 +113,19 @@ def marked_tests() -> list[Check]:
 
 @cache
 def _modules_of(file: str) -> frozenset[str]:
-    """Names of the modules that a test file has something of."""
+    """Names of the modules that a test file imports from."""
     values = vars(import_module(Path(file).with_suffix("").as_posix().replace("/", "."))).values()
     return frozenset(str(getattr(value, "__module__", None) or getattr(value, "__name__", "")) for value in values)
 
 
 def knows(test: Check, fault: Fault) -> bool:
-    """Whether a test's file imports from that of the fault: of the tests of one part, those run first."""
+    """Whether a test's file imports from the fault's module; within one part such tests run first."""
     path = fault.where.partition(":")[0]
     return (path if path.split(".")[0] in PACKAGES else f"port.{path}") in _modules_of(test.by.partition("::")[0])
 
 
 def first_failing(tests: Sequence[Check], say: Say) -> Finding | None:
-    """Run tests in their order up to the first that fails."""
+    """Run tests in this order, up to the first failure."""
     if not tests:
         return None
     parts = {test.by: test.part for test in tests}
@@ -135,7 +135,7 @@ def first_failing(tests: Sequence[Check], say: Say) -> Finding | None:
 
 
 def run_tests(tests: Sequence[Check], say: Say, *options: str) -> Run:
-    """Run tests in their order, in this process.
+    """Run tests in this order, in this process.
 
     Raises:
         FaultError: none ran.

@@ -3,9 +3,9 @@
     python -m parity_tests.golden DIR [--side reference|port|both] [--json FILE] [--only GLOB]
 
 DIR holds NAME.safetensors: weights `w.*`, inputs `in.*`, the original's results `out.*` (float32) and `out64.*`
-(float64). What a file is stands in DIR/manifest.json or in its own metadata, never in its name: `upstream` (the class
-or function of the original), `config` (its sizes) and `call` (arguments of the call). A file that these do not explain,
-or that is not what the manifest says, is an ERROR. judge.py says when a tensor passes.
+(float64). DIR/manifest.json or its own metadata describe a file, never its name: `upstream` (the class or function of
+the original), `config` (its sizes) and `call` (arguments of the call). A file without these, or one that contradicts
+the manifest, is an ERROR. judge.py says when a tensor passes.
 """
 
 from __future__ import annotations

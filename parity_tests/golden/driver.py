@@ -1,7 +1,7 @@
-"""Golden files of the model driver: what one object does over several requests, and the silent-token filter.
+"""Golden files of the model driver: several requests on one object, and the silent-token filter.
 
-Written for either side like the functions of `functions.py`; on the way they check what is no tensor: lengths of
-the chunks, which runs of the two networks made them, and how the hop grows.
+Each function runs on either side, like those of `functions.py`. They also check values that are no tensors: lengths of
+the chunks, the calls of the two networks, and how the hop grows.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from port.config import CosyVoice3Config, LLMConfig, Qwen2Config, SpeakerConfig,
 from port.request import Chance, Prompt, Stream
 
 FLOW, VOCODER = "flow.decoder.CausalMaskedDiffWithDiT.inference", "vocoder.generator.CausalHiFTGenerator.inference"
-# The file brings no weights for these parts, and voice conversion from tokens does not touch them.
+# The file has no weights for these parts; voice conversion from tokens does not use them.
 UNUSED: dict[str, Any] = {
     "llm": LLMConfig(qwen2=Qwen2Config(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                        num_attention_heads=2, num_key_value_heads=1), speech_token_size=8),
@@ -32,7 +32,7 @@ UNUSED: dict[str, Any] = {
 
 
 def model_tts_vc(file: Recorded, side: Side) -> Arrays:
-    """The requests of `call.rounds` in turn on one object, tokens given.
+    """Run the requests of `call.rounds` in turn on one object, with given tokens.
 
     Raises:
         RecordError: chunk lengths, runs of the networks or the hop differ from the original's.
@@ -45,7 +45,7 @@ def model_tts_vc(file: Recorded, side: Side) -> Arrays:
 
 
 def requests(file: Recorded, side: Side) -> tuple[Arrays, dict[str, list[Any]]]:
-    """Chunks and mels by golden name; and what `call` records of the way: chunks, runs of the networks, the hop."""
+    """Chunks and mels by golden name; and what `call` records: chunk lengths, calls of the networks, the hop."""
     config = CosyVoice3Config(
         flow=flow_config(file.config["flow"]), vocoder=vocoder_config(file.config["hift"]), **UNUSED
     )
@@ -66,7 +66,7 @@ def requests(file: Recorded, side: Side) -> tuple[Arrays, dict[str, list[Any]]]:
     tokens = file.inputs["source_speech_token"].shape[1] / slowest
     samples = math.ceil(config.vocoder.hop_samples * config.flow.token_mel_ratio * tokens)
     inputs["chance"] = Chance(sine_waves=side.tensor(np.tile(tile, (1, -(-samples // tile.shape[1]), 1))))
-    with recorded(side.package, model) as recorder:  # the port's other way computes less
+    with recorded(side.package, model) as recorder:  # incremental streams, below, compute less
         found, seen = _rounds(model, file, side, inputs, incremental=False)
     if side.package == "port":
         model.token_hop_len = config.streaming.token_hop_len
@@ -88,7 +88,7 @@ def requests(file: Recorded, side: Side) -> tuple[Arrays, dict[str, list[Any]]]:
 
 
 def request(words: str) -> dict[str, Any]:
-    """Options of a request from what `call.rounds` says: "stream ..." or "offline ...", and "speed=1.25".
+    """Options of a request, parsed from an entry of `call.rounds`: "stream ..." or "offline ...", and "speed=1.25".
 
     Raises:
         RecordError: it says neither.
@@ -103,7 +103,7 @@ def request(words: str) -> dict[str, Any]:
 def _rounds(
     model: Any, file: Recorded, side: Side, inputs: dict[str, Any], incremental: bool
 ) -> tuple[Arrays, dict[str, list[Any]]]:
-    """All requests in turn: their chunks by golden name, and the hops and lengths on the way."""
+    """Run all requests in turn; returns their chunks by golden name, and the hops and chunk lengths."""
     found: Arrays = {}
     seen: dict[str, list[Any]] = {"hop_before": [], "hop_after": [], "chunks": []}
     for number, words in enumerate(file.call["rounds"]):
@@ -118,12 +118,12 @@ def _rounds(
 
 
 def _further(one: np.ndarray, other: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """Of two results of one shape the one that is further from the original."""
+    """The one of two results of one shape that is further from the original."""
     return max(one, other, key=lambda found: np.abs(found - original).max())
 
 
 def silent_filter(file: Recorded, side: Side) -> Arrays:
-    """The tokens that are left of what a language model gave."""
+    """The tokens of a language model that the filter keeps."""
     config = StreamingConfig(
         silent_tokens=tuple(file.config["silent_tokens"]), max_silent_tokens=file.config["max_silent_token_num"]
     )

@@ -1,4 +1,4 @@
-"""Golden files that are no case of one part (`FUNCTIONS` says why): each has a function of its own here.
+"""Golden files that cannot be replayed as a case of one part (`FUNCTIONS` says why): each has a function here.
 
 A function is written once and runs on either side. It reads sizes, steps, seeds and windows from the file's `config`
 and `call` and from the names of its tensors.
@@ -23,14 +23,14 @@ from parity_tests.parts import PARTS, swap
 from port import noise
 from port.config import CFMConfig, DiTConfig, FlowConfig
 
-# Numbers that initialising the original's layers draws between the flow's noise and the source's (measured).
+# How many numbers the original draws to initialise layers, between the flow's noise and the source's (measured).
 DRAWS_OF_LAYERS = 3_852_961
 
 Replay = Callable[[Recorded, Side], Arrays]
 
 
 def _named(file: Recorded, pattern: str) -> Iterator[tuple[str, re.Match[str]]]:
-    """The file's outputs whose whole name fits a pattern."""
+    """The file's outputs whose whole name matches a pattern."""
     for name in file.out:
         if match := re.fullmatch(pattern, name):
             yield name, match
@@ -55,7 +55,7 @@ def _weight_norm(file: Recorded, side: Side) -> Arrays:
 def _rotary(file: Recorded, side: Side) -> Arrays:
     embedding = side.build(PARTS["flow.layers.RotaryEmbedding"], file.config, file.weights)
     freqs = embedding(file.call["seq_len"])
-    freqs = freqs - freqs[:, :1]  # positions may be counted from anywhere, the file's are from 0
+    freqs = freqs - freqs[:, :1]  # relative to the first position, which is 0 in the file
     tables, rotate = side.get("flow.layers.rotary_tables")(freqs), side.get("flow.layers.apply_rotary_pos_emb")
     found = {
         "freqs": freqs,
@@ -68,7 +68,7 @@ def _rotary(file: Recorded, side: Side) -> Arrays:
 
 
 def _schedule(file: Recorded, side: Side) -> Arrays:
-    """The times as the solver yields them, around an estimator too small to matter."""
+    """The times as the solver yields them, with a tiny estimator."""
     sizes = DiTConfig(dim=16, depth=1, heads=1, dim_head=16, mel_dim=2, mu_dim=2, spk_dim=2, out_channels=2)
     if file.config.get("t_scheduler", "cosine") != "cosine":
         raise RecordError(f"t_scheduler {file.config['t_scheduler']!r}: both sides have the cosine only")
@@ -92,9 +92,9 @@ def _schedule(file: Recorded, side: Side) -> Arrays:
 
 
 def _noise(file: Recorded, side: Side) -> Arrays:
-    """Torch itself on the side of the reference, the port's numpy generator on the other.
+    """Random numbers from torch for the reference, from the port's numpy generator for the port.
 
-    `rand_noise_*` and `sine_waves_*` are the windows of `call` in the two buffers; `rand_N_seedS`, `randn_N_seedS` and
+    `rand_noise_*` and `sine_waves_*` are windows of two buffers, given in `call`; `rand_N_seedS`, `randn_N_seedS` and
     `exponential_N_seedS` the first N numbers of a seed; `rand_after_N` those that follow `randn_N_seedS`.
     """
     found: Arrays = {}
@@ -126,7 +126,7 @@ def _window(file: Recorded, key: str) -> tuple[int, int]:
 
 
 def _draw(side: Side, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
-    """Draws in a row from one seed: name, kind and how many."""
+    """Consecutive draws from one seed; `draws` gives name, kind and count of each."""
     if side.package == "port":
         source = noise.TorchGenerator(seed)
         calls = {"rand": source.uniform, "randn": source.normal, "exponential": source.exponential}
@@ -141,7 +141,7 @@ def _draw(side: Side, seed: int, draws: list[tuple[str, str, int]]) -> Arrays:
 
 
 def _source_noise(rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """`rand_ini` (9,) and the first rows of `sine_waves` (rows, 9) as torch draws them after all that comes before."""
+    """`rand_ini` (9,) and the first rows of `sine_waves` (rows, 9) as torch draws them, after all earlier draws."""
     generator = torch.Generator().manual_seed(0)
     torch.randn(1, 80, noise.MAX_FRAMES, generator=generator)
     torch.rand(DRAWS_OF_LAYERS, generator=generator)
@@ -150,26 +150,26 @@ def _source_noise(rows: int) -> tuple[np.ndarray, np.ndarray]:
     return ini.numpy(), torch.rand(rows, 9, generator=generator).numpy()
 
 
-# By the last words of the original's path, as in `table.TABLE`.
+# By the end of the original's path, as in `table.TABLE`.
 FUNCTIONS: dict[str, Replay] = {
-    # How torch makes the layer's weights, which no side has.
+    # Torch's own weight norm, which neither side contains.
     "weight_norm": _weight_norm,
-    # Several twins in turn; positions are compared from the file's first one on.
+    # Several parts in turn; positions are relative to the file's first.
     "RotaryEmbedding": _rotary,
     "CausalConditionalCFM": _schedule,
-    # Random numbers: they follow from a seed and take no tensor.
+    # Random numbers: they take a seed and no tensor.
     "CausalConditionalCFM.rand_noise": _noise,
     "CausalHiFTGenerator.m_source": _noise,
     "ras_sampling": language.sampling,
     "nucleus_sampling": language.sampling,
-    # Drivers: results that arrive one at a time, and a state that outlives the call.
+    # Drivers: they yield results one at a time and keep a state between calls.
     "CosyVoice3LM.inference": language.llm_greedy,
     "CosyVoice3LM.inference_bistream": language.llm_bistream,
     "CosyVoice3Model.tts": driver.model_tts_vc,
     "CosyVoice3Model.llm_job": driver.silent_filter,
 }
 _RMS = "transformers evaluates RMSNorm and the rotary angles in float32 in a float64 model too; the reference does not"
-# Part -> outputs whose recorded float64 is none, and why.
+# Part -> outputs recorded as float64 but computed in float32, and why.
 NOT_DOUBLE = {
     part: ({"prefill_hidden", "logits", "scores_given_to_sampling"}, _RMS)
     for part in ("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream")

@@ -1,8 +1,8 @@
-"""The verdicts on golden files, tensor by tensor.
+"""Judge golden files, tensor by tensor.
 
-The reference passes when its float64 run agrees with the original's to 1e-12 relative rms (that proves the mathematics)
-and when neither's float32 run is further from the truth than the ratio of compare.py allows to the other. The truth is
-the original's float64, or the reference's where the original has none. The port passes by the same ratio.
+The reference passes if its float64 run agrees with the original's to 1e-12 relative rms (the mathematics is the same)
+and if the float32 errors of the two differ by no more than the ratio of compare.py. The truth is the original's
+float64, or the reference's where the original has none. The port is judged by the same ratio.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def judge_file(file: Recorded, *sides: str) -> list[GoldenRow]:
 
 
 def judge_replays(replays: Replays, *sides: str) -> list[GoldenRow]:
-    """Every tensor of one file on each side, by runs that are made or given."""
+    """Every tensor of one file on each side, from the runs in `replays`."""
     file, part, rows = replays.file, replays.part, []
     names = dict.fromkeys([*file.out, *file.out64])
     for side in sides:
@@ -59,7 +59,7 @@ def judge_replays(replays: Replays, *sides: str) -> list[GoldenRow]:
 
 
 def judge_pair(path: Path, *sides: str) -> list[GoldenRow]:
-    """Every length of an ONNX file and what onnxruntime made of it, see onnx.py."""
+    """Every length of an ONNX file against onnxruntime's embedding, see onnx.py."""
     try:
         files, others = read_pair(path)
     except Exception as error:
@@ -75,7 +75,7 @@ def judge_pair(path: Path, *sides: str) -> list[GoldenRow]:
 
 
 def _not_the_other(replays: Replays, other: np.ndarray, name: str, passed: bool) -> list[GoldenRow]:
-    """Where 1.32 gave another embedding than 1.18, the reference must not be near it."""
+    """Where the embedding of 1.32 differs from that of 1.18, the reference must not agree with 1.32."""
     reading = Judge(replays, "embedding").compare(other, replays.single["embedding"])
     if passed and reading.status == "PASS":
         return []
@@ -100,7 +100,7 @@ def _omitted(part: str, name: str, side: str) -> str | None:
 
 
 class Judge:
-    """One tensor of a file: what the original gave, what the reference gives, and which of them is the truth."""
+    """One tensor of a file: the original's, the reference's, and which of them is the truth."""
 
     def __init__(self, replays: Replays, name: str) -> None:
         self.replays, self.name, file = replays, name, replays.file
@@ -134,7 +134,7 @@ class Judge:
         )
 
     def compare(self, value: np.ndarray, *measures: np.ndarray | None) -> Reading:
-        """By the truth; e_ref is the largest of `measures`, of the reference in other orders too where it must be."""
+        """Judge by the truth; e_ref is the largest of `measures`. After a failure sums in other orders count too."""
         first, *others = (measure for measure in measures if measure is not None)
         if not self.exact and self.truth.size and not self.truth.any():  # the time of the first step: exact or wrong
             same = value.shape == self.truth.shape and not value.any()
@@ -168,7 +168,7 @@ class Judge:
         names, why = NOT_DOUBLE.get(self.replays.part, ((), ""))
         distance, limit, note = agreement(self.double, self.out64), DOUBLE_LIMIT, ""
         if not distance <= limit:
-            if self.name in names:  # no more than a float32 run of the original
+            if self.name in names:  # it is only a float32 run of the original
                 return self._judged("reference", "ratio64", self.compare(self.out64, self.single), why)
             cost = agreement(self.replays.moved[self.name], self.double)
             limit = min(max(limit, BUDGET * cost), FLOOR)
@@ -214,7 +214,7 @@ def _judge_path(path: Path, manifest: dict[str, Entry] | None, sides: Sequence[s
 
 
 def cases_of(path: Path) -> list[Case]:
-    """An embedded file as cases: one for each call that reproduces it, none where it has a function of its own."""
+    """An embedded file as cases: one for each call that reproduces it, none if it has a function in `FUNCTIONS`."""
     file = Recorded.read(path)
     return [case for case, _ in cases(file, Replays(file).part)]
 
@@ -227,7 +227,7 @@ def report_rows(path: Path) -> list[Row]:
 
 
 def report_row(row: GoldenRow, module: str, folder: Path) -> Row:
-    """A row of the report; `folder` as the command that repeats it names it."""
+    """A row of the report; `folder` appears in the command that repeats it."""
     package = module.split(".")[0]
     stage = PARTS[module].stage if module in PARTS else {"model": "whole"}.get(package, package)
     reading = row.reading or Reading(row.status, row.note or numbers(row))
@@ -236,5 +236,5 @@ def report_row(row: GoldenRow, module: str, folder: Path) -> Row:
 
 
 def numbers(row: GoldenRow) -> str:
-    """Value and limit of a row, where it has them."""
+    """Value and limit of a row, or '' without a value."""
     return "" if row.value is None else f"{row.measure}: {row.value:.3g}, limit {row.limit:.3g}"

@@ -1,6 +1,6 @@
-"""Golden files of the language model: sampling from recorded draws, and tokens one at a time.
+"""Golden files of the language model: sampling from recorded draws, and generation token by token.
 
-Written for either side like the functions of `functions.py`.
+Each function runs on either side, like those of `functions.py`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from port.config import LLMConfig, SamplingConfig
 
 
 def _scores(side: Side, row: np.ndarray) -> Any:
-    """The port samples on the host, in numpy."""
+    """A copy of a row for the sampler; the port samples on the host, in numpy."""
     return row.copy() if side.package == "port" else side.tensor(row)
 
 
 def sampling(file: Recorded, side: Side) -> Arrays:
-    """Independent draws, each with a seed of its own in the file, or one seed in `call` and draws in a row."""
+    """Independent draws with one seed each (`in.seed`), or consecutive draws from one seed in `call`."""
     config = SamplingConfig(**file.config)
     return _draws(file, side, config) if "seed" in file.inputs else _chain(file, side, config)
 
@@ -42,7 +42,7 @@ def _draws(file: Recorded, side: Side, config: SamplingConfig) -> Arrays:
     found: dict[str, list[Any]] = {k: [] for k in ("id", "nucleus_id", "triggered", "kept", "prob", "n_neg_inf_after")}
     for k, row in enumerate(inputs["scores"]):
         if getattr(side, "dtype", None) == torch.float64:
-            # The float32 sum decides who is in (`kept`, judged by itself); how likely each is, float64 says.
+            # The float32 sum decides the nucleus (`kept`, judged by itself); float64 gives only its probabilities.
             probabilities, _ = nucleus(_scores(side, row), math.inf, int(file.out["kept"][k]))
             found["prob"].append(_padded(side.array(probabilities), config.top_k))
             continue
@@ -80,8 +80,8 @@ def _chain(file: Recorded, side: Side, config: SamplingConfig) -> Arrays:
 
 
 def language_model(file: Recorded, weights: Recorded, side: Side) -> tuple[Any, LLMConfig]:
-    """The language model of a golden file, with the weights of it or of another; those hold the embedding's used rows
-    only (`in.embed_row_ids`)."""
+    """The language model of a golden file, with its weights or those of another file; these hold only the used rows
+    of the embedding (`in.embed_row_ids`)."""
     config, state = llm_config(dict(file.config)), dict(weights.weights)
     table = np.zeros((config.qwen2.vocab_size, config.qwen2.hidden_size), np.float32)
     table[weights.inputs["embed_row_ids"]] = state.pop("llm.model.model.embed_tokens.weight_rows")
@@ -90,7 +90,7 @@ def language_model(file: Recorded, weights: Recorded, side: Side) -> tuple[Any, 
 
 
 def weights_beside(file: Recorded) -> list[Recorded]:
-    """For a file that was recorded without weights: those of its folder that have them for a model of its sizes.
+    """Files of the same folder with weights for a model of its sizes, for a file recorded without weights.
 
     Raises:
         RecordError: there is none.
@@ -104,7 +104,7 @@ def weights_beside(file: Recorded) -> list[Recorded]:
                 continue
             other = Recorded.read(path, entries.get(path.name))
         except RecordError:
-            continue  # has a row of its own
+            continue  # reported in its own row
         rows = other.inputs.get("embed_row_ids", ())
         if other.weights and np.isin(file.inputs["embed_row_ids"], rows).all():
             found.append(other)
@@ -114,7 +114,7 @@ def weights_beside(file: Recorded) -> list[Recorded]:
 
 
 class GreedyRecorder:
-    """A sampler that takes the best id, keeps the scores it saw, and can end the speech at a given call."""
+    """A sampler that takes the best id, keeps the scores it saw, and can end the speech after some calls."""
 
     def __init__(self, side: Side, limit: int | None, end_after: int | None = None, end: int | None = None) -> None:
         self.side, self.limit, self.end_after, self.end = side, limit, end_after, end
@@ -155,9 +155,9 @@ def llm_greedy(file: Recorded, side: Side) -> Arrays:
 
 
 def llm_bistream(file: Recorded, side: Side) -> Arrays:
-    """Text that arrives token by token; the recording sampler ends the speech at its last call.
+    """Text arrives token by token; the recorded sampler ended the speech at its last call.
 
-    The file may leave its weights to another one; of several beside it that one counts which comes nearest to it.
+    A file without weights uses those of the file beside it whose results come nearest.
     """
     sources = [file] if file.weights else weights_beside(file)
     if len(sources) > 1:

@@ -1,8 +1,8 @@
-"""A speaker encoder as an ONNX file with what the original's onnxruntime made of it.
+"""A speaker encoder as an ONNX file, with the embeddings of the original's onnxruntime.
 
-NAME.onnx is read by the converter; NAME.safetensors holds for each length T `in.T` (1, T, f), `out.T` (1, E), the
-embedding by onnxruntime 1.18 that the original pins, and perhaps `out132.T`, that of 1.32, which divides the last
-segment by another number.
+The converter reads NAME.onnx. For each length T, NAME.safetensors holds `in.T` (1, T, f), `out.T` (1, E), the embedding
+of onnxruntime 1.18, which the original pins, and perhaps `out132.T`, that of 1.32, which divides the last segment by
+another number.
 """
 
 from __future__ import annotations

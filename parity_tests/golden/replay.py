@@ -1,4 +1,4 @@
-"""Run a golden file: its tensors as the reference computes them in both precisions, and as the port does."""
+"""Run a golden file on the reference in both precisions, and on the port."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ UNREAD = (
     "rand_ini",
     "uv_noise",
 )  # inputs that the original ignores
-# Arguments of the original that CosyVoice 3 has at one value, and so have the twins; and one that follows from others.
+# Arguments of the original that have one value in CosyVoice 3 and on both sides; and one that follows from others.
 FIXED = {"causal": True, "alpha_logscale": False, "sinegen_type": "2", "center": False, "dither": 0}
 DERIVED = ("causal_padding",)
 RENAMED = {"voiced_threshod": "voiced_threshold"}
-CONTEXT_FRAMES = VocoderConfig.f0_look_right  # only the pitch sees them when the generator does not finalize
+CONTEXT_FRAMES = VocoderConfig.f0_look_right  # without finalize only the pitch predictor sees them
 
 
 @dataclass(frozen=True)
@@ -59,18 +59,18 @@ class GoldenRow:
 
 
 class Replays:
-    """Results of one file by golden name, each run made when it is first asked for.
+    """Results of one file by golden name; each run is made on first use.
 
     Attributes:
-        part: of the original that the file names, see table.py.
-        single, double: of the reference.
-        port: of the port.
-        further: of the reference in float32 with its sums in other orders.
-        rounded, moved: of the reference in float64 when weights and inputs are off by a rounding of float32 each, and
-            inputs by one of float64.
+        part: the part of the original that the file names, see table.py.
+        single, double: the reference's, in float32 and float64.
+        port: the port's.
+        further: the float32 reference's, with sums in other orders.
+        rounded, moved: the float64 reference's, with every weight and input off by one rounding of float32, and of
+            float64.
 
     Raises:
-        RecordError: it names no part that is known here.
+        RecordError: the file names no known part.
     """
 
     def __init__(self, file: Recorded) -> None:
@@ -107,7 +107,7 @@ class Replays:
         return self._double_from(_one_rounding_of_float64)
 
     def _double_from(self, move: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Arrays:
-        """The float64 reference from weights and inputs of which each number is moved."""
+        """The float64 reference with every number of weights and inputs moved."""
         rng, file = np.random.default_rng(0), self.file
         groups = ({k: move(v, rng) for k, v in group.items()} for group in (file.weights, file.inputs, file.out))
         weights, inputs, out = groups
@@ -127,10 +127,10 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
     for case, wanted in cases(file, part):
         built = side.build(case.part, case.config, file.weights)
         with recorded(side.package, built) as recorder:
-            if isinstance(built, FunctionType):  # as it is recorded
+            if isinstance(built, FunctionType):  # take the recorded function
                 built = side.build(case.part, case.config, file.weights)
             results = side.call(case.part, built, case.draw(), case.call)
-        found |= {  # copies: a table that is made once is the same array in every run
+        found |= {  # copies: a cached table is the same array in every run
             name: _tap(place, recorder, results, side, case.config) if isinstance(place, Tap) else results[place].copy()
             for name, place in wanted.items()
         }
@@ -138,9 +138,9 @@ def replay(file: Recorded, part: str, side: Side) -> Arrays:
 
 
 def cases(file: Recorded, part: str) -> Iterator[tuple[Case, dict[str, str | Tap]]]:
-    """The calls that reproduce a file as cases, each with the file's outputs that it gives and where they are found.
+    """The calls that reproduce a file, as cases; each with the outputs that it gives and where to find them.
 
-    A file that has a function of its own (`FUNCTIONS`) is no case.
+    A file that has a function in `FUNCTIONS` gives no case.
     """
     for run in () if part in FUNCTIONS else runs(part):
         for given, wanted in run.calls(file):
@@ -165,7 +165,7 @@ def _config(file: Recorded) -> dict[str, Any]:
 
 
 def _inputs(file: Recorded, run: Run, call: Mapping[str, Any]) -> Arrays:
-    """All inputs of the file but those that the original ignores; one that the twin does not know is its TypeError."""
+    """All inputs of the file but those that the original ignores; the part raises TypeError for an unknown one."""
     given = {k: v for k, v in file.inputs.items() if k not in UNREAD}
     named = ((run.argument(k), v) for k, v in (given | {f"out.{k}": v for k, v in file.out.items()}).items())
     inputs = {k: v.astype(bool) if v.dtype == np.uint8 else v for k, v in named if k is not None}
@@ -183,7 +183,7 @@ def _tap(
     calls = recorder.of(tap.path, tap.name)
     target: Part = PARTS[tap.path]
     values = [{**c.arguments, **c.results}[tap.tensor] for c in calls]
-    if tap.step:  # what the port has once a frame, the reference has once a sample
+    if tap.step:  # the port has one value per frame, the reference one per sample
         value = np.asarray(values[tap.index])
         return value if side.package == "port" else value[:, :: config[tap.step]]
     if side.package == "port":

@@ -1,7 +1,7 @@
 """How a golden file is replayed: by the part of the original that it names, and the names of its tensors.
 
-A part that has a twin is called with the file's inputs, and its results are the file's tensors. `TABLE` says what
-differs from that. Files that are no case have a function each in functions.py.
+By default the part of the same name is called with the file's inputs, and its results are the file's outputs. `TABLE`
+lists the exceptions. Files that are no case have functions in functions.py.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from parity_tests.parts import PARTS
 
 @dataclass(frozen=True)
 class Tap:
-    """A tensor inside the call: argument or result `tensor` of the `index`-th call of a twin (of sub-module `name`).
+    """A tensor inside the call: argument or result `tensor` of the `index`-th call of a part (of sub-module `name`).
 
-    What a pattern's group finds in the golden name is the index, or fills `name` where that has a place for it.
+    The group of a pattern, matched to the golden name, gives the index, or fills `{}` in `name`.
     """
 
     path: str
@@ -27,8 +27,8 @@ class Tap:
     name: str | None = None
     index: int = 0
     every: bool = False  # all calls, stacked along a new first axis
-    then: str | None = None  # a result of the outer call that follows them
-    step: str = ""  # key of the config: the file has one in so many entries of the second axis, and so has the port
+    then: str | None = None  # a result of the outer call, appended to them
+    step: str = ""  # config key of a stride: file and port have every so-many-th entry of the second axis
 
     def at(self, found: str) -> Tap:
         if self.name and "{}" in self.name:
@@ -41,15 +41,16 @@ Outputs = dict[str, str | Tap]  # golden output -> result or tap
 
 @dataclass(frozen=True)
 class Run:
-    """One call of a twin, or one for each output where `call` is given.
+    """One call of a part, or one for each output if `call` is given.
 
     Args:
-        path: of the part that is called.
-        outputs: golden output, as a pattern -> result or tap; the twin's own results when empty.
-        inputs: golden input, as a pattern -> argument where the names differ; `out.NAME` is a recorded result.
+        path: the part that is called.
+        outputs: golden output, as a pattern -> result or tap; the part's own results if empty.
+        inputs: golden input, as a pattern -> argument if the names differ; `out.NAME` is a recorded result.
         without: patterns of golden inputs that this call does not get.
-        dead: as of a case.
-        call: arguments that are no tensors, by the file and the match of an output, in place of its config and call.
+        dead: as for `Case`.
+        call: makes the arguments that are no tensors, from the file and the match of an output; they replace the
+            file's config and call.
     """
 
     path: str
@@ -60,7 +61,7 @@ class Run:
     call: Callable[[Recorded, re.Match[str]], Mapping[str, Any]] | None = None
 
     def calls(self, file: Recorded) -> Iterator[tuple[Mapping[str, Any] | None, Outputs]]:
-        """Each call with the file's outputs that it gives and their places; arguments as of `call`."""
+        """Each call: its arguments as made by `call`, and the file's outputs that it gives with their places."""
         outputs = self.outputs or {name: name for name in PARTS[self.path].outputs}
         found: Outputs = {}
         for name in file.out:
@@ -73,7 +74,7 @@ class Run:
             yield None, found
 
     def argument(self, name: str) -> str | None:
-        """What a golden input is called in this call; None where it does not get it."""
+        """The argument name of a golden input in this call; None if the call does not get it."""
         if found := next((given for like, given in self.inputs.items() if re.fullmatch(like, name)), None):
             return found
         return None if name.startswith("out.") or any(re.fullmatch(like, name) for like in self.without) else name
@@ -104,7 +105,7 @@ _SOURCE = dict.fromkeys(("f0_predictor.*", "m_source.*"), "makes the source, whi
 
 
 def _rates(file: Recorded, _: re.Match[str]) -> dict[str, Any]:
-    """Of `torchaudio.transforms.Resample(24000,16000)`."""
+    """The two rates in `torchaudio.transforms.Resample(24000,16000)`."""
     rates = re.search(r"Resample\(\s*(?:orig_freq=)?(\d+)\s*,\s*(?:new_freq=)?(\d+)", file.upstream)
     if rates is None:
         raise RecordError(f"upstream {file.upstream!r} does not say the rates of Resample")
@@ -136,7 +137,7 @@ def _in_chunks(file: Recorded, name: re.Match[str]) -> dict[str, Any]:
     return {"static_chunk_size": file.config["chunk"] if name[1] is None else int(name[1])}
 
 
-# By the last words of the original's path; a part that is not here is its twin of that name.
+# By the end of the original's path; what is not here is replayed by the part of that name.
 TABLE: dict[str, tuple[Run, ...]] = {
     "SinusPositionEmbedding": (Run("flow.layers.SinusPositionEmbedding", {"emb": "y"}, {"t": "x"}),),
     "TimestepEmbedding": (Run("flow.layers.TimestepEmbedding", {"emb": "y"}, {"t": "timestep"}),),
@@ -199,7 +200,7 @@ OMITTED: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def part_of(upstream: str, known: Container[str]) -> str | None:
-    """The first known part that a text names, by the longest end of its path; `.forward` may be said or not."""
+    """The first known part that a text names, by the longest end of its path; `.forward` is optional."""
     for match in re.finditer(r"[A-Za-z_]\w*(?:\.\w+)*", upstream):
         words = match[0].split(".")
         for end in (".".join(words[start:]) for start in range(len(words))):
@@ -210,14 +211,14 @@ def part_of(upstream: str, known: Container[str]) -> str | None:
 
 
 def runs(part: str) -> tuple[Run, ...]:
-    """The calls that reproduce a part: those of its line in `TABLE`, else one of the twin with its name."""
+    """The calls that reproduce a part: its entry in `TABLE`, else one call of the part of that name."""
     return TABLE.get(part) or tuple(Run(path) for path in PARTS if path.split(".", 2)[2] == part)
 
 
 NAMES = frozenset({*TABLE, *(path.split(".", 2)[2] for path in PARTS)})
 
 
-# What files with a function of their own speak of, where that is not the twin of their name.
+# The part that a failing file names, where it is not the part of that name.
 SPECIAL = {
     **dict.fromkeys(("CosyVoice3LM.inference", "CosyVoice3LM.inference_bistream"), "llm.speech_lm.CosyVoice3LM"),
     **dict.fromkeys(("ras_sampling", "nucleus_sampling"), "llm.sampling"),
@@ -229,6 +230,6 @@ SPECIAL = {
 
 
 def named_by(upstream: str) -> str | None:
-    """The part that a failing golden file speaks of, by what of the original it was recorded from; None if unknown."""
+    """The part that a failing golden file names, by its `upstream`; None if unknown."""
     part = part_of(upstream, SPECIAL.keys() | NAMES)
     return SPECIAL.get(part or "") or (runs(part)[0].path if part else None)

@@ -1,4 +1,4 @@
-"""mlx-audio-plus: the flow decoder, one function a part.
+"""mlx-audio-plus: the flow decoder, one function per part.
 
 b batch, n frames
 """
@@ -38,7 +38,7 @@ def add_optional_chunk_mask(job: Job) -> Mapping[str, Any]:
         return {"mask": found}
     if not mx.array_equal(found, mx.broadcast_to(found[:, :1], found.shape)):
         raise ValueError("without chunks every query must have the same mask")
-    return {"mask": found[:, :1]}  # the original leaves out the axis that is the same everywhere
+    return {"mask": found[:, :1]}  # the original has one query, as all are alike
 
 
 @PARTS.offers("flow.layers.RotaryEmbedding")
@@ -95,7 +95,7 @@ def estimator(job: Job) -> Mapping[str, Any]:
 
 @PARTS.offers("flow.matching.cosine_schedule")
 def cosine_schedule(job: Job) -> Mapping[str, Any]:
-    """The times at which the solver asks for a velocity, and where a velocity of one has carried it in the end."""
+    """The times at which the solver evaluates the velocity, and its end point: with velocity 1, the final time."""
     times: list[mx.array] = []
 
     def ones(x: mx.array, t: mx.array, **_: Any) -> mx.array:

@@ -1,4 +1,4 @@
-"""mlx-audio-plus: audio features, speech tokenizer and speaker encoder, one function a part.
+"""mlx-audio-plus: audio features, speech tokenizer and speaker encoder, one function per part.
 
 b batch, n frames
 """
@@ -27,7 +27,7 @@ PARTS = Parts()
 NORM_EPS = 1e-5  # of mlx.nn.BatchNorm
 
 
-# Audio features, as `Model.generate` in cosyvoice3.py asks for them
+# Audio features, as `Model.generate` in cosyvoice3.py calls them
 
 
 @PARTS.offers("frontend.audio.resample")
@@ -69,7 +69,7 @@ def fbank(job: Job) -> Mapping[str, Any]:
     if not job.call.get("subtract_mean"):
         return {"fbank": xvector.kaldi_fbank(wave[0], num_mel_bins=80)}
     features: list[mx.array] = []
-    xvector.CAMPPlus.inference(features.append, wave)  # hands the network its features, the mean taken off
+    xvector.CAMPPlus.inference(features.append, wave)  # calls the network on features without their mean
     return {"fbank": features[0][0]}
 
 
@@ -77,7 +77,7 @@ def fbank(job: Job) -> Mapping[str, Any]:
 
 
 def masks(mask: np.ndarray) -> tuple[mx.array, mx.array]:
-    """The two masks that `AudioEncoderV3` makes of valid positions (b, n)."""
+    """The two masks that `AudioEncoderV3` makes from valid positions (b, n)."""
     valid = mx.array(mask)
     return mx.expand_dims(mask_to_bias(valid, mx.float32), 1), mx.expand_dims(valid, -1)
 
@@ -101,7 +101,7 @@ def tokenizer_layer(job: Job) -> Mapping[str, Any]:
 
 
 def rounded(run: Any) -> tuple[Any, mx.array]:
-    """What `run` returns, and the numbers that it rounds to digits."""
+    """What `run` returns, and the numbers before they are rounded to digits."""
     seen: list[mx.array] = []
     true_round = mx.round
 
@@ -130,10 +130,10 @@ def tokenizer(job: Job) -> Mapping[str, Any]:
     c = from_dict(SpeechTokenizerConfig, dict(job.config))
     config = model_v3.ModelConfigV3(c.n_mels, n_audio_state=c.dim, n_audio_head=c.heads, n_audio_layer=c.depth)
     model = model_v3.S3TokenizerV3(config=config)
-    model.encoder._freqs_cis = model_v2.precompute_freqs_cis(c.dim // c.heads, 2048)  # written for heads of 64
+    model.encoder._freqs_cis = model_v2.precompute_freqs_cis(c.dim // c.heads, 2048)  # the package assumes heads of 64
     state, digits = dict(job.state), model.quantizer.fsq_codebook.project_down.weight.shape[0]
     for key in ("quantizer.project_in.weight", "quantizer.project_in.bias"):
-        value = state.pop(key)  # written for 8 digits: the rest is zero, which rounds to the middle level
+        value = state.pop(key)  # the package assumes 8 digits: zeros in the rest round to the middle level
         state[key.replace("project_in", "fsq_codebook.project_down")] = np.concatenate(
             [value, np.zeros((digits - c.fsq_dim, *value.shape[1:]), value.dtype)]
         )
@@ -141,14 +141,14 @@ def tokenizer(job: Job) -> Mapping[str, Any]:
     load(model, model.sanitize(named))
     lengths = array(job.inputs["mel_len"])
     (tokens, sizes), before = rounded(lambda: model(array(job.inputs["mel"]), lengths))
-    inside = mx.arange(tokens.shape[1]) < sizes[:, None]  # what lies past a row's length means nothing
+    inside = mx.arange(tokens.shape[1]) < sizes[:, None]  # values past a row's length are meaningless
     if "tokens" in job.part.outputs or job.part.path.endswith("S3TokenizerV3"):
         middle = sum(3**i for i in range(c.fsq_dim, digits))
         return {"tokens": (tokens - middle) * inside, "lengths": sizes}
     return {"y": before.reshape(*tokens.shape, digits)[..., : c.fsq_dim] * inside[..., None], "lengths": sizes}
 
 
-# Speaker encoder: the official graph has its batch norms folded, the package has them in place
+# Speaker encoder: the official graph has folded batch norms, the package keeps them as layers
 
 FOLDED = (
     (r"conv(\d)$", r"bn\1"),
@@ -168,7 +168,7 @@ NAMES = (
 
 
 def unfolded(state: Mapping[str, np.ndarray], folded: Any = FOLDED) -> dict[str, np.ndarray]:
-    """The package's names; a bias that came from a batch norm goes back into one that changes nothing else."""
+    """Rename to the package's names; a bias folded from a batch norm becomes the bias of an otherwise neutral one."""
     weights: dict[str, np.ndarray] = {}
     for key, value in state.items():
         for pattern, name in NAMES:
@@ -240,7 +240,7 @@ def stats(job: Job) -> Mapping[str, Any]:
 
 @PARTS.offers("frontend.speaker.CAMPPlus")
 def speaker(job: Job) -> Mapping[str, Any]:
-    """The package builds one size only; a smaller encoder is put together from its own parts."""
+    """The package builds one size only; a smaller encoder is assembled from its parts."""
     c = from_dict(SpeakerConfig, dict(job.config))
     model = xvector.CAMPPlus(c.n_mels, c.embed_dim, growth_rate=c.growth_rate, init_channels=c.init_channels)
     model.head = xvector.FCM(m_channels=c.head_channels, feat_dim=c.n_mels)

@@ -1,4 +1,4 @@
-"""mlx-audio-plus: language model and sampling, one function a part; the backbone is mlx-lm's Qwen2."""
+"""mlx-audio-plus: language model and sampling, one function per part; the backbone is mlx-lm's Qwen2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def qwen2_args(config: Qwen2Config) -> qwen2.ModelArgs:
 
 
 class Behind:
-    """A key-value cache that is empty but for its position."""
+    """An empty key-value cache at a given position."""
 
     def __init__(self, angles: np.ndarray) -> None:
         self.offset = int(angles[0, 0])
@@ -54,7 +54,7 @@ def rms_norm(job: Job) -> Mapping[str, Any]:
 
 @PARTS.offers("llm.qwen2.Qwen2RotaryEmbedding")
 def qwen2_rotary(job: Job) -> Mapping[str, Any]:
-    """No tables in mlx-lm: what the rotation makes of (1, 0) is (cos, sin)."""
+    """mlx-lm has no tables; rotating (1, 0) gives (cos, sin)."""
     dim, length = job.config["head_dim"], job.call["length"]
     rope = qwen2.initialize_rope(dim, base=job.config["theta"], traditional=False)
     unit = mx.concatenate([mx.ones((1, 1, length, dim // 2)), mx.zeros((1, 1, length, dim // 2))], axis=-1)
@@ -85,7 +85,7 @@ def qwen2_model(job: Job) -> Mapping[str, Any]:
 
 
 def language_model(job: Job, step: Any) -> tuple[llm.CosyVoice3LM, list[mx.array]]:
-    """`CosyVoice3LM` whose backbone is the function `step`, and the scores that it gives to sampling."""
+    """`CosyVoice3LM` with the function `step` as backbone, and a list that collects the scores given to sampling."""
     config = from_dict(LLMConfig, dict(job.config))
     width, seen = config.qwen2.hidden_size, []
 
@@ -126,7 +126,7 @@ def prepare_input(job: Job) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def recorded(rows: np.ndarray) -> Iterator[None]:
-    """Answer the package's categorical draws with Exp(1) numbers: the largest ratio of probability to number wins."""
+    """Replace the package's categorical draws: the largest ratio of probability to a recorded Exp(1) number wins."""
     left = iter(rows)
 
     def categorical(logits: mx.array) -> mx.array:

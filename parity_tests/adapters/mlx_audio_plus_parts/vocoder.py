@@ -1,4 +1,4 @@
-"""mlx-audio-plus: the vocoder, one function a part."""
+"""mlx-audio-plus: the vocoder, one function per part."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def vocoder_layer(job: Job) -> Mapping[str, Any]:
 
 @contextlib.contextmanager
 def uniform_noise(waves: np.ndarray) -> Iterator[None]:
-    """Give the package the original's noise where it draws its own; `Adapter.noise` judges what it draws."""
+    """Replace the noise that the package draws by the original's; `Adapter.noise` judges the package's own."""
 
     def normal(shape: tuple[int, ...], **_: Any) -> mx.array:
-        # The second draw is a noise that nobody uses.
+        # The package never uses its second draw.
         return mx.broadcast_to(mx.array(waves)[:, : shape[1]], shape) if shape[2] > 1 else mx.zeros(shape)
 
     with mock.patch.object(mx.random, "normal", normal):

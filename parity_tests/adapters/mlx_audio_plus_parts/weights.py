@@ -1,4 +1,4 @@
-"""Arrays and weights on their way into mlx-audio-plus."""
+"""Convert arrays and weights for mlx-audio-plus."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mlx_audio.tts.models.cosyvoice3.scripts import convert
 from parity_tests.adapters.parts import Job
 
 CONVERT = {"flow": convert.convert_flow_weights, "hift": convert.convert_hifigan_weights}
-COMPUTED = ("stft_window",)  # an array that the package counts as a parameter and computes itself
+COMPUTED = ("stft_window",)  # parameters that the package computes itself
 
 
 def array(value: np.ndarray) -> mx.array:
