@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{row.reading.status:8} {row.kind:9} {ratio:>9}  {row.name}")
     first = first_divergence(rows)
     if first is None:
-        print(f"{len(rows)} checkpoints, none over budget")
+        print(f"{len(rows)} tensors, none over budget")
         return 0
     print("first over budget:", *divergence(first, rows), sep="\n  ")
     return 1
