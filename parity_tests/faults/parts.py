@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "flow": ("flow.", "fast."),
     "fast": ("fast.", "flow.", "llm.", "vocoder."),
     "fast.sampling": ("llm.",),
+    "fast.layout": (),  # every linear layer has it
     "stream.flow": ("flow.", "fast."),
     "stream.vocoder": ("vocoder.",),
     "batched": (),

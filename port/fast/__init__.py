@@ -49,7 +49,7 @@ FORMS = {
         lambda: arithmetic.on_cpu() or not mx.metal.is_available(),
     ),
     "padded": Form("channel counts that Metal's convolution is fast at", convolution.padded_channels, _on_gpu),
-    "columns": Form("weights laid out for products with one row", layout.columns, arithmetic.on_cpu),
+    "columns": Form("weights laid out as a product reads them", layout.columns, arithmetic.on_cpu),
     "queued": Form("the next token's step queued before the last one is read", sampling.queued, _on_gpu),
     "double": Form("the pitch predictor's float64 weights summed once", convolution.held_double),
 }
