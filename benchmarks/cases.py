@@ -262,10 +262,11 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
     cases.append(
         Case(
             "manifest",
-            "32 lines of 2 to 5 s, prompt of 2 s, everything included" if full else "32 lines, everything included",
+            f"32 lines{' of at least 1.2 to 2.4 s, prompt of 2 s' * full}, everything included",
             "manifest",
             ("llm", *wave),
-            {"prompt": prompt, "lines": 32, "text": (3, 6, 4, 5) if full else (1,)},
+            # Two speech tokens a text token are the least; random weights stop soon after.
+            {"prompt": prompt, "lines": 32, "text": (15, 30, 20, 25) if full else (1,)},
             {"prompt": 5, "lines": 3, "text": (1,)},
             (TORCH, PORT, EIGHT),
             repeats=1,
