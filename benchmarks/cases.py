@@ -262,7 +262,7 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
     cases.append(
         Case(
             "manifest",
-            f"32 lines{' of at least 1.2 to 2.4 s, prompt of 2 s' * full}, everything included",
+            "32 lines, everything included" + ("; at least 1.2 to 2.4 s each, prompt of 2 s" if full else ""),
             "manifest",
             ("llm", *wave),
             # Two speech tokens a text token are the least; random weights stop soon after.
