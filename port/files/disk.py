@@ -49,16 +49,18 @@ def take_lock(file: IO[Any], shared: bool = False) -> bool:
 
 
 def read_regular(path: Path, limit: int) -> str:
-    """UTF-8 text of a file.
+    """UTF-8 text of a file, its line ends as they are.
 
     Raises:
         OSError, UnicodeDecodeError: missing, not a regular file, or not UTF-8.
         Refused: larger than `limit` bytes, or a Git LFS pointer in place of the file.
     """
     require_regular(path)
-    if path.stat().st_size > limit:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)  # and not its size first: a file may grow
+    if len(data) > limit:
         raise Refused(f"{path}: larger than {limit} bytes")
-    return path.read_text(encoding="utf-8")
+    return data.decode("utf-8")
 
 
 def read_json(path: Path, remedy: str = "", limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
