@@ -27,14 +27,14 @@ def entered(packages: Collection[str]) -> Iterator[set[Place]]:
         if event == "call" and str(frame.f_globals.get("__name__")).partition(".")[0] in packages:
             codes[id(frame.f_code)] = frame.f_code
 
-    before = sys.getprofile()
+    before, before_in_threads = sys.getprofile(), threading.getprofile()
     threading.setprofile(note)
     sys.setprofile(note)
     try:
         yield places
     finally:
         sys.setprofile(before)
-        threading.setprofile(before)
+        threading.setprofile(before_in_threads)
         places.update(map(_place, codes.values()))
 
 
