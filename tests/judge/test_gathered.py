@@ -149,29 +149,14 @@ def through_a_worker(item, gathered, outcome="passed", when="call", longrepr=Non
 def test_rows_of_workers_are_those_of_one_process():
     """Rows, sections, tests and their order do not depend on which worker ran a test or when its report came."""
     one, single, workers, several = Gathered(), Gathered(), [Gathered(), Gathered()], Gathered()
-    sent = []
+    sent: list[pytest.TestReport] = []
     for i, item in enumerate(items(6)):
-        for gathered in (one, workers[i % 2]):
+        outcome, longrepr = ("failed", "E") if i == 4 else ("passed", None)
+        for gathered, receive in ((one, single.receive), (workers[i % 2], sent.append)):
             gathered.keep("rows", [{"name": f"row.{i}"}])
             if i % 3 == 0:
                 gathered.keep("liveness", [{"tensor": i}])
-        failed = i == 4
-        single.receive(through_a_worker(item, one, "failed" if failed else "passed", longrepr="E" if failed else None))
-    for worker in workers:
-        collected = items(6)
-        for i in (0, 2, 4) if worker is workers[0] else (1, 3, 5):
-            # A report carries only what was kept while its test ran.
-            pending, worker._pending = worker._pending, {}
-            worker.keep("rows", [{"name": f"row.{i}"}])
-            if i % 3 == 0:
-                worker.keep("liveness", [{"tensor": i}])
-            failed = i == 4
-            sent.append(
-                through_a_worker(
-                    collected[i], worker, "failed" if failed else "passed", longrepr="E" if failed else None
-                )
-            )
-            worker._pending = pending
+            receive(through_a_worker(item, gathered, outcome, longrepr=longrepr))
     for report in reversed(sent):
         several.receive(report)
     for kind in ("rows", "liveness"):
