@@ -5,7 +5,6 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..llm.qwen2 import Qwen2MLP
 from ..llm.speech_lm import CosyVoice3LM
 from .convolution import adds_whole_products
 from .modulation import TimeTable, VectorTable
@@ -24,11 +23,11 @@ def columns(model: nn.Module) -> nn.Module:
     """
     if not adds_whole_products(mx.default_device().type):
         return replace(model, {nn.Linear: _laid_out}, leave=(TimeTable, VectorTable))
-    for part in model.modules():
-        for layer in part.values() if isinstance(part, (CosyVoice3LM, Qwen2MLP)) else ():
-            if type(layer) is nn.Linear and layer.weight.shape[0] > layer.weight.shape[1]:
-                _laid_out(layer)
-    return model
+
+    def tall(layer: nn.Linear) -> nn.Linear:
+        return _laid_out(layer) if layer.weight.shape[0] > layer.weight.shape[1] else layer
+
+    return replace(model, {CosyVoice3LM: lambda lm: replace(lm, {nn.Linear: tall})})
 
 
 def _laid_out(layer: nn.Linear) -> nn.Linear:
