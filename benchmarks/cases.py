@@ -11,10 +11,10 @@ from typing import Any
 
 # The fast forms (port/fast) that each kind of case uses. A test fails if a form is in no row: it would not be measured.
 FORMS_OF = {
-    "flow": ("tables", "attention", "joined", "blocks", "activations", "products"),
-    "vocoder": ("activations", "polyphase", "products", "padded", "double"),
-    "prefill": ("activations",),
-    "decode": ("columns", "queued"),
+    "flow": ("tables", "attention", "joined", "blocks", "activations", "products", "cores"),
+    "vocoder": ("activations", "polyphase", "products", "padded", "cores", "double"),
+    "prefill": ("activations", "cores"),
+    "decode": ("cores", "columns", "queued"),
 }
 TOKEN_RATE = 25  # speech tokens a second
 BAKED = "baked"  # the port drops the weights that only compute the modulations of the fixed timesteps

@@ -27,6 +27,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "fast.attention": ("fast", "flow"),
     "fast.convolution": (),
     "fast.layout": (),
+    "fast.cores": (),
     "fast.arithmetic": ("fast", "flow", "vocoder"),
     "flow": ("fast",),
     "vocoder": ("fast",),
@@ -63,6 +64,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "fast": ("fast.", "flow.", "llm.", "vocoder."),
     "fast.sampling": ("llm.",),
     "fast.layout": (),  # every linear layer has it
+    "fast.cores": (),
     "stream.flow": ("flow.", "fast."),
     "stream.vocoder": ("vocoder.",),
     "batched": (),
@@ -74,7 +76,15 @@ WITHOUT_CASES = frozenset(
     {
         *("frontend.audio", "frontend.frontend", "frontend.text", "frontend.tokenizer"),
         *("llm.sampling", "llm.speech_lm.CosyVoice3LM"),
-        *("fast.arithmetic", "fast.attention", "fast.convolution", "fast.layout", "fast.precision", "fast.sampling"),
+        *(
+            "fast.arithmetic",
+            "fast.attention",
+            "fast.convolution",
+            "fast.cores",
+            "fast.layout",
+            "fast.precision",
+            "fast.sampling",
+        ),
         *("stream.flow.StreamingFlow", "stream.memory", "stream.threads", "stream.vocoder.StreamingVocoder"),
         *("batched.cache", "batched.decoder", "batched.rows", "batched.flow", "batched.vocoder", "batched.together"),
         *("config", "convert", "convert.bake", "convert.layouts", "convert.onnx", "convert.quantize"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import arithmetic, attention, convolution, layout, modulation, precision, sampling
+from . import arithmetic, attention, convolution, cores, layout, modulation, precision, sampling
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ FORMS = {
         lambda: arithmetic.on_cpu() or not mx.metal.is_available(),
     ),
     "padded": Form("channel counts that Metal's convolution is fast at", convolution.padded_channels, _on_gpu),
+    "cores": Form("products divided among the cores of a CPU", cores.divided, cores.suit),
     "columns": Form("weights laid out as a product reads them", layout.columns, arithmetic.on_cpu),
     "queued": Form("the next token's step queued before the last one is read", sampling.queued, _on_gpu),
     "double": Form("the pitch predictor's float64 weights summed once", convolution.held_double),
