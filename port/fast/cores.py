@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -43,6 +43,12 @@ def suit() -> bool:
     """Whether the default device gains: a CPU with several cores, and a BLAS that computes a product in one thread."""
     several = on_cpu() and count() > 1 and hasattr(mx, "new_thread_local_stream")
     return several and not adds_whole_products(mx.default_device().type)
+
+
+@lru_cache(maxsize=1)
+def streams_of(cores: int) -> tuple[Any, ...]:
+    """A stream for each core, the same for all models: a stream is a thread. Each caller's thread has its own."""
+    return tuple(mx.new_thread_local_stream(mx.cpu) for _ in range(cores))
 
 
 def pieces(n: int, streams: Sequence[Any], least: int = 1) -> list[tuple[Any, int, int]]:
@@ -132,7 +138,7 @@ def by_heads(
 
 def divided(model: nn.Module) -> nn.Module:
     """Divide large linear layers of float32, `ProductConv1d` and `FastAttention`."""
-    streams = [mx.new_thread_local_stream(mx.cpu) for _ in range(max(2, count()))]
+    streams = streams_of(max(2, count()))
 
     def linear(plain: nn.Linear) -> nn.Module:
         worth = plain.weight.dtype == mx.float32 and plain.weight.size >= LEAST_WEIGHTS
