@@ -9,8 +9,6 @@ EMBEDDED := build/checkpoint
 CHECKPOINT ?= $(EMBEDDED)
 # One process a core, files in their order: sorted by their number of tests, a long one would end alone.
 WORKERS := --numprocesses auto --dist loadfile --no-loadscope-reorder
-# So each computes with one; with more they would wait for each other.
-export OMP_NUM_THREADS ?= 1
 # cpu or gpu; auto is MLX's own choice.
 DEVICE ?= auto
 # Removed by each run, so nobody may point it at a folder of their own.

@@ -2,11 +2,14 @@
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
+from convert.quantize import Precision
 from mlx_parity.judge import judge
 from parity_tests.adapters.own import OwnPort
 from parity_tests.cases import all_cases
@@ -25,53 +28,77 @@ SOME = (
     "vocoder.decode.end",
     "vocoder.decode.more",
 )
-FORMS = "tables", "attention", "blocks", "polyphase", "products", "cores", "columns"
+BEFORE = "tables", "attention", "blocks", "polyphase", "products"
+COUNTS = pytest.mark.parametrize("number", [2, 3], ids=["two cores", "three cores"])
 
 
-@pytest.fixture(params=[2, 3], ids=["two cores", "three cores"])
-def divided(request, monkeypatch):
-    """Pieces as many as there are cores, of layers and convolutions of any size."""
-    monkeypatch.setattr(cores, "count", lambda: request.param)
-    monkeypatch.setattr(cores, "LEAST_WEIGHTS", 1)
-    monkeypatch.setattr(cores, "LEAST_FRAMES", 1)
-    return request.param
+class InPieces(OwnPort):
+    """The port with every product divided, however small, and the pieces of the weights laid out."""
+
+    def __init__(self, precision: Precision, number: int) -> None:
+        super().__init__(precision, BEFORE)
+        self.number = number
+
+    def as_run(self, built: Any, lazy: bool = False) -> Any:
+        fast = super().as_run(built, lazy)
+        return speed_up(in_pieces(fast, self.number), ["columns"], lazy) if isinstance(fast, nn.Module) else fast
 
 
+def in_pieces(model: nn.Module, number: int) -> nn.Module:
+    return cores.divided(model, number, least=1)
+
+
+@COUNTS
 @pytest.mark.parametrize("part", [*SOME, "llm.scores"])
-def test_parity_in_pieces(parity, part, divided):
+def test_parity_in_pieces(parity, part, number):
     (row,) = (case for case in all_cases() if case.name == part)
-    adapter = OwnPort(parity.adapter.precision, FORMS)
-    parity.add(judge(replace(row, name=f"{row.name}.cores.{divided}"), adapter))
+    adapter = InPieces(parity.adapter.precision, number)
+    parity.add(judge(replace(row, name=f"{row.name}.cores.{number}"), adapter))
 
 
-@pytest.mark.parametrize(
-    ("n", "streams", "least"), [(1, 2, 1), (7, 2, 1), (7, 3, 1), (7, 3, 4), (2, 4, 1), (33, 2, 16)]
-)
-def test_pieces_are_all_of_it_once(n, streams, least):
-    found = cores.pieces(n, range(streams), least)
-    assert [place for _, first, end in found for place in range(first, end)] == list(range(n))
-    assert all(end - first >= least for _, first, end in found[:-1])
-    assert len({stream for stream, *_ in found}) == len(found) <= streams
+@pytest.mark.parametrize(("n", "parts"), [(1, 2), (7, 2), (7, 3), (2, 4), (33, 2)])
+def test_pieces_are_all_of_it_once(n, parts):
+    found = cores.pieces(n, parts)
+    assert [place for first, end in found for place in range(first, end)] == list(range(n))
+    assert len(found) <= parts
 
 
-def test_each_kind_of_layer_is_divided(divided):
+def test_small_products_stay_whole_and_with_the_caller():
+    """A small model takes no longer than without: its streams never meet."""
+    few = cores.Cores(2, least=8)
+    assert few.pieces(6, 7) == [(0, 6)] and few.pieces(6, 8) == [(0, 3), (3, 6)]
+    used: list[Any] = []
+
+    def part() -> mx.array:
+        used.append(mx.default_stream(mx.cpu))
+        return mx.zeros(1)
+
+    for work in (7, 8):
+        few.joined([part, part], 0, work)
+    assert used[0] == used[1] == mx.default_stream(mx.cpu)
+    assert len({str(stream) for stream in used[1:]}) == 3
+
+
+@COUNTS
+def test_each_kind_of_layer_is_divided(number):
     flow = PARTS["flow.matching.CausalConditionalCFM"].build("port", FLOW)
-    assert {"DividedLinear", "DividedConv1d"} <= set(replaced(speed_up(flow, FORMS, lazy=True)))
+    assert {"DividedLinear", "DividedConv1d"} <= set(replaced(in_pieces(speed_up(flow, BEFORE, lazy=True), number)))
 
 
-def test_weights_are_views_of_the_whole(divided):
+def test_weights_are_views_of_the_whole():
     """Nothing is held twice."""
     model = PARTS["llm.speech_lm.CosyVoice3LM.scores"].build("port", LM)
     mx.eval(model.parameters())
     held = mx.get_active_memory()
-    speed_up(model, ["cores"])
+    mx.eval(in_pieces(model, 2).parameters())
     assert mx.get_active_memory() <= held
 
 
-def test_another_thread_has_streams_of_its_own(divided):
+@COUNTS
+def test_another_thread_has_streams_of_its_own(number):
     """MLX's streams belong to threads; the model is made in one and used in many."""
     model, found = PARTS["llm.speech_lm.CosyVoice3LM.scores"].build("port", LM), []
-    speed_up(model, ["cores"])
+    mx.eval(in_pieces(model, number).parameters())
     x = mx.array(
         np.random.default_rng(0).standard_normal((1, 4, model.llm_decoder.parts[0].weight.shape[1])), mx.float32
     )
@@ -96,9 +123,12 @@ def test_another_thread_has_streams_of_its_own(divided):
     ],
     ids=["two cores", "one core", "one thread asked for", "a BLAS with threads", "a limit that is no number"],
 )
-def test_suits_several_cores_and_a_blas_in_one_thread(found, limit, whole, suits, monkeypatch):
-    monkeypatch.setattr(cores, "on_cpu", lambda: True)
-    monkeypatch.setattr(cores.os, "sched_getaffinity", lambda _: set(range(found)), raising=False)
-    monkeypatch.setattr(cores, "adds_whole_products", lambda device: whole)
-    monkeypatch.setenv("OMP_NUM_THREADS", limit)
-    assert cores.suit() is suits
+def test_suits_several_cores_and_a_blas_in_one_thread(found, limit, whole, suits):
+    assert cores.gains(cores.count(found, limit), whole) is suits
+
+
+def test_the_environment_limits_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cores.available() == 1 and not cores.suit()
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert cores.available() >= 1

@@ -52,10 +52,15 @@ class ProductConv1d(nn.Conv1d):
         """
         if self.padding:
             x = mx.pad(x, [(0, 0), (self.padding, self.padding), (0, 0)])
-        (b, n, _), (out_channels, taps, group_channels) = x.shape, self.weight.shape
+        n, taps = x.shape[1], self.weight.shape[1]
         m = (n - self.dilation * (taps - 1) - 1) // self.stride + 1
         if m < 1:
             raise ValueError(f"{n} frames are fewer than the {self.dilation * (taps - 1) + 1} that the kernel spans")
+        return self.summed(x, m)
+
+    def summed(self, x: mx.array, m: int) -> mx.array:
+        """The first `m` frames out (b, m, O) of `x` (b, n, C), which has its padding."""
+        (b, n, _), (out_channels, taps, group_channels) = x.shape, self.weight.shape
         bias, weight, groups = self.get("bias"), self.weight, self.groups
         if groups > 1:
             # Frames of a group contiguous, or each tap would be copied: (b, g, n, C/g).

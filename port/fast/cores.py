@@ -3,13 +3,15 @@
 So does the BLAS of its Linux wheel with a product. Each core gets a stream, and each stream a piece of a product: some
 output channels of a linear layer, frames of a convolution, or heads of an attention.
 
-b batch, n frames in, C channels in, O channels out
+b batch, n frames in, m frames out, C channels in, O channels out
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import Any
 
@@ -28,21 +30,30 @@ from .convolution import (
 from .modulation import TimeTable, VectorTable
 from .modules import recast, replace
 
-LEAST_WEIGHTS = 1 << 16  # of a layer that is divided: a smaller one takes no longer than streams need to meet
-LEAST_FRAMES = 16  # of a convolution's piece
+LEAST_WORK = 1 << 21  # multiplications: fewer take the wheel's BLAS no longer than the streams need to meet
 
 
-def count() -> int:
-    """Cores that this process may use; OMP_NUM_THREADS limits them, as it does elsewhere."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    limit = os.environ.get("OMP_NUM_THREADS", "")
+def count(found: int, limit: str) -> int:
+    """Cores to use: those `found`, or the `limit` if that is a smaller number above 0."""
     return min(found, int(limit)) if limit.isdecimal() and int(limit) else found
 
 
+def available() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS limits them, as it does elsewhere."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count(found, os.environ.get("OMP_NUM_THREADS", ""))
+
+
+def gains(cores: int, whole_products: bool) -> bool:
+    """Whether a CPU gains: with several cores, where the BLAS is the wheel's, which adds term by term in one thread."""
+    return cores > 1 and not whole_products
+
+
 def suit() -> bool:
-    """Whether the default device gains: a CPU with several cores, and a BLAS that computes a product in one thread."""
-    several = on_cpu() and count() > 1 and hasattr(mx, "new_thread_local_stream")
-    return several and not adds_whole_products(mx.default_device().type)
+    """Whether the default device gains."""
+    if not on_cpu() or not hasattr(mx, "new_thread_local_stream"):
+        return False
+    return gains(available(), adds_whole_products(mx.default_device().type))
 
 
 @lru_cache(maxsize=1)
@@ -51,52 +62,65 @@ def streams_of(cores: int) -> tuple[Any, ...]:
     return tuple(mx.new_thread_local_stream(mx.cpu) for _ in range(cores))
 
 
-def pieces(n: int, streams: Sequence[Any], least: int = 1) -> list[tuple[Any, int, int]]:
-    """Stream, first place and end of parts of 0..n that are about as long as each other, at least `least`."""
-    size = max(least, -(-n // len(streams)))
-    starts = range(0, n, size)
-    return [(stream, first, min(first + size, n)) for stream, first in zip(streams, starts, strict=False)]
+def pieces(n: int, parts: int) -> list[tuple[int, int]]:
+    """First place and end of at most `parts` parts of 0..n, as long as each other but for the last."""
+    size = -(-n // parts)
+    return [(first, min(first + size, n)) for first in range(0, n, size)]
+
+
+class Cores:
+    """A stream for each core, for products of `least` multiplications and more."""
+
+    def __init__(self, number: int, least: int) -> None:
+        self.streams, self.least = streams_of(number), least
+
+    def pieces(self, n: int, work: int) -> list[tuple[int, int]]:
+        """`pieces` for a product of `work` multiplications: one if these are few."""
+        return pieces(n, len(self.streams) if work >= self.least else 1)
+
+    def joined(self, parts: Iterable[Callable[[], mx.array]], axis: int, work: int) -> mx.array:
+        """The results of `parts`, each computed on a stream of its own; on the caller's if `work` is little."""
+        done = []
+        for part, stream in zip(parts, self.streams, strict=False):
+            with mx.stream(stream) if work >= self.least else nullcontext():
+                done.append(part())
+        return mx.concatenate(done, axis=axis)
 
 
 class DividedLinear(nn.Module):
     """A linear layer whose output channels are divided.
 
     Attributes:
-        parts: linear layers, one for each stream.
+        parts: linear layers, one for each core.
     """
 
-    def __init__(self, plain: nn.Linear, streams: Sequence[Any]) -> None:
+    def __init__(self, plain: nn.Linear, cores: Cores) -> None:
         super().__init__()
-        self.parts, self._streams = [], streams
-        for _, first, end in pieces(plain.weight.shape[0], streams):
-            part = recast(plain, nn.Linear)
+        self.parts, self._cores, self._size = [], cores, plain.weight.size
+        for first, end in pieces(plain.weight.shape[0], len(cores.streams)):
+            part = copy.copy(plain)
             for name in plain:
                 part[name] = plain[name][first:end]
             self.parts.append(part)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., C) -> (..., O)."""
-        done = []
-        for part, stream in zip(self.parts, self._streams, strict=False):
-            with mx.stream(stream):
-                done.append(part(x))
-        return mx.concatenate(done, axis=-1)
+        work = x.size // x.shape[-1] * self._size
+        return self._cores.joined([partial(part, x) for part in self.parts], -1, work)
 
 
 class DividedConv1d(ProductConv1d):
     """`ProductConv1d` whose output frames are divided."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def summed(self, x: mx.array, m: int) -> mx.array:
         """As in `ProductConv1d`."""
-        span = self.dilation * (self.weight.shape[1] - 1) + 1
-        m = (x.shape[1] + 2 * self.padding - span) // self.stride + 1
-        if self.padding or m <= LEAST_FRAMES:
-            return super().__call__(x)
-        done = []
-        for stream, first, end in pieces(m, self._streams, LEAST_FRAMES):
-            with mx.stream(stream):
-                done.append(super().__call__(x[:, first * self.stride : (end - 1) * self.stride + span]))
-        return mx.concatenate(done, axis=1)
+        work = x.shape[0] * m * self.weight.size
+        whole, stride, seen = super().summed, self.stride, self.dilation * (self.weight.shape[1] - 1) + 1
+
+        def part(first: int, end: int) -> mx.array:
+            return whole(x[:, first * stride : (end - 1) * stride + seen], end - first)
+
+        return self._cores.joined([partial(part, *piece) for piece in self._cores.pieces(m, work)], 1, work)
 
 
 class DividedCausalConv1d(ProductCausalConv1d, DividedConv1d):
@@ -121,36 +145,42 @@ CONVOLUTIONS: dict[type[nn.Module], type[Any]] = {
 
 def by_heads(
     softmax: Callable[..., mx.array],
-    streams: Sequence[Any],
+    cores: Cores,
     q: mx.array,
     k: mx.array,
     v: mx.array,
     scale: float,
     mask: mx.array | None = None,
 ) -> mx.array:
-    """`softmax` with some heads on each stream; shapes as for `attention.attention`, one mask for all heads."""
-    done = []
-    for stream, first, end in pieces(q.shape[1], streams):
-        with mx.stream(stream):
-            done.append(softmax(*(t[:, first:end] for t in (q, k, v)), scale, mask))
-    return mx.concatenate(done, axis=1)
+    """`softmax` with some heads on each core; shapes as for `attention.attention`, one mask for all heads."""
+    work = 2 * q.size * k.shape[2]
+
+    def part(first: int, end: int) -> mx.array:
+        return softmax(*(t[:, first:end] for t in (q, k, v)), scale, mask)
+
+    return cores.joined([partial(part, *piece) for piece in cores.pieces(q.shape[1], work)], 1, work)
 
 
-def divided(model: nn.Module) -> nn.Module:
-    """Divide large linear layers of float32, `ProductConv1d` and `FastAttention`."""
-    streams = streams_of(max(2, count()))
+def divided(model: nn.Module, number: int | None = None, least: int = LEAST_WORK) -> nn.Module:
+    """Divide linear layers of float32 with an output for each core, `ProductConv1d` and `FastAttention`.
+
+    Args:
+        number: of cores; None for those that are available, but two at least.
+        least: multiplications from which a product is divided.
+    """
+    cores = Cores(number or max(2, available()), least)
 
     def linear(plain: nn.Linear) -> nn.Module:
-        worth = plain.weight.dtype == mx.float32 and plain.weight.size >= LEAST_WEIGHTS
-        return DividedLinear(plain, streams) if worth else plain
+        worth = plain.weight.dtype == mx.float32 and plain.weight.shape[0] >= len(cores.streams)
+        return DividedLinear(plain, cores) if worth else plain
 
     def convolution(whole: ProductConv1d) -> nn.Module:
         made = recast(whole, CONVOLUTIONS[type(whole)])
-        made._streams = streams
+        made._cores = cores
         return made
 
     def attention(whole: FastAttention) -> nn.Module:
-        whole.softmax = partial(by_heads, whole.softmax, streams)
+        whole.softmax = partial(by_heads, whole.softmax, cores)
         return whole
 
     forms: dict[type[nn.Module], Callable[[Any], nn.Module]] = dict.fromkeys(CONVOLUTIONS, convolution)
