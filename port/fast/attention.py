@@ -63,6 +63,7 @@ class FastAttention(Attention):
         cpu: compute in float32, with the rows of a head contiguous, or each product would copy them. GPU kernels keep
             scores of half precision in float32.
         softmax: `attention` or `attention_in_blocks`.
+        dtype: of queries, keys and values.
     """
 
     def project(self, x: mx.array, rope: Rope | None = None) -> tuple[mx.array, mx.array, mx.array]:
@@ -109,9 +110,7 @@ class FastAttention(Attention):
 
 def key_dtype(attention: Attention) -> mx.Dtype:
     """Dtype of its keys and values."""
-    if not isinstance(attention, FastAttention):
-        return mx.float32
-    return layer_dtype(attention.to_qkv if "to_qkv" in attention else attention.to_k)
+    return attention.dtype if isinstance(attention, FastAttention) else mx.float32
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None = None) -> mx.array:
@@ -183,7 +182,7 @@ def lay_out(model: nn.Module) -> nn.Module:
 
     def made(plain: Attention) -> FastAttention:
         fast = recast(plain, FastAttention)
-        fast.cpu, fast.softmax = on_cpu(), attention
+        fast.cpu, fast.softmax, fast.dtype = on_cpu(), attention, layer_dtype(plain.to_k)
         return fast
 
     return replace(model, {Attention: made, DiT: lambda plain: recast(plain, ChunkedDiT)})
