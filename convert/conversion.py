@@ -141,7 +141,7 @@ def _compared(compare: Compare, source: Path, folder: Path) -> Sequence[Row]:
     if failed:
         first = failed[0]
         said = f" ({first['message']})" if first.get("message") else ""
-        raise Refused(f"parity: {first['checkpoint']} is {first['status']}{said}; {len(failed)} of {len(rows)} fail")
+        raise Refused(f"parity: {first['name']} is {first['status']}{said}; {len(failed)} of {len(rows)} fail")
     if not any(row["status"] == "PASS" for row in rows):
         raise Refused("parity: nothing was compared")
     return rows

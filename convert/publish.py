@@ -98,7 +98,7 @@ def require_verified(folder: Path) -> dict[str, Any]:
         raise Refused(f"{folder / AUDIT_FILE}: does not record what was verified; convert again")
     statuses = [row.get("status") if isinstance(row, dict) else None for row in rows]
     if (failed := [status for status in statuses if status not in SETTLED]) or "PASS" not in statuses:
-        said = f"{len(failed)} of {len(rows)} checkpoints failed" if failed else "nothing was compared"
+        said = f"{len(failed)} of {len(rows)} tensors failed" if failed else "nothing was compared"
         raise Refused(f"{folder}: is not verified, {said}; it is not published")
     for name, wanted in tqdm(written.items(), desc="check", unit="file", file=sys.stderr, disable=None):
         if Path(name).name != name or sha256(folder / name) != wanted:

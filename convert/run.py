@@ -82,12 +82,10 @@ def _converted(options: argparse.Namespace) -> list[str]:
 def parity_verdict(rows: Sequence[Row]) -> str:
     """One line for people: how many comparisons passed, and how those in reduced precision are judged."""
     counts = Counter(row["status"] for row in rows)
-    if set(counts) == {"PASS"}:
-        return f"parity {len(rows)} of {len(rows)} checkpoints pass"
-    said = f"parity {counts['PASS']} of {len(rows)} checkpoints pass"
+    said = f"parity {counts['PASS']} of {len(rows)} tensors pass"
     said += "".join(f", {count} {status}" for status, count in sorted(counts.items()) if status != "PASS")
     if counts["REDUCED"]:
-        said += " (reduced precision is not judged per checkpoint: see quality.json)"
+        said += " (reduced precision is not judged by tensor: see quality.json)"
     return said
 
 

@@ -1,8 +1,13 @@
 """What several test files share: both sides ready to speak, small models, a checkpoint, a hub on this machine."""
 
 import pytest
+import torch
 
+from mlx_parity.sides.truth import Reference, reference_state
+from parity_tests.cases import case
+from parity_tests.cases.llm import LM
 from parity_tests.driver_support import SIDES, Speaker
+from parity_tests.parts import PARTS
 from parity_tests.speech_support import copy_folder, sides, small_models, write_voice
 from parity_tests.stream_support import small_flow
 from reference.synthesize import synthesize
@@ -39,6 +44,15 @@ def models():
 def speaker(request, models):
     """The driver of one side, as a fresh object has it."""
     return Speaker(request.param, models[request.param])
+
+
+@pytest.fixture(scope="session")
+def twins(parity):
+    """One small language model on three sides: reference in float32 and float64, port."""
+    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
+    state = reference_state(case("llm.built", part.path, LM))
+    sides = Reference(), Reference(torch.float64), parity.adapter
+    return tuple(side.build(part, LM, state) for side in sides)
 
 
 @pytest.fixture(scope="session")

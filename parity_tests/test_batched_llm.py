@@ -11,43 +11,25 @@ import torch
 from mlx_parity.compare import compare
 from mlx_parity.judge import Row
 from mlx_parity.sides.orders_pytorch import in_other_orders
-from mlx_parity.sides.truth import reference_state
-from parity_tests.cases import case
 from parity_tests.cases.llm import LM
-from parity_tests.parts import PARTS
 from port.batched.cache import BatchCache
 from port.batched.decoder import Decoder
 from port.config import LLMConfig, from_dict
 from port.llm.qwen2 import KVCache
 from port.llm.sampling import SeededDraws, greedy_sampling, ras_sampling
-from reference.llm.speech_lm import CosyVoice3LM
 
 pytestmark = pytest.mark.part("batched.decoder")
-CONFIG = dict(LM, end_of_prompt=50)
-EOS = from_dict(LLMConfig, CONFIG).eos
+EOS = from_dict(LLMConfig, LM).eos
 # Text tokens, prompt speech tokens and speech tokens of each request. Three decode at a time, so rows
 # enter and leave at different steps, and only one row's keys outgrow the first buffers.
 REQUESTS = ((6, 0, 9), (9, 240, 7), (3, 5, 21), (4, 31, 4), (2, 12, 11), (5, 0, 6))
-
-
-@pytest.fixture(scope="module")
-def twins(parity):
-    """One small language model on three sides: reference in float32 and float64, port."""
-    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
-    state = reference_state(case("llm.batch", part.path, CONFIG))
-    models = []
-    for dtype in (torch.float32, torch.float64):
-        model = CosyVoice3LM(from_dict(LLMConfig, CONFIG))
-        model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
-        models.append(model.to(dtype).eval())
-    return *models, parity.adapter.build(part, CONFIG, state)
 
 
 def texts(text, speech, seed=0):
     """Text, prompt text and prompt speech of a request, numpy."""
     rng = np.random.default_rng((text, speech, seed))
     words, before, spoken = (rng.integers(0, 40, (1, count)).astype(np.int32) for count in (text, 3, speech))
-    return words, np.append(before, [[CONFIG["end_of_prompt"]]], axis=1).astype(np.int32), spoken
+    return words, np.append(before, [[LM["end_of_prompt"]]], axis=1).astype(np.int32), spoken
 
 
 def forced(tokens, seen):

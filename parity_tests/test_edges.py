@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlx_parity.sides.truth import Reference, against, reference_state, run_reference
+from mlx_parity.sides.truth import against, reference_state, run_reference
 from parity_tests.cases import case
 from parity_tests.cases.llm import LM, QWEN2
 from parity_tests.cases.vocoder import SINE
@@ -87,21 +87,17 @@ def test_the_nucleus_is_summed_in_float32():
 
 @pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 @pytest.mark.parametrize("strict", [False, True], ids=["as the original", "strict"])
-def test_speech_that_does_not_end_is_cut_at_the_maximum_length(parity, strict):
+def test_speech_that_does_not_end_is_cut_at_the_maximum_length(twins, strict):
     """Twenty speech tokens per text token; the prompt text does not count."""
-    config = dict(LM, end_of_prompt=50)
-    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
-    state = reference_state(case("llm.built.endless", part.path, config))
-    reference = Reference().build(part, config, state)
-    port = parity.adapter.build(part, config, state)
+    reference, _, port = twins
     texts = [np.array(ids, np.int32) for ids in ([[3, 4]], [[7, 50, 9]], [[1]])]
 
     def endless(scores, *_):
-        return int(scores[: config["speech_token_size"]].argmax())
+        return int(scores[: LM["speech_token_size"]].argmax())
 
     found = list(port.inference(*(mx.array(t) for t in texts), None, endless, strict))
     with torch.inference_mode():
-        expected = list(reference.eval().inference(*(torch.from_numpy(t) for t in texts), None, endless, strict))
+        expected = list(reference.inference(*(torch.from_numpy(t) for t in texts), None, endless, strict))
     assert found == expected
     assert len(found) == 40
 

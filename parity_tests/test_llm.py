@@ -14,7 +14,6 @@ from mlx_parity.sides.orders_pytorch import in_other_orders
 from mlx_parity.sides.truth import Reference, reference_state
 from parity_tests.cases import case
 from parity_tests.cases.llm import LM, QWEN2
-from parity_tests.parts import PARTS
 from port.config import SamplingConfig
 from port.llm import sampling as port_sampling
 from reference.llm import sampling as reference_sampling
@@ -22,16 +21,6 @@ from reference.llm import sampling as reference_sampling
 pytestmark = pytest.mark.part("llm.speech_lm.CosyVoice3LM")
 
 QUICK = settings(max_examples=40, deadline=None, derandomize=True)
-CONFIG = dict(LM, end_of_prompt=50)
-
-
-@pytest.fixture(scope="session")
-def twins(parity):
-    """One language model on three sides: reference in float32 and float64, port."""
-    part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
-    state = reference_state(case("llm.built", part.path, CONFIG))
-    sides = Reference(), Reference(torch.float64), parity.adapter
-    return tuple(side.build(part, CONFIG, state) for side in sides)
 
 
 def ids(rng: np.random.Generator, count: int, high: int) -> np.ndarray:
@@ -40,7 +29,7 @@ def ids(rng: np.random.Generator, count: int, high: int) -> np.ndarray:
 
 def prompt(seed: int, speech: int = 7) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    instruction = np.concatenate([ids(rng, 3, 40), [[CONFIG["end_of_prompt"]]], ids(rng, 2, 40)], axis=1)
+    instruction = np.concatenate([ids(rng, 3, 40), [[LM["end_of_prompt"]]], ids(rng, 2, 40)], axis=1)
     return [ids(rng, 6, 40), instruction.astype(np.int32), ids(rng, speech, 40)]
 
 

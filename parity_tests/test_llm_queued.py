@@ -24,7 +24,6 @@ from port.stream.threads import end_streams_with_thread
 pytestmark = pytest.mark.part("fast.sampling")
 
 CONFIG = SamplingConfig()
-SIZES = dict(LM, end_of_prompt=50)
 
 
 def scores_of(logits):
@@ -152,14 +151,14 @@ def test_numbers_drawn_ahead_are_those_that_the_draws_will_give():
 def pair():
     """Host loop and queued loop of one small language model."""
     part = PARTS["llm.speech_lm.CosyVoice3LM.scores"]
-    plain = OwnPort(forms=()).build(part, SIZES, reference_state(case("llm.queued", part.path, SIZES)))
+    plain = OwnPort(forms=()).build(part, LM, reference_state(case("llm.queued", part.path, LM)))
     return plain, sampling.queued(plain)
 
 
 def texts(seed, length=4):
     rng = np.random.default_rng(seed)
     text, speech = rng.integers(0, 40, (2, 1, length)).astype(np.int32)
-    return mx.array(text), mx.array([[3, SIZES["end_of_prompt"], 4]]), mx.array(speech)
+    return mx.array(text), mx.array([[3, LM["end_of_prompt"], 4]]), mx.array(speech)
 
 
 def decoded(model, seed, count=None, pieces=2, **how):

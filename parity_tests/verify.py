@@ -42,7 +42,7 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
         folder: the conversion, complete.
 
     Returns:
-        One row for each tensor: `checkpoint`, `kind`, `status`, `ratio`, `message`.
+        One row for each tensor: `name`, `kind`, `status`, `ratio`, `message`.
 
     Raises:
         NotFloat32: a side does not compute in float32 here, so nothing can be compared.
@@ -66,14 +66,8 @@ def verify_folder(source: Path, folder: Path) -> Sequence[Mapping[str, Any]]:
         content = {"precision": precision.label, "layers": DEPTH, "metrics": [metric.to_dict() for metric in quality]}
         (folder / QUALITY_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         rows += [
-            {
-                "checkpoint": metric.metric,
-                "kind": "quality",
-                "status": metric.status,
-                "ratio": None,
-                "message": str(metric),
-            }
-            for metric in quality
+            {"name": one.metric, "kind": "quality", "status": one.status, "ratio": None, "message": str(one)}
+            for one in quality
         ]
     return rows
 
@@ -91,7 +85,7 @@ def _quality(source: Path, folder: Path, parts: Mapping[str, Part], config: Cosy
 
 def _row(row: Row) -> dict[str, Any]:
     return {
-        "checkpoint": row.name,
+        "name": row.name,
         "kind": row.kind,
         "status": row.reading.status,
         "ratio": row.reading.ratio,

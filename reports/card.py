@@ -162,11 +162,11 @@ def _verification(audit: Row, report: Report | None) -> Iterable[str]:
     }
     said = ", ".join(f"{count} {_plain(status)}" for status, count in counts.items())
     at = (
-        f"; worst {ratio_text(worst['ratio'])} the reference's own float32 error at {_code(worst['checkpoint'])}"
+        f"; worst {ratio_text(worst['ratio'])} the reference's own float32 error at {_code(worst['name'])}"
         if worst
         else ""
     )
-    yield f"Parity with the PyTorch reference, deep stacks cut to two layers: {said} of {len(rows)} checkpoints{at}."
+    yield f"Parity with the PyTorch reference, deep stacks cut to two layers: {said} of {len(rows)} tensors{at}."
     if report:
         yield f"The whole suite: {_plain(report.verdict.sentence)}"
         stages = by_stage(report.rows, report.stages)

@@ -1,13 +1,13 @@
 """Signatures of faults, to name the known fault that a failure resembles most.
 
-The signature of a fault is the set of isolated checkpoints that fail under it, each with log10 of its ratio. The same
+The signature of a fault is the set of isolated rows that fail under it, each with log10 of its ratio. The same
 mistake at another size multiplies all errors alike, so two signatures are compared after a shift: with t the median
-difference over the checkpoints that fail under both, what is left of each difference has the rms r, in decades, and
+difference over the rows that fail under both, what is left of each difference has the rms r, in decades, and
 
     likeness = 1 / (1 + r + |t| / 4)
 
-For a checkpoint that fails under only one of the two, the difference is how far over budget that one, shifted, predicts
-it under the other. Its weight is the log of the inverse share of known faults under which it fails: a checkpoint that
+For a row that fails under only one of the two, the difference is how far over budget that one, shifted, predicts
+it under the other. Its weight is the log of the inverse share of known faults under which it fails: a row that
 fails under most faults says little.
 """
 
@@ -52,7 +52,7 @@ class Known:
         """
         content = json.loads(path.read_text("utf-8"))
         modules = {row["name"]: row["module"] for row in json.loads(score.read_text("utf-8"))["rows"]}
-        names = content["checkpoints"]
+        names = content["rows"]
         found = {
             fault: {names[int(at)]: value for at, value in row["signature"].items()}
             for fault, row in content["faults"].items()
@@ -61,9 +61,9 @@ class Known:
         families = {fault: row["family"] for fault, row in content["faults"].items()}
         return cls(found, families, modules, content["fingerprint"] == code)
 
-    def judged_by(self, checkpoints: Collection[str]) -> Known:
-        """The known faults with signatures limited to these checkpoints, without those that fail none of them."""
-        shown = {f: {k: v for k, v in s.items() if k in checkpoints} for f, s in self.signatures.items()}
+    def judged_by(self, rows: Collection[str]) -> Known:
+        """The known faults with signatures limited to these rows, without those that fail none of them."""
+        shown = {f: {k: v for k, v in s.items() if k in rows} for f, s in self.signatures.items()}
         return replace(self, signatures={fault: signature for fault, signature in shown.items() if signature})
 
 
@@ -82,25 +82,25 @@ def record(found: Mapping[str, tuple[str, Signature]], code: str) -> str:
         if signature
     }
     lines = [f"{json.dumps(fault)}: {json.dumps(row, separators=(',', ':'))}" for fault, row in rows.items()]
-    head = f'"fingerprint": "{code}",\n"checkpoints": {json.dumps(names, indent=0)}'
+    head = f'"fingerprint": "{code}",\n"rows": {json.dumps(names, indent=0)}'
     return "{\n" + head + ',\n"faults": {\n' + ",\n".join(lines) + "\n}\n}\n"
 
 
 def strength(status: str, ratio: float | None) -> float:
-    """How wrong one checkpoint is, for a signature; 0 where it is not."""
+    """How wrong one row is, for a signature; 0 where it is not."""
     if status not in ("FAIL", "ERROR", "VACUOUS"):
         return 0.0
     return MOST if ratio is None or status != "FAIL" else min(math.log10(ratio), MOST)
 
 
 def weights(signatures: Collection[Signature]) -> Signature:
-    """What each checkpoint tells: log of the inverse share of the faults that it fails under."""
+    """What each row tells: log of the inverse share of the faults that it fails under."""
     counts = Counter(name for signature in signatures for name in signature)
     return {name: math.log((len(signatures) + 1) / n) for name, n in counts.items()}
 
 
 def likeness(one: Signature, other: Signature, weight: Signature) -> float:
-    """From 0 (nothing in common) to 1, see above; a checkpoint without a weight counts as much as the rarest."""
+    """From 0 (nothing in common) to 1, see above; a row without a weight counts as much as the rarest."""
     both = [name for name in one if name in other]
     if not both:
         return 0.0

@@ -11,7 +11,7 @@ from parity_tests.cases import case, cases_of
 
 QWEN2 = dict(vocab_size=64, hidden_size=24, intermediate_size=40)
 QWEN2 |= dict(num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2)
-LM: dict[str, Any] = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20)
+LM: dict[str, Any] = dict(qwen2=QWEN2, speech_token_size=40, num_special_tokens=20, end_of_prompt=50)
 HEAD = QWEN2["hidden_size"] // QWEN2["num_attention_heads"]
 
 ALONE = dict.fromkeys(("q_proj.*", "k_proj.*", "rope"), "a single position attends to itself, whatever its score is")
@@ -45,7 +45,7 @@ CASES = (
         case(
             f"llm.prepare_input.{name}",
             "llm.speech_lm.CosyVoice3LM.prepare_input",
-            dict(LM, end_of_prompt=50),
+            LM,
             **dict(TEXTS, dead=TABLES_ONLY, prompt_speech_token=speech),
         )
         for name, speech in SPOKEN.items()

@@ -48,7 +48,7 @@ def verify(options: argparse.Namespace) -> None:
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     bad = [row for row in rows if row["status"] not in ("PASS", "REDUCED")]
     if bad or not counts["PASS"]:
-        worst = f"; first {bad[0]['checkpoint']}: {bad[0]['message']}" if bad else ""
+        worst = f"; first {bad[0]['name']}: {bad[0]['message']}" if bad else ""
         raise Refused(f"{options.model}: differs from {options.checkpoint}: {said} of {len(rows)} tensors{worst}")
     print(f"{options.model}: equals {options.checkpoint}: {said} of {len(rows)} tensors")
 

@@ -36,8 +36,8 @@ def plain_output(official, tmp_path_factory):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([{"checkpoint": "flow.mel", "status": "FAIL"}, {"checkpoint": "x", "status": "PASS"}], "flow.mel is FAIL"),
-        ([{"checkpoint": "flow.mel", "status": "SKIP"}], "nothing was compared"),
+        ([{"name": "flow.mel", "status": "FAIL"}, {"name": "x", "status": "PASS"}], "flow.mel is FAIL"),
+        ([{"name": "flow.mel", "status": "SKIP"}], "nothing was compared"),
         ([], "nothing was compared"),
         (None, "not comparable"),
     ],

@@ -126,7 +126,7 @@ def test_a_layout_converts_and_passes_the_comparison(source, tmp_path, plain, ca
             (source / file).unlink()
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
+    assert re.search(r"parity (\d+) of \1 tensors pass$", said.strip()), said
     for key, file in ((HEAD, "llm.pt"), (CONSTANT, "flow.pt")):
         dropped = json.loads((tmp_path / "out" / "audit.json").read_text())["dropped"]
         lacks = key not in "".join(dropped).replace("_orig_mod.", "")
@@ -163,7 +163,7 @@ def test_text_files_as_people_have_them_convert_and_pass_the_comparison(source, 
     path.write_text(text)
     assert run.main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "out")]) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
-    assert re.search(r"parity (\d+) of \1 checkpoints pass$", said.strip()), said
+    assert re.search(r"parity (\d+) of \1 tensors pass$", said.strip()), said
     found = arrays_of(tmp_path / "out")
     assert found.keys() == plain.keys()
     assert all(mx.array_equal(found[name], value) for name, value in plain.items())
@@ -191,7 +191,7 @@ def test_half_precision_of_a_half_precision_checkpoint(source, tmp_path, capsys)
     reduced = sum(row["status"] == "REDUCED" for row in rows)
     passed = sum(row["status"] == "PASS" for row in rows)
     assert reduced
-    assert f"parity {passed} of {len(rows)} checkpoints pass, {reduced} REDUCED" in said
+    assert f"parity {passed} of {len(rows)} tensors pass, {reduced} REDUCED" in said
     assert "quality.json" in said
 
 

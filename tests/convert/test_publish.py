@@ -31,8 +31,8 @@ def compared(source, folder):
     """Rows and quality.json of a comparison, for the card."""
     (folder / "quality.json").write_text(json.dumps(QUALITY))
     return [
-        {"checkpoint": "walk.llm/llm", "status": "PASS", "ratio": 1.5},
-        {"checkpoint": "walk.flow/flow", "status": "SKIP", "ratio": None},
+        {"name": "walk.llm/llm", "status": "PASS", "ratio": 1.5},
+        {"name": "walk.flow/flow", "status": "SKIP", "ratio": None},
     ]
 
 
@@ -85,7 +85,7 @@ def test_card_of_a_folder(converted, parity):
     for file in audit["files"].values():
         assert f"| `{file['name']}` | {file['bytes']:,} | `{file['sha256']}` |" in text
     assert audit["verdict"] in text
-    assert "1 PASS, 1 SKIP of 2 checkpoints; worst 1.5x the reference's own float32 error at `walk.llm/llm`" in text
+    assert "1 PASS, 1 SKIP of 2 tensors; worst 1.5x the reference's own float32 error at `walk.llm/llm`" in text
     assert "| mel SNR | 31.2 | dB | 33 | 21 | PASS |" in text
     assert str(parity.models.source.parent) not in text  # no path of this machine
     assert str(parity.models.source.parent) not in (converted / "config.json").read_text()
@@ -204,10 +204,10 @@ def test_uploading_again_changes_nothing(hub, converted, command):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda audit: audit["parity"][0].update(status="FAIL"), "is not verified, 1 of 2 checkpoints failed"),
+        (lambda audit: audit["parity"][0].update(status="FAIL"), "is not verified, 1 of 2 tensors failed"),
         (lambda audit: audit["parity"][0].update(status="SKIP"), "nothing was compared"),
         (lambda audit: audit["parity"].clear(), "nothing was compared"),
-        (lambda audit: audit["parity"].append(3), "1 of 3 checkpoints failed"),
+        (lambda audit: audit["parity"].append(3), "1 of 3 tensors failed"),
         (lambda audit: audit.pop("parity"), "does not record what was verified"),
         (lambda audit: audit.pop("written"), "does not record what was verified"),
         (lambda audit: audit["written"].update({"../mlx/config.json": "0"}), "changed since"),

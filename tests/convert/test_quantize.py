@@ -160,13 +160,13 @@ def test_the_command_verifies_what_it_writes(source, tmp_path, capsys):
     out = tmp_path / "out"
     flags = ["-q", "--q-bits", "8", "--q-group-size", "32", "--dtype", "float16"]
     assert run.main(["--hf-path", str(source.folder), "--mlx-path", str(out), *flags]) == 0
-    assert "checkpoints pass" in capsys.readouterr().out
+    assert "tensors pass" in capsys.readouterr().out
     quality = json.loads((out / "quality.json").read_text())
     assert quality["precision"] == "float16 and 8-bit"
     assert {metric["status"] for metric in quality["metrics"]} == {"PASS"}
     parity = json.loads((out / "audit.json").read_text())["parity"]
     assert {"PASS", "REDUCED"} == {row["status"] for row in parity}
-    assert not [row for row in parity if row["status"] == "REDUCED" and row["checkpoint"].startswith("walk.vocoder")]
+    assert not [row for row in parity if row["status"] == "REDUCED" and row["name"].startswith("walk.vocoder")]
 
 
 def test_a_folder_below_its_limits_is_refused(source, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ CONFIGURATION = {
 }
 AUDIT = {
     "verdict": "2 source tensors",
-    "parity": [{"checkpoint": "walk.llm", "status": "PASS", "ratio": 1.5}],
+    "parity": [{"name": "walk.llm", "status": "PASS", "ratio": 1.5}],
     "files": {"llm": {"name": "llm.pt", "bytes": 3, "sha256": "ab"}},
 }
 QUALITY = {

@@ -97,7 +97,7 @@ def test_verify_leaves_the_quality_of_a_folder_alone(run, parity, tmp_path, monk
 
     def measured(source, folder):
         (folder / "quality.json").write_text("measured here")
-        return [{"checkpoint": "x", "status": "PASS", "message": ""}]
+        return [{"name": "x", "status": "PASS", "message": ""}]
 
     monkeypatch.setattr(verify, "verify_folder", measured)
     assert run("verify", "--model", folder, "--checkpoint", parity.models.source)[0] == 0
