@@ -16,7 +16,9 @@ from parity_tests.cases import all_cases
 from parity_tests.cases.flow import FLOW
 from parity_tests.cases.llm import LM
 from parity_tests.parts import PARTS
+from parity_tests.stream_support import run, small_flow, start, utterance
 from port.fast import cores, replaced, speed_up
+from port.stream.memory import Memory
 
 pytestmark = pytest.mark.part("fast.cores")
 SOME = (
@@ -54,6 +56,13 @@ def test_parity_in_pieces(parity, part, number):
     (row,) = (case for case in all_cases() if case.name == part)
     adapter = InPieces(parity.adapter.precision, number)
     parity.add(judge(replace(row, name=f"{row.name}.cores.{number}"), adapter))
+
+
+@COUNTS
+def test_a_stream_keeps_its_prompt_in_pieces(number):
+    """Its memory is counted by the dtype of keys that no whole projection makes."""
+    flow = in_pieces(small_flow(BEFORE), number)
+    run(start(flow, utterance(20), memory=Memory()), utterance(20), [11, 3, 8])
 
 
 @pytest.mark.parametrize(("n", "parts"), [(1, 2), (7, 2), (7, 3), (2, 4), (33, 2)])
@@ -103,10 +112,10 @@ def test_another_thread_has_streams_of_its_own(number):
         np.random.default_rng(0).standard_normal((1, 4, model.llm_decoder.parts[0].weight.shape[1])), mx.float32
     )
     mx.eval(x)
-    run = [threading.Thread(target=lambda: found.append(np.array(model.llm_decoder(x)))) for _ in range(2)]
-    for thread in run:
+    threads = [threading.Thread(target=lambda: found.append(np.array(model.llm_decoder(x)))) for _ in range(2)]
+    for thread in threads:
         thread.start()
-    for thread in run:
+    for thread in threads:
         thread.join()
     expected = np.array(model.llm_decoder(x))
     assert len(found) == 2 and all((one == expected).all() for one in found)
