@@ -262,11 +262,10 @@ def all_cases(size: str, dtypes: tuple[str, ...] = (), bits: tuple[int, ...] = (
     cases.append(
         Case(
             "manifest",
-            "32 lines, everything included" + ("; at least 1.2 to 2.4 s each, prompt of 2 s" if full else ""),
+            "32 lines, everything included" + ("; 2 to 5 s each, prompt of 2 s" if full else ""),
             "manifest",
             ("llm", *wave),
-            # Two speech tokens a text token are the least; random weights stop soon after.
-            {"prompt": prompt, "lines": 32, "text": (15, 30, 20, 25) if full else (1,)},
+            {"prompt": prompt, "lines": 32, "text": (10, 25, 15, 20) if full else (1,)},
             {"prompt": 5, "lines": 3, "text": (1,)},
             (TORCH, PORT, EIGHT),
             repeats=1,

@@ -13,6 +13,8 @@ import numpy as np
 from port.config import CosyVoice3Config
 from port.noise import rand_noise, sine_waves
 
+SPEECH_OF_A_TEXT_TOKEN = 5  # speech tokens of a manifest's lines, as in real speech
+
 
 def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) -> dict[str, np.ndarray]:
     """Inputs of a kind of case in the reference's layouts (channels first), the same in every process."""
@@ -42,8 +44,8 @@ def make_inputs(kind: str, size: Mapping[str, Any], config: CosyVoice3Config) ->
         n = size["frames"]
         return {"speech_feat": normal(1, mels, n), "sine_waves": _sine_waves(config, n)}
     ratio = config.flow.token_mel_ratio
-    if kind == "manifest":  # at most as long as the language model may make them
-        size = {**size, "tokens": int(config.llm.max_token_text_ratio * max(size["text"]))}
+    if kind == "manifest":
+        size = {**size, "tokens": SPEECH_OF_A_TEXT_TOKEN * max(size["text"])}
     frames = ratio * (size["prompt"] + size["tokens"])
     found = {
         "token": tokens(config.flow.vocab_size, size["tokens"], size.get("rows", 1)),  # of one voice

@@ -18,12 +18,6 @@ from pathlib import Path
 OWN_KERNEL, FORCED_KERNEL = "the wheel's own", "OPENBLAS_CORETYPE"
 SONAME = "libopenblas.so.0"
 PLACES = ("/usr/lib/*/openblas*/libopenblas.so.0", "/usr/lib*/libopenblas*.so.0", "/usr/local/lib/libopenblas.so.0")
-# Below this share of torch's matrix product rate, MLX's BLAS is so slow that ratios say nothing about the ports.
-USABLE_SHARE = 0.5
-MEANINGLESS = (
-    "MLX runs on a slow BLAS here ({mlx:.0f} GFLOP/s in a matrix product, torch {torch:.0f}): its numbers below mean "
-    "nothing. Install OpenBLAS (Debian: libopenblas0-pthread) or name one with --blas PATH."
-)
 
 
 class BenchmarkError(ValueError):

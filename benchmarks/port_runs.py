@@ -10,7 +10,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, take_tokens_together, texts_of, voice_conversion
+from benchmarks.streams import (
+    Outputs,
+    chunks_timed,
+    fix_length,
+    take_tokens,
+    take_tokens_together,
+    texts_of,
+    voice_conversion,
+)
 from port.batched.decoder import Decoder
 from port.batched.flow import flow_row, mels
 from port.batched.spoken import Piece, Spoken
@@ -94,6 +102,7 @@ def manifest(model: CosyVoice3Model, x: Inputs, size: Words, options: Words) -> 
     (prompt, chance), rows = voice_conversion(x), options.get("rows", 1)
     prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
     texts = texts_of(size)
+    fix_length(model.llm)
 
     def spoken(line: int) -> Spoken:
         chosen = Options(seed=line, noise=chance.noise, sine_waves=chance.sine_waves, strict_min_length=True)

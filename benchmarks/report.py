@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.machine import MEANINGLESS, USABLE_SHARE
-
+# Below this share of torch's matrix product rate, MLX's BLAS is so slow that ratios say nothing about the ports.
+USABLE_SHARE = 0.5
+MEANINGLESS = "It is slow: the MLX numbers below mean nothing."
+OPENBLAS = "Install OpenBLAS (Debian: libopenblas0-pthread) or name one with --blas PATH."
+# An OpenBLAS older than the processor takes the kernel of one of 2004.
+OTHER_KERNEL = (
+    "Name a kernel that suits the processor, as in OPENBLAS_CORETYPE=SkylakeX, or a newer library with --blas."
+)
 HEADER = ("variant", "median", "range", "x torch", "x port", "GFLOP/s", "of limit", "MLX peak", "process", "check")
 
 
@@ -17,13 +23,12 @@ def describe_blas(about: Mapping[str, Any], preloaded: str | None) -> dict[str, 
     found = {"preloaded": preloaded, "kernel": kernel, "meaningless": False, "sentence": None}
     if port.get("device") != "cpu" or "matrix_flops" not in torch:
         return found
-    mlx, own = port["matrix_flops"] / 1e9, torch["matrix_flops"] / 1e9
-    if mlx < USABLE_SHARE * own:
-        return found | {"meaningless": True, "sentence": MEANINGLESS.format(mlx=mlx, torch=own)}
+    mlx, own = port["matrix_flops"], torch["matrix_flops"]
     name = f"{preloaded} put before MLX's own, kernel {kernel}" if preloaded else "MLX's own"
-    return found | {
-        "sentence": f"BLAS of all MLX workers: {name}; {mlx:.0f} GFLOP/s in a matrix product, torch {own:.0f}."
-    }
+    said = f"BLAS of all MLX workers: {name}; {mlx / 1e9:.0f} GFLOP/s in a matrix product, torch {own / 1e9:.0f}."
+    if mlx >= USABLE_SHARE * own:
+        return found | {"sentence": said}
+    return found | {"meaningless": True, "sentence": f"{said} {MEANINGLESS} {OTHER_KERNEL if preloaded else OPENBLAS}"}
 
 
 def table(case: Mapping[str, Any], marked: bool = False) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from benchmarks.cases import TO_SAMPLES
-from benchmarks.streams import Outputs, chunks_timed, take_tokens, texts_of, voice_conversion
+from benchmarks.streams import Outputs, chunks_timed, fix_length, take_tokens, texts_of, voice_conversion
 from benchmarks.weights import State
 from port.config import CosyVoice3Config
 from port.request import Stream
@@ -150,6 +150,7 @@ class Side:
     def _manifest(self, x: dict[str, torch.Tensor], size: Mapping[str, Any], *_: Any) -> Run:
         prompt, chance = voice_conversion(x)
         prompt = replace(prompt, prompt_text=x["prompt_text"], llm_prompt_speech_token=x["prompt_token"])
+        fix_length(self.model.llm)
 
         def say(line: int, text: np.ndarray) -> int:
             drawn = replace(chance, draws=SeededDraws(line))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.inputs import SPEECH_OF_A_TEXT_TOKEN
 from port.request import Chance, Prompt
 
 if TYPE_CHECKING:  # for the port's worker alone
@@ -46,6 +48,12 @@ def take_tokens_together(decoder: Decoder, rows: Sequence[Row], count: int) -> C
         return {"tokens": rows[0].tokens}
 
     return run
+
+
+def fix_length(llm: Any) -> None:
+    """Have a language model of either side speak `SPEECH_OF_A_TEXT_TOKEN`, whatever its weights."""
+    ratios = dict.fromkeys(("min_token_text_ratio", "max_token_text_ratio"), SPEECH_OF_A_TEXT_TOKEN)
+    llm.config = replace(llm.config, **ratios)
 
 
 def texts_of(size: Mapping[str, Any]) -> list[np.ndarray]:

@@ -25,6 +25,7 @@ from mlx.utils import tree_flatten
 
 from ..config import CosyVoice3Config
 from ..cosyvoice3 import CosyVoice3
+from ..fast.convolution import adds_whole_products
 from ..files.strict import TOKENS_PER_SECOND
 from ..llm.sampling import SeededDraws
 from ..model import CosyVoice3Model, SynthesisCache
@@ -42,6 +43,11 @@ COLUMNS = {
     "late_s": "latest chunk, s",
     "peak_gb": "peak memory, GB",
 }
+LATEST = "Latest chunk: delay after the end of the audio before it; negative is in time."
+SLOW_BLAS = (
+    "MLX's Linux wheel brings a slow BLAS. An OpenBLAS put before it is many times faster "
+    "(LD_PRELOAD=.../libopenblas.so.0; Debian has it in libopenblas0-pthread)."
+)
 
 
 def benchmark(options: argparse.Namespace) -> None:
@@ -158,8 +164,8 @@ def table(made: dict[str, str], rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, to be pasted."""
     lines = [" | ".join(COLUMNS.values()), " | ".join(["---", *["---:"] * (len(COLUMNS) - 1)])]
     lines += [" | ".join(_cell(row.get(name)) for name in COLUMNS) for row in rows]
-    notes = "Latest chunk: delay after the end of the audio before it; negative is in time."
-    return "\n".join([f"{made['machine']}; {made['model']}", "", *(f"| {line} |" for line in lines), "", notes])
+    notes = [LATEST] if adds_whole_products(mx.default_device().type) else [LATEST, SLOW_BLAS]
+    return "\n".join([f"{made['machine']}; {made['model']}", "", *(f"| {line} |" for line in lines), "", *notes])
 
 
 def _cell(value: Any) -> str:
