@@ -88,6 +88,11 @@ def test_small_products_stay_whole_and_with_the_caller():
     assert len({str(stream) for stream in used[1:]}) == 3
 
 
+def test_small_layers_keep_their_weight():
+    model = nn.Sequential(nn.Linear(256, 255), nn.Linear(256, 256))
+    assert [type(layer).__name__ for layer in cores.divided(model, 2).layers] == ["Linear", "DividedLinear"]
+
+
 @COUNTS
 def test_each_kind_of_layer_is_divided(number):
     flow = PARTS["flow.matching.CausalConditionalCFM"].build("port", FLOW)

@@ -172,8 +172,8 @@ def test_a_requested_form_is_put_in_place(form):
 def test_the_chosen_forms_are_put_in_place_by_default():
     assert set(chosen()) <= set(FORMS)
     expected = set().union(*(CLASSES.get(name, set()) for name in chosen()))
-    if "cores" in chosen():  # it replaces a form
-        expected = {name.replace("Product", "Divided") for name in expected} | {"DividedLinear"}
+    if "cores" in chosen():  # it replaces a form; the linear layers here are too small for it
+        expected = {name.replace("Product", "Divided") for name in expected}
     assert set(replaced(speed_up(built()))) == expected
 
 

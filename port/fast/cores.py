@@ -31,6 +31,7 @@ from .modulation import TimeTable, VectorTable
 from .modules import recast, replace
 
 LEAST_WORK = 1 << 21  # multiplications: fewer take the wheel's BLAS no longer than the streams need to meet
+FEW_ROWS = 32  # a linear layer that is too small with these stays whole, with its weight and bias
 
 
 def count(found: int, limit: str) -> int:
@@ -162,7 +163,7 @@ def by_heads(
 
 
 def divided(model: nn.Module, number: int | None = None, least: int = LEAST_WORK) -> nn.Module:
-    """Divide linear layers of float32 with an output for each core, `ProductConv1d` and `FastAttention`.
+    """Divide large linear layers of float32, `ProductConv1d` and `FastAttention`.
 
     Args:
         number: of cores; None for those that are available, but two at least.
@@ -171,8 +172,8 @@ def divided(model: nn.Module, number: int | None = None, least: int = LEAST_WORK
     cores = Cores(number or max(2, available()), least)
 
     def linear(plain: nn.Linear) -> nn.Module:
-        worth = plain.weight.dtype == mx.float32 and plain.weight.shape[0] >= len(cores.streams)
-        return DividedLinear(plain, cores) if worth else plain
+        large = plain.weight.size * FEW_ROWS >= least and plain.weight.shape[0] >= len(cores.streams)
+        return DividedLinear(plain, cores) if large and plain.weight.dtype == mx.float32 else plain
 
     def convolution(whole: ProductConv1d) -> nn.Module:
         made = recast(whole, CONVOLUTIONS[type(whole)])
