@@ -66,6 +66,8 @@ def test_baking_drops_only_what_sees_the_time_and_the_audit_says_so(folders):
     assert audit["baked"] == {"timesteps": 10, "parameters": len(gone), "tensors": len(baked.keys() - plain.keys())}
     assert "baked into tables of 10 timesteps" in audit["verdict"]
     assert "baked" not in json.loads((folders[0] / "audit.json").read_text())["verdict"]
+    # What the error of a conversion and the card read of a row; their own tests give them rows by hand.
+    assert all(row.keys() == {"name", "kind", "status", "ratio", "message"} for row in audit["parity"])
     rows = {row["name"]: row["status"] for row in audit["parity"]}
     assert rows["walk.flow.chunked/flow.decoder.estimator.transformer_blocks.0.attn_norm.gate_msa"] == "PASS"
     assert {name for name, status in rows.items() if status != "PASS"} == {
